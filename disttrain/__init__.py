@@ -1,0 +1,1 @@
+"""Train neural networks on many GPUs with NumPy and CuPy arrays, NCCL and MPI."""

@@ -1,0 +1,39 @@
+"""What an operation is: one function on arrays that also says how its gradient goes.
+
+An op takes arrays positionally and options by keyword, and returns ``(out, saved, vjp)``:
+
+* ``out``: the result, an array, or a tuple of arrays for an op of several outputs;
+* ``saved``: a tuple of what backward needs (arrays, shapes, numbers), the least that will do;
+* ``vjp(g, needs, *saved)``: one gradient per array argument, ``None`` (and no work) where ``needs`` is false.
+  ``g`` is the gradient of ``out`` (a tuple with ``None`` for unused ones if there are several outputs).
+
+A gradient may have the broadcast shape of the output: the engine sums it down to the shape of the argument.
+
+Ops do not know ``Tensor``. For gradients of any order the engine calls ``vjp`` with Tensors in place of the
+arrays, so a ``vjp`` is written with Python operators and :func:`call`, which serve arrays and Tensors alike.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from disttrain.kernels.arrays import Array, is_array
+
+Vjp = Callable[..., tuple[Any, ...]]
+Result = tuple[Any, tuple[Any, ...], Vjp]
+Op = Callable[..., Result]
+
+__all__ = ["Array", "Op", "Result", "Vjp", "call", "is_array", "no_vjp"]
+
+
+def call(op: Op, *args: Any, **options: Any) -> Any:
+    """Return the output of ``op`` on ``args``: an array for arrays, a recorded Tensor where a Tensor is among them."""
+    for a in args:
+        apply = getattr(type(a), "__apply__", None)
+        if apply is not None:
+            return apply(op, *args, **options)
+    return op(*args, **options)[0]
+
+
+def no_vjp(g: Any, needs: tuple[bool, ...]) -> tuple[None, ...]:
+    """The ``vjp`` of an op that is piecewise constant or not differentiable: no gradient for any argument."""
+    return (None,) * len(needs)
