@@ -1,0 +1,115 @@
+"""The contract between the launcher and a worker: the only reader and writer of its environment variables.
+
+Standard library only, so that the launcher can import it without loading arrays.
+"""
+
+import os
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+
+_PREFIX = "DISTTRAIN_"
+
+
+@dataclass(frozen=True)
+class WorkerEnv:
+    """What one process of a job needs to know to find the others, and which ranks it hosts.
+
+    A *rank* is a logical worker. A process hosts ``hosted`` consecutive ranks, beginning with ``rank``; more
+    than one under ``--ranks`` and in debug mode, where ranks are threads.
+    """
+
+    rank: int = 0
+    """First (usually the only) rank that this process hosts."""
+    world_size: int = 1
+    """Number of ranks of the job."""
+    hosted: int = 1
+    """Number of ranks that this process hosts."""
+    process: int = 0
+    """Index of this process among the job's processes."""
+    processes: int = 1
+    """Number of processes of the job."""
+    local_rank: int = 0
+    """``rank``, counted on this node."""
+    local_world_size: int = 1
+    """Number of ranks on this node."""
+    fixed_order: bool = False
+    """Reduce in the one fixed binary tree, whatever hosts the ranks (``--ranks``, debug mode)."""
+    transport: str = "auto"
+    """``auto``, ``local``, ``mpi`` or ``nccl``."""
+    run_id: str = ""
+    """Names everything that the job leaves on a machine; empty outside the launcher."""
+    generation: int = 0
+    """How often the job has been restarted."""
+    control: str = ""
+    """ZeroMQ endpoint of the launcher's control plane; empty outside the launcher."""
+    timeout: float = 1800.0
+    """Seconds that a rank waits in a collective."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank <= self.rank + self.hosted <= self.world_size or self.hosted < 1:
+            raise ValueError(
+                f"a process of {self.world_size} ranks cannot host ranks "
+                f"{self.rank} to {self.rank + self.hosted - 1}; start the job with `disttrain launch`"
+            )
+
+    def to_environ(self) -> dict[str, str]:
+        """Return the variables that :meth:`from_environ` reads, and those that torchrun exports."""
+        ours = {_PREFIX + k.upper(): str(int(v) if isinstance(v, bool) else v) for k, v in asdict(self).items()}
+        return ours | self.of_rank(self.rank).torchrun_environ()
+
+    def torchrun_environ(self) -> dict[str, str]:
+        """Return ``RANK``, ``WORLD_SIZE`` and the others that a PyTorch script reads."""
+        return {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_RANK": str(self.local_rank),
+            "LOCAL_WORLD_SIZE": str(self.local_world_size),
+            "GROUP_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+            "TORCHELASTIC_RUN_ID": self.run_id,
+            "TORCHELASTIC_RESTART_COUNT": str(self.generation),
+        }
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "WorkerEnv":
+        """Read the contract; a world of one where there is none.
+
+        Raises:
+            RuntimeError: some variables of the contract are set and others are missing or no numbers.
+        """
+        if _PREFIX + "WORLD_SIZE" not in environ:
+            return cls()
+        values = {}
+        for name, field in cls.__dataclass_fields__.items():
+            text = environ.get(_PREFIX + name.upper())
+            if text is None:
+                raise RuntimeError(f"{_PREFIX}{name.upper()} is not set, but {_PREFIX}WORLD_SIZE is; "
+                                   f"start the job with `disttrain launch`")
+            try:
+                values[name] = bool(int(text)) if field.type is bool else field.type(text)  # type: ignore[operator]
+            except ValueError:
+                raise RuntimeError(f"{_PREFIX}{name.upper()} must be {field.type}, got {text!r}; "
+                                   f"start the job with `disttrain launch`") from None
+        return cls(**values)
+
+    def of_rank(self, rank: int) -> "WorkerEnv":
+        """Return the same contract as seen by one of the hosted ranks."""
+        values = asdict(self)
+        values["local_rank"] += rank - self.rank
+        return WorkerEnv(**values | {"rank": rank, "hosted": 1})
+
+
+_hosted_rank: ContextVar[WorkerEnv | None] = ContextVar("hosted_rank", default=None)
+
+
+def current_env() -> WorkerEnv:
+    """Return the contract of the calling rank: that of its thread if ranks are threads, else the process's."""
+    env = _hosted_rank.get()
+    return WorkerEnv.from_environ() if env is None else env
+
+
+def enter_rank(env: WorkerEnv) -> None:
+    """Make the calling thread (and the context copied from it) the rank of ``env``."""
+    _hosted_rank.set(env)
