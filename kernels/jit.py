@@ -1,0 +1,147 @@
+"""Compile a function for the CPU with Numba when it is first called, never when it is imported."""
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+_logger = logging.getLogger("disttrain")
+
+
+class Kernel:
+    """A function that Numba compiles at its first call for each combination of argument types.
+
+    Compiled code releases the GIL and is kept on disk: beside the source, or in the user's cache folder if the
+    package is read-only (``NUMBA_CACHE_DIR`` overrides both). A kernel calls no other kernel; from scalar
+    functions it may call those of this module.
+
+    Args:
+        function: loops over arrays, in the part of Python that Numba knows.
+        fastmath: LLVM flags that this kernel's reduction may use. Never ``nnan`` or ``ninf``: they compile
+            non-finite checks away.
+    """
+
+    def __init__(self, function: Callable[..., Any], fastmath: set[str]) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._fastmath = fastmath
+        self._dispatcher: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        dispatcher = self._dispatcher or self._load()
+        known = len(dispatcher.overloads)
+        start = time.perf_counter()
+        result = dispatcher(*args)
+        if len(dispatcher.overloads) != known:
+            _report(self._function.__name__, time.perf_counter() - start)
+        return result
+
+    def _load(self) -> Any:
+        import numba
+
+        _overload_scalar_functions()
+        options = {"nogil": True, "error_model": "numpy", "fastmath": self._fastmath or False}
+        try:
+            dispatcher = numba.njit(cache=True, **options)(self._function)
+        except RuntimeError as error:  # no folder to write to
+            _logger.warning("compiled kernels are not kept for the next run: %s; set NUMBA_CACHE_DIR", error)
+            dispatcher = numba.njit(**options)(self._function)
+        self._dispatcher = dispatcher
+        return dispatcher
+
+
+def jit(function: Callable[..., Any] | None = None, *, fastmath: set[str] | None = None) -> Any:
+    """Make a :class:`Kernel` of a function; use as a decorator, with or without arguments."""
+    if function is None:
+        return functools.partial(jit, fastmath=fastmath)
+    return Kernel(function, fastmath or set())
+
+
+_SLOW_S = 1.0
+_seconds_compiling = 0.0
+
+
+def _report(name: str, seconds: float) -> None:
+    """Say once per process that time goes into compiling, when it is noticeable."""
+    global _seconds_compiling
+    before = _seconds_compiling
+    _seconds_compiling += seconds
+    if before < _SLOW_S <= _seconds_compiling:
+        _logger.warning(
+            "compiling CPU kernels: %.1f s so far (now %s); later runs load them from disk",
+            _seconds_compiling,
+            name,
+        )
+
+
+def exp(x: float) -> float:
+    """``e ** x``; in a kernel on float32 a polynomial that vectorises, right to 1 unit in the last place."""
+    return math.exp(x)
+
+
+def erf(x: float) -> float:
+    """The error function; in a kernel on float32 a rational function that vectorises, to 5e-7 relative."""
+    return math.erf(x)
+
+
+@functools.cache
+def _overload_scalar_functions() -> None:
+    """Tell Numba what :func:`exp` and :func:`erf` are: its own call libm, which no loop vectorises around."""
+    import numba
+    import numpy as np
+    from numba import types
+    from numba.extending import overload
+
+    f32 = np.float32
+
+    def exp32(x: Any) -> Any:  # Cephes' expf. The comparisons keep NaN.
+        x = f32(-104.0) if x < f32(-104.0) else x
+        x = f32(89.0) if x > f32(89.0) else x
+        n = np.floor(x * f32(1.44269504088896341) + f32(0.5))
+        r = x - n * f32(0.693359375) - n * f32(-2.12194440e-4)
+        p = f32(1.9875691500e-4)
+        p = p * r + f32(1.3981999507e-3)
+        p = p * r + f32(8.3334519073e-3)
+        p = p * r + f32(4.1665795894e-2)
+        p = p * r + f32(1.6666665459e-1)
+        p = p * r + f32(5.0000001201e-1)
+        p = p * r * r + r + f32(1.0)
+        whole = np.int32(n)
+        half = whole >> 1  # 2**n in two factors, so that both ends of the range are reached
+        low = np.int32((half + 127) << 23).view(f32)
+        high = np.int32((whole - half + 127) << 23).view(f32)
+        return p * low * high
+
+    def erf32(x: Any) -> Any:  # Eigen's rational approximation
+        x = f32(-4.0) if x < f32(-4.0) else x
+        x = f32(4.0) if x > f32(4.0) else x
+        s = x * x
+        p = f32(-2.72614225801306e-10)
+        p = p * s + f32(2.77068142495902e-08)
+        p = p * s + f32(-2.10102402082508e-06)
+        p = p * s + f32(-5.69250639462346e-05)
+        p = p * s + f32(-7.34990630326855e-04)
+        p = p * s + f32(-2.95459980854025e-03)
+        p = p * s + f32(-1.60960333262415e-02)
+        q = f32(-1.45660718464996e-05)
+        q = q * s + f32(-2.13374055278905e-04)
+        q = q * s + f32(-1.68282697438203e-03)
+        q = q * s + f32(-7.37332916720468e-03)
+        q = q * s + f32(-1.42647390514189e-02)
+        return x * p / q
+
+    def exp64(x: Any) -> Any:
+        return math.exp(x)
+
+    def erf64(x: Any) -> Any:
+        return math.erf(x)
+
+    @overload(exp)
+    def _exp(x: numba.types.Type) -> Any:
+        return exp32 if x == types.float32 else exp64
+
+    @overload(erf)
+    def _erf(x: numba.types.Type) -> Any:
+        return erf32 if x == types.float32 else erf64
