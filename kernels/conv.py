@@ -1,0 +1,248 @@
+"""Convolution over images in channels-last memory: im2col in blocks that fit the L2 cache, then GEMM.
+
+``x`` is (N, C, H, W), ``w`` is (O, C // groups, KH, KW), ``out`` and its gradient ``g`` are (N, O, OH, OW). All
+are shapes only: any memory layout is accepted, images come back as views of (N, H, W, C) memory.
+Arrays are float32 or float64, all of one type.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy
+
+from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.kernels.jit import jit
+
+Pair = tuple[int, int]
+_BLOCK_BYTES = 512 * 1024
+
+
+class Window(NamedTuple):
+    """Where a window of a convolution or a pooling stands: pairs are (vertical, horizontal), in pixels."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+    def out_size(self, height: int, width: int) -> Pair:
+        """Return how many windows fit into an image, by row and column; below 1 if none does."""
+        a, b = (
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(
+                (height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True
+            )
+        )
+        return a, b
+
+
+def to_channels_last(x: Array) -> Array:
+    """Return (N, C, H, W) as contiguous (N, H, W, C): a view if the memory is so already, else a copy."""
+    return get_array_module(x).ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def conv2d(x: Array, w: Array, window: Window, groups: int) -> Array:
+    """Return the cross-correlation of ``x`` with ``w``, without a bias."""
+    if get_array_module(x, w) is not numpy:
+        return conv2d_reference(x, w, window, groups)
+    x = to_channels_last(x)
+    N, H, W, _ = x.shape
+    OH, OW = window.out_size(H, W)
+    O = w.shape[0]  # noqa: E741
+    out = numpy.empty((N, OH, OW, O), x.dtype)
+    out_rows = out.reshape(-1, O)
+    kernel = w.transpose(0, 2, 3, 1).reshape(O, -1)
+    o = O // groups
+    for group in range(groups):
+        to = slice(group * o, (group + 1) * o)
+        for rows, cols in _blocks(x, (OH, OW), window, group, w.shape[1]):
+            numpy.matmul(cols, kernel[to].T, out=out_rows[rows, to])
+    return out.transpose(0, 3, 1, 2)
+
+
+def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Pair) -> Array:
+    """Return the gradient of the input, an image of ``size`` = (H, W)."""
+    if get_array_module(g, w) is not numpy:
+        return conv2d_input_grad_reference(g, w, window, groups, size)
+    g = to_channels_last(g)
+    N, OH, OW, O = g.shape  # noqa: E741
+    c = w.shape[1]
+    g_rows = g.reshape(-1, O)
+    kernel = w.transpose(0, 2, 3, 1).reshape(O, -1)
+    o = O // groups
+    if _is_pointwise(window):
+        gx = numpy.empty((N, *size, c * groups), g.dtype)
+        for group in range(groups):
+            of, to = slice(group * o, (group + 1) * o), slice(group * c, (group + 1) * c)
+            numpy.matmul(g_rows[:, of], kernel[of], out=gx.reshape(-1, c * groups)[:, to])
+        return gx.transpose(0, 3, 1, 2)
+    gx = numpy.zeros((N, *size, c * groups), g.dtype)
+    lines, step = N * OH, _lines_per_block(OW, kernel)
+    cols = numpy.empty((min(step, lines) * OW, kernel.shape[1]), g.dtype)
+    for group in range(groups):
+        of = slice(group * o, (group + 1) * o)
+        for start in range(0, lines, step):
+            stop = min(start + step, lines)
+            part = cols[: (stop - start) * OW]
+            numpy.matmul(g_rows[start * OW : stop * OW, of], kernel[of], out=part)
+            _col2im(part, gx, start, stop, OH, OW, _flat(window), group * c, c)
+    return gx.transpose(0, 3, 1, 2)
+
+
+def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array:
+    """Return the gradient of the weight, (O, C // groups, KH, KW)."""
+    if get_array_module(g, x) is not numpy:
+        return conv2d_weight_grad_reference(g, x, window, groups)
+    g, x = to_channels_last(g), to_channels_last(x)
+    N, OH, OW, O = g.shape  # noqa: E741
+    o, c = O // groups, x.shape[3] // groups
+    g_rows = g.reshape(-1, O)
+    gw = numpy.zeros((O, window.kernel[0] * window.kernel[1] * c), g.dtype)
+    for group in range(groups):
+        of = slice(group * o, (group + 1) * o)
+        for rows, cols in _blocks(x, (OH, OW), window, group, c):
+            gw[of] += g_rows[rows, of].T @ cols
+    return gw.reshape(O, *window.kernel, c).transpose(0, 3, 1, 2)
+
+
+def _blocks(x: Array, out_size: Pair, window: Window, group: int, c: int) -> Iterator[tuple[slice, Array]]:
+    """Yield stretches of output pixels, and for each the matrix (pixels, KH * KW * c) of what they see.
+
+    The matrix lives in one buffer, which the next block overwrites.
+    """
+    N, _, _, C = x.shape
+    OH, OW = out_size
+    if _is_pointwise(window):
+        yield slice(0, N * OH * OW), x.reshape(-1, C)[:, group * c : (group + 1) * c]
+        return
+    taps = window.kernel[0] * window.kernel[1] * c
+    lines, step = N * OH, max(1, _BLOCK_BYTES // max(1, OW * taps * x.itemsize))
+    cols = numpy.empty((min(step, lines) * OW, taps), x.dtype)
+    for start in range(0, lines, step):
+        stop = min(start + step, lines)
+        part = cols[: (stop - start) * OW]
+        _im2col(x, part, start, stop, OH, OW, _flat(window), group * c, c)
+        yield slice(start * OW, stop * OW), part
+
+
+def _lines_per_block(width: int, kernel: Array) -> int:
+    return max(1, _BLOCK_BYTES // max(1, width * kernel.shape[1] * kernel.itemsize))
+
+
+def _is_pointwise(window: Window) -> bool:
+    return window.kernel == (1, 1) and window.stride == (1, 1) and window.padding == (0, 0)
+
+
+def _flat(window: Window) -> tuple[int, ...]:
+    return tuple(n for pair in window for n in pair)
+
+
+@jit
+def _im2col(x, cols, start, stop, OH, OW, window, first, c):  # type: ignore[no-untyped-def]
+    KH, KW, sh, sw, ph, pw, dh, dw = window
+    _, H, W, C = x.shape
+    whole = dw == 1 and c == C  # a row of the window is one stretch of memory
+    flat = x.reshape(-1)
+    for line in range(start, stop):
+        n, oh = line // OH, line % OH
+        for ow in range(OW):
+            row = cols[(line - start) * OW + ow]
+            iw0 = ow * sw - pw
+            inside = whole and iw0 >= 0 and iw0 + KW <= W
+            k = 0
+            for i in range(KH):
+                ih = oh * sh - ph + i * dh
+                if ih < 0 or ih >= H:
+                    for t in range(k, k + KW * c):
+                        row[t] = 0
+                    k += KW * c
+                elif inside:
+                    at = ((n * H + ih) * W + iw0) * C
+                    for t in range(KW * c):
+                        row[k + t] = flat[at + t]
+                    k += KW * c
+                else:
+                    for j in range(KW):
+                        iw = iw0 + j * dw
+                        if iw < 0 or iw >= W:
+                            for t in range(c):
+                                row[k + t] = 0
+                        else:
+                            at = ((n * H + ih) * W + iw) * C + first
+                            for t in range(c):
+                                row[k + t] = flat[at + t]
+                        k += c
+
+
+@jit
+def _col2im(cols, gx, start, stop, OH, OW, window, first, c):  # type: ignore[no-untyped-def]
+    KH, KW, sh, sw, ph, pw, dh, dw = window
+    _, H, W, C = gx.shape
+    whole = dw == 1 and c == C
+    flat = gx.reshape(-1)
+    for line in range(start, stop):
+        n, oh = line // OH, line % OH
+        for ow in range(OW):
+            row = cols[(line - start) * OW + ow]
+            iw0 = ow * sw - pw
+            inside = whole and iw0 >= 0 and iw0 + KW <= W
+            for i in range(KH):
+                ih = oh * sh - ph + i * dh
+                if ih < 0 or ih >= H:
+                    continue
+                k = i * KW * c
+                if inside:
+                    at = ((n * H + ih) * W + iw0) * C
+                    for t in range(KW * c):
+                        flat[at + t] += row[k + t]
+                else:
+                    for j in range(KW):
+                        iw = iw0 + j * dw
+                        if iw >= 0 and iw < W:
+                            at = ((n * H + ih) * W + iw) * C + first
+                            for t in range(c):
+                                flat[at + t] += row[k + j * c + t]
+
+
+def _windows(x: Array, window: Window) -> Array:
+    """Return the padded image as (N, C, OH, OW, KH, KW)."""
+    xp = get_array_module(x)
+    (KH, KW), (sh, sw), (ph, pw), (dh, dw) = window
+    x = xp.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    span = (dh * (KH - 1) + 1, dw * (KW - 1) + 1)
+    view: Any = xp.lib.stride_tricks.sliding_window_view(x, span, axis=(2, 3))
+    return view[:, :, ::sh, ::sw, ::dh, ::dw]
+
+
+def _split(x: Array, axis: int, groups: int) -> Array:
+    return x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
+
+
+def conv2d_reference(x: Array, w: Array, window: Window, groups: int) -> Array:
+    """What :func:`conv2d` must equal up to rounding."""
+    seen = _split(_windows(x, window), 1, groups)
+    out = get_array_module(x).einsum("ngcyxij,gocij->ngoyx", seen, _split(w, 0, groups))
+    return out.reshape(out.shape[0], w.shape[0], *out.shape[3:])
+
+
+def conv2d_weight_grad_reference(g: Array, x: Array, window: Window, groups: int) -> Array:
+    """What :func:`conv2d_weight_grad` must equal up to rounding."""
+    seen = _split(_windows(x, window), 1, groups)
+    gw = get_array_module(x).einsum("ngcyxij,ngoyx->gocij", seen, _split(g, 1, groups))
+    return gw.reshape(g.shape[1], *gw.shape[2:])
+
+
+def conv2d_input_grad_reference(g: Array, w: Array, window: Window, groups: int, size: Pair) -> Array:
+    """What :func:`conv2d_input_grad` must equal up to rounding."""
+    xp = get_array_module(g)
+    (KH, KW), (sh, sw), (ph, pw), (dh, dw) = window
+    N, _, OH, OW = g.shape
+    parts = xp.einsum("ngoyx,gocij->ngcyxij", _split(g, 1, groups), _split(w, 0, groups))
+    parts = parts.reshape(N, -1, OH, OW, KH, KW)
+    gx = xp.zeros((N, parts.shape[1], size[0] + 2 * ph, size[1] + 2 * pw), g.dtype)
+    for i in range(KH):
+        for j in range(KW):
+            rows = slice(i * dh, i * dh + (OH - 1) * sh + 1, sh)
+            cols = slice(j * dw, j * dw + (OW - 1) * sw + 1, sw)
+            gx[:, :, rows, cols] += parts[..., i, j]
+    return gx[:, :, ph : ph + size[0], pw : pw + size[1]]
