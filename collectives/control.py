@@ -1,0 +1,171 @@
+"""The control plane as the workers see it: what its messages are, and how a worker sends one.
+
+A message is one JSON object of a closed list of kinds (:data:`KINDS`), of :data:`MAX_BYTES` bytes at most; nothing
+on this wire is ever unpickled or evaluated. The launcher's side is ``disttrain.launcher.control_plane``.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+VERSION: Final = 1
+MAX_BYTES: Final = 1 << 20
+MAX_DEPTH: Final = 8
+MAX_TEXT: Final = 64 << 10
+"""Characters that a sender keeps of one traceback or error message."""
+
+Message = dict[str, Any]
+
+_COMMON: Final[Mapping[str, type]] = {"v": int, "kind": str, "run": str, "generation": int, "process": int}
+KINDS: Final[Mapping[str, Mapping[str, type]]] = {
+    # A rank of the process has left the script: how, and with which exit code. Answered with an "ack".
+    "end": {
+        "rank": int,
+        "code": int,
+        "error": str,  # the exception's class, "" if there was none
+        "message": str,
+        "traceback": str,  # the user's frames, "" if there is nothing to show
+        "follower": bool,  # the error only says that a peer failed
+    },
+    "ack": {},
+}
+
+
+class BadMessage(ValueError):
+    """Bytes from the control plane that are no message of ours."""
+
+
+def encode(message: Message) -> bytes:
+    """Return ``message`` as bytes for the wire.
+
+    Raises:
+        BadMessage: it does not fit the schema; a mistake of the sender.
+    """
+    check(message)
+    data = json.dumps(message, separators=(",", ":")).encode()
+    if len(data) > MAX_BYTES:
+        raise BadMessage(f"a message may have {MAX_BYTES} bytes, this {message['kind']!r} has {len(data)}")
+    return data
+
+
+def decode(data: bytes) -> Message:
+    """Return the message in ``data``, which may be anything anybody sent.
+
+    Raises:
+        BadMessage: too long, no JSON, too deep, or not of the schema.
+    """
+    if len(data) > MAX_BYTES:
+        raise BadMessage(f"{len(data)} bytes, at most {MAX_BYTES} are allowed")
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
+        raise BadMessage(f"nested deeper than {MAX_DEPTH}")
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise BadMessage(f"no JSON: {e}") from None
+    check(message)
+    return message  # type: ignore[no-any-return]
+
+
+def _depth(data: bytes) -> int:
+    """Return an upper bound of the nesting in ``data``: brackets outside of strings, without parsing."""
+    depth = deepest = 0
+    quoted = escaped = False
+    for c in data:
+        if quoted:
+            quoted = escaped or c != 0x22
+            escaped = c == 0x5C and not escaped
+        elif c == 0x22:
+            quoted = True
+        elif c in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif c in b"]}":
+            depth -= 1
+    return deepest
+
+
+def check(message: object) -> None:
+    """Refuse what is not exactly one of :data:`KINDS`: every field there, of its type, and no other.
+
+    Raises:
+        BadMessage: says which field is wrong.
+    """
+    if not isinstance(message, dict):
+        raise BadMessage(f"an object is needed, got {type(message).__name__}")
+    if message.get("v") != VERSION:
+        raise BadMessage(f"version {str(message.get('v'))[:20]!r}, this is version {VERSION}")
+    kind = message.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise BadMessage(f"unknown kind {str(kind)[:40]!r}")
+    fields = {**_COMMON, **KINDS[kind]}
+    if wrong := sorted(str(name)[:40] for name in fields.keys() ^ message.keys()):
+        raise BadMessage(f"{kind!r} with missing or unknown fields {', '.join(wrong[:5])}")
+    for name, wanted in fields.items():
+        if type(message[name]) is not wanted:  # bool is an int to isinstance
+            got = type(message[name]).__name__
+            raise BadMessage(f"{name!r} of {kind!r} must be {wanted.__name__}, got {got}")
+
+
+def post_end(
+    control: str,
+    *,
+    run: str,
+    generation: int,
+    process: int,
+    rank: int,
+    code: int,
+    error: str = "",
+    message: str = "",
+    traceback: str = "",
+    follower: bool = False,
+    timeout: float = 2.0,
+) -> bool:
+    """Tell the launcher at ``control`` how a rank left the script; return whether it has heard.
+
+    Waits up to ``timeout`` seconds for the answer, so that the report is in the launcher's hands before the
+    process can be seen to be gone.
+    """
+    import zmq  # 30 ms that only the end of a script should pay
+
+    end = encode(
+        {
+            "v": VERSION,
+            "kind": "end",
+            "run": run,
+            "generation": generation,
+            "process": process,
+            "rank": rank,
+            "code": code,
+            "error": _clip(error, 200),
+            "message": _clip(message, MAX_TEXT),
+            "traceback": _clip(traceback, MAX_TEXT),
+            "follower": follower,
+        }
+    )
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(control)
+        socket.send(end)
+        return bool(socket.poll(int(timeout * 1000)))
+
+
+def _clip(text: str, limit: int) -> str:
+    """Return the beginning and the end of a text that is too long; the end of a traceback says most."""
+    text = text.encode("utf-8", "replace").decode()  # lone surrogates cannot go on the wire
+    if len(text) <= limit:
+        return text
+    head = limit // 4
+    return f"{text[:head]}\n... {len(text) - limit} characters left out ...\n{text[head - limit :]}"
+
+
+def leave(code: int) -> None:
+    """End the process at once, without MPI's finalisation, which waits for ranks that will not come."""
+    import sys
+
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # closed, a broken pipe, or replaced by the script
+            continue
+    os._exit(code)

@@ -1,0 +1,37 @@
+"""The command ``disttrain``. A subcommand is imported when it is called, so that ``--help`` is quick."""
+
+import importlib
+from typing import Final
+
+import click
+
+_COMMANDS: Final = {
+    "launch": ("disttrain.launcher.launch:launch", "Run a script on several processes."),
+    "debug": (
+        "disttrain.launcher.debug:debug",
+        "Run all ranks of a script in one process, under a debugger.",
+    ),
+}
+"""Name → where the command is, and its line in the list of commands."""
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="disttrain", message="disttrain %(version)s")
+def main() -> None:
+    """Train neural networks on many GPUs with NumPy and CuPy arrays, NCCL and MPI."""

@@ -1,0 +1,396 @@
+"""The agent of one node: starts the workers of a job, watches them, and ends what is left of them.
+
+One loop in the main thread waits for everything at once: exits (pidfd), messages (ZeroMQ), requests of MPI
+(PMI), signals from the user. Only the workers' output has a thread of its own.
+"""
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Final
+
+from disttrain.collectives.control import Message
+from disttrain.collectives.env import WorkerEnv
+from disttrain.launcher import guardian, pmi
+from disttrain.launcher.config import LaunchConfig
+from disttrain.launcher.control_plane import ControlPlane
+from disttrain.launcher.logs import LogPump
+from disttrain.launcher.report import Failure, RunReport, describe_signal, name_ranks, order
+from disttrain.launcher.rundir import RunDirectory
+
+GRACE: Final = 2.0
+"""Seconds between SIGTERM and SIGKILL when the user stops the job."""
+SETTLE: Final = 0.1
+"""Seconds in which other ranks may report the same failure before they are killed."""
+SETTLE_FOLLOWER: Final = 1.0
+"""The same while all that is known is that a peer failed: its own report is on the way."""
+_SHM_INTERVAL: Final = 5.0
+_LEAVING: Final = 0.3  # seconds that helpers of multiprocessing need to see that their parent has gone
+
+
+@dataclass
+class WorkerState:
+    """One worker process."""
+
+    env: WorkerEnv
+    popen: subprocess.Popen[bytes]
+    pidfd: int
+    status: int | None = None
+    """Exit status once it has ended, negative for a signal. It stays a zombie until the sweep, so that the
+    kernel cannot give its session's number to a stranger."""
+    ends: dict[int, Message] = field(default_factory=dict)
+    """Rank → the report of its end."""
+    failed: bool = False
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(range(self.env.rank, self.env.rank + self.env.hosted))
+
+    @property
+    def running(self) -> bool:
+        return self.status is None
+
+
+class Agent:
+    """Runs one job on this node."""
+
+    def __init__(self, config: LaunchConfig) -> None:
+        self._config = config
+        self._workers: list[WorkerState] = []
+        self._failures: list[Failure] = []
+        self._shm: set[str] = set()
+        self._signals: list[signal.Signals] = []
+        self._stopped_by: signal.Signals | None = None
+        self._stopped: list[int] = []
+        self._kill_at: float | None = None
+        self._killed = False
+        self._host = socket.gethostname()
+        self._selector = selectors.DefaultSelector()
+
+    def run(self) -> RunReport:
+        """Start the workers, wait for their end, and leave nothing of them behind.
+
+        Raises:
+            RuntimeError: the run directory cannot be used, or this is not Linux. Nothing has been started.
+        """
+        if not hasattr(os, "pidfd_open"):
+            raise RuntimeError(
+                f"disttrain launch needs Linux 5.3 or newer, this is {sys.platform}; use disttrain debug"
+            )
+        self._started = time.monotonic()
+        self._directory = RunDirectory()
+        self._logs = LogPump(self._directory.path)
+        restore = self._catch_signals()
+        self._guardian = self._start_guardian()
+        self._pmi = pmi.PmiServer(self._config.processes, f"disttrain_{self._directory.run_id}")
+        self._control = ControlPlane(
+            self._directory.control,
+            run=self._directory.run_id,
+            generation=0,
+            processes=self._config.processes,
+        )
+        try:
+            places = self._config.placements(run_id=self._directory.run_id, control=self._directory.control)
+            for env in places:
+                self._spawn(env)
+            self._logs.start()
+            self._watch()
+            return self._end()
+        finally:
+            self._clean_up()
+            restore()
+
+    # -- starting ------------------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> Callable[[], None]:
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        before_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        before: dict[signal.Signals, Any] = {}
+
+        def note(number: int, _: FrameType | None) -> None:
+            self._signals.append(signal.Signals(number))
+
+        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(s) is not signal.SIG_IGN:  # nohup, a shell's background job
+                before[s] = signal.signal(s, note)
+        self._selector.register(read, selectors.EVENT_READ, lambda: self._on_signals(read))
+
+        def restore() -> None:
+            for s, handler in before.items():
+                signal.signal(s, handler)
+            signal.set_wakeup_fd(before_fd)
+            os.close(read)
+            os.close(write)
+
+        return restore
+
+    def _start_guardian(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", guardian.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            bufsize=0,
+        )
+        self._guardian = process
+        self._tell_guardian(f"run {self._directory.run_id} {self._directory.path}")
+        return process
+
+    def _tell_guardian(self, line: str) -> None:
+        assert self._guardian.stdin is not None
+        try:
+            self._guardian.stdin.write(f"{line}\n".encode())
+        except OSError:
+            self._logs.notice(
+                "disttrain: the guardian has died; if the launcher is killed too, look for left processes"
+            )
+
+    def _spawn(self, env: WorkerEnv) -> None:
+        config = self._config
+        environ = {k: v for k, v in os.environ.items() if k not in pmi.VARIABLES}
+        environ |= config.thread_limits()
+        environ.setdefault("UCX_TLS", "self,posix,cma")  # one node: MPICH must not listen on the network
+        environ |= config.env | env.to_environ()
+        ends = []
+        if config.processes > 1:
+            server, child = self._pmi.connect(env.process)
+            environ |= self._pmi.environ(env.process, child)
+            ends.append(child.fileno())
+            self._selector.register(server, selectors.EVENT_READ, lambda: self._on_pmi(env.process, server))
+        # Several ranks in a process write the prefixes themselves.
+        label = f"[{env.rank}]" if env.world_size > 1 and env.hosted == 1 else ""
+        name = f"rank{env.rank}" + (f"-{env.rank + env.hosted - 1}" if env.hosted > 1 else "")
+        out = self._logs.add(env.process, label, name=name, to_stderr=False)
+        err = self._logs.add(env.process, label, name=name, to_stderr=True)
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "disttrain.launcher.worker", str(os.getpid()), *config.argv],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            pass_fds=ends,
+            start_new_session=True,
+        )
+        os.close(out)
+        os.close(err)
+        if ends:
+            child.close()
+        worker = WorkerState(env, popen, os.pidfd_open(popen.pid))
+        self._workers.append(worker)
+        self._selector.register(worker.pidfd, selectors.EVENT_READ, lambda: self._on_exit(worker))
+        self._tell_guardian(f"session {popen.pid}")
+
+    # -- watching ------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        self._selector.register(self._control.fd, selectors.EVENT_READ, self._on_messages)
+        self._on_messages()  # its descriptor tells edges; there may have been one
+        next_scan = time.monotonic() + _SHM_INTERVAL
+        while any(w.running for w in self._workers):
+            now = time.monotonic()
+            if self._kill_at is not None and now >= self._kill_at:
+                self._kill()
+            if now >= next_scan:
+                self._note_shm()
+                next_scan = now + _SHM_INTERVAL
+            until = min(next_scan, self._kill_at if self._kill_at is not None else next_scan)
+            for key, _ in self._selector.select(max(0.0, until - now)):
+                key.data()
+        self._on_messages()
+
+    def _on_messages(self) -> None:
+        for message in self._control.receive():
+            worker = self._workers[message["process"]]
+            if message["rank"] not in worker.ranks:
+                continue
+            worker.ends[message["rank"]] = message
+            if message["code"] != 0:
+                self._fail(worker, _what(message), message["code"], message=message)
+
+    def _on_pmi(self, process: int, connection: socket.socket) -> None:
+        barriers = self._pmi.barriers
+        if not self._pmi.read(process):
+            self._selector.unregister(connection)
+        if self._pmi.barriers != barriers:
+            self._note_shm()
+
+    def _on_signals(self, fd: int) -> None:
+        try:
+            os.read(fd, 64)
+        except BlockingIOError:
+            return
+        signals, self._signals = self._signals, []
+        for s in signals:
+            if self._stopped_by is not None or self._failures:  # asked twice, or ending anyway
+                self._kill_at = time.monotonic()
+                continue
+            self._stopped_by = s
+            self._kill_at = time.monotonic() + GRACE
+            self._note_shm()
+            for pid in self._members():
+                guardian.send(pid, [signal.SIGTERM, signal.SIGCONT])
+
+    def _on_exit(self, worker: WorkerState) -> None:
+        self._selector.unregister(worker.pidfd)
+        os.close(worker.pidfd)
+        result = os.waitid(os.P_PID, worker.popen.pid, os.WEXITED | os.WNOWAIT)
+        assert result is not None
+        worker.status = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+        if self._killed or self._stopped_by is not None or worker.failed:
+            return
+        self._on_messages()  # its report came before its end
+        missing = [r for r in worker.ranks if r not in worker.ends]
+        if worker.failed or (worker.status == 0 and not missing):
+            return
+        if worker.status < 0:
+            what, code = describe_signal(-worker.status), 128 - worker.status
+        elif worker.env.process in self._pmi.aborts:
+            code = self._pmi.aborts[worker.env.process] & 0xFF or 1
+            what = f"called MPI_Abort with code {self._pmi.aborts[worker.env.process]}"
+        else:
+            code = worker.status or 1
+            what = f"left with code {worker.status} before the end"
+        if not missing:
+            what += ", after its script had ended"
+        self._fail(worker, what, code)
+
+    def _fail(self, worker: WorkerState, what: str, code: int, message: Message | None = None) -> None:
+        """Note that ``worker`` has failed, and when the others are to be killed."""
+        if self._killed or self._stopped_by is not None:
+            return
+        traceback = message["traceback"] if message is not None else ""
+        follower = message is not None and message["follower"]
+        self._failures.append(
+            Failure(
+                ranks=(message["rank"],) if message is not None else worker.ranks,
+                process=worker.env.process,
+                host=self._host,
+                pid=worker.popen.pid,
+                seconds=time.monotonic() - self._started,
+                what=what,
+                code=(code & 0xFF) or 1,
+                traceback=traceback,
+                follower=follower,
+            )
+        )
+        worker.failed = True
+        settle = time.monotonic() + (SETTLE_FOLLOWER if follower else SETTLE)
+        self._kill_at = settle if self._kill_at is None else min(self._kill_at, settle)
+        if all(w.failed or not w.running for w in self._workers):
+            self._kill_at = time.monotonic()
+
+    # -- ending --------------------------------------------------------------------------------------------
+
+    def _members(self) -> list[int]:
+        return guardian.members(self._directory.run_id, [w.popen.pid for w in self._workers])
+
+    def _note_shm(self) -> None:
+        """Remember the shared memory that the workers have, while they can be asked."""
+        names = set[str]().union(*(guardian.mapped_shm(w.popen.pid) for w in self._workers if w.running))
+        for name in sorted(names - self._shm):
+            self._tell_guardian(f"shm {name}")
+        if names - self._shm:
+            self._shm |= names
+            self._directory.note_shm(self._shm)
+
+    def _kill(self) -> None:
+        self._kill_at = None
+        self._killed = True
+        self._note_shm()
+        self._stopped = [r for w in self._workers if w.running and not w.failed for r in w.ranks]
+        for pid in self._members():
+            guardian.send(pid, [signal.SIGKILL])
+
+    def _end(self) -> RunReport:
+        """Sweep what the workers have started, and put together what happened."""
+        stragglers = self._sweep(_LEAVING if not self._killed else 0.0)
+        self._logs.finish()
+        if stragglers:
+            pids = ", ".join(map(str, stragglers[:10]))
+            self._logs.notice(
+                f"disttrain: ended {len(stragglers)} processes that the script had left (pid {pids})"
+            )
+        for complaint in self._pmi.complaints + self._control.complaints:
+            self._logs.notice(f"disttrain: {complaint}")
+        code = 0
+        failures = order(self._with_logs(f) for f in self._failures)
+        if failures:
+            code = failures[0].code
+        elif self._stopped_by is not None:
+            code = 128 + self._stopped_by
+            hard = f"; {name_ranks(self._stopped)} had to be killed" if self._stopped else ""
+            self._logs.notice(f"disttrain: stopped by {self._stopped_by.name}{hard}")
+        report = RunReport(
+            run_id=self._directory.run_id,
+            generation=0,
+            command=tuple(self._config.argv),
+            world_size=self._config.world_size,
+            seconds=round(time.monotonic() - self._started, 3),
+            code=code,
+            failures=failures,
+            stopped=tuple(self._stopped) if failures else (),
+            stopped_by=self._stopped_by.name if self._stopped_by is not None else "",
+        )
+        if failures:
+            report.write(self._directory.report)
+            self._logs.notice(report.text(self._directory.path))
+        return report
+
+    def _with_logs(self, failure: Failure) -> Failure:
+        if failure.traceback:
+            return failure
+        fields = {name: getattr(failure, name) for name in failure.__dataclass_fields__}
+        return Failure(**fields | {"log": tuple(self._logs.tail(failure.process))})
+
+    def _sweep(self, patience: float) -> list[int]:
+        """End every process of the job; return those that were still there after ``patience`` seconds."""
+        deadline = time.monotonic() + patience
+        while (left := self._members()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        sessions = [w.popen.pid for w in self._workers]
+        if deaf := guardian.kill_all(self._directory.run_id, sessions):
+            self._logs.notice(f"disttrain: processes {deaf} do not end; the kernel holds them")
+        return left if patience else []
+
+    def _clean_up(self) -> None:
+        """Leave nothing: also the way out if starting or watching has raised."""
+        guardian.kill_all(self._directory.run_id, [w.popen.pid for w in self._workers])
+        for worker in self._workers:
+            worker.popen.wait(timeout=5.0)
+            if worker.running:
+                os.close(worker.pidfd)
+        self._control.close()
+        self._pmi.close()
+        self._selector.close()
+        guardian.unlink_shm(self._shm)
+        if self._directory.report.exists():
+            self._directory.keep()
+        else:
+            self._directory.remove()
+        self._tell_guardian("done")
+        assert self._guardian.stdin is not None
+        self._guardian.stdin.close()
+        try:
+            self._guardian.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            self._guardian.kill()
+            self._guardian.wait()
+
+
+def _what(end: Message) -> str:
+    """Return what the end of a rank was, for the headline of the report."""
+    if end["error"] == "SystemExit":
+        return f"left with sys.exit({end['message']!r})"
+    if end["error"]:
+        return f"raised {end['error']}" + (f": {end['message']}" if end["message"] else "")
+    return f"left with exit code {end['code']} (sys.exit)"

@@ -1,0 +1,190 @@
+"""What the user asked for, checked: the configuration of one job."""
+
+import glob
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from disttrain.collectives.env import WorkerEnv
+
+TRANSPORTS: Final = ("auto", "local", "mpi", "nccl")
+ONE_THREAD: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""Variables that the launcher sets to 1, unless they are set, where processes share cores."""
+
+
+class ConfigError(ValueError):
+    """A wrong option: what it was, and what to write instead."""
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """One job: which program, on how many processes and ranks, and how they talk.
+
+    Raises:
+        ConfigError: an argument cannot be; the text says which, its value, and the cure.
+    """
+
+    program: str
+    """Path of a script, or the dotted name of a module."""
+    args: tuple[str, ...] = ()
+    """What the program sees in ``sys.argv[1:]``."""
+    is_module: bool = False
+    processes: int = 1
+    ranks: int | None = None
+    """Number of ranks, if another than ``processes``; reductions then go in one fixed order."""
+    transport: str = "auto"
+    timeout: float = 1800.0
+    """Seconds that a rank waits in a collective."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Variables that the workers get beside those of the launcher."""
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ConfigError(f"-n must be at least 1, got {self.processes}; try -n 2")
+        if self.ranks is not None:
+            _check_ranks(self.ranks, self.processes)
+        if self.transport not in TRANSPORTS:
+            raise ConfigError(f"--transport must be one of {', '.join(TRANSPORTS)}; got {self.transport!r}")
+        if self.transport == "local" and self.processes > 1:
+            raise ConfigError(
+                f"--transport local connects ranks of one process, got -n {self.processes}; "
+                f"use -n 1 --ranks {self.processes}, or --transport mpi"
+            )
+        if not 0 < self.timeout < math.inf:
+            raise ConfigError(f"--timeout must be a positive number of seconds, got {self.timeout:g}")
+        check_program(self.program, is_module=self.is_module)
+
+    @property
+    def world_size(self) -> int:
+        return self.processes if self.ranks is None else self.ranks
+
+    @property
+    def argv(self) -> list[str]:
+        """The program as the worker's command line has it."""
+        return [*(["-m"] if self.is_module else []), self.program, *self.args]
+
+    def placements(self, *, run_id: str, control: str, generation: int = 0) -> list[WorkerEnv]:
+        """Return the contract of each process: consecutive ranks, the first processes one more if need be."""
+        each, more = divmod(self.world_size, self.processes)
+        places = []
+        rank = 0
+        for process in range(self.processes):
+            hosted = each + (process < more)
+            places.append(
+                WorkerEnv(
+                    rank=rank,
+                    world_size=self.world_size,
+                    hosted=hosted,
+                    process=process,
+                    processes=self.processes,
+                    local_rank=rank,
+                    local_world_size=self.world_size,
+                    fixed_order=self.ranks is not None,
+                    transport=self.transport,
+                    run_id=run_id,
+                    generation=generation,
+                    control=control,
+                    timeout=self.timeout,
+                )
+            )
+            rank += hosted
+        return places
+
+    def thread_limits(self) -> dict[str, str]:
+        """Return the thread counts for processes that share cores, or whose results must be equal."""
+        if self.processes == 1 and self.ranks is None:
+            return {}
+        return {name: "1" for name in ONE_THREAD if name not in os.environ}
+
+
+def _check_ranks(ranks: int, processes: int) -> None:
+    if ranks < 1 or ranks & (ranks - 1):
+        below = 1 << max(ranks, 1).bit_length() - 1
+        raise ConfigError(
+            f"--ranks must be a power of two, got {ranks}; try --ranks {below} or --ranks {2 * below}"
+        )
+    if ranks < processes:
+        raise ConfigError(
+            f"--ranks {ranks} is fewer than the {processes} processes of -n; "
+            f"use -n {ranks} or fewer, or more --ranks"
+        )
+
+
+def check_program(program: str, *, is_module: bool) -> None:
+    """Refuse a script that cannot be read. A module is looked up by the worker, whose path decides.
+
+    Raises:
+        ConfigError: no such file, a directory, or not readable.
+    """
+    if is_module:
+        if not all(part.isidentifier() for part in program.split(".")):
+            raise ConfigError(
+                f"-m needs the dotted name of a module, got {program!r}; try -m package.module, or drop -m"
+            )
+        return
+    path = Path(program)
+    if path.is_dir():
+        inside = path / "__main__.py"
+        hint = f"name the script, for example {inside}" if inside.exists() else "name the script inside it"
+        raise ConfigError(f"{program!r} is a directory; {hint}")
+    if not path.exists():
+        raise ConfigError(f"there is no script {program!r} in {os.getcwd()}; check the path")
+    if not os.access(path, os.R_OK):
+        raise ConfigError(f"the script {program!r} cannot be read; check its permissions (chmod u+r)")
+
+
+def parse_nproc(text: str) -> int:
+    """Return the number of processes that ``-n`` asks for: a number, ``auto``, ``cpu`` or ``gpu``.
+
+    Raises:
+        ConfigError: neither of these, below 1, or ``gpu`` where no GPU is visible.
+    """
+    if text == "cpu":
+        return len(os.sched_getaffinity(0))
+    if text == "gpu":
+        gpus = count_gpus()
+        if gpus == 0:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            why = f"CUDA_VISIBLE_DEVICES={visible!r}" if visible is not None else "there is no /dev/nvidia*"
+            raise ConfigError(f"-n gpu: no GPU is visible ({why}); use -n cpu or a number")
+        return gpus
+    if text == "auto":
+        return count_gpus() or parse_nproc("cpu")
+    try:
+        number = int(text)
+    except ValueError:
+        raise ConfigError(f"-n must be a number, auto, cpu or gpu; got {text!r}") from None
+    if number < 1:
+        raise ConfigError(f"-n must be at least 1, got {number}; try -n 2")
+    return number
+
+
+def count_gpus() -> int:
+    """Return how many NVIDIA GPUs a process started from here would see, without loading CUDA."""
+    devices = len(glob.glob("/dev/nvidia[0-9]*"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return devices
+    named = [d for d in visible.split(",") if d.strip() and not d.strip().startswith("-")]
+    return min(devices, len(named))
+
+
+def parse_env(pairs: Iterable[str]) -> dict[str, str]:
+    """Return ``--env`` options as a dictionary.
+
+    Raises:
+        ConfigError: no ``=``, an empty name, or a variable that the launcher itself sets.
+    """
+    ours = WorkerEnv().to_environ().keys()
+    env = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name or "\0" in pair:
+            raise ConfigError(f"--env must be NAME=VALUE, got {pair!r}; try --env OMP_NUM_THREADS=2")
+        if name in ours:
+            raise ConfigError(f"--env {pair}: {name} is set by the launcher for each rank; leave it out")
+        env[name] = value
+    return env

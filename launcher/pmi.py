@@ -1,0 +1,119 @@
+"""A PMI-1 server: lets MPICH-family processes find each other, so that ranks need no ``mpiexec``.
+
+The protocol (MPICH, ``src/pmi/src/pmi_v1.c`` and the "simple" PMI wire format) is one line per request,
+``cmd=... key=value ...``. Each process inherits one end of a socket pair, named by ``PMI_FD``. Served is what
+``MPI_Init``, ``MPI_Finalize`` and ``MPI_Abort`` need; ``MPI_Comm_spawn`` is refused.
+"""
+
+import socket
+from contextlib import suppress
+from typing import Final
+
+VARIABLES: Final = (
+    "PMI_FD",
+    "PMI_PORT",
+    "PMI_ID",
+    "PMI_RANK",
+    "PMI_SIZE",
+    "PMI_SPAWNED",
+    "PMIX_RANK",
+    "PMIX_NAMESPACE",
+)
+"""What an outer launcher may have left in the environment; a worker must not see it."""
+
+_MAX_LINE: Final = 64 << 10
+
+
+class PmiServer:
+    """The key-value space and the barrier of one MPI world of ``size`` processes on one node."""
+
+    def __init__(self, size: int, name: str) -> None:
+        self.size = size
+        self.barriers = 0
+        """How often the processes met; every barrier ends a phase in which they made shared memory."""
+        self.aborts: dict[int, int] = {}
+        """Process → the code that it gave to ``MPI_Abort``."""
+        self.complaints: list[str] = []
+        self._name = name
+        self._values = {"PMI_process_mapping": f"(vector,(0,1,{size}))"}
+        self._sockets: dict[int, socket.socket] = {}
+        self._unread: dict[int, bytes] = {}
+        self._waiting: set[int] = set()
+
+    def connect(self, process: int) -> tuple[socket.socket, socket.socket]:
+        """Return the server's and the child's end; the caller closes the child's once it has inherited it."""
+        server, child = socket.socketpair()
+        self._sockets[process] = server
+        self._unread[process] = b""
+        return server, child
+
+    def environ(self, process: int, child: socket.socket) -> dict[str, str]:
+        """Return the variables that make ``process`` speak to this server."""
+        return {"PMI_FD": str(child.fileno()), "PMI_RANK": str(process), "PMI_SIZE": str(self.size)}
+
+    def read(self, process: int) -> bool:
+        """Serve what ``process`` asks; return False when its connection has ended (it is closed then)."""
+        try:
+            data = self._sockets[process].recv(65536)
+        except OSError:
+            data = b""
+        *lines, rest = (self._unread[process] + data).split(b"\n")
+        if not data or len(rest) > _MAX_LINE:
+            self.close(process)
+            return False
+        self._unread[process] = rest
+        for line in lines:
+            self._serve(process, line.decode("utf-8", "replace"))
+        return True
+
+    def close(self, process: int | None = None) -> None:
+        """Close the connection of ``process``, or all of them."""
+        for p in [process] if process is not None else list(self._sockets):
+            if p in self._sockets:
+                self._sockets.pop(p).close()
+
+    def _say(self, process: int, text: str) -> None:
+        with suppress(OSError, KeyError):  # it is gone; its exit tells the rest
+            self._sockets[process].sendall(f"{text}\n".encode())
+
+    def _serve(self, process: int, line: str) -> None:
+        request = dict(word.partition("=")[::2] for word in line.split(" ") if word)
+        match request.get("cmd"):
+            case "init":
+                self._say(process, "cmd=response_to_init pmi_version=1 pmi_subversion=1 rc=0")
+            case "get_maxes":
+                self._say(process, "cmd=maxes kvsname_max=256 keylen_max=64 vallen_max=1024")
+            case "get_appnum":
+                self._say(process, "cmd=appnum appnum=0")
+            case "get_universe_size":
+                self._say(process, f"cmd=universe_size size={self.size}")
+            case "get_my_kvsname":
+                self._say(process, f"cmd=my_kvsname kvsname={self._name}")
+            case "put" if "key" in request and "value=" in line:
+                self._values[request["key"]] = line.split("value=", 1)[1]
+                self._say(process, "cmd=put_result rc=0 msg=success")
+            case "get":
+                value = self._values.get(request.get("key", ""))
+                found = (
+                    "rc=-1 msg=key_not_found value=unknown"
+                    if value is None
+                    else f"rc=0 msg=success value={value}"
+                )
+                self._say(process, f"cmd=get_result {found}")
+            case "barrier_in":
+                self._waiting.add(process)
+                if len(self._waiting) == self.size:
+                    waiting, self._waiting = self._waiting, set()
+                    self.barriers += 1
+                    for p in waiting:
+                        self._say(p, "cmd=barrier_out")
+            case "finalize":
+                self._say(process, "cmd=finalize_ack")
+            case "abort":
+                code = request.get("exitcode", "1")
+                self.aborts[process] = int(code) if code.lstrip("-").isdigit() else 1
+            case command:
+                self.complaints.append(
+                    f"process {process} asked for {str(command)[:40]!r}, which is not served"
+                )
+                self._say(process, f"cmd={command}_result rc=-1 msg=unsupported")

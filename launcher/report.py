@@ -1,0 +1,135 @@
+"""What happened: the failures of a job in the order of blame, as text for the user and as JSON."""
+
+import json
+import signal
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+_MAX_HEADLINE: Final = 300
+_MAX_TRACEBACK: Final = 60
+_LOG_LINES: Final = 8
+
+_SIGNAL_HINTS: Final = {
+    signal.SIGKILL: "kill -9 or the kernel's out-of-memory killer",
+    signal.SIGSEGV: "a crash in native code",
+    signal.SIGBUS: "a crash in native code, or no space left in /dev/shm",
+    signal.SIGABRT: "a failed check in native code",
+    signal.SIGFPE: "a crash in native code",
+    signal.SIGILL: "a crash in native code",
+    signal.SIGXCPU: "the limit on processor time",
+    signal.SIGTERM: "kill, or the batch system",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How one rank failed (or one process, if it hosts several ranks and died as a whole)."""
+
+    ranks: tuple[int, ...]
+    process: int
+    host: str
+    pid: int
+    seconds: float
+    """Since the start of the job."""
+    what: str
+    """``raised ValueError: ...``, ``was killed by SIGKILL (...)``, ``left with code 0 before the end``."""
+    code: int
+    """The exit code that the job takes from it."""
+    traceback: str = ""
+    log: tuple[str, ...] = ()
+    """The last lines that it printed, if there is no traceback."""
+    follower: bool = False
+    """It only says that a peer failed."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """How a job ended."""
+
+    run_id: str
+    generation: int
+    command: tuple[str, ...]
+    world_size: int
+    seconds: float
+    code: int
+    failures: tuple[Failure, ...] = ()
+    """The root cause first."""
+    stopped: tuple[int, ...] = ()
+    """Ranks that the launcher ended because of it."""
+    stopped_by: str = ""
+    """The signal by which the user ended the job, ``SIGINT`` or another."""
+
+    def write(self, path: Path) -> None:
+        """Write the report as JSON."""
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"version": 1, **asdict(self)}, indent=1) + "\n")
+        temporary.replace(path)
+
+    def text(self, directory: Path | None = None) -> str:
+        """Return what the user reads: the root cause with its traceback, all else in a line each."""
+        if not self.failures:
+            return ""
+        first, *others = self.failures
+        where = f"(host {first.host}, pid {first.pid})"
+        lines = [f"disttrain: {name_ranks(first.ranks)} {where} {_headline(first.what)}"]
+        if first.traceback:
+            lines += _indent(_middle_out(first.traceback.rstrip().split("\n"), _MAX_TRACEBACK))
+        elif first.log:
+            lines += ["  last lines that it printed:", *_indent(first.log[-_LOG_LINES:], "    ")]
+        same = [f for f in others if f.what == first.what]
+        if same:
+            lines.append(f"  the same on {name_ranks(r for f in same for r in f.ranks)}")
+        for f in others:
+            if f not in same:
+                verb = "followed" if f.follower else "also failed"
+                lines.append(f"  {name_ranks(f.ranks)} {verb}: {_headline(f.what)}")
+        if self.stopped:
+            lines.append(f"  {name_ranks(self.stopped)} stopped by the launcher")
+        kept = f"; logs and report.json in {directory}" if directory else ""
+        lines.append(f"  exit code {self.code} after {self.seconds:.1f} s{kept}")
+        return "\n".join(lines)
+
+
+def order(failures: Iterable[Failure]) -> tuple[Failure, ...]:
+    """Return ``failures`` by blame: those that only follow a peer's failure last, else by time."""
+    return tuple(sorted(failures, key=lambda f: (f.follower, f.seconds)))
+
+
+def describe_signal(number: int) -> str:
+    """Return for example ``was killed by SIGKILL (kill -9 or ...)``."""
+    try:
+        name = signal.Signals(number)
+    except ValueError:
+        return f"was killed by signal {number}"
+    hint = _SIGNAL_HINTS.get(name)
+    return f"was killed by {name.name}" + (f" ({hint})" if hint else "")
+
+
+def name_ranks(ranks: Iterable[int]) -> str:
+    """Return ``rank 1`` or ``ranks 0, 2-3``."""
+    runs: list[list[int]] = []
+    for rank in sorted(set(ranks)):
+        if runs and runs[-1][1] == rank - 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    several = len(runs) != 1 or runs[0][0] != runs[0][1]
+    return ("ranks " if several else "rank ") + ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _headline(what: str) -> str:
+    first = what.strip().split("\n")[0]
+    return first if len(first) <= _MAX_HEADLINE else first[:_MAX_HEADLINE] + " ..."
+
+
+def _indent(lines: Iterable[str], by: str = "  ") -> list[str]:
+    return [by + line for line in lines]
+
+
+def _middle_out(lines: Sequence[str], limit: int) -> list[str]:
+    if len(lines) <= limit:
+        return list(lines)
+    head = limit // 3
+    return [*lines[:head], f"... {len(lines) - limit} lines, see report.json ...", *lines[head - limit :]]

@@ -1,0 +1,101 @@
+"""The process around the script: ``python -m disttrain.launcher.worker PARENT_PID [-m] PROGRAM ARGS...``.
+
+It dies with the launcher, runs the program as Python itself would, and reports how it ended.
+"""
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import threading
+
+from disttrain.collectives import control
+from disttrain.collectives.env import WorkerEnv
+from disttrain.launcher.program import Outcome, Program, outcome_of
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the launcher's main thread is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the kernel knew
+        os._exit(1)
+
+
+def main(argv: list[str]) -> None:
+    die_with_parent(int(argv[0]))
+    faulthandler.enable()  # a crash in native code then says where
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    env = WorkerEnv.from_environ()
+    is_module = argv[1] == "-m"
+    program_argv = argv[2:] if is_module else argv[1:]
+    if env.hosted > 1:
+        from disttrain.launcher.hosted import run_hosted
+
+        outcomes = run_hosted(env, program_argv, is_module=is_module)
+    else:
+        pid = os.getpid()
+
+        def body() -> None:
+            program = Program.load(program_argv, is_module=is_module)
+            program.run(program.new_main())
+
+        outcome = outcome_of(body)
+        if os.getpid() != pid:  # a fork in the script has come to its end: not the rank's
+            _leave_fork(outcome)
+        outcomes = {env.rank: outcome}
+    finish(env, outcomes)
+
+
+def finish(env: WorkerEnv, outcomes: dict[int, Outcome]) -> None:
+    """Report the end of the hosted ranks; return if all is well, else leave the process."""
+    if all(o.code == 0 for o in outcomes.values()):
+        # The script's other threads first: until they have ended the rank may still communicate.
+        closing = outcome_of(_close)
+        if closing.code != 0:
+            outcomes = dict.fromkeys(outcomes, closing)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            continue
+    for rank, o in sorted(outcomes.items(), key=lambda item: item[1].code == 0):
+        control.post_end(
+            env.control,
+            run=env.run_id,
+            generation=env.generation,
+            process=env.process,
+            rank=rank,
+            code=o.code,
+            error=o.error,
+            message=o.message,
+            traceback=o.traceback,
+            follower=o.follower,
+        )
+    code = max(o.code for o in outcomes.values())
+    if code != 0:
+        control.leave(next(o.code for o in outcomes.values() if o.code != 0))
+
+
+def _close() -> None:
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    world = sys.modules.get("disttrain.collectives.world")
+    if world is not None:  # the script may have communicated
+        world.shutdown()
+
+
+def _leave_fork(outcome: Outcome) -> None:
+    if outcome.traceback:
+        sys.stderr.write(outcome.traceback)
+    elif outcome.message:
+        sys.stderr.write(outcome.message + "\n")
+    control.leave(outcome.code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
