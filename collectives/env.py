@@ -9,6 +9,16 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 
 _PREFIX = "DISTTRAIN_"
+_MPI_VARIABLES = (
+    (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+"""Rank, size, rank on the node, ranks of the node: as Open MPI and the MPICH family set them (also srun)."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,9 @@ class WorkerEnv:
 
     def to_environ(self) -> dict[str, str]:
         """Return the variables that :meth:`from_environ` reads, and those that torchrun exports."""
-        ours = {_PREFIX + k.upper(): str(int(v) if isinstance(v, bool) else v) for k, v in asdict(self).items()}
+        ours = {
+            _PREFIX + k.upper(): str(int(v) if isinstance(v, bool) else v) for k, v in asdict(self).items()
+        }
         return ours | self.of_rank(self.rank).torchrun_environ()
 
     def torchrun_environ(self) -> dict[str, str]:
@@ -74,25 +86,46 @@ class WorkerEnv:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "WorkerEnv":
-        """Read the contract; a world of one where there is none.
+        """Read the contract; without one, that of a bare ``mpiexec`` or ``srun``; else a world of one.
 
         Raises:
             RuntimeError: some variables of the contract are set and others are missing or no numbers.
         """
         if _PREFIX + "WORLD_SIZE" not in environ:
-            return cls()
+            return cls._from_mpi(environ)
         values = {}
         for name, field in cls.__dataclass_fields__.items():
             text = environ.get(_PREFIX + name.upper())
             if text is None:
-                raise RuntimeError(f"{_PREFIX}{name.upper()} is not set, but {_PREFIX}WORLD_SIZE is; "
-                                   f"start the job with `disttrain launch`")
+                raise RuntimeError(
+                    f"{_PREFIX}{name.upper()} is not set, but {_PREFIX}WORLD_SIZE is; "
+                    f"start the job with `disttrain launch`"
+                )
             try:
                 values[name] = bool(int(text)) if field.type is bool else field.type(text)  # type: ignore[operator]
             except ValueError:
-                raise RuntimeError(f"{_PREFIX}{name.upper()} must be {field.type}, got {text!r}; "
-                                   f"start the job with `disttrain launch`") from None
-        return cls(**values)
+                raise RuntimeError(
+                    f"{_PREFIX}{name.upper()} must be {field.type}, got {text!r}; "
+                    f"start the job with `disttrain launch`"
+                ) from None
+        return cls(**values)  # type: ignore[arg-type]
+
+    @classmethod
+    def _from_mpi(cls, environ: Mapping[str, str]) -> "WorkerEnv":
+        for names in _MPI_VARIABLES:
+            rank, size, local_rank, local_size = (environ.get(name, "") for name in names)
+            if not (rank.isdecimal() and size.isdecimal() and int(size) > 1):
+                continue
+            return cls(
+                rank=int(rank),
+                world_size=int(size),
+                process=int(rank),
+                processes=int(size),
+                local_rank=int(local_rank) if local_rank.isdecimal() else int(rank),
+                # Unknown is not "all of them": ranks of other nodes are then looked for too.
+                local_world_size=int(local_size) if local_size.isdecimal() else 1,
+            )
+        return cls()
 
     def of_rank(self, rank: int) -> "WorkerEnv":
         """Return the same contract as seen by one of the hosted ranks."""
@@ -105,9 +138,14 @@ _hosted_rank: ContextVar[WorkerEnv | None] = ContextVar("hosted_rank", default=N
 
 
 def current_env() -> WorkerEnv:
-    """Return the contract of the calling rank: that of its thread if ranks are threads, else the process's."""
+    """Return the contract of the calling rank: that of its thread if ranks are threads, else of the process."""
     env = _hosted_rank.get()
     return WorkerEnv.from_environ() if env is None else env
+
+
+def hosted_env() -> WorkerEnv | None:
+    """Return the contract of the calling thread if ranks are threads and it is one, else ``None``."""
+    return _hosted_rank.get()
 
 
 def enter_rank(env: WorkerEnv) -> None:

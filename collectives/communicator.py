@@ -1,0 +1,338 @@
+"""The handle that one rank has on a group of ranks."""
+
+import numpy
+
+from disttrain.collectives.call import DTYPES, NO_TAG, OPS, Call, Tag
+from disttrain.collectives.host import Group, Host
+from disttrain.collectives.protocol import collective, message
+from disttrain.kernels.arrays import Array, get_array_module
+
+_SUPPORTED = frozenset(DTYPES)
+
+
+class Work:
+    """A call on its way. The arrays given to it must stay untouched until :meth:`wait` has returned."""
+
+    def __init__(self, host: Host, rank: int, call: Call) -> None:
+        self._host = host
+        self._rank = rank
+        self._call = call
+
+    @property
+    def done(self) -> bool:
+        """Whether the call has completed, or failed; :meth:`wait` then returns, or raises, at once."""
+        return self._host.test(self._rank, self._call)
+
+    def wait(self) -> None:
+        """Return once the call has completed on this rank.
+
+        Raises:
+            CollectiveMismatch: ranks of the group made different calls.
+            CollectiveTimeout: some rank did not come within ``WorkerEnv.timeout`` seconds.
+            Deadlock: all ranks of this process wait for calls that none of them will make.
+            PeerFailed: another rank failed first.
+        """
+        if not self._call.finished:
+            self._host.wait(self._rank, self._call)
+        if self._call.error is not None:
+            raise self._call.error
+
+
+class Communicator:
+    """One rank's handle on a group of ranks.
+
+    Every verb is called by all ranks of the group, in the same order, with arrays of the same shape and
+    dtype; before anything moves the ranks compare their calls and raise the same ``CollectiveMismatch`` if
+    they differ. Arrays are C-contiguous NumPy arrays of bool, (u)int8 to (u)int64, float16, bfloat16, float32
+    or float64. Nothing is cast or divided. Where ``x`` and ``out`` have one shape they may be the same array.
+    Each verb has a ``start_`` form that returns a :class:`Work` at once, and raises what :meth:`Work.wait`
+    does.
+
+    ``tag``: three numbers that must be equal on all ranks, for callers who can tell a skipped call from a
+    made one.
+    """
+
+    def __init__(self, group: Group, index: int) -> None:
+        self._group = group
+        self._host = group.host
+        self._world_rank = group.ranks[index]
+        self.rank = index
+        """This rank's number in the group, from 0."""
+
+    @property
+    def size(self) -> int:
+        """Number of ranks in the group."""
+        return self._group.size
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The rank in the world of each rank of the group."""
+        return self._group.ranks
+
+    @property
+    def transport(self) -> str:
+        """Name of the transport that connects the job's processes."""
+        return self._host.transport.name
+
+    def __repr__(self) -> str:
+        return f"<Communicator rank {self.rank} of {self.size}, {self.transport}>"
+
+    def start_all_reduce(self, x: Array, out: Array, *, op: str = "sum", tag: Tag = NO_TAG) -> Work:
+        """Start :meth:`all_reduce`."""
+        return self._start(self._all_reduce(x, out, op, tag))
+
+    def all_reduce(self, x: Array, out: Array, *, op: str = "sum", tag: Tag = NO_TAG) -> None:
+        """Write into ``out`` the elementwise ``sum``, ``prod``, ``min`` or ``max`` of ``x`` over all ranks.
+
+        Half precision is reduced in float32 and rounded once. All ranks receive the same bits.
+        """
+        self._run(self._all_reduce(x, out, op, tag))
+
+    def start_reduce(
+        self, x: Array, out: Array | None, root: int = 0, *, op: str = "sum", tag: Tag = NO_TAG
+    ) -> Work:
+        """Start :meth:`reduce`."""
+        return self._start(self._reduce(x, out, root, op, tag))
+
+    def reduce(
+        self, x: Array, out: Array | None, root: int = 0, *, op: str = "sum", tag: Tag = NO_TAG
+    ) -> None:
+        """As :meth:`all_reduce`, with the result only in ``out`` of rank ``root`` (elsewhere: None)."""
+        self._run(self._reduce(x, out, root, op, tag))
+
+    def start_reduce_scatter(self, x: Array, out: Array, *, op: str = "sum", tag: Tag = NO_TAG) -> Work:
+        """Start :meth:`reduce_scatter`."""
+        return self._start(self._reduce_scatter(x, out, op, tag))
+
+    def reduce_scatter(self, x: Array, out: Array, *, op: str = "sum", tag: Tag = NO_TAG) -> None:
+        """Reduce ``x`` over all ranks; rank ``i`` receives the i-th of ``size`` equal parts.
+
+        ``out`` has ``x.size / size`` elements and may be that part of ``x`` itself.
+        """
+        self._run(self._reduce_scatter(x, out, op, tag))
+
+    def start_all_gather(self, x: Array, out: Array, *, tag: Tag = NO_TAG) -> Work:
+        """Start :meth:`all_gather`."""
+        return self._start(self._all_gather(x, out, tag))
+
+    def all_gather(self, x: Array, out: Array, *, tag: Tag = NO_TAG) -> None:
+        """Write the ``x`` of all ranks into ``out``, one after the other.
+
+        ``out`` has ``size * x.size`` elements, as of shape ``(size, *x.shape)``; ``x`` may be ``out[rank]``.
+        """
+        self._run(self._all_gather(x, out, tag))
+
+    def start_gather(self, x: Array, out: Array | None, root: int = 0, *, tag: Tag = NO_TAG) -> Work:
+        """Start :meth:`gather`."""
+        return self._start(self._gather(x, out, root, tag))
+
+    def gather(self, x: Array, out: Array | None, root: int = 0, *, tag: Tag = NO_TAG) -> None:
+        """As :meth:`all_gather`, with the result only in ``out`` of rank ``root`` (elsewhere: None)."""
+        self._run(self._gather(x, out, root, tag))
+
+    def start_scatter(self, x: Array | None, out: Array, root: int = 0, *, tag: Tag = NO_TAG) -> Work:
+        """Start :meth:`scatter`."""
+        return self._start(self._scatter(x, out, root, tag))
+
+    def scatter(self, x: Array | None, out: Array, root: int = 0, *, tag: Tag = NO_TAG) -> None:
+        """Give rank ``i`` the i-th of ``size`` equal parts of ``x`` of rank ``root`` (elsewhere: None)."""
+        self._run(self._scatter(x, out, root, tag))
+
+    def start_broadcast(self, x: Array, root: int = 0, *, tag: Tag = NO_TAG) -> Work:
+        """Start :meth:`broadcast`."""
+        return self._start(self._broadcast(x, root, tag))
+
+    def broadcast(self, x: Array, root: int = 0, *, tag: Tag = NO_TAG) -> None:
+        """Overwrite ``x`` with that of rank ``root``."""
+        self._run(self._broadcast(x, root, tag))
+
+    def start_all_to_all(self, x: Array, out: Array, *, tag: Tag = NO_TAG) -> Work:
+        """Start :meth:`all_to_all`."""
+        return self._start(self._all_to_all(x, out, tag))
+
+    def all_to_all(self, x: Array, out: Array, *, tag: Tag = NO_TAG) -> None:
+        """Send the j-th of ``size`` equal parts of ``x`` to rank ``j``, receive rank ``i``'s as part ``i``."""
+        self._run(self._all_to_all(x, out, tag))
+
+    def start_send(self, x: Array, to: int, *, tag: Tag = NO_TAG) -> Work:
+        """Start :meth:`send`."""
+        return self._start(self._send(x, to, tag))
+
+    def send(self, x: Array, to: int, *, tag: Tag = NO_TAG) -> None:
+        """Send ``x`` to one rank; returns once it has been received. Only the two ranks take part.
+
+        Two ranks that both :meth:`send` first wait for each other for ever: one of them must ``start_send``.
+        """
+        self._run(self._send(x, to, tag))
+
+    def start_recv(self, out: Array, source: int, *, tag: Tag = NO_TAG) -> Work:
+        """Start :meth:`recv`."""
+        return self._start(self._recv(out, source, tag))
+
+    def recv(self, out: Array, source: int, *, tag: Tag = NO_TAG) -> None:
+        """Receive into ``out`` what rank ``source`` sends; messages of one rank arrive in the order sent."""
+        self._run(self._recv(out, source, tag))
+
+    def start_barrier(self, *, tag: Tag = NO_TAG) -> Work:
+        """Start :meth:`barrier`."""
+        return self._start(self._barrier(tag))
+
+    def barrier(self, *, tag: Tag = NO_TAG) -> None:
+        """Return once every rank of the group has called this."""
+        self._run(self._barrier(tag))
+
+    def split(self, color: int | None, key: int = 0) -> "Communicator | None":
+        """Return the communicator of the ranks with the same ``color``, ordered by ``key``, then by rank.
+
+        Called by all ranks; ``None`` as color takes no part in any new group and gets ``None``.
+        """
+        wish = numpy.array([color is not None, color or 0, key], numpy.int64)
+        call = Call("split", wish, numpy.empty((self.size, 3), numpy.int64))
+        self._run(call)
+        if call.result is None:
+            return None
+        group, index = call.result
+        return Communicator(group, index)
+
+    def abort(self, reason: str, code: int = 1) -> None:
+        """End the whole job at once: all its processes, without cleaning up. ``reason`` goes to stderr."""
+        self._host.abort(f"rank {self._world_rank} aborts the job: {reason}", code)
+
+    def close(self) -> None:
+        """Free the group. Called by all its ranks; nothing can be called on it afterwards."""
+        self._run(Call("close"))
+
+    def _all_reduce(self, x: Array, out: Array, op: str, tag: Tag) -> Call:
+        self._check(x, "x")
+        self._check_out(out, x, x.size)
+        return Call("all_reduce", x, out, op=_checked_op(op), tag=tag)
+
+    def _reduce(self, x: Array, out: Array | None, root: int, op: str, tag: Tag) -> Call:
+        self._check(x, "x")
+        self._check_root(root)
+        if self.rank == root:
+            self._check_out(out, x, x.size)
+        return Call("reduce", x, out if self.rank == root else None, op=_checked_op(op), root=root, tag=tag)
+
+    def _reduce_scatter(self, x: Array, out: Array, op: str, tag: Tag) -> Call:
+        self._check(x, "x")
+        if x.size % self.size:
+            raise ValueError(
+                f"reduce_scatter needs a multiple of {self.size} (ranks) elements, got shape {x.shape}"
+            )
+        self._check_out(out, x, x.size // self.size)
+        return Call("reduce_scatter", x, out, op=_checked_op(op), tag=tag)
+
+    def _all_gather(self, x: Array, out: Array, tag: Tag) -> Call:
+        self._check(x, "x")
+        self._check_out(out, x, x.size * self.size)
+        return Call("all_gather", x, out, tag=tag)
+
+    def _gather(self, x: Array, out: Array | None, root: int, tag: Tag) -> Call:
+        self._check(x, "x")
+        self._check_root(root)
+        if self.rank == root:
+            self._check_out(out, x, x.size * self.size)
+        return Call("gather", x, out if self.rank == root else None, root=root, tag=tag)
+
+    def _scatter(self, x: Array | None, out: Array, root: int, tag: Tag) -> Call:
+        self._check(out, "out", writeable=True)
+        self._check_root(root)
+        if self.rank == root:
+            self._check(x, "x")
+            assert x is not None  # for the type checker
+            self._check_out(out, x, x.size // self.size if x.size % self.size == 0 else -1)
+        return Call("scatter", x if self.rank == root else None, out, like=out, root=root, tag=tag)
+
+    def _broadcast(self, x: Array, root: int, tag: Tag) -> Call:
+        self._check(x, "x", writeable=self.rank != root)
+        self._check_root(root)
+        return Call("broadcast", x, x, root=root, tag=tag)
+
+    def _all_to_all(self, x: Array, out: Array, tag: Tag) -> Call:
+        self._check(x, "x")
+        if x.size % self.size:
+            raise ValueError(
+                f"all_to_all needs a multiple of {self.size} (ranks) elements, got shape {x.shape}"
+            )
+        self._check_out(out, x, x.size)
+        return Call("all_to_all", x, out, tag=tag)
+
+    def _send(self, x: Array, to: int, tag: Tag) -> Call:
+        self._check(x, "x")
+        self._check_peer(to)
+        return Call("send/recv", x, None, root=to, tag=tag, pair=(self.rank, to))
+
+    def _recv(self, out: Array, source: int, tag: Tag) -> Call:
+        self._check(out, "out", writeable=True)
+        self._check_peer(source)
+        return Call("send/recv", None, out, like=out, root=self.rank, tag=tag, pair=(source, self.rank))
+
+    def _barrier(self, tag: Tag) -> Call:
+        return Call("barrier", tag=tag)
+
+    def _start(self, call: Call) -> Work:
+        self._deposit(call)
+        if not call.finished:
+            self._host.progress.background()
+        return Work(self._host, self._world_rank, call)
+
+    def _run(self, call: Call) -> Call:
+        self._deposit(call)
+        Work(self._host, self._world_rank, call).wait()
+        return call
+
+    def _deposit(self, call: Call) -> None:
+        self._host.check(self._group)
+        call.index = self.rank
+        call.generation = self._host.env.generation
+        if call.pair is None:
+            self._group.deposit(call, collective)
+        else:
+            self._group.deposit_message(call, message)
+
+    def _check(self, x: Array | None, name: str, *, writeable: bool = False) -> None:
+        if not isinstance(x, numpy.ndarray):
+            if get_array_module(x) is not numpy:
+                raise TypeError(
+                    f"{name} is on a GPU, and the {self.transport} transport moves NumPy arrays only: "
+                    f"GPU arrays need the nccl transport, which is not built yet"
+                )
+            raise TypeError(f"{name} must be a NumPy array, got {type(x).__name__}")
+        if x.dtype not in _SUPPORTED:
+            raise TypeError(f"{name} has dtype {x.dtype}; supported: {', '.join(map(str, DTYPES))}")
+        if not x.flags.c_contiguous:
+            raise ValueError(
+                f"{name} must be C-contiguous, got shape {x.shape} with strides {x.strides}; "
+                f"pass numpy.ascontiguousarray({name}) and copy the result back where needed"
+            )
+        if writeable and not x.flags.writeable:
+            raise ValueError(f"{name} is read-only, but the result goes there")
+
+    def _check_out(self, out: Array, x: Array, size: int) -> None:
+        if out is not x:
+            self._check(out, "out", writeable=True)
+        elif not x.flags.writeable:
+            raise ValueError("out is read-only, but the result goes there")
+        if out.dtype != x.dtype:
+            raise TypeError(f"x and out must have one dtype, got {x.dtype} and {out.dtype}")
+        if out.size != size:
+            raise ValueError(
+                f"out must have {size} elements for x of shape {x.shape} on {self.size} ranks, "
+                f"got shape {out.shape}"
+            )
+
+    def _check_root(self, root: int) -> None:
+        if not 0 <= root < self.size:
+            raise ValueError(f"root must be a rank of the group, 0 to {self.size - 1}, got {root}")
+
+    def _check_peer(self, peer: int) -> None:
+        self._check_root(peer)
+        if peer == self.rank:
+            raise ValueError(f"rank {peer} cannot send to itself")
+
+
+def _checked_op(op: str) -> str:
+    if op not in OPS:
+        raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
+    return op

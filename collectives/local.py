@@ -1,0 +1,144 @@
+"""Ranks in one process: the transport that crosses nothing, and the way to run ranks as threads."""
+
+import contextvars
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from disttrain.collectives.env import WorkerEnv, enter_rank
+from disttrain.collectives.errors import RankFailed
+from disttrain.collectives.transport import Channel, Request
+from disttrain.collectives.world import close_host, open_host
+from disttrain.kernels.arrays import Array
+
+T = TypeVar("T")
+
+
+def _at_once() -> bool:
+    return True
+
+
+class LocalChannel:
+    """A channel of one process: whatever would go to other processes has nowhere to go."""
+
+    index = 0
+    size = 1
+
+    def gather_headers(self, mine: bytes) -> tuple[Request, bytearray]:
+        return _at_once, bytearray(mine)
+
+    def all_reduce(self, x: Array, op: str) -> Request:
+        return _at_once
+
+    def exchange(
+        self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]], lane: int = 0
+    ) -> Request:
+        return _at_once
+
+    def narrow(self, processes: Sequence[int], tag: int) -> "LocalChannel":
+        return self
+
+    def close(self) -> None:
+        pass
+
+
+class LocalTransport:
+    """The transport of a job of one process."""
+
+    name = "local"
+
+    def __init__(self, env: WorkerEnv) -> None:
+        self.world: Channel = LocalChannel()
+        self.hosts = [range(env.rank, env.rank + env.hosted)]
+
+    def abort(self, code: int) -> None:
+        os._exit(code)
+
+    def close(self) -> None:
+        pass
+
+
+def run_ranks(
+    env: WorkerEnv, body: Callable[[int], T], on_switch: Callable[[int], None] | None = None
+) -> list[T]:
+    """Run ``body(rank)`` for each rank that ``env`` hosts, each in a thread; return what they return.
+
+    One runs at a time. The order is always the same: a rank runs until it waits in a collective, then the
+    next one in rank order that can. ``body`` sees its own contract (``current_env()``) and ``connect()``
+    gives it its own communicator.
+
+    Args:
+        on_switch: called with the rank that is about to run, in its thread, whenever another one ran before.
+
+    Raises:
+        RankFailed: a rank raised; the first one, the others were told ``PeerFailed`` in their collectives.
+        KeyboardInterrupt: Ctrl-C; it was raised in the rank that was running.
+    """
+    host = open_host(env, threads=True, on_switch=on_switch)
+    baton = host.baton
+    assert baton is not None
+    ranks = range(env.rank, env.rank + env.hosted)
+    results: dict[int, Any] = {}
+    finished = threading.Semaphore(0)
+
+    def run(rank: int) -> None:
+        error: BaseException | None = None
+        enter_rank(env.of_rank(rank))
+        baton.enter(rank)
+        try:
+            results[rank] = body(rank)
+        except SystemExit as exit:
+            error = exit if exit.code else None
+            results[rank] = None
+        except BaseException as raised:
+            error = raised
+        try:
+            baton.leave(rank, error)
+        finally:
+            finished.release()
+
+    threads = [
+        threading.Thread(
+            target=contextvars.copy_context().run, args=(run, rank), name=f"rank {rank}", daemon=True
+        )
+        for rank in ranks
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        baton.start()
+        _wait_for_all(finished, threads, lambda: threads[(baton.running or env.rank) - env.rank])
+    finally:
+        close_host(host, failed=baton.failed is not None)
+    if baton.failed is not None:
+        rank, error = baton.failed
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        raise RankFailed(rank, error) from error
+    return [results[rank] for rank in ranks]
+
+
+def _wait_for_all(
+    finished: threading.Semaphore,
+    threads: Sequence[threading.Thread],
+    running: Callable[[], threading.Thread],
+) -> None:
+    """Wait for the rank threads; Ctrl-C is passed on to the one that runs, and a second one ends the wait."""
+    interrupted = False
+    left = len(threads)
+    while left:
+        try:
+            finished.acquire()
+            left -= 1
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted = True
+            # Python delivers signals to the main thread only; this raises in the other at its next bytecode.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(running().ident or 0), ctypes.py_object(KeyboardInterrupt)
+            )
+    for thread in threads:
+        thread.join()

@@ -1,0 +1,148 @@
+"""The MPI transport: one MPI process per process of the job, non-blocking calls, no half precision types."""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+from disttrain.collectives.env import WorkerEnv
+from disttrain.collectives.errors import TransportUnavailable
+from disttrain.collectives.transport import Channel, Request
+from disttrain.kernels.arrays import Array
+
+_SHM = "/dev/shm/"
+
+
+class MpiChannel:
+    """A channel over an MPI communicator whose ranks are in the order of the job's processes."""
+
+    def __init__(self, mpi: Any, comm: Any) -> None:
+        self.index: int = comm.Get_rank()
+        self.size: int = comm.Get_size()
+        self._mpi = mpi
+        self._comm = comm
+        self._ops = {"sum": mpi.SUM, "prod": mpi.PROD, "min": mpi.MIN, "max": mpi.MAX}
+
+    def gather_headers(self, mine: bytes) -> tuple[Request, bytearray]:
+        everyone = bytearray(len(mine) * self.size)
+        byte = self._mpi.BYTE
+        request = self._comm.Iallgather([mine, len(mine), byte], [everyone, len(mine), byte])
+        return request.Test, everyone
+
+    def all_reduce(self, x: Array, op: str) -> Request:
+        test: Request = self._comm.Iallreduce(self._mpi.IN_PLACE, x, self._ops[op]).Test
+        return test
+
+    def exchange(
+        self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]], lane: int = 0
+    ) -> Request:
+        byte = self._mpi.BYTE
+        requests = [self._comm.Irecv([_bytes(x), x.nbytes, byte], p, lane) for p, x in receives if x.nbytes]
+        requests += [self._comm.Isend([_bytes(x), x.nbytes, byte], p, lane) for p, x in sends if x.nbytes]
+        if len(requests) == 1:
+            test: Request = requests[0].Test
+            return test
+        return lambda: self._mpi.Request.Testall(requests)
+
+    def narrow(self, processes: Sequence[int], tag: int) -> "MpiChannel":
+        some = self._comm.Get_group().Incl(processes)
+        return MpiChannel(self._mpi, self._comm.Create_group(some, tag % 32768))
+
+    def close(self) -> None:
+        self._comm.Free()
+
+
+class MpiTransport:
+    """The processes of a job as one MPI world.
+
+    Raises:
+        TransportUnavailable: mpi4py or an MPI library is missing.
+        RuntimeError: MPI connected other processes than the job has.
+    """
+
+    name = "mpi"
+
+    def __init__(self, env: WorkerEnv) -> None:
+        if env.local_world_size == env.world_size:
+            # One node: shared memory only. MPICH would else listen on every network interface.
+            os.environ.setdefault("UCX_TLS", "self,posix,cma")
+        self._mpi = mpi = _load()
+        self._finalize = not mpi.Is_initialized()
+        if self._finalize:
+            mpi.Init_thread(mpi.THREAD_MULTIPLE)
+        if mpi.Query_thread() < mpi.THREAD_SERIALIZED:
+            raise TransportUnavailable(
+                "this MPI library was initialised for one thread only; let disttrain initialise it "
+                "(connect before anything else calls MPI), or use MPI_THREAD_SERIALIZED or more"
+            )
+        self.library: str = mpi.Get_library_version().splitlines()[0].replace("\t", " ").strip("\0 ")
+        size = mpi.COMM_WORLD.Get_size()
+        if size != env.processes:
+            raise RuntimeError(
+                f"MPI connected {size} process{'es' * (size > 1)}, but the job has {env.processes}: "
+                f"this process was started by another MPI than the one it loaded ({self.library}). "
+                f"Start the job with `disttrain launch`, or with the mpiexec that belongs to that library"
+            )
+        self._comm = mpi.COMM_WORLD.Split(0, env.process)
+        self.hosts = self._exchange_hosts(env)
+        self.world: Channel = MpiChannel(mpi, self._comm)
+        _unlink_shared_memory(self._comm)
+
+    def _exchange_hosts(self, env: WorkerEnv) -> list[range]:
+        mine = numpy.array([env.process, env.rank, env.hosted, env.world_size], numpy.int64)
+        everyone = numpy.empty((env.processes, mine.size), numpy.int64)
+        self._comm.Allgather(mine, everyone)
+        told = [tuple(row) for row in everyone.tolist()]
+        hosts = [range(rank, rank + hosted) for _, rank, hosted, _ in told]
+        if [p for p, *_ in told] != list(range(env.processes)) or [r for h in hosts for r in h] != list(
+            range(env.world_size)
+        ):
+            raise RuntimeError(
+                f"the processes of this job do not agree on who they are; "
+                f"(process, rank, hosted, world size): {told}. Start the job with `disttrain launch`"
+            )
+        return hosts
+
+    def abort(self, code: int) -> None:
+        self._mpi.COMM_WORLD.Abort(code)
+
+    def close(self) -> None:
+        self._comm.Free()
+        if self._finalize and not self._mpi.Is_finalized():
+            self._mpi.Finalize()
+
+
+def _load() -> Any:
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        mpi4py.rc.finalize = False
+        from mpi4py import MPI
+    except (ImportError, RuntimeError, OSError) as error:
+        raise TransportUnavailable(
+            f'the mpi transport finds no MPI library ({error}); '
+            f'install one with `pip install "disttrain[mpi]"`'
+        ) from error
+    return MPI
+
+
+def _unlink_shared_memory(comm: Any) -> None:
+    """Remove the names of MPICH's shared memory, which stays mapped: a killed job then leaves nothing behind.
+
+    All processes have mapped it when MPI_Init has returned, and the barrier says that it has, everywhere.
+    """
+    comm.Barrier()
+    if not os.path.exists("/proc/self/maps"):  # macOS
+        return
+    with open("/proc/self/maps") as maps:
+        mapped = {line[line.index(_SHM) :].rstrip("\n") for line in maps if _SHM + "mpich_" in line}
+    for path in mapped:
+        with contextlib.suppress(FileNotFoundError):  # another process of this node was first
+            os.unlink(path)
+
+
+def _bytes(x: Array) -> Array:
+    return x.view(numpy.uint8)

@@ -1,0 +1,219 @@
+"""Driving the operations in flight of one process: each is a generator that yields what it waits for.
+
+Operations of one *lane* (a group, or one direction between two ranks) run one after the other; lanes run side
+by side. Whoever waits drives all of them, holding one lock, so MPI is never entered by two threads at a time;
+a background thread drives while operations are in flight and nobody waits. While the other ranks have not
+come yet the driver sleeps in steps of up to 200 us and leaves the core to whoever computes; once they have,
+it polls.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Sequence
+from enum import Enum
+from typing import Any
+
+from disttrain.collectives.call import Call
+from disttrain.collectives.transport import Request
+
+Wait = tuple[Request, bool]
+"""Something in flight, and whether it waits for another rank to come (so that sleeping is in order)."""
+Steps = Generator[Wait, None, None]
+
+_SPIN_S = 50e-6  # a rank that comes this soon is met without the cost of a sleep
+_SLEEP_MIN_S, _SLEEP_MAX_S = 20e-6, 200e-6
+
+
+class Operation:
+    """One collective, or one message, on its way: the calls of this process's ranks and the steps to go."""
+
+    __slots__ = ("calls", "lane", "on_timeout", "patient", "since", "steps", "test")
+
+    def __init__(
+        self,
+        lane: Hashable,
+        calls: Sequence[Call],
+        steps: Steps,
+        on_timeout: Callable[["Operation", float], BaseException],
+    ) -> None:
+        self.lane = lane
+        self.calls = calls
+        self.steps = steps
+        self.on_timeout = on_timeout
+        self.test: Request | None = None
+        self.patient = False
+        self.since = 0.0
+
+    def finish(self, error: BaseException | None) -> None:
+        """Mark the calls as finished, each with an error of its own: they are raised in different threads."""
+        for call in self.calls:
+            if error is not None:
+                call.error = _copy(error)
+            call.finished = True
+
+
+class Pace(Enum):
+    """What one round of polling found."""
+
+    IDLE = "nothing is in flight"
+    MOVED = "something advanced"
+    PATIENT = "all wait for other ranks"
+    BUSY = "data is moving"
+
+
+class Progress:
+    """The operations in flight of one process."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._inbox: deque[Operation] = deque()
+        self._lanes: dict[Hashable, deque[Operation]] = {}
+        self._waiting = 0
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._stop = False
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is in flight."""
+        return bool(self._inbox or self._lanes)
+
+    def submit(self, operation: Operation) -> None:
+        """Queue ``operation`` behind those of its lane and start it if it is the first."""
+        self._inbox.append(operation)
+        if self._lock.acquire(blocking=False):  # else whoever holds it sees the inbox before it sleeps
+            try:
+                self._poll()
+            finally:
+                self._lock.release()
+        if self._thread is not None and self.active and not self._waiting:
+            self._wake.set()
+
+    def poll(self) -> None:
+        """Advance what can be advanced now."""
+        with self._lock:
+            self._poll()
+
+    def background(self) -> None:
+        """Keep what is in flight going while nobody waits for it."""
+        if not self.active:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="disttrain communication", daemon=True)
+            self._thread.start()
+        self._wake.set()
+
+    def drive(self, ready: Callable[[], Any]) -> None:
+        """Advance operations in this thread until ``ready()``."""
+        with self._lock:
+            self._waiting += 1
+            self._wake.clear()
+        pause = _Pause()
+        try:
+            while True:
+                with self._lock:
+                    pace = self._poll()
+                if ready():
+                    return
+                pause(pace)
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                if not self._waiting and self._thread is not None and self.active:
+                    self._wake.set()
+
+    def close(self) -> None:
+        """Stop the background thread."""
+        self._stop = True
+        if self._thread is not None:
+            self._wake.set()
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        pause = _Pause()
+        while True:
+            self._wake.wait()
+            if self._stop:
+                return
+            with self._lock:
+                pace = self._poll()
+                if pace is Pace.IDLE:
+                    self._wake.clear()
+                    if self._inbox:  # submitted after the poll, before the clear
+                        self._wake.set()
+            pause(pace)
+
+    def _poll(self) -> Pace:
+        while self._inbox:
+            operation = self._inbox.popleft()
+            self._lanes.setdefault(operation.lane, deque()).append(operation)
+        if not self._lanes:
+            return Pace.IDLE
+        moved = busy = False
+        for key, lane in list(self._lanes.items()):
+            while lane:
+                before = lane[0]
+                if not self._advance(lane):
+                    busy |= not before.patient
+                    break
+                moved = True
+            if not lane:
+                del self._lanes[key]
+        return Pace.MOVED if moved else Pace.BUSY if busy else Pace.PATIENT
+
+    def _advance(self, lane: deque[Operation]) -> bool:
+        """Advance the first operation of ``lane`` by one step; return whether it did."""
+        operation = lane[0]
+        try:
+            if operation.test is None:
+                operation.since = time.monotonic()
+            elif not operation.test():
+                waited = time.monotonic() - operation.since
+                if waited > self._timeout:
+                    error = operation.on_timeout(operation, waited)
+                    while lane:  # the lane is out of step with its peers for good
+                        lane.popleft().finish(error)
+                    return True
+                return False
+            operation.test, operation.patient = next(operation.steps)
+        except StopIteration:
+            lane.popleft().finish(None)
+        except BaseException as error:
+            lane.popleft().finish(error)
+            if not isinstance(error, Exception):
+                raise
+        return True
+
+
+class _Pause:
+    """How long to stay away between two polls: not at all, a yield of the core, or a sleep that grows."""
+
+    def __init__(self) -> None:
+        self._quiet_since = time.monotonic()
+        self._sleep = _SLEEP_MIN_S
+
+    def __call__(self, pace: Pace) -> None:
+        if pace is Pace.PATIENT:
+            if time.monotonic() - self._quiet_since < _SPIN_S:
+                os.sched_yield()
+            else:
+                time.sleep(self._sleep)
+                self._sleep = min(2 * self._sleep, _SLEEP_MAX_S)
+            return
+        self._quiet_since = time.monotonic()
+        self._sleep = _SLEEP_MIN_S
+        if pace is Pace.BUSY:
+            os.sched_yield()
+
+
+def _copy(error: BaseException) -> BaseException:
+    try:
+        twin = type(error)(*error.args)
+    except Exception:  # a constructor of other arguments: share the object, only its traceback gets mixed
+        return error
+    twin.__cause__ = error.__cause__ or error
+    return twin

@@ -1,0 +1,64 @@
+"""What a transport must be able to do: four ways to move bytes between processes, none of which blocks.
+
+Everything else (headers, matching, order of reduction, timeouts) is written once, on top of these.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from disttrain.kernels.arrays import Array
+
+Request = Callable[[], bool]
+"""Something in flight: call it to make progress; returns whether it has completed. Not called after that."""
+
+
+class Channel(Protocol):
+    """The processes of one group. Calls on a channel are made in the same order by all its processes."""
+
+    index: int
+    """Which of the channel's processes this is."""
+    size: int
+    """Number of processes of the channel."""
+
+    def gather_headers(self, mine: bytes) -> tuple[Request, bytearray]:
+        """Send ``mine`` to every process; the buffer holds all of them, in process order, once complete."""
+
+    def all_reduce(self, x: Array, op: str) -> Request:
+        """Reduce the flat array ``x`` in place, in whatever order the transport finds fastest.
+
+        ``x`` is of an integer type, float32 or float64; ``op`` is ``sum``, ``prod``, ``min`` or ``max``.
+        """
+
+    def exchange(
+        self,
+        sends: Sequence[tuple[int, Array]],
+        receives: Sequence[tuple[int, Array]],
+        lane: int = 0,
+    ) -> Request:
+        """Send each (process, flat array), receive into each (process, flat array).
+
+        The k-th array sent to a process meets the k-th that it receives from here on the same ``lane``.
+        Empty arrays are left out. ``lane`` keeps point-to-point traffic apart from collectives.
+        """
+
+    def narrow(self, processes: Sequence[int], tag: int) -> "Channel":
+        """Return a channel over some of the processes; called by exactly those, with the same ``tag``."""
+
+    def close(self) -> None:
+        """Free what the channel holds; nothing may be in flight."""
+
+
+class Transport(Protocol):
+    """How the processes of a job reach each other."""
+
+    name: str
+    world: Channel
+    """All processes of the job, in the order of ``WorkerEnv.process``."""
+    hosts: list[range]
+    """The ranks that each process hosts, by process."""
+
+    def abort(self, code: int) -> None:
+        """End all processes of the job at once, as far as the transport can."""
+
+    def close(self) -> None:
+        """End communication; all processes take part, and nothing can be sent afterwards."""
