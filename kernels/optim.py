@@ -45,7 +45,9 @@ def sgd_step(
         ValueError: arrays of different sizes, or momentum without a buffer.
     """
     if (momentum_buf is None) != (momentum == 0.0):
-        raise ValueError(f"momentum_buf must be an array exactly if momentum is not 0, got momentum={momentum}")
+        raise ValueError(
+            f"momentum_buf must be an array exactly if momentum is not 0, got momentum={momentum}"
+        )
     _check_flat(param, grad, momentum_buf)
     T = param.dtype.type
     keep = 0.0 if first_step else momentum
@@ -301,6 +303,10 @@ def _check_flat(*arrays: Array | None) -> None:
         if a is None:
             continue
         if a.dtype != first.dtype or a.dtype.char not in "fd":
-            raise TypeError(f"flat buffers must all be float32 or all float64, got {first.dtype} and {a.dtype}")
+            raise TypeError(
+                f"flat buffers must all be float32 or all float64, got {first.dtype} and {a.dtype}"
+            )
         if a.shape != first.shape or a.ndim != 1 or not a.flags.c_contiguous:
-            raise ValueError(f"flat buffers must be contiguous and of one size, got shapes {first.shape}, {a.shape}")
+            raise ValueError(
+                f"flat buffers must be contiguous and of one size, got shapes {first.shape}, {a.shape}"
+            )

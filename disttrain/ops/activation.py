@@ -1,0 +1,225 @@
+"""Activation functions. Half-precision arguments are computed in float32 and come back in their own type."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from disttrain.kernels import gelu as gelu_kernels
+from disttrain.kernels import softmax as softmax_kernels
+from disttrain.ops import elementwise, reduce
+from disttrain.ops.types import Array, Result, call, get_array_module, is_array
+
+Needs = tuple[bool, ...]
+Grads = tuple[Any, ...]
+
+
+def widen(x: Array) -> Array:
+    """Return half-precision ``x`` as float32, anything else as it is."""
+    return x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind in "fV" else x
+
+
+def _keep(condition: Any, g: Any) -> Any:
+    """Return ``g`` where ``condition`` holds, else 0 (also where ``g`` is not finite)."""
+    if is_array(g):
+        return get_array_module(g).where(condition, g, g.dtype.type(0))
+    return call(elementwise.where, condition, g, g * 0)
+
+
+def relu(x: Array) -> Result:
+    """``max(x, 0)``; NaN stays."""
+    y = get_array_module(x).maximum(x, x.dtype.type(0))
+    return y, (y,), relu_vjp
+
+
+def relu_vjp(g: Any, needs: Needs, y: Any) -> Grads:
+    return (_keep(y != 0, g),)  # y is never negative, and NaN lets the gradient pass, as in PyTorch
+
+
+def leaky_relu(x: Array, *, negative_slope: float) -> Result:
+    """``x`` where positive, else ``negative_slope * x``."""
+    y = get_array_module(x).where(x > 0, x, x * x.dtype.type(negative_slope))
+    return y, (x, negative_slope), leaky_relu_vjp
+
+
+def leaky_relu_vjp(g: Any, needs: Needs, x: Any, negative_slope: float) -> Grads:
+    slope = g.dtype.type(negative_slope) if is_array(g) else negative_slope
+    return (call(elementwise.where, x > 0, g, g * slope),)
+
+
+def elu(x: Array, *, alpha: float) -> Result:
+    """``x`` where positive, else ``alpha * (e ** x - 1)`` (Clevert et al. 2016)."""
+    xp = get_array_module(x)
+    wide = widen(x)
+    y = xp.where(wide > 0, wide, xp.expm1(xp.minimum(wide, 0)) * wide.dtype.type(alpha))
+    return y.astype(x.dtype, copy=False), (x, alpha), elu_vjp
+
+
+def elu_vjp(g: Any, needs: Needs, x: Any, alpha: float) -> Grads:
+    if is_array(g):
+        xp = get_array_module(g)
+        wide = widen(x)
+        slope = xp.where(wide > 0, wide.dtype.type(1), xp.exp(xp.minimum(wide, 0)) * wide.dtype.type(alpha))
+        return ((widen(g) * slope).astype(g.dtype, copy=False),)
+    below = (
+        call(elementwise.exp, call(elementwise.where, x > 0, x * 0, x)) * alpha
+    )  # no overflow where unused
+    return (call(elementwise.where, x > 0, g, g * below),)
+
+
+def sigmoid(x: Array) -> Result:
+    """``1 / (1 + e ** -x)``, without overflow."""
+    y = stable_sigmoid(widen(x)).astype(x.dtype, copy=False)
+    return y, (y,), sigmoid_vjp
+
+
+def sigmoid_vjp(g: Any, needs: Needs, y: Any) -> Grads:
+    return (g * (y * (1 - y)),)
+
+
+def stable_sigmoid(x: Array) -> Array:
+    """Return the logistic function of a float32 or float64 array: no overflow, no warning."""
+    xp = get_array_module(x)
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x >= 0, x.dtype.type(1), e) / (1 + e)
+
+
+def tanh(x: Array) -> Result:
+    """Hyperbolic tangent."""
+    y = get_array_module(x).tanh(widen(x)).astype(x.dtype, copy=False)
+    return y, (y,), tanh_vjp
+
+
+def tanh_vjp(g: Any, needs: Needs, y: Any) -> Grads:
+    return (g * (1 - y * y),)
+
+
+def silu(x: Array) -> Result:
+    """``x * sigmoid(x)``, also known as swish."""
+    wide = widen(x)
+    return (wide * stable_sigmoid(wide)).astype(x.dtype, copy=False), (x,), silu_vjp
+
+
+def silu_vjp(g: Any, needs: Needs, x: Any) -> Grads:
+    s = call(sigmoid, x)
+    return (g * (s * (x * (1 - s) + 1)),)
+
+
+def softplus(x: Array, *, beta: float, threshold: float) -> Result:
+    """``log(1 + e ** (beta * x)) / beta``, and ``x`` itself where ``beta * x`` is above ``threshold``."""
+    xp = get_array_module(x)
+    wide = widen(x)
+    z = wide * wide.dtype.type(beta)
+    y = xp.where(z > threshold, wide, xp.logaddexp(z, z.dtype.type(0)) / wide.dtype.type(beta))
+    return y.astype(x.dtype, copy=False), (x, beta, threshold), softplus_vjp
+
+
+def softplus_vjp(g: Any, needs: Needs, x: Any, beta: float, threshold: float) -> Grads:
+    z = x * (x.dtype.type(beta) if is_array(x) else beta)
+    return (call(elementwise.where, z > threshold, g, g * call(sigmoid, z)),)
+
+
+def erf(x: Array) -> Result:
+    """The error function."""
+    y = _flat(gelu_kernels.erf, x)
+    return y, (x,), erf_vjp
+
+
+def erf_vjp(g: Any, needs: Needs, x: Any) -> Grads:
+    slope = call(elementwise.exp, -(x * x))
+    factor = 2 / math.sqrt(math.pi)
+    return (g * (slope * (x.dtype.type(factor) if is_array(x) else factor)),)
+
+
+def gelu(x: Array, *, approximate: str = "none") -> Result:
+    """``x * Phi(x)`` (Hendrycks and Gimpel 2016); with ``approximate="tanh"`` its approximation by tanh.
+
+    Raises:
+        ValueError: ``approximate`` is neither ``"none"`` nor ``"tanh"``.
+    """
+    if approximate == "none":
+        return _flat(gelu_kernels.gelu, x), (x,), gelu_vjp
+    if approximate != "tanh":
+        raise ValueError(f'gelu: approximate must be "none" or "tanh", got {approximate!r}')
+    wide = widen(x)
+    t = get_array_module(x).tanh(wide * (_ROOT_2_BY_PI * (1 + _CUBE * wide * wide)))
+    return (0.5 * wide * (1 + t)).astype(x.dtype, copy=False), (x,), gelu_tanh_vjp
+
+
+def gelu_vjp(g: Any, needs: Needs, x: Any) -> Grads:
+    if is_array(g):
+        return (_flat(gelu_kernels.gelu_grad, g, x),)
+    cdf = (call(erf, x * math.sqrt(0.5)) + 1) * 0.5
+    density = call(elementwise.exp, x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
+    return (g * (cdf + x * density),)
+
+
+_ROOT_2_BY_PI = math.sqrt(2 / math.pi)
+_CUBE = 0.044715
+
+
+def gelu_tanh_vjp(g: Any, needs: Needs, x: Any) -> Grads:
+    wide, h = (widen(x), widen(g)) if is_array(g) else (x, g)
+    square = wide * wide
+    t = call(tanh, wide * ((square * _CUBE + 1) * _ROOT_2_BY_PI))
+    slope = (square * (3 * _CUBE) + 1) * _ROOT_2_BY_PI
+    gx = h * ((t + 1) * 0.5 + wide * (1 - t * t) * slope * 0.5)
+    return (gx.astype(g.dtype, copy=False) if is_array(g) else gx,)
+
+
+def softmax(x: Array, *, dim: int) -> Result:
+    """``e ** x`` over its sum along axis ``dim``."""
+    y = _rows(softmax_kernels.softmax, dim, x)
+    return y, (y, dim % max(x.ndim, 1)), softmax_vjp
+
+
+def softmax_vjp(g: Any, needs: Needs, y: Any, dim: int) -> Grads:
+    if is_array(g):
+        return (_rows(softmax_kernels.softmax_grad, dim, g, y),)
+    return (y * (g - call(reduce.sum, g * y, axes=(dim,) if y.ndim else (), keepdims=True)),)
+
+
+def log_softmax(x: Array, *, dim: int) -> Result:
+    """The logarithm of :func:`softmax`, exact where that is near zero."""
+    y = _rows(softmax_kernels.log_softmax, dim, x)
+    return y, (y, dim % max(x.ndim, 1)), log_softmax_vjp
+
+
+def log_softmax_vjp(g: Any, needs: Needs, y: Any, dim: int) -> Grads:
+    if is_array(g):
+        return (_rows(softmax_kernels.log_softmax_grad, dim, g, y),)
+    total = call(reduce.sum, g, axes=(dim,) if y.ndim else (), keepdims=True)
+    return (g - call(elementwise.exp, y) * total,)
+
+
+def _rows(kernel: Any, dim: int, *arrays: Array) -> Array:
+    """Run a kernel on rows along axis ``dim``."""
+    x = arrays[0]
+    xp = get_array_module(x)
+    if x.ndim == 0:
+        return kernel(*[widen(a).reshape(1, 1) for a in arrays]).reshape(()).astype(x.dtype, copy=False)
+    if not -x.ndim <= dim < x.ndim:
+        raise IndexError(f"dim must be in [{-x.ndim}, {x.ndim}) for shape {x.shape}, got {dim}")
+    moved = [xp.moveaxis(widen(a), dim, -1) for a in arrays]
+    size = moved[0].shape
+    if 0 in size:
+        return x.copy()
+    out = kernel(*[xp.ascontiguousarray(a).reshape(-1, size[-1]) for a in moved])
+    return xp.moveaxis(out.reshape(size), -1, dim).astype(x.dtype, copy=False)
+
+
+def _flat(kernel: Any, *arrays: Array) -> Array:
+    """Run a kernel of flat arrays, elementwise, and keep the layout of the first."""
+    x = arrays[0]
+    xp = get_array_module(x)
+    axes = _memory_order(x)
+    flat = [xp.ascontiguousarray(widen(a).transpose(axes)).reshape(-1) for a in arrays]
+    back = tuple(int(i) for i in np.argsort(axes))
+    out = kernel(*flat).reshape([x.shape[a] for a in axes]).transpose(back)
+    return out.astype(x.dtype, copy=False)
+
+
+def _memory_order(x: Array) -> tuple[int, ...]:
+    if x.flags.c_contiguous:
+        return tuple(range(x.ndim))
+    return tuple(sorted(range(x.ndim), key=lambda a: -x.strides[a]))

@@ -1,0 +1,43 @@
+"""Dropout. The random bits are an argument: whoever calls decides where they come from."""
+
+from typing import Any
+
+import numpy as np
+
+from disttrain.ops.types import Array, Result, is_array
+
+
+def dropout(x: Array, keep: Array, *, p: float) -> Result:
+    """``x / (1 - p)`` where kept, else 0 (Srivastava et al. 2014).
+
+    Args:
+        x: any floating point array.
+        keep: of the shape of ``x``: booleans (kept or not), or uint32 random bits, of which those are kept that
+            are at least ``p * 2**32``.
+        p: probability that an element is dropped, in [0, 1].
+
+    Raises:
+        ValueError: ``p`` is outside, or ``keep`` does not fit to ``x``.
+        TypeError: ``keep`` is neither boolean nor uint32.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: p must be in [0, 1], got {p}")
+    if keep.shape != x.shape:
+        raise ValueError(f"dropout: keep must have the shape of x, {x.shape}, got {keep.shape}")
+    if keep.dtype == np.uint32:
+        threshold = round(p * 2**32)
+        keep = keep >= np.uint32(threshold) if threshold < 2**32 else np.zeros_like(keep, np.bool_)
+    elif keep.dtype != np.bool_:
+        raise TypeError(f"dropout: keep must be bool or uint32, got {keep.dtype}")
+    scale = 1 / (1 - p) if p < 1 else 0.0
+    return _masked(x, keep, scale), (keep, scale), dropout_vjp
+
+
+def dropout_vjp(g: Any, needs: tuple[bool, ...], keep: Any, scale: float) -> tuple[Any, ...]:
+    if is_array(g):
+        return _masked(g, keep, scale), None
+    return g * keep * scale, None
+
+
+def _masked(x: Array, keep: Array, scale: float) -> Array:
+    return (x * keep) * x.dtype.type(scale)

@@ -1,0 +1,83 @@
+"""GELU (Hendrycks and Gimpel 2016) of each element of a flat array, float32 or float64."""
+
+import math
+
+import numpy
+
+from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.kernels.jit import erf as scalar_erf
+from disttrain.kernels.jit import exp as scalar_exp
+from disttrain.kernels.jit import jit
+
+_ROOT_HALF = math.sqrt(0.5)
+_DENSITY = 1 / math.sqrt(2 * math.pi)
+
+
+def erf(x: Array) -> Array:
+    """Return the error function of each element of a flat contiguous array."""
+    if get_array_module(x) is not numpy:
+        return erf_reference(x)
+    out = numpy.empty_like(x)
+    _erf(x, out)
+    return out
+
+
+def erf_reference(x: Array) -> Array:
+    """What :func:`erf` must equal up to rounding."""
+    if get_array_module(x) is not numpy:
+        from cupyx.scipy.special import erf as cupy_erf
+
+        return cupy_erf(x)
+    return numpy.array([math.erf(v) for v in x.tolist()], x.dtype)
+
+
+@jit
+def _erf(x, out):  # type: ignore[no-untyped-def]
+    for i in range(x.size):
+        out[i] = scalar_erf(x[i])
+
+
+def gelu(x: Array) -> Array:
+    """Return ``x * Phi(x)``, where Phi is the normal distribution function."""
+    if get_array_module(x) is not numpy:
+        return gelu_reference(x)
+    out = numpy.empty_like(x)
+    _gelu(x, x.dtype.type(_ROOT_HALF), out)
+    return out
+
+
+def gelu_reference(x: Array) -> Array:
+    """What :func:`gelu` must equal up to rounding."""
+    return x * 0.5 * (1 + erf_reference(x * _ROOT_HALF))
+
+
+@jit
+def _gelu(x, root_half, out):  # type: ignore[no-untyped-def]
+    half, one = x.dtype.type(0.5), x.dtype.type(1)
+    for i in range(x.size):
+        out[i] = x[i] * half * (one + scalar_erf(x[i] * root_half))
+
+
+def gelu_grad(g: Array, x: Array) -> Array:
+    """Return ``g * (Phi(x) + x * phi(x))``: the gradient of the input of :func:`gelu`."""
+    if get_array_module(g) is not numpy:
+        return gelu_grad_reference(g, x)
+    out = numpy.empty_like(x)
+    T = x.dtype.type
+    _gelu_grad(g, x, T(_ROOT_HALF), T(_DENSITY), out)
+    return out
+
+
+def gelu_grad_reference(g: Array, x: Array) -> Array:
+    """What :func:`gelu_grad` must equal up to rounding."""
+    xp = get_array_module(x)
+    return g * (0.5 * (1 + erf_reference(x * _ROOT_HALF)) + x * (_DENSITY * xp.exp(-0.5 * x * x)))
+
+
+@jit
+def _gelu_grad(g, x, root_half, density, out):  # type: ignore[no-untyped-def]
+    half, one = x.dtype.type(0.5), x.dtype.type(1)
+    for i in range(x.size):
+        v = x[i]
+        cdf = half * (one + scalar_erf(v * root_half))
+        out[i] = g[i] * (cdf + v * (density * scalar_exp(-half * v * v)))

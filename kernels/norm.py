@@ -1,0 +1,189 @@
+"""Normalisation. Arrays are float32 or float64; sums over more than one row accumulate in float64."""
+
+import numpy
+
+from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.kernels.jit import jit
+
+
+def channel_moments(x: Array) -> tuple[Array, Array]:
+    """Return mean and biased variance of each column of ``x`` (M rows, C channels), in float64. M is not 0."""
+    if get_array_module(x) is not numpy:
+        return channel_moments_reference(x)
+    mean, var = numpy.zeros(x.shape[1]), numpy.zeros(x.shape[1])
+    _channel_moments(x, mean, var)
+    return mean, var
+
+
+def channel_moments_reference(x: Array) -> tuple[Array, Array]:
+    """What :func:`channel_moments` must equal up to rounding."""
+    xp = get_array_module(x)
+    return x.mean(0, dtype=xp.float64), x.var(0, dtype=xp.float64)
+
+
+@jit
+def _channel_moments(x, mean, var):  # type: ignore[no-untyped-def]
+    M, C = x.shape
+    for m in range(M):
+        for c in range(C):
+            mean[c] += x[m, c]
+    for c in range(C):
+        mean[c] /= M
+    for m in range(M):
+        for c in range(C):
+            d = x[m, c] - mean[c]
+            var[c] += d * d
+    for c in range(C):
+        var[c] /= M
+
+
+def channel_affine(x: Array, scale: Array, shift: Array) -> Array:
+    """Return ``x * scale + shift`` for ``x`` (M, C) and one scale and shift per channel, in the type of ``x``."""
+    if get_array_module(x) is not numpy:
+        return channel_affine_reference(x, scale, shift)
+    out = numpy.empty_like(x)
+    _channel_affine(x, scale.astype(x.dtype, copy=False), shift.astype(x.dtype, copy=False), out)
+    return out
+
+
+def channel_affine_reference(x: Array, scale: Array, shift: Array) -> Array:
+    """What :func:`channel_affine` must equal."""
+    return x * scale.astype(x.dtype) + shift.astype(x.dtype)
+
+
+@jit
+def _channel_affine(x, scale, shift, out):  # type: ignore[no-untyped-def]
+    M, C = x.shape
+    for m in range(M):
+        for c in range(C):
+            out[m, c] = x[m, c] * scale[c] + shift[c]
+
+
+def channel_grad_sums(g: Array, x: Array, mean: Array) -> tuple[Array, Array]:
+    """Return for each channel the sums of ``g`` and of ``g * (x - mean)``, in float64, for (M, C) arrays."""
+    if get_array_module(g) is not numpy:
+        return channel_grad_sums_reference(g, x, mean)
+    total, dot = numpy.zeros(g.shape[1]), numpy.zeros(g.shape[1])
+    _channel_grad_sums(g, x, mean.astype(numpy.float64, copy=False), total, dot)
+    return total, dot
+
+
+def channel_grad_sums_reference(g: Array, x: Array, mean: Array) -> tuple[Array, Array]:
+    """What :func:`channel_grad_sums` must equal up to rounding."""
+    xp = get_array_module(g)
+    return g.sum(0, dtype=xp.float64), (g * (x - mean.astype(xp.float64))).sum(0)
+
+
+@jit
+def _channel_grad_sums(g, x, mean, total, dot):  # type: ignore[no-untyped-def]
+    M, C = g.shape
+    for m in range(M):
+        for c in range(C):
+            total[c] += g[m, c]
+            dot[c] += g[m, c] * (x[m, c] - mean[c])
+
+
+def channel_grad(g: Array, x: Array, a: Array, b: Array, c: Array) -> Array:
+    """Return ``g * a + x * b + c`` for (M, C) arrays and one coefficient of each kind per channel."""
+    if get_array_module(g) is not numpy:
+        return channel_grad_reference(g, x, a, b, c)
+    out = numpy.empty_like(g)
+    T = g.dtype
+    _channel_grad(g, x, a.astype(T, copy=False), b.astype(T, copy=False), c.astype(T, copy=False), out)
+    return out
+
+
+def channel_grad_reference(g: Array, x: Array, a: Array, b: Array, c: Array) -> Array:
+    """What :func:`channel_grad` must equal."""
+    return g * a.astype(g.dtype) + x * b.astype(g.dtype) + c.astype(g.dtype)
+
+
+@jit
+def _channel_grad(g, x, a, b, c, out):  # type: ignore[no-untyped-def]
+    M, C = g.shape
+    for m in range(M):
+        for k in range(C):
+            out[m, k] = g[m, k] * a[k] + x[m, k] * b[k] + c[k]
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Return each row of ``x`` (M, K) normalised, times ``weight`` plus ``bias`` (K); and mean and 1 / std (M)."""
+    if get_array_module(x) is not numpy:
+        return layer_norm_reference(x, weight, bias, eps)
+    out = numpy.empty_like(x)
+    mean, rstd = numpy.empty(len(x), x.dtype), numpy.empty(len(x), x.dtype)
+    _layer_norm(x, weight, bias, eps, out, mean, rstd)
+    return out, mean, rstd
+
+
+def layer_norm_reference(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
+    """What :func:`layer_norm` must equal up to rounding."""
+    xp = get_array_module(x)
+    mean = x.mean(1, dtype=xp.float64, keepdims=True)
+    rstd = 1 / xp.sqrt(x.var(1, dtype=xp.float64, keepdims=True) + eps)
+    out = ((x - mean) * rstd * weight + bias).astype(x.dtype)
+    return out, mean[:, 0].astype(x.dtype), rstd[:, 0].astype(x.dtype)
+
+
+@jit(fastmath={"reassoc", "contract", "nsz"})
+def _layer_norm(x, weight, bias, eps, out, mean, rstd):  # type: ignore[no-untyped-def]
+    M, K = x.shape
+    for m in range(M):
+        row, to = x[m], out[m]
+        total = 0.0
+        for k in range(K):
+            total += row[k]
+        mu = total / K
+        square = 0.0
+        for k in range(K):
+            d = row[k] - mu
+            square += d * d
+        r = 1.0 / numpy.sqrt(square / K + eps)
+        mean[m] = mu
+        rstd[m] = r
+        for k in range(K):
+            to[k] = (row[k] - mean[m]) * rstd[m] * weight[k] + bias[k]
+
+
+def layer_norm_grad(
+    g: Array, x: Array, weight: Array, mean: Array, rstd: Array
+) -> tuple[Array, Array, Array]:
+    """Return the gradients of ``x`` (M, K), ``weight`` and ``bias`` (K, float64 sums over the rows in order)."""
+    if get_array_module(g) is not numpy:
+        return layer_norm_grad_reference(g, x, weight, mean, rstd)
+    gx = numpy.empty_like(g)
+    gw, gb = numpy.zeros(g.shape[1]), numpy.zeros(g.shape[1])
+    _layer_norm_grad(g, x, weight, mean, rstd, gx, gw, gb)
+    return gx, gw.astype(g.dtype), gb.astype(g.dtype)
+
+
+def layer_norm_grad_reference(
+    g: Array, x: Array, weight: Array, mean: Array, rstd: Array
+) -> tuple[Array, Array, Array]:
+    """What :func:`layer_norm_grad` must equal up to rounding."""
+    xp = get_array_module(g)
+    xhat = (x - mean[:, None]) * rstd[:, None]
+    h = g * weight
+    gx = rstd[:, None] * (h - h.mean(1, keepdims=True) - xhat * (h * xhat).mean(1, keepdims=True))
+    gw, gb = (g * xhat).sum(0, dtype=xp.float64), g.sum(0, dtype=xp.float64)
+    return gx, gw.astype(g.dtype), gb.astype(g.dtype)
+
+
+@jit(fastmath={"reassoc", "contract", "nsz"})
+def _layer_norm_grad(g, x, weight, mean, rstd, gx, gw, gb):  # type: ignore[no-untyped-def]
+    M, K = g.shape
+    for m in range(M):
+        mu, r = mean[m], rstd[m]
+        a = b = 0.0
+        for k in range(K):
+            xhat = (x[m, k] - mu) * r
+            h = g[m, k] * weight[k]
+            a += h
+            b += h * xhat
+            gw[k] += g[m, k] * xhat
+            gb[k] += g[m, k]
+        a /= K
+        b /= K
+        for k in range(K):
+            xhat = (x[m, k] - mu) * r
+            gx[m, k] = r * (g[m, k] * weight[k] - a - xhat * b)

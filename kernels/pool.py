@@ -1,0 +1,159 @@
+"""Pooling of images in channels-last memory.
+
+Images are (N, C, H, W) in shape, of any layout; results are views of (N, OH, OW, C) memory. Floating point
+arrays are float32 or float64.
+"""
+
+import numpy
+
+from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.kernels.conv import Pair, Window, to_channels_last
+from disttrain.kernels.jit import jit
+
+
+def max_pool2d(x: Array, window: Window, out_size: Pair) -> tuple[Array, Array]:
+    """Return the largest element of each window and where it is in the image, ``row * W + column`` (int32).
+
+    The first of equal ones counts, and NaN is larger than anything. Padding never counts.
+    """
+    if get_array_module(x) is not numpy:
+        return max_pool2d_reference(x, window, out_size)
+    x = to_channels_last(x)
+    N, _, _, C = x.shape
+    out = numpy.empty((N, *out_size, C), x.dtype)
+    where = numpy.empty(out.shape, numpy.int32)
+    _max_pool(x, out, where, tuple(n for pair in window for n in pair))
+    return out.transpose(0, 3, 1, 2), where.transpose(0, 3, 1, 2)
+
+
+def max_pool2d_reference(x: Array, window: Window, out_size: Pair) -> tuple[Array, Array]:
+    """What :func:`max_pool2d` must equal."""
+    xp = get_array_module(x)
+    N, C, H, W = x.shape
+    out = xp.full((N, C, *out_size), -xp.inf, x.dtype)
+    where = xp.full(out.shape, -1, xp.int32)
+    for inside, seen, start in _taps(window, (H, W), out_size):
+        v = x[(..., *seen)]
+        rows = start[0] + window.stride[0] * xp.arange(v.shape[2])
+        cols = start[1] + window.stride[1] * xp.arange(v.shape[3])
+        best, at = out[(..., *inside)], where[(..., *inside)]
+        better = (v > best) | xp.isnan(v) | (at < 0)
+        best[...] = xp.where(better, v, best)
+        at[...] = xp.where(better, rows[:, None] * W + cols, at)
+    return out, where
+
+
+def _taps(window: Window, size: Pair, out_size: Pair):  # type: ignore[no-untyped-def]
+    """Yield for each place in the window: the outputs it is inside the image for, what they see, and from where."""
+    (KH, KW), (sh, sw), (ph, pw), (dh, dw) = window
+    for i in range(KH):
+        for j in range(KW):
+            ranges = []
+            for k, s, p, d, n, o in (
+                (i, sh, ph, dh, size[0], out_size[0]),
+                (j, sw, pw, dw, size[1], out_size[1]),
+            ):
+                offset = k * d - p
+                first = max(0, -(offset // s))
+                last = min(o, (n - 1 - offset) // s + 1)
+                ranges.append((first, max(first, last), first * s + offset))
+            (a, b, y), (c, e, x) = ranges
+            if a < b and c < e:
+                seen = slice(y, y + (b - a - 1) * sh + 1, sh), slice(x, x + (e - c - 1) * sw + 1, sw)
+                yield (slice(a, b), slice(c, e)), seen, (y, x)
+
+
+@jit
+def _max_pool(x, out, where, window):  # type: ignore[no-untyped-def]
+    KH, KW, sh, sw, ph, pw, dh, dw = window
+    _, H, W, C = x.shape
+    N, OH, OW, _ = out.shape
+    flat = x.reshape(-1)
+    for n in range(N):
+        for oh in range(OH):
+            for ow in range(OW):
+                best, at = out[n, oh, ow], where[n, oh, ow]
+                empty = True
+                for i in range(KH):
+                    ih = oh * sh - ph + i * dh
+                    if ih < 0 or ih >= H:
+                        continue
+                    for j in range(KW):
+                        iw = ow * sw - pw + j * dw
+                        if iw < 0 or iw >= W:
+                            continue
+                        place = numpy.int32(ih * W + iw)
+                        base = ((n * H + ih) * W + iw) * C
+                        if empty:
+                            empty = False
+                            for c in range(C):
+                                best[c] = flat[base + c]
+                                at[c] = place
+                            continue
+                        for c in range(C):
+                            v = flat[base + c]
+                            old = best[c]
+                            better = (v > old) | (v != v)
+                            best[c] = v if better else old
+                            at[c] = place if better else at[c]
+                if empty:
+                    best[:] = -numpy.inf
+                    at[:] = -1
+
+
+def max_pool2d_input_grad(g: Array, where: Array, size: Pair) -> Array:
+    """Return ``g`` (N, C, OH, OW) added up at the places ``where`` of an image of ``size``."""
+    if get_array_module(g) is not numpy:
+        return max_pool2d_input_grad_reference(g, where, size)
+    g, where = to_channels_last(g), to_channels_last(where)
+    gx = numpy.zeros((g.shape[0], *size, g.shape[3]), g.dtype)
+    _scatter_pixels(g, where, gx)
+    return gx.transpose(0, 3, 1, 2)
+
+
+def max_pool2d_input_grad_reference(g: Array, where: Array, size: Pair) -> Array:
+    """What :func:`max_pool2d_input_grad` must equal."""
+    xp = get_array_module(g)
+    N, C = g.shape[:2]
+    gx = xp.zeros((N * C, size[0] * size[1]), g.dtype)
+    at = where.reshape(N * C, -1)
+    kept = at >= 0
+    rows = xp.broadcast_to(xp.arange(N * C)[:, None], at.shape)
+    xp.add.at(gx, (rows[kept], at[kept]), g.reshape(N * C, -1)[kept])
+    return gx.reshape(N, C, *size)
+
+
+@jit
+def _scatter_pixels(g, where, gx):  # type: ignore[no-untyped-def]
+    N, H, W, C = gx.shape
+    _, OH, OW, _ = g.shape
+    flat = gx.reshape(-1)
+    for n in range(N):
+        for oh in range(OH):
+            for ow in range(OW):
+                for c in range(C):
+                    at = where[n, oh, ow, c]
+                    if at >= 0:
+                        flat[(n * H * W + at) * C + c] += g[n, oh, ow, c]
+
+
+def sum_pool2d(x: Array, window: Window, out_size: Pair) -> Array:
+    """Return the sum over each window, padding counting as zero."""
+    xp = get_array_module(x)
+    x = to_channels_last(x).transpose(0, 3, 1, 2)
+    N, C, H, W = x.shape
+    out = xp.zeros((N, *out_size, C), x.dtype).transpose(0, 3, 1, 2)
+    for inside, seen, _ in _taps(window, (H, W), out_size):
+        out[(..., *inside)] += x[(..., *seen)]
+    return out
+
+
+def sum_pool2d_input_grad(g: Array, window: Window, size: Pair) -> Array:
+    """Return the gradient of the input of :func:`sum_pool2d`, an image of ``size``."""
+    xp = get_array_module(g)
+    g = to_channels_last(g).transpose(0, 3, 1, 2)
+    N, C, OH, OW = g.shape
+    gx = xp.zeros((N, *size, C), g.dtype).transpose(0, 3, 1, 2)
+    for inside, seen, _ in _taps(window, size, (OH, OW)):
+        gx[(..., *seen)] += g[(..., *inside)]
+    return gx

@@ -1,0 +1,254 @@
+"""Softmax and cross-entropy over the rows of a matrix, float32 or float64, C-contiguous.
+
+Each element is read once or twice while its row is in the cache. The maximum is taken off first (no overflow).
+"""
+
+import numpy
+
+from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.kernels.jit import exp, jit
+
+_ROW_SUM = {"reassoc", "contract", "nsz"}
+
+
+def softmax(x: Array) -> Array:
+    """Return ``exp(x)`` over its sum, row by row, for ``x`` (M, K)."""
+    if get_array_module(x) is not numpy:
+        return softmax_reference(x)
+    out = numpy.empty_like(x)
+    if out.size:
+        _softmax(x, out)
+    return out
+
+
+def softmax_reference(x: Array) -> Array:
+    """What :func:`softmax` must equal up to rounding."""
+    xp = get_array_module(x)
+    e = xp.exp(x - x.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+@jit(fastmath=_ROW_SUM)
+def _softmax(x, out):  # type: ignore[no-untyped-def]
+    M, K = x.shape
+    for m in range(M):
+        row, to = x[m], out[m]
+        top = row[0]
+        for k in range(1, K):
+            top = row[k] if row[k] > top else top
+        total = x.dtype.type(0)
+        for k in range(K):
+            e = exp(row[k] - top)
+            to[k] = e
+            total += e
+        for k in range(K):
+            to[k] = to[k] / total
+
+
+def softmax_grad(g: Array, y: Array) -> Array:
+    """Return ``y * (g - sum(g * y))`` row by row: the gradient of the input of :func:`softmax`, whose output is y."""
+    if get_array_module(g) is not numpy:
+        return softmax_grad_reference(g, y)
+    out = numpy.empty_like(g)
+    _softmax_grad(g, y, out)
+    return out
+
+
+def softmax_grad_reference(g: Array, y: Array) -> Array:
+    """What :func:`softmax_grad` must equal up to rounding."""
+    return y * (g - (g * y).sum(1, keepdims=True))
+
+
+@jit(fastmath=_ROW_SUM)
+def _softmax_grad(g, y, out):  # type: ignore[no-untyped-def]
+    M, K = g.shape
+    for m in range(M):
+        dot = g.dtype.type(0)
+        for k in range(K):
+            dot += g[m, k] * y[m, k]
+        for k in range(K):
+            out[m, k] = y[m, k] * (g[m, k] - dot)
+
+
+def log_softmax(x: Array) -> Array:
+    """Return ``log(softmax(x))`` row by row, for ``x`` (M, K)."""
+    if get_array_module(x) is not numpy:
+        return log_softmax_reference(x)
+    out = numpy.empty_like(x)
+    if out.size:
+        _log_softmax(x, row_stats(x), out)
+    return out
+
+
+def log_softmax_reference(x: Array) -> Array:
+    """What :func:`log_softmax` must equal up to rounding."""
+    top, log_total = row_stats_reference(x)
+    return (x - top[:, None]) - log_total[:, None]
+
+
+@jit
+def _log_softmax(x, stats, out):  # type: ignore[no-untyped-def]
+    M, K = x.shape
+    for m in range(M):
+        for k in range(K):
+            out[m, k] = (x[m, k] - stats[0, m]) - stats[1, m]
+
+
+def log_softmax_grad(g: Array, y: Array) -> Array:
+    """Return ``g - exp(y) * sum(g)`` row by row: the gradient of the input of :func:`log_softmax`."""
+    if get_array_module(g) is not numpy:
+        return log_softmax_grad_reference(g, y)
+    out = numpy.empty_like(g)
+    _log_softmax_grad(g, y, out)
+    return out
+
+
+def log_softmax_grad_reference(g: Array, y: Array) -> Array:
+    """What :func:`log_softmax_grad` must equal up to rounding."""
+    return g - get_array_module(g).exp(y) * g.sum(1, keepdims=True)
+
+
+@jit(fastmath=_ROW_SUM)
+def _log_softmax_grad(g, y, out):  # type: ignore[no-untyped-def]
+    M, K = g.shape
+    for m in range(M):
+        total = g.dtype.type(0)
+        for k in range(K):
+            total += g[m, k]
+        for k in range(K):
+            out[m, k] = g[m, k] - exp(y[m, k]) * total
+
+
+def row_stats(x: Array) -> Array:
+    """Return (2, M): the maximum of each row of ``x`` (M, K > 0) and the log of the sum of ``exp(x - maximum)``."""
+    if get_array_module(x) is not numpy:
+        return row_stats_reference(x)
+    stats = numpy.empty((2, len(x)), x.dtype)
+    if x.size:
+        _row_stats(x, stats)
+    return stats
+
+
+def row_stats_reference(x: Array) -> Array:
+    """What :func:`row_stats` must equal up to rounding."""
+    xp = get_array_module(x)
+    top = x.max(1)
+    return xp.stack([top, xp.log(xp.exp(x - top[:, None]).sum(1))])
+
+
+@jit(fastmath=_ROW_SUM)
+def _row_stats(x, stats):  # type: ignore[no-untyped-def]
+    M, K = x.shape
+    for m in range(M):
+        row = x[m]
+        top = row[0]
+        for k in range(1, K):
+            top = row[k] if row[k] > top else top
+        total = x.dtype.type(0)
+        for k in range(K):
+            total += exp(row[k] - top)
+        stats[0, m] = top
+        stats[1, m] = numpy.log(total)
+
+
+def cross_entropy(
+    x: Array, target: Array, weight: Array, smoothing: float, ignore: int
+) -> tuple[Array, Array]:
+    """Return the loss of each row of ``x`` (M, K), and :func:`row_stats` of ``x`` for the gradient.
+
+    Args:
+        x: scores.
+        target: the class of each row, int64, each in [0, K) or ``ignore``.
+        weight: weight of each class, K elements of the type of ``x``.
+        smoothing: part of the target spread evenly over all classes.
+        ignore: the class of rows whose loss is 0.
+    """
+    stats = row_stats(x)
+    if get_array_module(x) is not numpy:
+        return _cross_entropy_of(x, target, weight, smoothing, ignore, stats), stats
+    loss = numpy.empty(len(x), x.dtype)
+    _cross_entropy(x, target, weight, x.dtype.type(smoothing), ignore, stats, loss)
+    return loss, stats
+
+
+def cross_entropy_reference(
+    x: Array, target: Array, weight: Array, smoothing: float, ignore: int
+) -> tuple[Array, Array]:
+    """What :func:`cross_entropy` must equal up to rounding."""
+    stats = row_stats_reference(x)
+    return _cross_entropy_of(x, target, weight, smoothing, ignore, stats), stats
+
+
+def _cross_entropy_of(
+    x: Array, target: Array, weight: Array, smoothing: float, ignore: int, stats: Array
+) -> Array:
+    xp = get_array_module(x)
+    cost = -((x - stats[0][:, None]) - stats[1][:, None])
+    hot = xp.where(target == ignore, 0, target)
+    loss = (1 - smoothing) * weight[hot] * xp.take_along_axis(cost, hot[:, None], 1)[:, 0]
+    if smoothing:
+        loss = loss + smoothing / x.shape[1] * (cost * weight).sum(1)
+    return xp.where(target == ignore, x.dtype.type(0), loss)
+
+
+@jit(fastmath=_ROW_SUM)
+def _cross_entropy(x, target, weight, smoothing, ignore, stats, loss):  # type: ignore[no-untyped-def]
+    M, K = x.shape
+    for m in range(M):
+        t = target[m]
+        if t == ignore:
+            loss[m] = 0
+            continue
+        top, log_total = stats[0, m], stats[1, m]
+        one = (1 - smoothing) * weight[t] * (log_total - (x[m, t] - top))
+        if smoothing != 0:
+            spread = x.dtype.type(0)
+            for k in range(K):
+                spread += weight[k] * (log_total - (x[m, k] - top))
+            one += smoothing / K * spread
+        loss[m] = one
+
+
+def cross_entropy_grad(
+    g: Array, x: Array, target: Array, weight: Array, smoothing: float, ignore: int, stats: Array
+) -> Array:
+    """Return the gradient of ``x`` (M, K), given that of each row's loss, ``g`` (M)."""
+    if get_array_module(x) is not numpy:
+        return cross_entropy_grad_reference(g, x, target, weight, smoothing, ignore, stats)
+    out = numpy.empty_like(x)
+    T = x.dtype.type
+    _cross_entropy_grad(g, x, target, weight, T(smoothing), ignore, stats, weight.sum(), out)
+    return out
+
+
+def cross_entropy_grad_reference(
+    g: Array, x: Array, target: Array, weight: Array, smoothing: float, ignore: int, stats: Array
+) -> Array:
+    """What :func:`cross_entropy_grad` must equal up to rounding."""
+    xp = get_array_module(x)
+    K = x.shape[1]
+    p = xp.exp((x - stats[0][:, None]) - stats[1][:, None])
+    hot = (target[:, None] == xp.arange(K)) * (1 - smoothing) + smoothing / K
+    wanted = hot * weight
+    out = g[:, None] * (p * wanted.sum(1, keepdims=True) - wanted)
+    return xp.where((target == ignore)[:, None], 0, out).astype(x.dtype)
+
+
+@jit
+def _cross_entropy_grad(  # type: ignore[no-untyped-def]
+    g, x, target, weight, smoothing, ignore, stats, weight_sum, out
+):
+    M, K = x.shape
+    each = smoothing / x.dtype.type(K)
+    for m in range(M):
+        t = target[m]
+        if t == ignore:
+            for k in range(K):
+                out[m, k] = 0
+            continue
+        hot = (1 - smoothing) * weight[t]
+        total = hot + each * weight_sum
+        top, log_total, gm = stats[0, m], stats[1, m], g[m]
+        for k in range(K):
+            out[m, k] = gm * (exp((x[m, k] - top) - log_total) * total - each * weight[k])
+        out[m, t] -= gm * hot
