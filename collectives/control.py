@@ -1,7 +1,7 @@
 """The control plane as the workers see it: what its messages are, and how a worker sends one.
 
-A message is one JSON object of a closed list of kinds (:data:`KINDS`), of :data:`MAX_BYTES` bytes at most; nothing
-on this wire is ever unpickled or evaluated. The launcher's side is ``disttrain.launcher.control_plane``.
+A message is one JSON object of a closed list of kinds (:data:`KINDS`), of :data:`MAX_BYTES` bytes at most;
+nothing on this wire is ever unpickled or evaluated. ``disttrain.launcher.control_plane`` is the other side.
 """
 
 import json

@@ -22,7 +22,7 @@ from disttrain.launcher import guardian, pmi
 from disttrain.launcher.config import LaunchConfig
 from disttrain.launcher.control_plane import ControlPlane
 from disttrain.launcher.logs import LogPump
-from disttrain.launcher.report import Failure, RunReport, describe_signal, name_ranks, order
+from disttrain.launcher.report import Failure, RunReport, describe_end, describe_signal, name_ranks, order
 from disttrain.launcher.rundir import RunDirectory
 
 GRACE: Final = 2.0
@@ -215,7 +215,8 @@ class Agent:
                 continue
             worker.ends[message["rank"]] = message
             if message["code"] != 0:
-                self._fail(worker, _what(message), message["code"], message=message)
+                what = describe_end(message["error"], message["message"], message["code"])
+                self._fail(worker, what, message["code"], message=message)
 
     def _on_pmi(self, process: int, connection: socket.socket) -> None:
         barriers = self._pmi.barriers
@@ -286,7 +287,7 @@ class Agent:
         worker.failed = True
         settle = time.monotonic() + (SETTLE_FOLLOWER if follower else SETTLE)
         self._kill_at = settle if self._kill_at is None else min(self._kill_at, settle)
-        if all(w.failed or not w.running for w in self._workers):
+        if all(not w.running or len(w.ends) == w.env.hosted for w in self._workers):
             self._kill_at = time.monotonic()
 
     # -- ending --------------------------------------------------------------------------------------------
@@ -385,12 +386,3 @@ class Agent:
         except subprocess.TimeoutExpired:
             self._guardian.kill()
             self._guardian.wait()
-
-
-def _what(end: Message) -> str:
-    """Return what the end of a rank was, for the headline of the report."""
-    if end["error"] == "SystemExit":
-        return f"left with sys.exit({end['message']!r})"
-    if end["error"]:
-        return f"raised {end['error']}" + (f": {end['message']}" if end["message"] else "")
-    return f"left with exit code {end['code']} (sys.exit)"

@@ -104,7 +104,7 @@ def _check_ranks(ranks: int, processes: int) -> None:
     if ranks < 1 or ranks & (ranks - 1):
         below = 1 << max(ranks, 1).bit_length() - 1
         raise ConfigError(
-            f"--ranks must be a power of two, got {ranks}; try --ranks {below} or --ranks {2 * below}"
+            f"the number of ranks must be a power of two, got {ranks}; try {below} or {2 * below}"
         )
     if ranks < processes:
         raise ConfigError(

@@ -1,9 +1,8 @@
 """Nothing left behind: ending what a job started, and the small process that does it if the launcher cannot.
 
-Runs as a file of its own, ``python -I -S guardian.py``, with nothing but the standard library, so that it is up
-within a few milliseconds. It reads lines from its standard input: ``run ID DIRECTORY``, ``session SID`` and
-``shm NAME``. ``done`` means that the launcher has cleaned up by itself; the end of the input without it, that the
-launcher is dead.
+Runs as a file of its own, ``python -I -S guardian.py``, with nothing but the standard library, so that it is
+up within a few milliseconds. It reads lines: ``run ID DIRECTORY``, ``session SID``, ``shm NAME``. ``done``
+means that the launcher has cleaned up by itself; the end of the input without it, that the launcher is dead.
 """
 
 import os

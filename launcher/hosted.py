@@ -3,38 +3,36 @@
 import io
 import os
 import sys
-from collections.abc import Callable
 from types import ModuleType
-from typing import IO
+from typing import BinaryIO, Final, TextIO
 
 from disttrain.collectives.env import WorkerEnv, hosted_env
 from disttrain.collectives.errors import RankFailed
 from disttrain.collectives.local import run_ranks
-from disttrain.launcher.program import Outcome, Program, describe, outcome_of
+from disttrain.launcher.program import Outcome, Program, describe
+
+_BY_RANK: Final = ("RANK", "LOCAL_RANK")
 
 
 class RankStream(io.TextIOBase):
-    """A text stream that puts ``[rank]`` before each line that a rank writes, and never cuts lines into each other.
+    """A text stream that puts ``[rank]`` before each line of a rank and never cuts lines into each other.
 
-    The unfinished line of a rank waits until it is finished; a flush lets it through, as for a prompt, but then the
-    next rank begins on a new line.
+    An unfinished line waits until it is finished. On a terminal a flush lets it through, as for a prompt or a
+    progress bar; if another rank writes next, that begins on a new line.
     """
 
-    def __init__(self, target: IO[str]) -> None:
+    def __init__(self, target: TextIO) -> None:
         self._target = target
         self._pending: dict[int, str] = {}
         self._open: int | None = None  # the rank whose unfinished line is on the screen
 
     def write(self, text: str) -> int:
         env = hosted_env()
-        if env is None:
+        if env is None:  # no rank: the debugged process itself, or a thread that the script has started
             return self._target.write(text)
         *lines, rest = (self._pending.pop(env.rank, "") + text).split("\n")
         for line in lines:
             self._put(env.rank, line + "\n")
-        if "\r" in rest:  # a progress bar: only its latest state is of interest
-            head, _, last = rest.rpartition("\r")
-            rest = last or head.rpartition("\r")[2]
         if rest:
             self._pending[env.rank] = rest
         if lines and self.line_buffering:
@@ -48,7 +46,7 @@ class RankStream(io.TextIOBase):
         self._target.flush()
 
     def drain(self) -> None:
-        """Write the unfinished lines of all ranks."""
+        """Write what is unfinished, of all ranks."""
         for rank, rest in sorted(self._pending.items()):
             self._put(rank, rest + "\n")
         self._pending.clear()
@@ -58,15 +56,16 @@ class RankStream(io.TextIOBase):
         self._target.flush()
 
     def _put(self, rank: int, text: str) -> None:
-        if self._open is not None and self._open != rank:
+        if self._open not in (None, rank):
             self._target.write("\n")
-        prefix = "" if self._open == rank else f"[{rank}] "
-        self._target.write(prefix + text)
+            self._open = None
+        label = f"[{rank}] "
+        if self._target.isatty():  # a carriage return goes back to the label, not over it
+            text = text.replace("\r", f"\r{label}").replace(f"\r{label}\n", "\n")
+        else:
+            text = text.rstrip("\r\n").rpartition("\r")[2] + "\n"
+        self._target.write(text if self._open == rank else label + text)
         self._open = None if text.endswith("\n") else rank
-
-    def prompted(self) -> None:
-        """Somebody else ended the unfinished line: the user, who answered a prompt."""
-        self._open = None
 
     def fileno(self) -> int:
         return self._target.fileno()
@@ -87,32 +86,26 @@ class RankStream(io.TextIOBase):
 
     @property
     def line_buffering(self) -> bool:
-        return bool(getattr(self._target, "line_buffering", False))
+        return bool(self._target.line_buffering)
 
     @property
-    def buffer(self) -> IO[bytes]:
-        """The bytes below, without prefixes."""
-        return self._target.buffer  # type: ignore[attr-defined, no-any-return]
+    def buffer(self) -> BinaryIO:
+        """The bytes below; what is written there has no prefix."""
+        return self._target.buffer
 
 
-def run_hosted(
-    env: WorkerEnv, argv: list[str], *, is_module: bool, prepare: Callable[[], None] | None = None
-) -> dict[int, Outcome]:
-    """Run the program once for each rank that ``env`` hosts; return how each one ended, the first failure first.
+def run_hosted(env: WorkerEnv, argv: list[str], *, is_module: bool) -> dict[int, Outcome]:
+    """Run the program once for each rank that ``env`` hosts; return how each one ended, the root cause first.
 
-    While a rank runs, ``sys.modules["__main__"]`` is its module and ``os.environ`` holds its ``RANK``. Modules that
-    the script imports are shared by all hosted ranks.
+    While a rank runs, ``sys.modules["__main__"]`` is its module and ``os.environ`` holds its ``RANK``. Other
+    modules that the script imports are shared by all hosted ranks.
     """
-    loaded: list[Program] = []
-    loading = outcome_of(lambda: loaded.append(Program.load(argv, is_module=is_module)))
-    if loading.code != 0:
-        return {env.rank: loading}
-    (program,) = loaded
-    mains: dict[int, ModuleType] = {}
     outcomes: dict[int, Outcome] = {}
+    mains: dict[int, ModuleType] = {}
 
     def on_switch(rank: int) -> None:
-        os.environ.update(env.of_rank(rank).torchrun_environ())
+        environ = env.of_rank(rank).torchrun_environ()
+        os.environ.update({name: environ[name] for name in _BY_RANK})
         if rank in mains:
             sys.modules["__main__"] = mains[rank]
 
@@ -121,7 +114,7 @@ def run_hosted(
         try:
             program.run(mains[rank])
         except BaseException as e:
-            outcomes[rank] = outcome_of(lambda: _raise(e))
+            outcomes[rank] = describe(e)
             raise
         outcomes[rank] = Outcome()
 
@@ -129,24 +122,15 @@ def run_hosted(
     before = sys.stdout, sys.stderr, sys.modules["__main__"]
     sys.stdout, sys.stderr = streams
     try:
-        if prepare is not None:
-            prepare()
+        program = Program.load(argv, is_module=is_module)
         run_ranks(env, body, on_switch)
     except RankFailed as e:
-        first = outcomes.pop(e.rank, None) or describe(e.exception)
-        return {e.rank: first, **outcomes}
-    except KeyboardInterrupt as e:
-        return {env.rank: describe(e)}
-    except (
-        Exception
-    ) as e:  # the transport could not be opened or closed: no rank's failure, but the process's
-        return {env.rank: describe(e)}
+        return {e.rank: outcomes.pop(e.rank, None) or describe(e.exception), **outcomes}
+    except BaseException as e:  # of no rank: the program or the transport cannot be loaded, or Ctrl-C
+        failure = describe(e)
+        return {env.rank: failure}
     finally:
         for stream in streams:
             stream.drain()
         sys.stdout, sys.stderr, sys.modules["__main__"] = before
     return outcomes
-
-
-def _raise(e: BaseException) -> None:
-    raise e

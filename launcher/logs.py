@@ -30,7 +30,7 @@ class _Stream:
     rest: bytes = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the lines that ``data`` completes; of a line redrawn with carriage returns, its last state."""
+        """Return the lines that ``data`` completes; of one redrawn with carriage returns, its last state."""
         *lines, rest = (self.rest + data).split(b"\n")
         if not data:  # the end: what is there is a line
             lines, rest = ([rest] if rest else []), b""
@@ -67,8 +67,8 @@ class LogPump(threading.Thread):
     """Reads the workers' pipes in a thread of its own: a stuck terminal does not stop the supervision.
 
     On a terminal an unfinished line (a progress bar) is shown as it grows, and never mixed with other lines;
-    elsewhere only finished lines are written. Output that nobody takes (a closed pipe, a full disk) is dropped
-    and counted.
+    elsewhere only finished lines are written. Output that nobody takes (a closed pipe, a full disk) is
+    dropped and counted.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -88,7 +88,7 @@ class LogPump(threading.Thread):
         self._wake_read, self._wake_write = os.pipe()
 
     def add(self, process: int, label: str, *, name: str, to_stderr: bool) -> int:
-        """Return the child's end of a new pipe, whose lines get ``label`` in front. Before :meth:`start` only."""
+        """Return the child's end of a new pipe, before :meth:`start`; its lines get ``label`` in front."""
         read, write = os.pipe()
         prefix = f"{label} ".encode() if label else b""
         if label and self._terminal[to_stderr] and self._colour:

@@ -89,10 +89,6 @@ def outcome_of(body: Callable[[], None]) -> Outcome:
     """Run ``body`` to its end, whatever that is."""
     try:
         body()
-    except SystemExit as e:
-        if e.code is None or isinstance(e.code, int):
-            return Outcome((e.code or 0) & 0xFF)
-        return Outcome(1, "SystemExit", str(e.code))
     except BaseException as e:  # KeyboardInterrupt too: the script's end is told, not decided, here
         return describe(e)
     return Outcome()
@@ -100,6 +96,10 @@ def outcome_of(body: Callable[[], None]) -> Outcome:
 
 def describe(e: BaseException) -> Outcome:
     """Return the outcome of a rank that ``e`` has ended, with the user's part of the traceback."""
+    if isinstance(e, SystemExit):
+        if e.code is None or isinstance(e.code, int):
+            return Outcome((e.code or 0) & 0xFF)
+        return Outcome(1, "SystemExit", str(e.code))
     text = "".join(traceback.TracebackException(type(e), e, user_frames(e.__traceback__)).format())
     try:
         message = str(e)

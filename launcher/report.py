@@ -78,13 +78,15 @@ class RunReport:
             lines += _indent(_middle_out(first.traceback.rstrip().split("\n"), _MAX_TRACEBACK))
         elif first.log:
             lines += ["  last lines that it printed:", *_indent(first.log[-_LOG_LINES:], "    ")]
-        same = [f for f in others if f.what == first.what]
+        same = [r for f in others if f.what == first.what for r in f.ranks]
         if same:
-            lines.append(f"  the same on {name_ranks(r for f in same for r in f.ranks)}")
+            lines.append(f"  the same on {name_ranks(same)}")
         for f in others:
-            if f not in same:
-                verb = "followed" if f.follower else "also failed"
-                lines.append(f"  {name_ranks(f.ranks)} {verb}: {_headline(f.what)}")
+            if f.what != first.what and not f.follower:
+                lines.append(f"  {name_ranks(f.ranks)} also {_headline(f.what)}")
+        followers = [r for f in others if f.what != first.what and f.follower for r in f.ranks]
+        if followers:
+            lines.append(f"  {name_ranks(followers)} could not go on without it")
         if self.stopped:
             lines.append(f"  {name_ranks(self.stopped)} stopped by the launcher")
         kept = f"; logs and report.json in {directory}" if directory else ""
@@ -93,8 +95,22 @@ class RunReport:
 
 
 def order(failures: Iterable[Failure]) -> tuple[Failure, ...]:
-    """Return ``failures`` by blame: those that only follow a peer's failure last, else by time."""
-    return tuple(sorted(failures, key=lambda f: (f.follower, f.seconds)))
+    """Return ``failures`` by blame: those that only follow a peer's failure last, else by time.
+
+    If several ranks failed alike, the lowest one speaks for them.
+    """
+    by_blame = sorted(failures, key=lambda f: (f.follower, f.seconds))
+    alike = [f for f in by_blame if f.what == by_blame[0].what]
+    return (*sorted(alike, key=lambda f: f.ranks), *(f for f in by_blame if f not in alike))
+
+
+def describe_end(error: str, message: str, code: int) -> str:
+    """Return how a rank left: ``raised ValueError: ...`` or ``left with exit code 3 (sys.exit)``."""
+    if error == "SystemExit":
+        return f"left with sys.exit({message!r})"
+    if error:
+        return f"raised {error}" + (f": {message}" if message else "")
+    return f"left with exit code {code} (sys.exit)"
 
 
 def describe_signal(number: int) -> str:

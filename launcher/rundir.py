@@ -1,8 +1,8 @@
 """The run directory: sockets, logs and the report of one job, readable by its user alone.
 
-``$XDG_RUNTIME_DIR/disttrain/RUN_ID`` or, where that is not set, ``<temporary folder>/disttrain-UID/RUN_ID``. A
-running launcher holds a lock in it; the kernel drops the lock however the launcher ends, so what is not locked is
-left over.
+``$XDG_RUNTIME_DIR/disttrain/RUN_ID`` or, where that is not set, ``<temporary folder>/disttrain-UID/RUN_ID``.
+A running launcher holds a lock in it; the kernel drops the lock however the launcher ends, so what is not
+locked is left over.
 """
 
 import fcntl
