@@ -1,1 +1,76 @@
-"""Train neural networks on many GPUs with NumPy and CuPy arrays, NCCL and MPI."""
+"""Train neural networks on many GPUs with NumPy and CuPy arrays, NCCL and MPI; PyTorch's names.
+
+Every name is imported when it is first used, so that ``import disttrain`` costs little and tools that need no
+arrays (the launcher) load none.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "disttrain.tensors": "Tensor Size is_tensor",
+    "disttrain.autograd": "enable_grad is_grad_enabled no_grad set_grad_enabled",
+    "disttrain.devices": "device",
+    "disttrain.dtypes": "bfloat16 dtype float16 float32 float64 int16 int32 int64 int8 promote_types uint8",
+    "disttrain.random": (
+        "Generator bernoulli get_rng_state initial_seed manual_seed multinomial rand rand_like randint randn "
+        "randn_like randperm seed set_rng_state"
+    ),
+    "disttrain.functions.creation": (
+        "arange as_tensor empty empty_like eye from_numpy full full_like linspace ones ones_like tensor zeros zeros_like"
+    ),
+    "disttrain.functions.elementwise": (
+        "abs add addcdiv addcmul atan bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp cos cosh div eq exp "
+        "exp2 expm1 floor floor_divide fmod ge gt isfinite isinf isnan le lerp log log10 log1p log2 logical_and "
+        "logical_not logical_or logical_xor lt masked_fill maximum minimum mul ne neg pow reciprocal relu remainder "
+        "round rsqrt sigmoid sign sin sinh sqrt square sub tan tanh trunc where"
+    ),
+    "disttrain.functions.reduce": (
+        "all amax amin any argmax argmin cumsum logsumexp max mean min norm prod std sum var"
+    ),
+    "disttrain.functions.shape": (
+        "broadcast_tensors broadcast_to cat chunk clone concat concatenate diagonal flatten flip movedim narrow "
+        "permute ravel repeat reshape roll select split squeeze stack swapaxes t tile transpose unbind unflatten "
+        "unsqueeze"
+    ),
+    "disttrain.functions.linalg": "addmm bmm dot matmul mm mv outer",
+    "disttrain.functions.index": (
+        "argsort gather index_select masked_select nonzero scatter scatter_add sort take_along_dim topk tril triu"
+    ),
+    "disttrain.serialization": "load save",
+    "disttrain.defaults": "get_default_dtype result_type set_default_dtype",
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+_ALIASES = {
+    "bool": ("disttrain.dtypes", "bool_"),
+    "softmax": ("disttrain.nn.functional", "softmax"),
+    "log_softmax": ("disttrain.nn.functional", "log_softmax"),
+    "double": ("disttrain.dtypes", "float64"),
+    "float": ("disttrain.dtypes", "float32"),
+    "half": ("disttrain.dtypes", "float16"),
+    "int": ("disttrain.dtypes", "int32"),
+    "long": ("disttrain.dtypes", "int64"),
+    "short": ("disttrain.dtypes", "int16"),
+}
+_MODULES = ("autograd", "collectives", "data", "distributed", "errors", "nn", "optim", "random", "testing")
+
+__all__ = ["__version__", *sorted({*_HOME, *_ALIASES, *_MODULES})]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"disttrain.{name}")
+    module, original = (_HOME[name], name) if name in _HOME else _ALIASES.get(name, ("", ""))
+    if not module:
+        raise AttributeError(f"disttrain has no {name!r}")
+    value = getattr(importlib.import_module(module), original)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

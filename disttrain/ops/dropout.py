@@ -12,7 +12,7 @@ def dropout(x: Array, keep: Array, *, p: float) -> Result:
 
     Args:
         x: any floating point array.
-        keep: of the shape of ``x``: booleans (kept or not), or uint32 random bits, of which those are kept that
+        keep: of the shape of ``x``: booleans (kept or not), or uint32 random bits: kept are those that
             are at least ``p * 2**32``.
         p: probability that an element is dropped, in [0, 1].
 

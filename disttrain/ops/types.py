@@ -16,13 +16,13 @@ arrays, so a ``vjp`` is written with Python operators and :func:`call`, which se
 from collections.abc import Callable
 from typing import Any
 
-from disttrain.kernels.arrays import Array, is_array
+from disttrain.kernels.arrays import Array, get_array_module, is_array
 
 Vjp = Callable[..., tuple[Any, ...]]
 Result = tuple[Any, tuple[Any, ...], Vjp]
 Op = Callable[..., Result]
 
-__all__ = ["Array", "Op", "Result", "Vjp", "call", "is_array", "no_vjp"]
+__all__ = ["Array", "Op", "Result", "Vjp", "call", "get_array_module", "is_array", "no_vjp"]
 
 
 def call(op: Op, *args: Any, **options: Any) -> Any:

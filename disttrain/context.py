@@ -1,0 +1,41 @@
+"""What PyTorch keeps per process and we keep per rank, because ranks may be threads of one process."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from disttrain import dtypes
+from disttrain.collectives.env import hosted_env
+
+if TYPE_CHECKING:
+    from disttrain.random import Generator
+
+
+class RankContext:
+    """The state of one rank: its default generator and dtype, and what its loader dealt last."""
+
+    def __init__(self) -> None:
+        self.default_dtype = dtypes.float32
+        self.generator: Generator | None = None
+        """Made at its first use, from the rank's number."""
+        self.samples: int | None = None
+        """Number of samples in the batch that a DataLoader dealt last; the default weight of a backward."""
+
+
+_process = RankContext()
+_current: ContextVar[RankContext | None] = ContextVar("rank_context", default=None)
+
+grad_enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
+"""Whether operations are recorded. By thread, as in PyTorch, and so not part of :class:`RankContext`."""
+
+
+def current() -> RankContext:
+    """Return the context of the calling rank; threads that are no rank share the process's."""
+    context = _current.get()
+    if context is None:
+        if hosted_env() is None:
+            return _process
+        context = RankContext()
+        _current.set(context)
+    return context

@@ -1,0 +1,90 @@
+"""Devices, by PyTorch's names."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from disttrain.ops.types import Array, Result, call, get_array_module
+
+
+class device:
+    """Where a tensor's memory is, as ``torch.device``: ``device("cpu")``, ``device("cuda:1")``, ``device("cuda", 1)``.
+
+    Raises:
+        ValueError: the name is no device's.
+    """
+
+    __slots__ = ("index", "type")
+
+    def __init__(self, type: Any, index: int | None = None) -> None:
+        if isinstance(type, device):
+            type, index = type.type, type.index
+        elif isinstance(type, int):
+            type, index = "cuda", type
+        name, colon, number = str(type).partition(":")
+        if name not in ("cpu", "cuda") or (colon and not number.isdigit()):
+            raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {type!r}")
+        self.type = name
+        self.index: int | None = int(number) if colon else index
+
+    @classmethod
+    def of(cls, array: Array) -> device:
+        """Return the device that holds ``array``."""
+        return _CPU if isinstance(array, np.ndarray) else cls("cuda", int(array.device.id))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, device) and (self.type, self.index or 0) == (other.type, other.index or 0)
+
+    def __hash__(self) -> int:
+        return hash((self.type, self.index or 0))
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+    def __repr__(self) -> str:
+        return f"device(type={self.type!r}" + (")" if self.index is None else f", index={self.index})")
+
+
+_CPU = device("cpu")
+
+
+def move(x: Array, *, device: device) -> Result:
+    """``x`` in the memory of another device."""
+    source = type(device).of(x)
+    if device.type == "cpu":
+        return x.get(), (source,), move_vjp
+    try:
+        import cupy
+    except ImportError:
+        raise RuntimeError(f"device {device} needs CuPy, which is not installed; "
+                           f"pip install 'disttrain[cuda13]' (or [cuda12]) on a machine with a GPU") from None
+    if not cupy.is_available():
+        raise RuntimeError(f"device {device}: no GPU is visible to CuPy {cupy.__version__}; use device 'cpu'")
+    with cupy.cuda.Device(device.index or 0):
+        return cupy.asarray(x), (source,), move_vjp
+
+
+def move_vjp(g: Any, needs: tuple[bool, ...], source: device) -> tuple[Any, ...]:
+    return (call(move, g, device=source),)
+
+
+def is_available() -> bool:
+    """Return whether a GPU can be used."""
+    try:
+        import cupy
+    except ImportError:
+        return False
+    return bool(cupy.is_available())
+
+
+def synchronize() -> None:
+    """Wait until the GPU has done what was asked of it; nothing to do without one."""
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and cupy.is_available():
+        cupy.cuda.get_current_stream().synchronize()
+
+
+__all__ = ["device", "get_array_module", "is_available", "move", "synchronize"]

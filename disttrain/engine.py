@@ -1,0 +1,529 @@
+"""The autograd engine: records operations as they run and walks them backwards.
+
+A recorded operation is a :class:`Node`. Its ``edges`` say where the gradient of each argument goes: to the
+node that made the argument, or to the leaf Tensor itself. Backward visits nodes in the reverse of the order
+in which they were recorded, each as soon as all its users have been visited, so that a leaf's gradient is
+complete, and may be sent to other ranks, as early as can be.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ContextDecorator
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from disttrain.context import grad_enabled
+from disttrain.errors import GradientError
+from disttrain.kernels.arrays import Array, get_array_module, is_array
+from disttrain.ops.shape import sum_to_shape, view_scatter, view_scatter_vjp
+from disttrain.ops.types import Op, Vjp, call, no_vjp
+
+if TYPE_CHECKING:
+    from disttrain.tensors import Tensor
+
+Tensor_: Any = None  # the class Tensor, put here by disttrain.tensors, whose methods need this module first
+
+Edge = tuple[Any, int]
+"""Where a gradient goes: (node, number of its output) or (leaf Tensor, 0)."""
+
+_sequence = itertools.count()
+
+
+class Node:
+    """One recorded operation: what ``grad_fn`` shows, and what exporters walk."""
+
+    __slots__ = ("edges", "hooks", "inputs", "op", "options", "outputs", "saved", "sequence", "versions", "vjp")
+
+    def __init__(self, op: Op, options: dict[str, Any], vjp: Vjp, saved: tuple[Any, ...] | None,
+                 edges: tuple[Edge | None, ...], inputs: Sequence[Any], outputs: int) -> None:
+        self.op = op
+        self.options = options
+        self.vjp = vjp
+        self.saved = saved
+        self.edges = edges
+        self.inputs = [(a.shape, a.dtype) if e is not None else None for a, e in zip(inputs, edges, strict=True)]
+        """Shape and dtype of each argument that wants a gradient."""
+        self.outputs = outputs
+        self.sequence = next(_sequence)
+        self.hooks: dict[int, dict[int, Callable[..., Any]]] | None = None
+        """By output: functions of the gradient, in the order of their registration."""
+        self.versions: list[tuple[int, list[int], int, int | None]] = []
+        """For each saved array that belongs to a Tensor: its place in ``saved``, the version counter, the
+        version when saved, and which argument it is (an output if it is ``None``)."""
+
+    @property
+    def name(self) -> str:
+        """Name of the operation."""
+        return self.op.__name__
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+class Slot:
+    """A stretch of a flat buffer where the gradient of one leaf lives, given by an optimizer or a parallel wrapper."""
+
+    __slots__ = ("array", "flat", "offset", "scale")
+
+    def __init__(self, flat: Array, offset: int, shape: tuple[int, ...]) -> None:
+        self.flat = flat
+        self.offset = offset
+        self.array = flat[offset : offset + int(np.prod(shape, dtype=np.int64))].reshape(shape)
+        self.scale = 1.0
+        """Factor of every gradient that is accumulated here: the weight of this rank's samples."""
+
+
+# ---------------------------------------------------------------------------------------------- recording
+
+
+def apply(op: Op, *inputs: Any, **options: Any) -> Any:
+    """Return the output of ``op`` as a Tensor (or a tuple of them), recorded if any argument wants a gradient.
+
+    Args:
+        op: see ``disttrain.ops.types``.
+        inputs: Tensors, and Python numbers or arrays where no gradient is wanted.
+        options: handed to ``op``.
+    """
+    arrays = [i._array if isinstance(i, Tensor_) else i for i in inputs]
+    out, saved, vjp = op(*arrays, **options)
+    node = None
+    versions: list[list[int]] = []
+    if type(out) is tuple:
+        versions = [[0] for _ in out]
+        if vjp is not no_vjp and grad_enabled.get():
+            node = _record(op, options, vjp, saved, inputs, arrays, out, versions)
+        return tuple([_wrap(o, node, i, versions[i]) for i, o in enumerate(out)])
+    if not is_array(out):  # NumPy turns arrays without dimensions into scalars
+        scalar, out = out, np.asarray(out)
+        saved = tuple([out if s is scalar else s for s in saved])
+    version = [0]
+    if vjp is not no_vjp and grad_enabled.get():
+        node = _record(op, options, vjp, saved, inputs, arrays, (out,), (version,))
+    return _wrap(out, node, 0, version)
+
+
+def _record(op: Op, options: dict[str, Any], vjp: Vjp, saved: tuple[Any, ...], inputs: Sequence[Any],
+            arrays: Sequence[Any], outs: tuple[Array, ...], versions: Sequence[list[int]]) -> Node | None:
+    edges = tuple([i._edge() if isinstance(i, Tensor_) else None for i in inputs])
+    if not any(edges):
+        return None
+    node = Node(op, options, vjp, saved, edges, arrays, len(outs))
+    for k, s in enumerate(saved):
+        if not is_array(s):
+            continue
+        for j, a in enumerate(arrays):
+            if s is a:
+                if isinstance(inputs[j], Tensor_):
+                    counter = inputs[j]._version_counter
+                    node.versions.append((k, counter, counter[0], j))
+                break
+        else:
+            for j, o in enumerate(outs):
+                if s is o:
+                    node.versions.append((k, versions[j], 0, None))
+    return node
+
+
+def _wrap(out: Array, node: Node | None, index: int, version: list[int]) -> Tensor:
+    t: Tensor = Tensor_.__new__(Tensor_)
+    t._array = out
+    t._version_counter = version
+    if node is not None and out.dtype.kind in "fV":  # V: bfloat16; indices and masks have no gradient
+        t._node = node
+        t._index = index
+    return t
+
+
+def apply_view(op: Op, x: Tensor, **options: Any) -> Tensor:
+    """Return the output of an op that gives a view of its argument's memory (or, for ``reshape``, may)."""
+    t: Tensor = apply(op, x, **options)
+    if not np.may_share_memory(t._array, x._array):
+        return t
+    t._version_counter = x._version_counter
+    base = t._base = x if x._base is None else x._base
+    t._chain = (*x._chain, (op, options))
+    t._seen = base._history
+    return t
+
+
+def refresh_view(t: Tensor) -> None:
+    """Make the history of a view that of its base again, after some other view or the base was changed in place."""
+    base = t._base
+    assert base is not None
+    if t._seen == base._history:
+        return
+    t._seen = base._history
+    again = base
+    with enable_grad():
+        for op, options in t._chain:
+            again = apply(op, again, **options)
+    t._node, t._index = again._node, again._index
+
+
+def write_in_place(x: Tensor, op: Op, *others: Any, **options: Any) -> Tensor:
+    """Run ``op(x, *others)`` and write its output into ``x``; the history of ``x`` and of its base follow.
+
+    Raises:
+        GradientError: ``x`` is a leaf that requires a gradient, or a view of one.
+        RuntimeError: the output has another shape than ``x``, or a type that ``x`` cannot hold.
+    """
+    check_in_place(x)
+    result: Tensor = apply(op, x, *others, **options)
+    if result.shape != x.shape:
+        raise RuntimeError(f"an in-place operation cannot change the shape: the result of {op.__name__} has shape "
+                           f"{tuple(result.shape)}, the tensor {tuple(x.shape)}")
+    node = result._node
+    if node is not None and node.saved is not None:
+        for i, (k, _, _, j) in enumerate(node.versions):
+            if node.saved[k] is x._array:  # it is about to be overwritten
+                node.saved = (*node.saved[:k], x._array.copy(), *node.saved[k + 1 :])
+                node.versions[i] = (k, [0], 0, j)
+    return adopt(x, result)
+
+
+def check_in_place(x: Tensor) -> None:
+    """Raise the error that PyTorch raises where a change of ``x`` in place would lose its gradient."""
+    if not grad_enabled.get():
+        return
+    root = x if x._base is None else x._base
+    if root._node is None and root._requires_grad:
+        what = "a leaf tensor" if root is x else "a view of a leaf tensor"
+        raise GradientError(f"{what} that requires grad is being changed in place; do it under "
+                            f"disttrain.no_grad(), or on a clone")
+
+
+def adopt(x: Tensor, result: Tensor) -> Tensor:
+    """Write ``result`` (of the shape of ``x``) into the memory of ``x`` and make its history that of ``x``."""
+    if result.dtype is not x.dtype:
+        if result.dtype.category > x.dtype.category:
+            raise RuntimeError(f"result type {result.dtype} cannot be written into a tensor of {x.dtype}; "
+                               f"convert the tensor first")
+        result = result.to(x.dtype)
+    if x._array.base is None and not x._array.flags.writeable:
+        raise RuntimeError("the tensor shares memory that cannot be written; clone() it first")
+    x._array[...] = result._array
+    x._version_counter[0] += 1
+    if grad_enabled.get():
+        rebase(x, result._edge())
+    return x
+
+
+def rebase(x: Tensor, edge: Edge | None) -> None:
+    """Let the history of ``x`` (and of the tensor that it is a view of) be that of what was just written into it."""
+    base = x._base
+    if base is None:
+        if edge is not None or x._node is not None:
+            x._node, x._index = edge if edge is not None else (None, 0)
+            x._history += 1
+        return
+    old = base._edge()
+    if edge is None and old is None:
+        return
+    node = Node(view_scatter, {"chain": x._chain}, view_scatter_vjp, (x._chain,), (old, edge),
+                (base._array, x._array), 1)
+    base._node, base._index = node, 0
+    base._history += 1
+    refresh_view(x)
+
+
+# ---------------------------------------------------------------------------------------------- grad mode
+
+
+class set_grad_enabled(ContextDecorator):
+    """Switch recording on or off, at once and until the end of a ``with`` block, as ``torch.set_grad_enabled``."""
+
+    def __init__(self, mode: bool) -> None:
+        self.mode = bool(mode)
+        self._tokens: list[Token[bool]] = [grad_enabled.set(self.mode)]
+
+    def __enter__(self) -> None:
+        if not self._tokens:
+            self._tokens.append(grad_enabled.set(self.mode))
+
+    def __exit__(self, *exc: object) -> None:
+        grad_enabled.reset(self._tokens.pop())
+
+
+class _GradMode(ContextDecorator):
+    mode: bool
+
+    def __init__(self) -> None:
+        self._tokens: list[Token[bool]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(grad_enabled.set(self.mode))
+
+    def __exit__(self, *exc: object) -> None:
+        grad_enabled.reset(self._tokens.pop())
+
+    def _recreate_cm(self) -> Any:
+        return type(self)()  # one object for each call of a decorated function: calls may overlap in threads
+
+    def __new__(cls, func: Any = None) -> Any:
+        return super().__new__(cls) if func is None else cls()(func)  # `@no_grad` without parentheses
+
+
+class no_grad(_GradMode):
+    """Record nothing in a ``with`` block or a decorated function, as ``torch.no_grad``."""
+
+    mode = False
+
+
+class enable_grad(_GradMode):
+    """Record again inside :class:`no_grad`, as ``torch.enable_grad``."""
+
+    mode = True
+
+
+def is_grad_enabled() -> bool:
+    """Return whether operations are recorded in this thread."""
+    return grad_enabled.get()
+
+
+# ---------------------------------------------------------------------------------------------- backward
+
+_FREED = ("freed",)
+_callbacks: ContextVar[list[Callable[[], None]] | None] = ContextVar("backward_callbacks", default=None)
+
+
+def queue_callback(callback: Callable[[], None]) -> None:
+    """Call ``callback`` once the backward pass that is running has reached all leaves.
+
+    Raises:
+        RuntimeError: no backward pass is running in this thread.
+    """
+    callbacks = _callbacks.get()
+    if callbacks is None:
+        raise RuntimeError("queue_callback() works only inside a backward pass")
+    callbacks.append(callback)
+
+
+def run_backward(roots: Iterable[tuple[Edge, Any]], *, retain_graph: bool, create_graph: bool,
+                 wanted: Sequence[Edge] | None = None) -> list[Any]:
+    """Walk from ``roots`` to the leaves.
+
+    Args:
+        roots: where to begin, and with which gradient (arrays; Tensors if ``create_graph``).
+        retain_graph: keep what the nodes saved, so that backward can pass again.
+        create_graph: record backward itself.
+        wanted: return the gradients that arrive at these edges and accumulate into no leaf.
+
+    Returns:
+        One gradient per wanted edge, ``None`` where nothing arrived.
+    """
+    callbacks: list[Callable[[], None]] = []
+    token = _callbacks.set(callbacks)
+    try:
+        with set_grad_enabled(create_graph):
+            found = _walk(roots, retain_graph, create_graph, wanted)
+            for callback in callbacks:
+                callback()
+            return found
+    finally:
+        _callbacks.reset(token)
+
+
+def _walk(roots: Iterable[tuple[Edge, Any]], retain_graph: bool, create_graph: bool,
+          wanted: Sequence[Edge] | None) -> list[Any]:
+    roots = list(roots)
+    users, nodes = _count_users([edge[0] for edge, _ in roots])
+    capture: dict[tuple[int, int], Any] = {}
+    useful: set[Any] | None = None
+    receivers: set[Any] | None = None
+    if wanted is not None:
+        capture = {(id(target), index): None for target, index in wanted}
+        targets = {target for target, _ in wanted}
+        useful = _useful(nodes, targets)
+        receivers = useful | targets
+
+    buffers: dict[Any, list[Any]] = {}
+    owned: set[int] = set()
+    ready: list[tuple[int, Node]] = []
+
+    def send(target: Any, index: int, g: Any) -> None:
+        slots = buffers.get(target)
+        if slots is None:
+            slots = buffers[target] = [None] * (target.outputs if type(target) is Node else 1)
+        before = slots[index]
+        if before is None:
+            slots[index] = g
+        elif id(before) in owned:
+            before += g
+        else:
+            slots[index] = total = before + g
+            if is_array(total) and total.ndim:
+                owned.add(id(total))
+
+    def arrived(target: Any) -> None:
+        """Account for one user of ``target`` that has been visited; go on with it after the last."""
+        left = users[target] = users[target] - 1
+        if left:
+            return
+        if type(target) is Node:
+            heapq.heappush(ready, (-target.sequence, target))
+            return
+        g = buffers.pop(target, (None,))[0]
+        if g is None:
+            return
+        if target._hooks:
+            g = _run_hooks(target._hooks, g, create_graph)
+        if (id(target), 0) in capture:
+            capture[id(target), 0] = g
+        elif wanted is None:
+            target._accumulate(g)
+
+    for (target, index), g in roots:
+        send(target, index, g)
+    for (target, _), _ in roots:
+        arrived(target)
+    while ready:
+        _, node = heapq.heappop(ready)
+        gs = buffers.pop(node, None)
+        grads: Sequence[Any] = (None,) * len(node.edges)
+        if gs is not None:
+            if node.hooks:
+                for index, hooks in node.hooks.items():
+                    if gs[index] is not None:
+                        gs[index] = _run_hooks(hooks, gs[index], create_graph)
+            if capture:
+                for index, g in enumerate(gs):
+                    if (id(node), index) in capture:
+                        capture[id(node), index] = g
+            if useful is None or node in useful:
+                grads = _visit(node, gs if node.outputs > 1 else gs[0], create_graph, receivers)
+                if not retain_graph and node.saved and any(map(is_array, node.saved)):
+                    node.saved = _FREED
+        for edge, g, meta in zip(node.edges, grads, node.inputs, strict=True):
+            if edge is None:
+                continue
+            if g is not None:
+                shape, kind = meta  # type: ignore[misc]
+                if g.shape != shape:
+                    g = call(sum_to_shape, g, shape=shape)
+                if create_graph:
+                    if g._array.dtype != kind:
+                        g = g.to(kind)
+                else:
+                    if not is_array(g):
+                        g = np.asarray(g)
+                    if g.dtype != kind:
+                        g = g.astype(kind)
+                send(edge[0], edge[1], g)
+            arrived(edge[0])
+    return [capture.get((id(target), index)) for target, index in wanted or ()]
+
+
+def _count_users(roots: list[Any]) -> tuple[dict[Any, int], list[Node]]:
+    """Return how many visited edges lead to each node and leaf below ``roots``, and the nodes."""
+    users: dict[Any, int] = {}
+    nodes: list[Node] = []
+    stack = []
+    for target in roots:
+        seen = users.get(target)
+        users[target] = (seen or 0) + 1
+        if seen is None:
+            stack.append(target)
+    while stack:
+        node = stack.pop()
+        if type(node) is not Node:
+            continue
+        nodes.append(node)
+        for edge in node.edges:
+            if edge is not None:
+                target = edge[0]
+                seen = users.get(target)
+                if seen is None:
+                    users[target] = 1
+                    stack.append(target)
+                else:
+                    users[target] = seen + 1
+    return users, nodes
+
+
+def _useful(nodes: list[Node], targets: set[Any]) -> set[Any]:
+    """Return the nodes from which some target can be reached."""
+    useful: set[Any] = set()
+    for node in sorted(nodes, key=lambda n: n.sequence):  # arguments come before results
+        if any(e is not None and (e[0] in targets or e[0] in useful) for e in node.edges):
+            useful.add(node)
+    return useful
+
+
+def _run_hooks(hooks: dict[int, Callable[..., Any]], g: Any, create_graph: bool) -> Any:
+    """Return the gradient after each hook, which sees and may replace it as a Tensor."""
+    t = g if create_graph else Tensor_(g)
+    for hook in list(hooks.values()):
+        changed = hook(t)
+        if changed is not None:
+            t = changed
+    return t if create_graph else t._array
+
+
+def _visit(node: Node, g: Any, create_graph: bool, receivers: set[Any] | None) -> Sequence[Any]:
+    """Return the gradients of the node's arguments."""
+    saved = node.saved
+    if saved is _FREED:
+        raise GradientError(f"backward through {node.name} a second time, after what it saved has been freed; "
+                            f"give retain_graph=True to the first backward() or grad()")
+    assert saved is not None
+    for k, counter, version, _ in node.versions:
+        if counter[0] != version:
+            raise GradientError(
+                f"a tensor of shape {tuple(saved[k].shape)} that {node.name} needs for its gradient was changed in "
+                f"place: it is at version {counter[0]}, expected {version}; clone() it before the change")
+    needs = tuple([e is not None and (receivers is None or e[0] in receivers) for e in node.edges])
+    if create_graph:
+        saved = _as_tensors(node, saved)
+    return node.vjp(g, needs, *saved)
+
+
+def _as_tensors(node: Node, saved: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what a node saved with Tensors in place of arrays: arguments and outputs keep their history."""
+    sources = {k: j for k, _, _, j in node.versions}
+    tensors: list[Any] = list(saved)
+    for k, s in enumerate(saved):
+        if not is_array(s):
+            continue
+        edge: Edge | None = None
+        if k in sources:
+            j = sources[k]
+            edge = (node, 0) if j is None else node.edges[j]
+        if edge is not None and type(edge[0]) is not Node:
+            tensors[k] = edge[0]
+        else:
+            tensors[k] = t = Tensor_(s)
+            if edge is not None:
+                t._node, t._index = edge
+    return tuple(tensors)
+
+
+def accumulate_grad(leaf: Tensor, g: Any) -> None:
+    """Add ``g`` (an array; a Tensor when backward is recorded) to the gradient of ``leaf``.
+
+    The one place where gradients reach leaves. A leaf with a :class:`Slot` keeps its gradient there.
+    """
+    slot = leaf._slot
+    if not is_array(g):
+        leaf._grad = g if leaf._grad is None else leaf._grad + g
+    elif leaf._grad is not None:
+        into = leaf._grad._array
+        if slot is not None and slot.scale != 1.0:
+            g = g * np.asarray(slot.scale, g.dtype)
+        get_array_module(g).add(into, g, out=into)
+        leaf._grad._version_counter[0] += 1
+    elif slot is None:
+        leaf._grad = Tensor_(g.copy())  # never g itself: other leaves may have got the same array
+    else:
+        given = leaf._given_grad() if leaf._given_grad is not None else None
+        if given is not None and given._array is slot.array:
+            given._array = slot.array.copy()  # somebody kept the last gradient: it stays what it was
+        if slot.scale == 1.0:
+            slot.array[...] = g
+        else:
+            get_array_module(g).multiply(g, np.asarray(slot.scale, g.dtype), out=slot.array)
+        leaf._give_slot()

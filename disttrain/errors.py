@@ -1,0 +1,19 @@
+"""The exceptions of disttrain. Wrong arguments raise ``ValueError`` or ``TypeError``; the rest is this tree.
+
+* ``GradientError(RuntimeError)``: backward cannot go the way that was asked
+* ``UnwrappedModel(RuntimeError)``: an optimizer step in a world of several ranks on parameters nobody keeps equal
+* ``FileDamaged(ValueError)``: a file of ours that does not hold what it says
+* ``CollectiveError(RuntimeError)`` and what is below it: see ``disttrain.collectives.errors``
+"""
+
+
+class GradientError(RuntimeError):
+    """Backward cannot go the way that was asked: a freed graph, a changed value, a non-scalar root."""
+
+
+class UnwrappedModel(RuntimeError):
+    """An optimizer step in a world of several ranks, on parameters that no parallel wrapper keeps equal."""
+
+
+class FileDamaged(ValueError):
+    """A file of ours that does not hold what it says; names the tensor or the part that is wrong."""

@@ -1,0 +1,158 @@
+"""What the functions share: promotion of operands and checks of dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from disttrain import context, engine
+from disttrain import dtypes
+from disttrain.ops import elementwise, shape
+from disttrain.ops.types import Op
+
+if TYPE_CHECKING:
+    from disttrain.tensors import Tensor
+
+Number = bool | int | float
+Operand = Any  # Tensor | Number | ndarray; PyTorch's stubs call it so too
+
+
+def as_operand(x: Operand) -> Any:
+    """Return ``x`` if it is a Tensor or a Python number, else the Tensor or number that it holds."""
+    if isinstance(x, engine.Tensor_ | bool | int | float):
+        return x
+    if isinstance(x, np.generic):
+        return x.item()
+    if isinstance(x, np.ndarray):
+        return engine.Tensor_(x)
+    raise TypeError(f"expected a Tensor or a number, got {type(x).__name__}: {x!r}")
+
+
+def promote(*operands: Operand) -> list[Any]:
+    """Return the operands converted to the type in which PyTorch would combine them; numbers stay numbers."""
+    operands = tuple(map(as_operand, operands))
+    arrays = tuple(x._array if isinstance(x, engine.Tensor_) else x for x in operands)
+    kind = dtypes.result_type(arrays, context.current().default_dtype)
+    return [cast(x, kind) for x in operands]
+
+
+def cast(x: Any, kind: np.dtype[Any]) -> Any:
+    """Return ``x`` as an operand of ``kind``, recorded."""
+    if isinstance(x, engine.Tensor_):
+        return x if x._array.dtype == kind else engine.apply(shape.astype, x, dtype=kind)
+    if x is None or kind.kind in "fV":
+        return x
+    return int(x) if kind.kind in "iu" else bool(x)
+
+
+def binary(op: Op, x: Operand, y: Operand) -> Tensor:
+    """Return ``op`` of two operands after promotion."""
+    result: Tensor
+    if isinstance(x, engine.Tensor_):
+        if isinstance(y, engine.Tensor_):
+            if x._array.dtype == y._array.dtype:
+                result = engine.apply(op, x, y)
+                return result
+        elif type(y) in _NUMBERS and x._array.dtype in _PLAIN:
+            result = engine.apply(op, x, y)
+            return result
+    x, y = promote(x, y)
+    kinds = [t._array.dtype for t in (x, y) if isinstance(t, engine.Tensor_)]
+    if not kinds:
+        raise TypeError(f"{op.__name__}() needs a Tensor among its arguments, got {x!r} and {y!r}")
+    if len(kinds) == 1 and kinds[0].itemsize == 2 and kinds[0].kind in "fV":
+        # A half with a number: in float32 and rounded once, as PyTorch does it.
+        wide = np.dtype(np.float32)
+        result = engine.apply(op, cast(x, wide), cast(y, wide))
+        return result if result._array.dtype.kind == "b" else cast(result, kinds[0])  # type: ignore[no-any-return]
+    result = engine.apply(op, x, y)
+    return result
+
+
+_NUMBERS = (float, int, bool)
+_PLAIN = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def unary_float(op: Op, x: Tensor, **options: Any) -> Tensor:
+    """Return ``op`` of ``x``, in the default floating point type if ``x`` holds integers or booleans."""
+    result: Tensor = engine.apply(op, floating(x), **options)
+    return result
+
+
+def floating(x: Tensor) -> Tensor:
+    """Return ``x``, converted to the default floating point type if it holds integers or booleans."""
+    if not isinstance(x, engine.Tensor_):
+        raise TypeError(f"expected a Tensor, got {type(x).__name__}: {x!r}")
+    if x._array.dtype.kind in "fV":
+        return x
+    return x.to(context.current().default_dtype)
+
+
+def normalize_dim(dim: int, ndim: int) -> int:
+    """Return ``dim`` counted from the front.
+
+    Raises:
+        IndexError: there is no such dimension.
+    """
+    n = max(ndim, 1)
+    if not -n <= dim < n:
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-n}, {n - 1}], but got {dim})")
+    return dim + n if dim < 0 else dim
+
+
+def normalize_dims(dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    """Return ``dim`` as a sorted tuple of dimensions counted from the front; all of them for ``None`` and ``()``.
+
+    Raises:
+        IndexError: there is no such dimension.
+        RuntimeError: a dimension is named twice.
+    """
+    if dim is None:
+        return tuple(range(ndim))
+    if isinstance(dim, int):
+        return (normalize_dim(dim, ndim),) if ndim else (normalize_dim(dim, ndim),)[:0]
+    dims = sorted(normalize_dim(d, ndim) for d in dim)
+    if len(set(dims)) < len(dims):
+        raise RuntimeError(f"a dimension appears twice in dim={tuple(dim)}")
+    return tuple(dims) if dims and ndim else tuple(range(ndim))
+
+
+def sizes(args: Sequence[Any]) -> tuple[int, ...]:
+    """Return sizes given as ``f(2, 3)`` or as ``f((2, 3))``."""
+    if len(args) == 1 and not isinstance(args[0], int | np.integer):
+        args = args[0]
+    return tuple(int(n) for n in args)
+
+
+def in_place(x: Tensor, op: Op, *others: Operand, **options: Any) -> Tensor:
+    """Run ``op`` in place on ``x`` after promotion.
+
+    Raises:
+        RuntimeError: the result has a type or shape that ``x`` cannot hold.
+    """
+    plain = x._array.dtype in _PLAIN and all(type(o) in _NUMBERS for o in others)
+    if plain:
+        return engine.write_in_place(x, op, *others, **options)
+    first, *rest = promote(x, *others)
+    if first is x and x.dtype.itemsize > 2:
+        return engine.write_in_place(x, op, *rest, **options)
+    engine.check_in_place(x)
+    result = binary(op, first, rest[0]) if len(rest) == 1 and not options else engine.apply(op, first, *rest, **options)
+    if result.shape != x.shape:
+        raise RuntimeError(f"an in-place operation cannot change the shape: the result of {op.__name__} has shape "
+                           f"{tuple(result.shape)}, the tensor {tuple(x.shape)}")
+    return engine.adopt(x, result)
+
+
+def copy_(x: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
+    """Write ``src`` into ``x``, broadcast and converted, as ``torch.Tensor.copy_``."""
+    source = src if isinstance(src, engine.Tensor_) else engine.Tensor_(np.asarray(src))
+    engine.check_in_place(x)
+    result: Tensor = engine.apply(elementwise.copy_from, _constant(x), source)
+    return engine.adopt(x, result)
+
+
+def _constant(x: Tensor) -> Any:
+    return x._array  # nothing of its old value flows into the new one

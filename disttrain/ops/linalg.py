@@ -1,0 +1,79 @@
+"""Matrix products. Half-precision products accumulate in float32."""
+
+from typing import Any
+
+import numpy as np
+
+from disttrain.ops import shape
+from disttrain.ops.types import Array, Result, call
+
+Needs = tuple[bool, ...]
+Grads = tuple[Any, ...]
+
+
+def _dot(x: Array, y: Array) -> Array:
+    if x.dtype.kind in "fV" and x.dtype.itemsize == 2:
+        return np.asarray(x.astype(np.float32) @ y.astype(np.float32)).astype(x.dtype)
+    return x @ y
+
+
+def matmul(x: Array, y: Array) -> Result:
+    """``x @ y`` with NumPy's (and PyTorch's) rules for one and for more than two dimensions."""
+    return _dot(x, y), (x, y), matmul_vjp
+
+
+def matmul_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
+    # As matrices: a vector on the left is a row, on the right a column.
+    row, column = x.ndim == 1, y.ndim == 1
+    a = call(shape.reshape, x, shape=(1, *x.shape)) if row else x
+    b = call(shape.reshape, y, shape=(*y.shape, 1)) if column else y
+    if row or column:
+        full = list(g.shape)
+        if row:
+            full.insert(len(full) if column else len(full) - 1, 1)
+        if column:
+            full.append(1)
+        g = call(shape.reshape, g, shape=tuple(full))
+    ga = gb = None
+    if needs[0]:
+        ga = call(matmul, g, _swap(b))
+        if row:
+            ga = call(shape.sum_to_shape, ga, shape=a.shape)
+            ga = call(shape.reshape, ga, shape=x.shape)
+    if needs[1]:
+        if b.ndim == 2 and g.ndim > 2 and a.ndim == g.ndim:
+            # One product over all batches, instead of one for each and then their sum.
+            ga_rows, g_rows = _rows(a), _rows(g)
+            gb = call(matmul, _swap(ga_rows), g_rows)
+        else:
+            gb = call(matmul, _swap(a), g)
+        if column:
+            gb = call(shape.sum_to_shape, gb, shape=b.shape)
+            gb = call(shape.reshape, gb, shape=y.shape)
+    return ga, gb
+
+
+def _swap(x: Any) -> Any:
+    n = x.ndim
+    return call(shape.transpose, x, axes=(*range(n - 2), n - 1, n - 2))
+
+
+def _rows(x: Any) -> Any:
+    return call(shape.reshape, x, shape=(-1, x.shape[-1]))
+
+
+def linear(x: Array, weight: Array, bias: Array | None) -> Result:
+    """``x @ weight.T + bias``: x ``(…, in)``, weight ``(out, in)``, bias ``(out,)`` or ``None``."""
+    out = _dot(x, weight.T)
+    if bias is not None:
+        out = out + bias if out.base is not None else np.add(out, bias, out=out)
+    return out, (x, weight), linear_vjp
+
+
+def linear_vjp(g: Any, needs: Needs, x: Any, weight: Any) -> Grads:
+    gx = gw = None
+    if needs[0]:
+        gx = call(matmul, g, weight)
+    if needs[1]:
+        gw = call(matmul, _swap(_rows(g)), _rows(x)) if g.ndim != 1 else g[:, None] * x
+    return gx, gw, g if needs[2] else None

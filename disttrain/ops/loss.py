@@ -1,0 +1,399 @@
+"""Losses. ``reduction`` is ``"none"``, ``"mean"`` or ``"sum"``; the mean of nothing is NaN, as in PyTorch."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from disttrain.kernels import softmax as kernels
+from disttrain.ops import elementwise, reduce
+from disttrain.ops.activation import log_softmax, sigmoid, softmax, widen
+from disttrain.ops.embedding import check_range
+from disttrain.ops.types import Array, Result, call, get_array_module, is_array, no_vjp
+
+Needs = tuple[bool, ...]
+Grads = tuple[Any, ...]
+
+
+def cross_entropy(
+    x: Array,
+    target: Array,
+    weight: Array | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Result:
+    """The cross-entropy of scores ``x`` and classes, as ``torch.nn.functional.cross_entropy``.
+
+    Args:
+        x: scores, (C,), (N, C) or (N, C, d1, ...).
+        target: the classes, integers of the shape of ``x`` without its class axis; or the probability of each
+            class, of the shape of ``x`` and floating point.
+        weight: weight of each class, (C,).
+        ignore_index: the class of elements that do not count.
+        reduction: the mean is over the weights of the classes, or over the elements if these are probabilities.
+        label_smoothing: part of the target spread evenly over the classes, in [0, 1].
+
+    Raises:
+        ValueError: shapes or options that do not fit together.
+        IndexError: a class out of range; names it and its place.
+        TypeError: ``target`` is boolean.
+    """
+    _check_reduction("cross_entropy", reduction)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
+    axis = _class_axis("cross_entropy", x, weight)
+    if target.dtype.kind in "fV":
+        return _cross_entropy_of_probabilities(x, target, weight, axis, reduction, label_smoothing)
+    _check_classes("cross_entropy", x, target, axis, ignore_index)
+    xp = get_array_module(x)
+    wide = widen(x)
+    rows, shape = _class_rows(wide, axis)
+    classes = xp.ascontiguousarray(target).reshape(-1).astype(np.int64, copy=False)
+    w = _class_weights(weight, wide, x.shape[axis])
+    loss, stats = kernels.cross_entropy(rows, classes, w, label_smoothing, ignore_index)
+    total = _counted(classes, None if weight is None else w, ignore_index)
+    out = _reduce(loss.reshape(shape), reduction, total)
+    saved = (x, target, weight, stats, axis, ignore_index, reduction, label_smoothing, total)
+    return out.astype(x.dtype, copy=False), saved, cross_entropy_vjp
+
+
+def cross_entropy_vjp(
+    g: Any,
+    needs: Needs,
+    x: Any,
+    target: Any,
+    weight: Any,
+    stats: Any,
+    axis: int,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    total: float,
+) -> Grads:
+    if not needs[0]:
+        return (None,) * len(needs)
+    g = _spread(g, reduction, total)
+    rest = (None,) * (len(needs) - 1)
+    if is_array(x):
+        xp = get_array_module(x)
+        wide = widen(x)
+        rows, shape = _class_rows(wide, axis)
+        classes = xp.ascontiguousarray(target).reshape(-1).astype(np.int64, copy=False)
+        each = xp.broadcast_to(xp.asarray(g, wide.dtype), shape).reshape(-1)
+        w = _class_weights(weight, wide, x.shape[axis])
+        gx = kernels.cross_entropy_grad(
+            xp.ascontiguousarray(each), rows, classes, w, label_smoothing, ignore_index, stats
+        )
+        return _from_class_rows(gx, shape, axis).astype(x.dtype, copy=False), *rest
+    wanted = call(
+        class_targets,
+        target,
+        weight,
+        like=x.shape,
+        axis=axis,
+        ignore_index=ignore_index,
+        smoothing=label_smoothing,
+    )
+    part = call(reduce.sum, wanted, axes=(axis,), keepdims=True)
+    return _unsqueeze(g, axis, reduction) * (call(softmax, x, dim=axis) * part - wanted), *rest
+
+
+def _cross_entropy_of_probabilities(
+    x: Array, target: Array, weight: Array | None, axis: int, reduction: str, smoothing: float
+) -> Result:
+    if target.shape != x.shape:
+        raise ValueError(
+            f"cross_entropy: probabilities must have the shape of x, {tuple(x.shape)}, got {tuple(target.shape)}; "
+            f"for class numbers give integers"
+        )
+    logp = log_softmax(widen(x), dim=axis)[0]
+    w = 1.0 if weight is None else _along(widen(weight), axis, x.ndim)
+    goal = widen(target) * (1 - smoothing) + smoothing / max(x.shape[axis], 1)
+    loss = -(logp * (goal * w)).sum(axis)
+    total = float(max(loss.size, 0))
+    out = _reduce(loss, reduction, total)
+    saved = (x, target, weight, axis, reduction, smoothing, total)
+    return out.astype(x.dtype, copy=False), saved, cross_entropy_of_probabilities_vjp
+
+
+def cross_entropy_of_probabilities_vjp(
+    g: Any,
+    needs: Needs,
+    x: Any,
+    target: Any,
+    weight: Any,
+    axis: int,
+    reduction: str,
+    smoothing: float,
+    total: float,
+) -> Grads:
+    g = _unsqueeze(_spread(g, reduction, total), axis, reduction)
+    logp = call(log_softmax, x, dim=axis)
+    w = None if weight is None else _along(weight, axis, len(x.shape))
+    gx = gt = None
+    if needs[0]:
+        goal = target * (1 - smoothing) + smoothing / max(x.shape[axis], 1)
+        goal = goal if w is None else goal * w
+        gx = g * (call(elementwise.exp, logp) * call(reduce.sum, goal, axes=(axis,), keepdims=True) - goal)
+    if needs[1]:
+        gt = g * logp * -(1 - smoothing)
+        gt = gt if w is None else gt * w
+    return (gx, gt, None)[: len(needs)]
+
+
+def class_targets(
+    target: Array,
+    weight: Array | None = None,
+    *,
+    like: tuple[int, ...],
+    axis: int,
+    ignore_index: int,
+    smoothing: float = 0.0,
+    dtype: Any = np.float32,
+) -> Result:
+    """Return the weight that each class has in the loss of each element, of shape ``like``; 0 where ignored.
+
+    In the type of ``weight``, or of ``dtype`` if that is ``None``.
+    """
+    xp = get_array_module(target)
+    K = like[axis]
+    classes = xp.expand_dims(target, axis)
+    hot = classes == xp.arange(K).reshape([-1 if a == axis else 1 for a in range(len(like))])
+    out = hot.astype(dtype if weight is None else widen(weight).dtype) * (1 - smoothing) + smoothing / K
+    if weight is not None:
+        out = out * _along(widen(weight), axis, len(like))
+    return out * (classes != ignore_index), (), no_vjp
+
+
+def nll_loss(
+    logp: Array,
+    target: Array,
+    weight: Array | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Result:
+    """The negative of the log-probability of each class, as ``torch.nn.functional.nll_loss``.
+
+    Args:
+        logp: log-probabilities, (C,), (N, C) or (N, C, d1, ...).
+        target: the classes, integers of the shape of ``logp`` without its class axis.
+        weight: weight of each class, (C,).
+        ignore_index: the class of elements that do not count.
+        reduction: the mean is over the weights of the classes.
+
+    Raises:
+        ValueError: shapes or options that do not fit together.
+        IndexError: a class out of range; names it and its place.
+        TypeError: ``target`` does not hold integers.
+    """
+    _check_reduction("nll_loss", reduction)
+    axis = _class_axis("nll_loss", logp, weight)
+    _check_classes("nll_loss", logp, target, axis, ignore_index)
+    xp = get_array_module(logp)
+    kept = target != ignore_index
+    hot = xp.where(kept, target, 0).astype(np.int64, copy=False)
+    wide = widen(logp)
+    if logp.shape[axis]:
+        picked = xp.take_along_axis(wide, xp.expand_dims(hot, axis), axis).squeeze(axis)
+    else:
+        picked = xp.zeros(target.shape, wide.dtype)
+    w = None if weight is None else widen(weight)
+    loss = xp.where(kept, -picked if w is None else -picked * w[hot], wide.dtype.type(0))
+    total = _counted(target.reshape(-1), w, ignore_index)
+    out = _reduce(loss, reduction, total)
+    saved = (tuple(logp.shape), logp.dtype, target, weight, axis, ignore_index, reduction, total)
+    return out.astype(logp.dtype, copy=False), saved, nll_loss_vjp
+
+
+def nll_loss_vjp(
+    g: Any,
+    needs: Needs,
+    shape: tuple[int, ...],
+    dtype: Any,
+    target: Any,
+    weight: Any,
+    axis: int,
+    ignore_index: int,
+    reduction: str,
+    total: float,
+) -> Grads:
+    if not needs[0]:
+        return (None,) * len(needs)
+    picked = call(
+        class_targets, target, weight, like=shape, axis=axis, ignore_index=ignore_index, dtype=dtype
+    )
+    g = _unsqueeze(_spread(g, reduction, total), axis, reduction)
+    return -(g * picked), *(None,) * (len(needs) - 1)
+
+
+def mse_loss(x: Array, target: Array, *, reduction: str = "mean") -> Result:
+    """``(x - target) ** 2``.
+
+    Raises:
+        ValueError: the shapes differ (nothing is broadcast), or an unknown reduction.
+    """
+    _check_reduction("mse_loss", reduction)
+    _check_same_shape("mse_loss", x, target)
+    difference = widen(x) - widen(target)
+    out = _reduce(difference * difference, reduction, float(x.size))
+    return out.astype(x.dtype, copy=False), (x, target, reduction), mse_loss_vjp
+
+
+def mse_loss_vjp(g: Any, needs: Needs, x: Any, target: Any, reduction: str) -> Grads:
+    gx = (x - target) * _spread(g * 2, reduction, float(math.prod(x.shape)))
+    return gx if needs[0] else None, -gx if needs[1] else None
+
+
+def binary_cross_entropy_with_logits(
+    x: Array,
+    target: Array,
+    weight: Array | None = None,
+    pos_weight: Array | None = None,
+    *,
+    reduction: str = "mean",
+) -> Result:
+    """The cross-entropy of ``sigmoid(x)`` and ``target``, as ``F.binary_cross_entropy_with_logits``.
+
+    Args:
+        x: scores.
+        target: probabilities, of the shape of ``x``.
+        weight: factor of each element's loss, broadcast to ``x``.
+        pos_weight: factor of the positive part, broadcast to ``x``.
+        reduction: the mean is over the number of elements.
+
+    Raises:
+        ValueError: shapes that do not fit, or an unknown reduction.
+    """
+    name = "binary_cross_entropy_with_logits"
+    _check_reduction(name, reduction)
+    _check_same_shape(name, x, target)
+    for what, a in (("weight", weight), ("pos_weight", pos_weight)):
+        if a is not None:
+            try:
+                fits = np.broadcast_shapes(a.shape, x.shape) == x.shape
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(
+                    f"{name}: {what} of shape {a.shape} cannot be broadcast to x of shape {x.shape}"
+                )
+    xp = get_array_module(x)
+    wide, t = widen(x), widen(target)
+    cost = xp.logaddexp(-wide, wide.dtype.type(0))  # log(1 + e ** -x)
+    if pos_weight is not None:
+        cost = cost * ((widen(pos_weight) - 1) * t + 1)
+    loss = (1 - t) * wide + cost
+    if weight is not None:
+        loss = loss * widen(weight)
+    out = _reduce(loss, reduction, float(x.size))
+    saved = (x, target, weight, pos_weight, reduction)
+    return out.astype(x.dtype, copy=False), saved, binary_cross_entropy_with_logits_vjp
+
+
+def binary_cross_entropy_with_logits_vjp(
+    g: Any, needs: Needs, x: Any, target: Any, weight: Any, pos_weight: Any, reduction: str
+) -> Grads:
+    g = _spread(g, reduction, float(math.prod(x.shape)))
+    if weight is not None:
+        g = g * weight
+    gx = gt = None
+    if needs[0]:
+        s = call(sigmoid, x)
+        factor = None if pos_weight is None else (pos_weight - 1) * target + 1
+        gx = g * (s - target) if factor is None else g * ((1 - target) - factor * (1 - s))
+    if needs[1]:
+        gt = g * -x
+        if pos_weight is not None:
+            gt = gt - g * (pos_weight - 1) * call(elementwise.log, call(sigmoid, x))
+    return (gx, gt, None, None)[: len(needs)]
+
+
+def _check_reduction(name: str, reduction: str) -> None:
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f'{name}: reduction must be "none", "mean" or "sum", got {reduction!r}')
+
+
+def _check_same_shape(name: str, x: Array, target: Array) -> None:
+    if x.shape != target.shape:
+        raise ValueError(
+            f"{name}: target must have the shape of x, {tuple(x.shape)}, got {tuple(target.shape)}; "
+            f"reshape one of them"
+        )
+
+
+def _class_axis(name: str, x: Array, weight: Array | None) -> int:
+    if x.ndim < 1:
+        raise ValueError(f"{name}: x must be (C,), (N, C) or (N, C, d1, ...), got shape ()")
+    axis = 0 if x.ndim == 1 else 1
+    if weight is not None and weight.shape != (x.shape[axis],):
+        raise ValueError(
+            f"{name}: weight must have shape ({x.shape[axis]},), one for each class, got {tuple(weight.shape)}"
+        )
+    return axis
+
+
+def _check_classes(name: str, x: Array, target: Array, axis: int, ignore_index: int) -> None:
+    if target.dtype.kind not in "iu":
+        raise TypeError(f"{name}: classes must be integers, got {target.dtype}")
+    expected = x.shape[:axis] + x.shape[axis + 1 :]
+    if target.shape != expected:
+        raise ValueError(
+            f"{name}: x of shape {tuple(x.shape)} needs a target of shape {tuple(expected)}, got {tuple(target.shape)}"
+        )
+    check_range(target, x.shape[axis], f"{name}: class", ignore=ignore_index)
+
+
+def _class_rows(x: Array, axis: int) -> tuple[Array, tuple[int, ...]]:
+    """Return ``x`` as a contiguous matrix (elements, classes), and the shape of the elements."""
+    xp = get_array_module(x)
+    last = xp.ascontiguousarray(xp.moveaxis(x, axis, -1))
+    shape = last.shape[:-1]
+    return last.reshape(math.prod(shape), x.shape[axis]), shape
+
+
+def _from_class_rows(rows: Array, shape: tuple[int, ...], axis: int) -> Array:
+    return get_array_module(rows).moveaxis(rows.reshape(*shape, rows.shape[1]), -1, axis)
+
+
+def _class_weights(weight: Array | None, like: Array, classes: int) -> Array:
+    xp = get_array_module(like)
+    if weight is None:
+        return xp.ones(classes, like.dtype)
+    return xp.ascontiguousarray(weight.astype(like.dtype, copy=False))
+
+
+def _counted(classes: Array, weight: Array | None, ignore_index: int) -> float:
+    """Return the divisor of the mean: the number of elements that count, or the sum of their weights."""
+    kept = classes != ignore_index
+    if weight is None:
+        return float(get_array_module(classes).count_nonzero(kept))
+    return float(weight[classes[kept].astype(np.int64, copy=False)].sum())
+
+
+def _along(weight: Any, axis: int, ndim: int) -> Any:
+    return weight.reshape(*[-1 if a == axis else 1 for a in range(ndim)])
+
+
+def _unsqueeze(g: Any, axis: int, reduction: str) -> Any:
+    """Return the gradient of each element's loss with its class axis again."""
+    if reduction != "none":
+        return g
+    shape = tuple(g.shape)
+    return g.reshape(*shape[:axis], 1, *shape[axis:])
+
+
+def _reduce(loss: Array, reduction: str, total: float) -> Array:
+    if reduction == "none":
+        return loss
+    result = loss.sum()
+    if reduction == "mean":
+        result = result * loss.dtype.type(1 / total) if total else result * loss.dtype.type(math.nan)
+    return get_array_module(loss).asarray(result)
+
+
+def _spread(g: Any, reduction: str, total: float) -> Any:
+    """Return the gradient of each element's loss, given that of the reduced one."""
+    return g * (1 / total if total else math.nan) if reduction == "mean" else g

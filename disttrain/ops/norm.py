@@ -1,0 +1,207 @@
+"""Batch and layer normalisation."""
+
+import math
+from typing import Any
+
+from disttrain.kernels import norm as kernels
+from disttrain.ops import reduce
+from disttrain.ops.activation import widen
+from disttrain.ops.types import Array, Result, call, get_array_module, is_array
+
+Needs = tuple[bool, ...]
+Grads = tuple[Any, ...]
+
+
+def batch_norm(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Result:
+    """Normalise each channel (axis 1) over all other axes, as ``F.batch_norm`` (Ioffe and Szegedy 2015).
+
+    Args:
+        x: (N, C, ...), any layout; the result of images is in channels-last memory.
+        weight: scale (C,), or ``None``.
+        bias: shift (C,), or ``None``.
+        running_mean: (C,), **updated in place** in training; used outside of it.
+        running_var: (C,), likewise, with the unbiased variance.
+        training: take mean and variance from ``x``. An empty batch gives an empty result and updates nothing.
+        momentum: weight of this batch in the running values.
+        eps: added to the variance.
+
+    Raises:
+        ValueError: one value per channel in training, missing running values outside of it, or wrong shapes.
+    """
+    if x.ndim < 2:
+        raise ValueError(f"batch_norm: expected (N, C, ...), got shape {x.shape}")
+    C = x.shape[1]
+    for name, a in (
+        ("weight", weight),
+        ("bias", bias),
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+    ):
+        if a is not None and a.shape != (C,):
+            raise ValueError(
+                f"batch_norm: {name} must have shape ({C},) for x of shape {x.shape}, got {a.shape}"
+            )
+    xp = get_array_module(x)
+    wide = widen(x)
+    rows = _to_rows(wide)
+    M = len(rows)
+    if training and M:
+        if M == 1:
+            raise ValueError(
+                f"batch_norm: training needs more than one value per channel, got shape {x.shape}"
+            )
+        mean, var = kernels.channel_moments(rows)
+        if running_mean is not None:
+            running_mean[...] = (1 - momentum) * widen(running_mean) + momentum * mean
+        if running_var is not None:
+            running_var[...] = (1 - momentum) * widen(running_var) + momentum * (var * (M / (M - 1)))
+    elif training:
+        mean, var = xp.zeros(C), xp.ones(C)
+    else:
+        if running_mean is None or running_var is None:
+            raise ValueError("batch_norm: outside of training it needs running_mean and running_var")
+        mean, var = running_mean.astype(xp.float64), running_var.astype(xp.float64)
+    rstd = 1 / xp.sqrt(var + eps)
+    scale = rstd if weight is None else rstd * widen(weight)
+    shift = xp.zeros(C) if bias is None else bias
+    out = _from_rows(kernels.channel_affine(rows, mean, scale, shift), x)
+    saved = (x, weight, mean.astype(wide.dtype), rstd.astype(wide.dtype), training, eps)
+    return out.astype(x.dtype, copy=False), saved, batch_norm_vjp
+
+
+def batch_norm_vjp(
+    g: Any, needs: Needs, x: Any, weight: Any, mean: Any, rstd: Any, training: bool, eps: float
+) -> Grads:
+    axes = (0, *range(2, len(x.shape)))
+    M = math.prod(x.shape[a] for a in axes)
+    gx = gw = gb = None
+    if is_array(g):
+        rows, seen = _to_rows(widen(g)), _to_rows(widen(x))
+        total, dot = kernels.channel_grad_sums(rows, seen, mean)
+        if needs[0]:
+            a = rstd if weight is None else rstd * widen(weight)
+            n = M if training and M else math.inf
+            c = a * total / n
+            b = a * rstd * rstd * dot / n
+            gx = _from_rows(kernels.channel_grad(rows, seen, mean, a, -b, -c), x).astype(x.dtype, copy=False)
+        if any(needs[1:]):
+            gw, gb = (dot * rstd).astype(g.dtype), total.astype(g.dtype)
+    else:
+
+        def per_channel(v: Any) -> Any:
+            return v.reshape(1, x.shape[1], *[1] * (len(x.shape) - 2))
+
+        def total_of(v: Any) -> Any:
+            return call(reduce.sum, v, axes=axes, keepdims=True)
+
+        if training and M:
+            centred = x - total_of(x) * (1 / M)
+            inverse = (total_of(centred * centred) * (1 / M) + eps) ** -0.5
+        else:
+            centred, inverse = x - per_channel(mean), per_channel(rstd)
+        xhat = centred * inverse
+        h = g if weight is None else g * per_channel(weight)
+        if training and M:
+            gx = inverse * (h - total_of(h) * (1 / M) - xhat * (total_of(h * xhat) * (1 / M)))
+        else:
+            gx = inverse * h
+        gw, gb = total_of(g * xhat).reshape(x.shape[1]), total_of(g).reshape(x.shape[1])
+    return tuple(v if need else None for v, need in zip((gx, gw, gb), needs, strict=False))
+
+
+def _to_rows(x: Array) -> Array:
+    """Return (N, C, ...) as a contiguous matrix (M, C); a view if the memory is channels-last."""
+    xp = get_array_module(x)
+    return xp.ascontiguousarray(xp.moveaxis(x, 1, -1)).reshape(
+        math.prod(x.shape) // max(x.shape[1], 1), x.shape[1]
+    )
+
+
+def _from_rows(rows: Array, like: Array) -> Array:
+    shape = (like.shape[0], *like.shape[2:], like.shape[1])
+    return get_array_module(rows).moveaxis(rows.reshape(shape), -1, 1)
+
+
+def layer_norm(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    normalized_shape: tuple[int, ...],
+    eps: float = 1e-5,
+) -> Result:
+    """Normalise over the last axes, as ``F.layer_norm`` (Ba et al. 2016).
+
+    Args:
+        x: an array whose shape ends with ``normalized_shape``.
+        weight: scale, of ``normalized_shape``, or ``None``.
+        bias: shift, of ``normalized_shape``, or ``None``.
+        normalized_shape: the axes to normalise over.
+        eps: added to the variance.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    n = len(normalized_shape)
+    if n < 1 or tuple(x.shape[-n:]) != tuple(normalized_shape):
+        raise ValueError(
+            f"layer_norm: x must end with normalized_shape {tuple(normalized_shape)}, got {x.shape}"
+        )
+    for name, a in (("weight", weight), ("bias", bias)):
+        if a is not None and a.shape != tuple(normalized_shape):
+            raise ValueError(f"layer_norm: {name} must have shape {tuple(normalized_shape)}, got {a.shape}")
+    xp = get_array_module(x)
+    K = math.prod(normalized_shape)
+    wide = widen(x)
+    rows = xp.ascontiguousarray(wide).reshape(math.prod(x.shape[:-n]), K)
+    w = xp.ones(K, wide.dtype) if weight is None else _as_row(weight, wide)
+    b = xp.zeros(K, wide.dtype) if bias is None else _as_row(bias, wide)
+    out, mean, rstd = kernels.layer_norm(rows, w, b, eps)
+    saved = (x, weight, mean, rstd, n, eps)
+    return out.reshape(x.shape).astype(x.dtype, copy=False), saved, layer_norm_vjp
+
+
+def layer_norm_vjp(
+    g: Any, needs: Needs, x: Any, weight: Any, mean: Any, rstd: Any, n: int, eps: float
+) -> Grads:
+    shape, inner = tuple(x.shape), tuple(x.shape[len(x.shape) - n :])
+    K = math.prod(inner)
+    if is_array(g):
+        xp = get_array_module(g)
+        wide = widen(x)
+        rows = xp.ascontiguousarray(wide).reshape(-1, K) if x.size else wide.reshape(len(mean), K)
+        w = xp.ones(K, wide.dtype) if weight is None else _as_row(weight, wide)
+        up = xp.ascontiguousarray(widen(g)).reshape(rows.shape)
+        gx, gw, gb = kernels.layer_norm_grad(up, rows, w, mean, rstd)
+        grads = (gx.reshape(shape).astype(x.dtype, copy=False), gw.reshape(inner), gb.reshape(inner))
+        return tuple(v if need else None for v, need in zip(grads, needs, strict=False))
+    last = tuple(range(len(shape) - n, len(shape)))
+    first = tuple(range(len(shape) - n))
+
+    def mean_of(v: Any) -> Any:
+        return call(reduce.sum, v, axes=last, keepdims=True) * (1 / K)
+
+    centred = x - mean_of(x)
+    inverse = (mean_of(centred * centred) + eps) ** -0.5
+    xhat = centred * inverse
+    h = g if weight is None else g * weight
+    grads = (
+        inverse * (h - mean_of(h) - xhat * mean_of(h * xhat)),
+        call(reduce.sum, g * xhat, axes=first, keepdims=False),
+        call(reduce.sum, g, axes=first, keepdims=False),
+    )
+    return tuple(v if need else None for v, need in zip(grads, needs, strict=False))
+
+
+def _as_row(a: Array, like: Array) -> Array:
+    return get_array_module(a).ascontiguousarray(a.reshape(-1).astype(like.dtype, copy=False))

@@ -1,0 +1,199 @@
+"""Operations that move elements and compute nothing. Options are normalised: axes not negative, sizes explicit."""
+
+from typing import Any
+
+import numpy as np
+
+from disttrain.ops.types import Array, Op, Result, call, get_array_module, is_array
+
+Chain = tuple[tuple[Op, dict[str, Any]], ...]
+"""How a view was taken from its base: view ops and their options, one after the other."""
+
+
+def reshape(x: Array, *, shape: tuple[int, ...]) -> Result:
+    """``x`` with another shape; a view where the memory allows it."""
+    return x.reshape(shape), (x.shape,), reshape_vjp
+
+
+def reshape_vjp(g: Any, needs: tuple[bool, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
+    return (call(reshape, g, shape=shape),)
+
+
+def transpose(x: Array, *, axes: tuple[int, ...]) -> Result:
+    """A view of ``x`` with its axes in another order."""
+    return x.transpose(axes), (axes,), transpose_vjp
+
+
+def transpose_vjp(g: Any, needs: tuple[bool, ...], axes: tuple[int, ...]) -> tuple[Any, ...]:
+    back = [0] * len(axes)
+    for i, a in enumerate(axes):
+        back[a] = i
+    return (call(transpose, g, axes=tuple(back)),)
+
+
+def broadcast_to(x: Array, *, shape: tuple[int, ...]) -> Result:
+    """A view of ``x`` repeated along new axes and along those of size 1."""
+    return get_array_module(x).broadcast_to(x, shape), (), broadcast_to_vjp
+
+
+def broadcast_to_vjp(g: Any, needs: tuple[bool, ...]) -> tuple[Any, ...]:
+    return (g,)  # the engine sums it down to the shape of x
+
+
+def sum_to_shape(x: Array, *, shape: tuple[int, ...]) -> Result:
+    """``x`` summed over the axes along which an array of ``shape`` would be repeated: broadcasting backwards."""
+    extra = x.ndim - len(shape)
+    axes = tuple(range(extra)) + tuple(i + extra for i, n in enumerate(shape) if n == 1 and x.shape[i + extra] != 1)
+    out = x.sum(axis=axes, dtype=np.float32 if x.dtype.itemsize == 2 else None) if axes else x
+    return np.reshape(out, shape).astype(x.dtype, copy=False), (x.shape,), sum_to_shape_vjp
+
+
+def sum_to_shape_vjp(g: Any, needs: tuple[bool, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
+    return (call(broadcast_to, g, shape=shape),)
+
+
+def index(x: Array, *, key: Any) -> Result:
+    """``x[key]`` for a basic key, a tuple of integers, slices, ``None`` and one ``...``: a view of ``x``."""
+    return x[key], (x.shape, key), index_vjp
+
+
+def index_vjp(g: Any, needs: tuple[bool, ...], shape: tuple[int, ...], key: Any) -> tuple[Any, ...]:
+    return (call(scatter_basic, g, shape=shape, key=key),)
+
+
+def scatter_basic(value: Array, *, shape: tuple[int, ...], key: Any) -> Result:
+    """Zeros of ``shape`` with ``value`` at ``[key]``: the gradient of :func:`index`."""
+    out = get_array_module(value).zeros(shape, value.dtype)
+    out[key] = value
+    return out, (key,), scatter_basic_vjp
+
+
+def scatter_basic_vjp(g: Any, needs: tuple[bool, ...], key: Any) -> tuple[Any, ...]:
+    return (call(index, g, key=key),)
+
+
+def diagonal(x: Array, *, offset: int, axis1: int, axis2: int) -> Result:
+    """A view of the diagonal of two axes, which becomes the last axis."""
+    view = x.diagonal(offset, axis1, axis2)
+    if isinstance(view, np.ndarray):
+        view = np.lib.stride_tricks.as_strided(view, view.shape, view.strides)  # NumPy hands it out read-only
+    return view, (x.shape, offset, axis1, axis2), diagonal_vjp
+
+
+def diagonal_vjp(g: Any, needs: tuple[bool, ...], shape: tuple[int, ...], offset: int, axis1: int,
+                 axis2: int) -> tuple[Any, ...]:
+    chain = ((diagonal, {"offset": offset, "axis1": axis1, "axis2": axis2}),)
+    return (call(scatter_view, g, shape=shape, chain=chain),)
+
+
+def scatter_view(value: Array, *, shape: tuple[int, ...], chain: Chain) -> Result:
+    """Zeros of ``shape`` with ``value`` in the view that ``chain`` takes of them."""
+    out = get_array_module(value).zeros(shape, value.dtype)
+    _replay(out, chain)[...] = value
+    return out, (chain,), scatter_view_vjp
+
+
+def scatter_view_vjp(g: Any, needs: tuple[bool, ...], chain: Chain) -> tuple[Any, ...]:
+    return (_replay(g, chain),)
+
+
+def view_scatter(base: Array, value: Array, *, chain: Chain) -> Result:
+    """A copy of ``base`` with ``value`` in the view that ``chain`` takes of it."""
+    out = base.copy()
+    _replay(out, chain)[...] = value
+    return out, (chain,), view_scatter_vjp
+
+
+def view_scatter_vjp(g: Any, needs: tuple[bool, ...], chain: Chain) -> tuple[Any, ...]:
+    value = _replay(g, chain)
+    if is_array(value):
+        value = value.copy()  # beside g, which the engine may add to
+    return call(view_scatter, g, value * 0, chain=chain) if needs[0] else None, value if needs[1] else None
+
+
+def _replay(x: Any, chain: Chain) -> Any:
+    for op, options in chain:
+        x = call(op, x, **options)
+    return x
+
+
+def copy(x: Array, *, order: str = "K") -> Result:
+    """A copy of ``x`` in memory of its own; ``order`` as in NumPy (``K`` keeps the layout, ``C`` is row-major)."""
+    return x.copy(order), (), copy_vjp
+
+
+def copy_vjp(g: Any, needs: tuple[bool, ...]) -> tuple[Any, ...]:
+    return (g,)
+
+
+def astype(x: Array, *, dtype: np.dtype[Any]) -> Result:
+    """``x`` converted to another type."""
+    return x.astype(dtype), (x.dtype,), astype_vjp
+
+
+def astype_vjp(g: Any, needs: tuple[bool, ...], dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    return (call(astype, g, dtype=dtype),)
+
+
+def concatenate(*xs: Array, axis: int) -> Result:
+    """``xs`` one after the other along ``axis``."""
+    return get_array_module(*xs).concatenate(xs, axis), (axis, tuple(x.shape[axis] for x in xs)), concatenate_vjp
+
+
+def concatenate_vjp(g: Any, needs: tuple[bool, ...], axis: int, sizes: tuple[int, ...]) -> tuple[Any, ...]:
+    grads, begin = [], 0
+    for need, n in zip(needs, sizes, strict=True):
+        key = (*[slice(None)] * axis, slice(begin, begin + n), ...)
+        grads.append(call(index, g, key=key) if need else None)
+        begin += n
+    return tuple(grads)
+
+
+def stack(*xs: Array, axis: int) -> Result:
+    """``xs`` along a new axis."""
+    return get_array_module(*xs).stack(xs, axis), (axis,), stack_vjp
+
+
+def stack_vjp(g: Any, needs: tuple[bool, ...], axis: int) -> tuple[Any, ...]:
+    return tuple(call(index, g, key=(*[slice(None)] * axis, i, ...)) if need else None for i, need in enumerate(needs))
+
+
+def flip(x: Array, *, axes: tuple[int, ...]) -> Result:
+    """``x`` with the order of its elements along ``axes`` reversed."""
+    return get_array_module(x).flip(x, axes).copy(), (axes,), flip_vjp
+
+
+def flip_vjp(g: Any, needs: tuple[bool, ...], axes: tuple[int, ...]) -> tuple[Any, ...]:
+    return (call(flip, g, axes=axes),)
+
+
+def roll(x: Array, *, shifts: tuple[int, ...], axes: tuple[int, ...]) -> Result:
+    """``x`` shifted along ``axes``; what leaves at one end comes in at the other."""
+    return get_array_module(x).roll(x, shifts, axes), (shifts, axes), roll_vjp
+
+
+def roll_vjp(g: Any, needs: tuple[bool, ...], shifts: tuple[int, ...], axes: tuple[int, ...]) -> tuple[Any, ...]:
+    return (call(roll, g, shifts=tuple(-s for s in shifts), axes=axes),)
+
+
+def tile(x: Array, *, repeats: tuple[int, ...]) -> Result:
+    """``x`` repeated ``repeats`` times along its axes, of which there are as many."""
+    return get_array_module(x).tile(x, repeats), (x.shape, repeats), tile_vjp
+
+
+def tile_vjp(g: Any, needs: tuple[bool, ...], shape: tuple[int, ...], repeats: tuple[int, ...]) -> tuple[Any, ...]:
+    apart = call(reshape, g, shape=tuple(m for pair in zip(repeats, shape, strict=True) for m in pair))
+    summed = call(sum_to_shape, apart, shape=tuple(m for n in shape for m in (1, n)))
+    return (call(reshape, summed, shape=shape),)
+
+
+def pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float) -> Result:
+    """``x`` with ``widths`` elements of ``value`` before and after it along each axis; negative widths cut."""
+    cut = tuple(slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(widths, x.shape, strict=True))
+    grown = tuple((max(a, 0), max(b, 0)) for a, b in widths)
+    out = get_array_module(x).pad(x[cut], grown, constant_values=value)
+    return out, (x.shape, widths), pad_vjp
+
+
+def pad_vjp(g: Any, needs: tuple[bool, ...], shape: tuple[int, ...], widths: Any) -> tuple[Any, ...]:
+    return (call(pad, g, widths=tuple((-a, -b) for a, b in widths), value=0),)

@@ -1,0 +1,600 @@
+"""Tensor: an array that remembers how it was made."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from disttrain import autograd, engine
+from disttrain import dtypes
+from disttrain.devices import device as Device
+from disttrain.devices import move
+from disttrain.errors import GradientError
+from disttrain.kernels.arrays import Array, is_array, to_host
+from disttrain.methods import ElementwiseMethods, IndexMethods, LinalgMethods, ReduceMethods, ShapeMethods
+from disttrain.ops import shape as shape_ops
+
+
+class Size(tuple[int, ...]):
+    """A shape, as ``torch.Size``: a tuple that knows its number of elements."""
+
+    __slots__ = ()
+
+    def numel(self) -> int:
+        """Return the number of elements of a tensor of this shape."""
+        n = 1
+        for k in self:
+            n *= k
+        return n
+
+    def __repr__(self) -> str:
+        return f"disttrain.Size({list(self)})"
+
+
+class RemovableHandle:
+    """What registering a hook returns, as ``torch.utils.hooks.RemovableHandle``."""
+
+    _next = 0
+
+    def __init__(self, hooks: dict[int, Callable[..., Any]], hook: Callable[..., Any]) -> None:
+        self.id = RemovableHandle._next
+        RemovableHandle._next += 1
+        self._hooks = hooks
+        hooks[self.id] = hook
+
+    def remove(self) -> None:
+        """Call the hook no more."""
+        self._hooks.pop(self.id, None)
+
+    def __enter__(self) -> RemovableHandle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
+
+
+class Tensor(ElementwiseMethods, ReduceMethods, ShapeMethods, LinalgMethods, IndexMethods):
+    """A multi-dimensional array of one type that records the operations on it, as ``torch.Tensor``.
+
+    Make one with :func:`disttrain.tensor`, :func:`disttrain.zeros` and their like; ``Tensor(array)`` wraps an
+    array without a copy.
+    """
+
+    _array: Array
+    _version_counter: list[int]
+    """One number, shared by all tensors over the same memory: how often it was changed in place."""
+    _requires_grad = False
+    _grad: Tensor | None = None
+    _node: engine.Node | None = None
+    """The operation that made this tensor, if it is recorded; a leaf has none."""
+    _index = 0
+    """Which output of the operation this tensor is."""
+    _base: Tensor | None = None
+    """The tensor that this one is a view of."""
+    _chain: shape_ops.Chain = ()
+    """How it is a view of its base."""
+    _history = 0
+    """How often the history of a base was changed by a change in place."""
+    _seen = 0
+    """The ``_history`` of the base that this view's own history agrees with."""
+    _hooks: dict[int, Callable[..., Any]] | None = None
+    """Of a leaf: functions of its gradient."""
+    _post_hooks: dict[int, Callable[..., Any]] | None = None
+    """Of a leaf: functions of the leaf, called once its gradient has been accumulated."""
+    _slot: engine.Slot | None = None
+    """Of a leaf: where its gradient lives."""
+    _given_grad: weakref.ref[Tensor] | None = None
+    """The gradient tensor that was last given out over the slot."""
+
+    __array_priority__ = 1000  # so that `array * tensor` comes to us
+
+    def __init__(self, data: Any = ()) -> None:
+        if not is_array(data):
+            from disttrain.functions.creation import tensor
+
+            data = tensor(data).to(dtypes.float32)._array
+        dtypes.of(data)
+        self._array = data
+        self._version_counter = [0]
+
+    @classmethod
+    def full_(cls, value: Any) -> Tensor:
+        """Return a tensor without dimensions that holds a Python number, in PyTorch's type for it."""
+        from disttrain.functions.creation import tensor
+
+        return tensor(value)
+
+    # -------------------------------------------------------------------------------------- what it is
+
+    @property
+    def shape(self) -> Size:
+        """Size of each dimension."""
+        return Size(self._array.shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        """Return the shape, or the size of one dimension."""
+        if dim is None:
+            return self.shape
+        from disttrain.functions.common import normalize_dim
+
+        return self._array.shape[normalize_dim(dim, self._array.ndim)]
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return self._array.ndim  # type: ignore[no-any-return]
+
+    def dim(self) -> int:
+        """Return the number of dimensions."""
+        return self._array.ndim  # type: ignore[no-any-return]
+
+    def numel(self) -> int:
+        """Return the number of elements."""
+        return int(self._array.size)
+
+    nelement = numel
+
+    @property
+    def dtype(self) -> dtypes.dtype:
+        """Type of the elements."""
+        return dtypes.of(self._array)
+
+    @property
+    def device(self) -> Device:
+        """Where the memory is."""
+        return Device.of(self._array)
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the memory is a GPU's."""
+        return self.device.type == "cuda"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return int(self._array.itemsize)
+
+    element_size = itemsize.fget
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return int(self._array.nbytes)
+
+    def stride(self, dim: int | None = None) -> Any:
+        """Return the distance in elements between neighbours along each dimension, or along one."""
+        strides = tuple(s // self._array.itemsize for s in self._array.strides)
+        return strides if dim is None else strides[dim]
+
+    def is_contiguous(self) -> bool:
+        """Return whether the memory is row-major."""
+        return bool(self._array.flags.c_contiguous)
+
+    def is_floating_point(self) -> bool:
+        """Return whether the elements are floating point numbers."""
+        return self.dtype.is_floating_point
+
+    def data_ptr(self) -> int:
+        """Return the address of the first element."""
+        return int(self._array.__array_interface__["data"][0])
+
+    @property
+    def T(self) -> Tensor:
+        """A view with the dimensions in reverse order."""
+        return engine.apply_view(shape_ops.transpose, self, axes=tuple(range(self.ndim))[::-1])
+
+    @property
+    def mT(self) -> Tensor:
+        """A view with the last two dimensions exchanged."""
+        return self.transpose(-2, -1)
+
+    @property
+    def _version(self) -> int:
+        return self._version_counter[0]
+
+    # -------------------------------------------------------------------------------------- conversion
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the tensor as another dtype and/or on another device; itself if it is so already.
+
+        As ``torch.Tensor.to``: ``to(dtype)``, ``to(device)``, ``to(device, dtype)``, ``to(other)``; the options
+        ``non_blocking`` and ``copy``.
+        """
+        copy = kwargs.pop("copy", False)
+        kwargs.pop("non_blocking", None)
+        kind, where = kwargs.pop("dtype", None), kwargs.pop("device", None)
+        if kwargs:
+            raise TypeError(f"to() got an unexpected keyword argument {next(iter(kwargs))!r}")
+        for a in args:
+            if isinstance(a, Tensor):
+                kind, where = a.dtype, a.device
+            elif isinstance(a, str | Device | int) and not isinstance(a, bool):
+                where = a
+            elif a is not None and not isinstance(a, bool):
+                kind = a
+        t = self
+        if kind is not None:
+            wanted = dtypes.as_dtype(kind).numpy
+            if wanted != self._array.dtype:
+                t = engine.apply(shape_ops.astype, self, dtype=wanted)
+        if where is not None and Device(where) != t.device:
+            t = engine.apply(move, t, device=Device(where))
+        return t.clone() if copy and t is self else t
+
+    def type(self, dtype: Any) -> Tensor:
+        """Return the tensor as another dtype."""
+        return self.to(dtypes.as_dtype(dtype))
+
+    def type_as(self, other: Tensor) -> Tensor:
+        """Return the tensor in the dtype of ``other``."""
+        return self.to(other.dtype)
+
+    def float(self) -> Tensor:
+        """Return the tensor as float32."""
+        return self.to(dtypes.float32)
+
+    def double(self) -> Tensor:
+        """Return the tensor as float64."""
+        return self.to(dtypes.float64)
+
+    def half(self) -> Tensor:
+        """Return the tensor as float16."""
+        return self.to(dtypes.float16)
+
+    def bfloat16(self) -> Tensor:
+        """Return the tensor as bfloat16."""
+        return self.to(dtypes.bfloat16)
+
+    def long(self) -> Tensor:
+        """Return the tensor as int64."""
+        return self.to(dtypes.int64)
+
+    def int(self) -> Tensor:
+        """Return the tensor as int32."""
+        return self.to(dtypes.int32)
+
+    def bool(self) -> Tensor:
+        """Return the tensor as booleans."""
+        return self.to(dtypes.bool_)
+
+    def cpu(self) -> Tensor:
+        """Return the tensor in host memory."""
+        return self.to("cpu")
+
+    def cuda(self, device: Any = None) -> Tensor:
+        """Return the tensor in a GPU's memory."""
+        return self.to("cuda" if device is None else device)
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """Return the elements as a NumPy array that shares the memory.
+
+        Raises:
+            RuntimeError: the tensor requires a gradient, or is on a GPU.
+        """
+        if self.requires_grad:
+            raise RuntimeError("numpy() of a tensor that requires grad; use detach().numpy()")
+        if self.device.type != "cpu":
+            raise RuntimeError(f"numpy() of a tensor on {self.device}; use cpu().numpy()")
+        return to_host(self._array)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def item(self) -> Any:
+        """Return the only element as a Python number.
+
+        Raises:
+            RuntimeError: there is more than one, or none.
+        """
+        if self._array.size != 1:
+            raise RuntimeError(f"item() needs a tensor of one element, got shape {list(self.shape)}")
+        value = self._array.item()
+        return value if isinstance(value, int | float) else float(value)
+
+    def tolist(self) -> Any:
+        """Return the elements as nested lists of Python numbers."""
+        a = to_host(self._array)
+        return (a.astype(np.float32) if a.dtype.kind == "V" else a).tolist()
+
+    def __float__(self) -> Any:
+        return float(self.item())
+
+    def __int__(self) -> Any:
+        return int(self.item())
+
+    def __index__(self) -> Any:
+        if self.dtype.category > 1:
+            raise TypeError(f"only integer tensors of one element can be an index, got {self.dtype}")
+        return int(self.item())
+
+    def __bool__(self) -> Any:
+        if self._array.size != 1:
+            raise RuntimeError(f"the truth of a tensor of shape {list(self.shape)} is ambiguous; use .any() or .all()")
+        return bool(self._array.item())
+
+    def __len__(self) -> Any:
+        if not self.ndim:
+            raise TypeError("len() of a tensor without dimensions")
+        return self._array.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self.ndim:
+            raise TypeError("iteration over a tensor without dimensions")
+        return iter([self[i] for i in range(len(self))])
+
+    def __contains__(self, element: Any) -> Any:
+        return (self == element).any().item()
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> Any:
+        if not isinstance(other, Tensor | bool | int | float | np.ndarray | np.generic):
+            return NotImplemented
+        return self.eq(other)
+
+    def __ne__(self, other: object) -> Any:
+        if not isinstance(other, Tensor | bool | int | float | np.ndarray | np.generic):
+            return NotImplemented
+        return self.ne(other)
+
+    def __repr__(self) -> str:
+        from disttrain.printing import tensor_repr
+
+        return tensor_repr(self)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec and not self.ndim else object.__format__(self, spec)
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Tensor:
+        if self._node is not None:
+            raise RuntimeError("only leaf tensors can be deep-copied; detach() it first")
+        copied = type(self).__new__(type(self))
+        copied._array = self._array.copy()
+        copied._version_counter = [0]
+        copied._requires_grad = self._requires_grad
+        memo[id(self)] = copied
+        return copied
+
+    # -------------------------------------------------------------------------------------- new tensors like it
+
+    def new_tensor(self, data: Any, **options: Any) -> Tensor:
+        """Return a tensor of ``data`` in this one's dtype and on its device."""
+        from disttrain.functions import creation
+
+        return creation.tensor(data, **self._like(options))
+
+    def new_zeros(self, *size: Any, **options: Any) -> Tensor:
+        """Return zeros in this one's dtype and on its device."""
+        from disttrain.functions import creation
+
+        return creation.zeros(*size, **self._like(options))
+
+    def new_ones(self, *size: Any, **options: Any) -> Tensor:
+        """Return ones in this one's dtype and on its device."""
+        from disttrain.functions import creation
+
+        return creation.ones(*size, **self._like(options))
+
+    def new_empty(self, *size: Any, **options: Any) -> Tensor:
+        """Return elements that are not set, in this one's dtype and on its device."""
+        from disttrain.functions import creation
+
+        return creation.empty(*size, **self._like(options))
+
+    def new_full(self, size: Any, fill_value: Any, **options: Any) -> Tensor:
+        """Return ``fill_value`` in this one's dtype and on its device."""
+        from disttrain.functions import creation
+
+        return creation.full(size, fill_value, **self._like(options))
+
+    def _like(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {"dtype": self.dtype, "device": self.device} | options
+
+    def normal_(self, mean: Any = 0.0, std: Any = 1.0, *, generator: Any = None) -> Tensor:
+        """Write normally distributed numbers."""
+        from disttrain import random
+
+        return self._fill_random(mean + std * random.normal(self.shape, generator))
+
+    def uniform_(self, from_: Any = 0.0, to: Any = 1.0, *, generator: Any = None) -> Tensor:
+        """Write numbers evenly distributed in ``[from_, to)``."""
+        from disttrain import random
+
+        return self._fill_random(from_ + (to - from_) * random.uniform(self.shape, generator))
+
+    def bernoulli_(self, p: Any = 0.5, *, generator: Any = None) -> Tensor:
+        """Write ones with probability ``p``, else zeros."""
+        from disttrain import random
+
+        return self._fill_random(random.uniform(self.shape, generator) < p)
+
+    def _fill_random(self, values: Any) -> Tensor:
+        engine.check_in_place(self)
+        return engine.adopt(self, Tensor(np.asarray(values).astype(self._array.dtype)))
+
+    # -------------------------------------------------------------------------------------- autograd
+
+    @classmethod
+    def __apply__(cls, op: Any, *args: Any, **options: Any) -> Any:
+        """See ``disttrain.ops.types.call``."""
+        return engine.apply(op, *args, **options)
+
+    def _edge(self) -> engine.Edge | None:
+        """Return where the gradient of this tensor goes; ``None`` if nobody wants it."""
+        if self._base is not None:
+            engine.refresh_view(self)
+        if self._node is not None:
+            return self._node, self._index
+        return (self, 0) if self._requires_grad else None
+
+    @property
+    def requires_grad(self) -> Any:
+        """Whether operations on this tensor are recorded."""
+        return self._edge() is not None
+
+    @requires_grad.setter
+    def requires_grad(self, value: Any) -> None:
+        self.requires_grad_(value)
+
+    def requires_grad_(self, requires_grad: Any = True) -> Tensor:
+        """Begin (or cease) to record operations on this leaf.
+
+        Raises:
+            RuntimeError: recording of a tensor that is not a leaf cannot be switched off, or the type is no
+                floating point type.
+        """
+        if self._edge() is not None and self._node is not None:
+            if not requires_grad:
+                raise RuntimeError("requires_grad can be switched off only for leaf tensors; use detach()")
+            return self
+        if requires_grad and not self.dtype.is_floating_point:
+            raise RuntimeError(f"only floating point tensors can require gradients, got {self.dtype}")
+        self._requires_grad = bool(requires_grad)
+        return self
+
+    @property
+    def is_leaf(self) -> Any:
+        """Whether no recorded operation made this tensor."""
+        self._edge()
+        return self._node is None
+
+    @property
+    def grad_fn(self) -> engine.Node | None:
+        """The recorded operation that made this tensor."""
+        self._edge()
+        return self._node
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The accumulated gradient of this leaf."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is not None:
+            if not isinstance(value, Tensor):
+                raise TypeError(f"grad must be a Tensor or None, got {type(value).__name__}")
+            if value.shape != self.shape or value.dtype is not self.dtype:
+                raise RuntimeError(f"grad of a tensor of shape {list(self.shape)} and {self.dtype} cannot have shape "
+                                   f"{list(value.shape)} and {value.dtype}")
+        self._grad = value
+
+    def _accumulate(self, g: Any) -> None:
+        engine.accumulate_grad(self, g)
+        if self._post_hooks:
+            for hook in list(self._post_hooks.values()):
+                hook(self)
+
+    def _give_slot(self) -> None:
+        """Hand out a gradient over the slot, and remember to whom."""
+        assert self._slot is not None
+        self._grad = Tensor(self._slot.array)
+        self._given_grad = weakref.ref(self._grad)
+
+    def backward(self, gradient: Tensor | None = None, retain_graph: Any = None, create_graph: Any = False,
+                 inputs: Sequence[Tensor] | None = None, *, weight: Any = None) -> None:
+        """Accumulate the gradient of this tensor into the leaves it was made from, as ``torch.Tensor.backward``.
+
+        Args:
+            gradient: gradient of this tensor, of its shape; 1 for a tensor of one element.
+            retain_graph: keep the graph for another backward; by default if ``create_graph``.
+            create_graph: record backward itself, for gradients of gradients.
+            inputs: accumulate only into these leaves.
+            weight: how many samples this loss stands for, when ranks' gradients are averaged; by default as many
+                as the DataLoader dealt. Without data parallelism it changes nothing.
+
+        Raises:
+            GradientError: the tensor does not require grad, has several elements and no ``gradient`` is given, or
+                the graph has been freed.
+        """
+        autograd.backward(self, gradient, retain_graph, create_graph, inputs=inputs, weight=weight)
+
+    @property
+    def data(self) -> Tensor:
+        """The same memory without history; changes in place are not seen by autograd."""
+        return Tensor(self._array)
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        self._array = value._array
+
+    def detach(self) -> Tensor:
+        """Return the same memory without history; a change in place is seen by autograd's version check."""
+        t = Tensor(self._array)
+        t._version_counter = self._version_counter
+        return t
+
+    def detach_(self) -> Tensor:
+        """Forget the history of this tensor.
+
+        Raises:
+            RuntimeError: the tensor is a view.
+        """
+        if self._base is not None:
+            raise RuntimeError("a view cannot be detached in place; use detach()")
+        self._node, self._requires_grad = None, False
+        return self
+
+    def retain_grad(self) -> None:
+        """Keep the gradient of this tensor in ``grad`` although it is no leaf.
+
+        Raises:
+            RuntimeError: the tensor does not require grad.
+        """
+        edge = self._edge()
+        if edge is None:
+            raise RuntimeError("retain_grad() needs a tensor that requires grad")
+        if self._node is None:
+            return
+        me = weakref.ref(self)
+
+        def keep(g: Tensor) -> None:
+            t = me()
+            if t is not None:
+                t._grad = g if t._grad is None else t._grad + g
+
+        self.register_hook(keep)
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+        """Call ``hook`` with the gradient of this tensor whenever it is computed; what it returns replaces it.
+
+        Raises:
+            RuntimeError: the tensor does not require grad.
+        """
+        edge = self._edge()
+        if edge is None:
+            raise RuntimeError("register_hook() needs a tensor that requires grad")
+        node = self._node
+        if node is None:
+            if self._hooks is None:
+                self._hooks = {}
+            return RemovableHandle(self._hooks, hook)
+        if node.hooks is None:
+            node.hooks = {}
+        return RemovableHandle(node.hooks.setdefault(self._index, {}), hook)
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> RemovableHandle:
+        """Call ``hook`` with this leaf after each accumulation of its gradient.
+
+        Raises:
+            RuntimeError: the tensor is not a leaf that requires grad.
+        """
+        if self._node is not None or not self._requires_grad:
+            raise RuntimeError("register_post_accumulate_grad_hook() needs a leaf that requires grad")
+        if self._post_hooks is None:
+            self._post_hooks = {}
+        return RemovableHandle(self._post_hooks, hook)
+
+
+engine.Tensor_ = Tensor
+
+
+def is_tensor(obj: object) -> bool:
+    """Return whether ``obj`` is a Tensor."""
+    return isinstance(obj, Tensor)
+
+
+__all__ = ["GradientError", "RemovableHandle", "Size", "Tensor", "is_tensor"]
