@@ -1,7 +1,7 @@
 """Convolution over images in channels-last memory: im2col in blocks that fit the L2 cache, then GEMM.
 
-``x`` is (N, C, H, W), ``w`` is (O, C // groups, KH, KW), ``out`` and its gradient ``g`` are (N, O, OH, OW). All
-are shapes only: any memory layout is accepted, images come back as views of (N, H, W, C) memory.
+``x`` is (N, C, H, W), ``w`` is (O, C // groups, KH, KW), ``out`` and its gradient ``g`` are (N, O, OH, OW).
+These are shapes only: any memory layout is accepted, images come back as views of (N, H, W, C) memory.
 Arrays are float32 or float64, all of one type.
 """
 
@@ -94,7 +94,7 @@ def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array
     if get_array_module(g, x) is not numpy:
         return conv2d_weight_grad_reference(g, x, window, groups)
     g, x = to_channels_last(g), to_channels_last(x)
-    N, OH, OW, O = g.shape  # noqa: E741
+    _, OH, OW, O = g.shape  # noqa: E741
     o, c = O // groups, x.shape[3] // groups
     g_rows = g.reshape(-1, O)
     gw = numpy.zeros((O, window.kernel[0] * window.kernel[1] * c), g.dtype)

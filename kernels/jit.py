@@ -13,8 +13,8 @@ _logger = logging.getLogger("disttrain")
 class Kernel:
     """A function that Numba compiles at its first call for each combination of argument types.
 
-    Compiled code releases the GIL and is kept on disk: beside the source, or in the user's cache folder if the
-    package is read-only (``NUMBA_CACHE_DIR`` overrides both). A kernel calls no other kernel; from scalar
+    Compiled code releases the GIL and is kept on disk: beside the source, or in the user's cache folder if
+    the package is read-only (``NUMBA_CACHE_DIR`` overrides both). A kernel calls no other kernel; from scalar
     functions it may call those of this module.
 
     Args:

@@ -7,7 +7,7 @@ from disttrain.kernels.jit import jit
 
 
 def channel_moments(x: Array) -> tuple[Array, Array]:
-    """Return mean and biased variance of each column of ``x`` (M rows, C channels), in float64. M is not 0."""
+    """Return mean and biased variance of each column of ``x`` (M > 0 rows, C channels), in float64."""
     if get_array_module(x) is not numpy:
         return channel_moments_reference(x)
     mean, var = numpy.zeros(x.shape[1]), numpy.zeros(x.shape[1])
@@ -37,26 +37,27 @@ def _channel_moments(x, mean, var):  # type: ignore[no-untyped-def]
         var[c] /= M
 
 
-def channel_affine(x: Array, scale: Array, shift: Array) -> Array:
-    """Return ``x * scale + shift`` for ``x`` (M, C) and one scale and shift per channel, in the type of ``x``."""
+def channel_affine(x: Array, mean: Array, scale: Array, shift: Array) -> Array:
+    """Return ``(x - mean) * scale + shift`` for ``x`` (M, C) and one of each per channel."""
     if get_array_module(x) is not numpy:
-        return channel_affine_reference(x, scale, shift)
+        return channel_affine_reference(x, mean, scale, shift)
     out = numpy.empty_like(x)
-    _channel_affine(x, scale.astype(x.dtype, copy=False), shift.astype(x.dtype, copy=False), out)
+    _channel_affine(x, *(v.astype(x.dtype, copy=False) for v in (mean, scale, shift)), out)
     return out
 
 
-def channel_affine_reference(x: Array, scale: Array, shift: Array) -> Array:
+def channel_affine_reference(x: Array, mean: Array, scale: Array, shift: Array) -> Array:
     """What :func:`channel_affine` must equal."""
-    return x * scale.astype(x.dtype) + shift.astype(x.dtype)
+    mean, scale, shift = (v.astype(x.dtype, copy=False) for v in (mean, scale, shift))
+    return (x - mean) * scale + shift
 
 
 @jit
-def _channel_affine(x, scale, shift, out):  # type: ignore[no-untyped-def]
+def _channel_affine(x, mean, scale, shift, out):  # type: ignore[no-untyped-def]
     M, C = x.shape
     for m in range(M):
         for c in range(C):
-            out[m, c] = x[m, c] * scale[c] + shift[c]
+            out[m, c] = (x[m, c] - mean[c]) * scale[c] + shift[c]
 
 
 def channel_grad_sums(g: Array, x: Array, mean: Array) -> tuple[Array, Array]:
@@ -83,31 +84,31 @@ def _channel_grad_sums(g, x, mean, total, dot):  # type: ignore[no-untyped-def]
             dot[c] += g[m, c] * (x[m, c] - mean[c])
 
 
-def channel_grad(g: Array, x: Array, a: Array, b: Array, c: Array) -> Array:
-    """Return ``g * a + x * b + c`` for (M, C) arrays and one coefficient of each kind per channel."""
+def channel_grad(g: Array, x: Array, mean: Array, a: Array, b: Array, c: Array) -> Array:
+    """Return ``g * a + (x - mean) * b + c`` for (M, C) arrays and one of each coefficient per channel."""
     if get_array_module(g) is not numpy:
-        return channel_grad_reference(g, x, a, b, c)
+        return channel_grad_reference(g, x, mean, a, b, c)
     out = numpy.empty_like(g)
-    T = g.dtype
-    _channel_grad(g, x, a.astype(T, copy=False), b.astype(T, copy=False), c.astype(T, copy=False), out)
+    _channel_grad(g, x, *(v.astype(g.dtype, copy=False) for v in (mean, a, b, c)), out)
     return out
 
 
-def channel_grad_reference(g: Array, x: Array, a: Array, b: Array, c: Array) -> Array:
+def channel_grad_reference(g: Array, x: Array, mean: Array, a: Array, b: Array, c: Array) -> Array:
     """What :func:`channel_grad` must equal."""
-    return g * a.astype(g.dtype) + x * b.astype(g.dtype) + c.astype(g.dtype)
+    mean, a, b, c = (v.astype(g.dtype, copy=False) for v in (mean, a, b, c))
+    return g * a + (x - mean) * b + c
 
 
 @jit
-def _channel_grad(g, x, a, b, c, out):  # type: ignore[no-untyped-def]
+def _channel_grad(g, x, mean, a, b, c, out):  # type: ignore[no-untyped-def]
     M, C = g.shape
     for m in range(M):
         for k in range(C):
-            out[m, k] = g[m, k] * a[k] + x[m, k] * b[k] + c[k]
+            out[m, k] = g[m, k] * a[k] + (x[m, k] - mean[k]) * b[k] + c[k]
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
-    """Return each row of ``x`` (M, K) normalised, times ``weight`` plus ``bias`` (K); and mean and 1 / std (M)."""
+    """Return the rows of ``x`` (M, K) normalised, times ``weight`` plus ``bias`` (K); and mean and 1 / std."""
     if get_array_module(x) is not numpy:
         return layer_norm_reference(x, weight, bias, eps)
     out = numpy.empty_like(x)
@@ -148,7 +149,7 @@ def _layer_norm(x, weight, bias, eps, out, mean, rstd):  # type: ignore[no-untyp
 def layer_norm_grad(
     g: Array, x: Array, weight: Array, mean: Array, rstd: Array
 ) -> tuple[Array, Array, Array]:
-    """Return the gradients of ``x`` (M, K), ``weight`` and ``bias`` (K, float64 sums over the rows in order)."""
+    """Return the gradients of ``x`` (M, K), ``weight`` and ``bias`` (K, summed over the rows in order)."""
     if get_array_module(g) is not numpy:
         return layer_norm_grad_reference(g, x, weight, mean, rstd)
     gx = numpy.empty_like(g)

@@ -10,7 +10,7 @@ from disttrain.kernels.jit import jit
 _SMALL = 2048
 """Below this many elements plain array operations are quicker than loading Numba; they give the same bits."""
 _CHUNK = 4096
-"""Elements in one partial sum of :func:`sum_of_squares`. A constant: a different one gives other last bits."""
+"""Elements in one partial sum of :func:`sum_of_squares`. Another number gives other last bits."""
 
 
 def sgd_step(
@@ -29,7 +29,7 @@ def sgd_step(
     """Update ``param`` and ``momentum_buf`` in place as ``torch.optim.SGD`` does.
 
     Args:
-        param: flat float32 or float64 array, C-contiguous; so are ``grad`` (not changed) and ``momentum_buf``.
+        param: flat float32 or float64 array, contiguous; so are ``grad`` (not changed), ``momentum_buf``.
         grad: the gradient.
         momentum_buf: the velocity, of any content at the first step; None if and only if ``momentum`` is 0.
         lr: learning rate.
@@ -85,7 +85,9 @@ def sgd_step_reference(
 
 
 @jit
-def _sgd(param, grad, buf, lr, momentum, keep, add, weight_decay, sign, nesterov):  # type: ignore[no-untyped-def]
+def _sgd(  # type: ignore[no-untyped-def]
+    param, grad, buf, lr, momentum, keep, add, weight_decay, sign, nesterov
+):
     has_buf = buf.size > 0
     for i in range(param.size):
         p = param[i]
@@ -228,8 +230,8 @@ def _adam(  # type: ignore[no-untyped-def]
 def sum_of_squares(x: Array) -> float:
     """Return the sum of the squares of a flat float32 or float64 array, in float64.
 
-    Always added up in the same order (eight interleaved sums per chunk of 4096 elements, chunk after chunk), so
-    that the result has the same bits whatever the number of threads or processes.
+    Always added up in the same order (eight interleaved sums per chunk of 4096 elements, chunk after chunk),
+    so that the result has the same bits whatever the number of threads or processes.
     """
     xp = get_array_module(x)
     if xp is not numpy:

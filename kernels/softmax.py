@@ -1,6 +1,6 @@
 """Softmax and cross-entropy over the rows of a matrix, float32 or float64, C-contiguous.
 
-Each element is read once or twice while its row is in the cache. The maximum is taken off first (no overflow).
+The maximum of a row is taken off first, so that nothing overflows.
 """
 
 import numpy
@@ -46,7 +46,7 @@ def _softmax(x, out):  # type: ignore[no-untyped-def]
 
 
 def softmax_grad(g: Array, y: Array) -> Array:
-    """Return ``y * (g - sum(g * y))`` row by row: the gradient of the input of :func:`softmax`, whose output is y."""
+    """Return ``y * (g - sum(g * y))`` row by row: the gradient of the input, ``y`` the output of :func:`softmax`."""
     if get_array_module(g) is not numpy:
         return softmax_grad_reference(g, y)
     out = numpy.empty_like(g)
@@ -120,7 +120,7 @@ def _log_softmax_grad(g, y, out):  # type: ignore[no-untyped-def]
 
 
 def row_stats(x: Array) -> Array:
-    """Return (2, M): the maximum of each row of ``x`` (M, K > 0) and the log of the sum of ``exp(x - maximum)``."""
+    """Return (2, M): the maximum of each row of ``x`` (M, K > 0), and the log of the sum of ``exp(x - maximum)``"""
     if get_array_module(x) is not numpy:
         return row_stats_reference(x)
     stats = numpy.empty((2, len(x)), x.dtype)

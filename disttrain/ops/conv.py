@@ -1,4 +1,4 @@
-"""Convolution and its two gradients. Each of the three is bilinear and its own gradients are the other two."""
+"""Convolution and its two gradients. Each of the three is bilinear, and its gradients are the other two."""
 
 from typing import Any
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from disttrain.kernels import softmax as kernels
 from disttrain.ops import elementwise, reduce
-from disttrain.ops.activation import log_softmax, sigmoid, softmax, widen
+from disttrain.ops.activation import log_softmax, sigmoid, softmax, softplus, widen
 from disttrain.ops.embedding import check_range
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array, no_vjp
 
@@ -32,7 +32,7 @@ def cross_entropy(
             class, of the shape of ``x`` and floating point.
         weight: weight of each class, (C,).
         ignore_index: the class of elements that do not count.
-        reduction: the mean is over the weights of the classes, or over the elements if these are probabilities.
+        reduction: the mean is over the weights of the classes, or the elements if these are probabilities.
         label_smoothing: part of the target spread evenly over the classes, in [0, 1].
 
     Raises:
@@ -105,7 +105,8 @@ def _cross_entropy_of_probabilities(
 ) -> Result:
     if target.shape != x.shape:
         raise ValueError(
-            f"cross_entropy: probabilities must have the shape of x, {tuple(x.shape)}, got {tuple(target.shape)}; "
+            f"cross_entropy: probabilities must have the shape of x, {tuple(x.shape)}, "
+            f"got {tuple(target.shape)}; "
             f"for class numbers give integers"
         )
     logp = log_softmax(widen(x), dim=axis)[0]
@@ -307,7 +308,7 @@ def binary_cross_entropy_with_logits_vjp(
     if needs[1]:
         gt = g * -x
         if pos_weight is not None:
-            gt = gt - g * (pos_weight - 1) * call(elementwise.log, call(sigmoid, x))
+            gt = gt + g * (pos_weight - 1) * call(softplus, -x, beta=1.0, threshold=20.0)
     return (gx, gt, None, None)[: len(needs)]
 
 
@@ -330,7 +331,8 @@ def _class_axis(name: str, x: Array, weight: Array | None) -> int:
     axis = 0 if x.ndim == 1 else 1
     if weight is not None and weight.shape != (x.shape[axis],):
         raise ValueError(
-            f"{name}: weight must have shape ({x.shape[axis]},), one for each class, got {tuple(weight.shape)}"
+            f"{name}: weight must have shape ({x.shape[axis]},), one for each class, "
+            f"got {tuple(weight.shape)}"
         )
     return axis
 
@@ -341,7 +343,8 @@ def _check_classes(name: str, x: Array, target: Array, axis: int, ignore_index: 
     expected = x.shape[:axis] + x.shape[axis + 1 :]
     if target.shape != expected:
         raise ValueError(
-            f"{name}: x of shape {tuple(x.shape)} needs a target of shape {tuple(expected)}, got {tuple(target.shape)}"
+            f"{name}: x of shape {tuple(x.shape)} needs a target of shape {tuple(expected)}, "
+            f"got {tuple(target.shape)}"
         )
     check_range(target, x.shape[axis], f"{name}: class", ignore=ignore_index)
 
@@ -396,4 +399,4 @@ def _reduce(loss: Array, reduction: str, total: float) -> Array:
 
 def _spread(g: Any, reduction: str, total: float) -> Any:
     """Return the gradient of each element's loss, given that of the reduced one."""
-    return g * (1 / total if total else math.nan) if reduction == "mean" else g
+    return g * (1 / total if total else 0.0) if reduction == "mean" else g

@@ -28,7 +28,7 @@ def max_pool2d(
     NaN is larger than anything; of equal ones the first counts. Padding is ``-inf``.
 
     Returns:
-        Two outputs: the pooled images (N, C, OH, OW), and the places ``row * W + column`` (int32; PyTorch's are
+        Two outputs: the pooled images (N, C, OH, OW), and the places ``row * W + column`` as int32 (PyTorch:
         int64).
 
     Raises:
@@ -196,7 +196,8 @@ def _windows(
         out_size = (grown[0], grown[1])
     if min(out_size) < 1:
         raise ValueError(
-            f"{name}: windows of {kernel} pixels do not fit into images of {tuple(x.shape[2:])} with padding {padding}"
+            f"{name}: windows of {kernel} pixels do not fit into images of {tuple(x.shape[2:])} "
+            f"with padding {padding}"
         )
     return window, out_size
 
@@ -204,7 +205,7 @@ def _windows(
 def _divisors(
     window: Window, size: Any, out_size: Pair, include_pad: bool, override: int | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the divisors by output row and by output column; a window is divided by the product of its two."""
+    """Return divisors by output row and by output column; a window is divided by the product of its two."""
     if override is not None:
         return (float(override),) * out_size[0], (1.0,) * out_size[1]
     counts = []
