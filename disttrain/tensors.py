@@ -89,6 +89,9 @@ class Tensor(ElementwiseMethods, ReduceMethods, ShapeMethods, LinalgMethods, Ind
     _given_grad: weakref.ref[Tensor] | None = None
     """The gradient tensor that was last given out over the slot."""
 
+    _synchronized = False
+    """Of a parameter: a parallel wrapper averages its gradient over the ranks. Of a gradient: it was averaged."""
+
     __array_priority__ = 1000  # so that `array * tensor` comes to us
 
     def __init__(self, data: Any = ()) -> None:

@@ -1,0 +1,220 @@
+import numpy as np
+import pytest
+
+import disttrain as dt
+
+torch = pytest.importorskip("torch")
+
+RECIPES = [
+    ("SGD", {"lr": 0.1}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.02}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.02}),
+    ("SGD", {"lr": 0.1, "maximize": True}),
+    ("Adam", {}),
+    ("Adam", {"lr": 0.01, "betas": (0.4, 0.9), "eps": 1e-6, "weight_decay": 0.1}),
+    ("Adam", {"lr": 0.01, "amsgrad": True, "maximize": True}),
+    ("AdamW", {"lr": 0.01}),
+    ("AdamW", {"lr": 0.01, "weight_decay": 0.2, "amsgrad": True}),
+]
+SHAPES = [(3, 4), (4,), (50, 60), (), (0, 2)]
+
+
+def make(framework, dtype):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s).astype(dtype) for s in SHAPES]
+    make_one = dt.tensor if framework is dt else torch.tensor
+    return [make_one(a, requires_grad=True) for a in arrays]
+
+
+def loss_of(params, t):
+    return sum(((p * (i + 1) - 0.1 * t) ** 2).sum() for i, p in enumerate(params))
+
+
+@pytest.mark.parametrize(("name", "options"), RECIPES)
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-6), ("float32", 2e-4)])
+def test_the_trajectory_is_pytorchs(name, options, dtype, rtol):
+    ours, theirs = make(dt, dtype), make(torch, dtype)
+    a, b = getattr(dt.optim, name)(ours, **options), getattr(torch.optim, name)(theirs, **options)
+
+    for t in range(20):
+        for params, optimizer in ((ours, a), (theirs, b)):
+            used = params[1:] if t % 7 == 3 else params  # now and then one has no gradient
+            optimizer.zero_grad()
+            loss_of(used, t).backward()
+            optimizer.step()
+
+    for p, q in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), rtol=rtol, atol=rtol)
+
+
+def test_groups_have_options_of_their_own():
+    ours, theirs = make(dt, "float64"), make(torch, "float64")
+    results = []
+    for optim, params in ((dt.optim, ours), (torch.optim, theirs)):
+        optimizer = optim.SGD([{"params": params[:2], "lr": 0.3}, {"params": params[2:], "momentum": 0.5}], lr=0.1)
+        for t in range(5):
+            optimizer.zero_grad()
+            loss_of(params, t).backward()
+            optimizer.step()
+        results.append([p.detach().numpy() for p in params])
+
+    for p, q in zip(*results, strict=True):
+        np.testing.assert_allclose(p, q, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_a_loaded_state_continues_the_same_run(name):
+    def run(steps, resume_at=None):
+        params = make(dt, "float32")
+        optimizer = getattr(dt.optim, name)(params, lr=0.05, **({"momentum": 0.9} if name == "SGD" else {}))
+        for t in range(steps):
+            if t == resume_at:
+                state = optimizer.state_dict()
+                params = [dt.tensor(p.detach().numpy(), requires_grad=True) for p in params]
+                optimizer = getattr(dt.optim, name)(params, lr=9.9, **({"momentum": 0.1} if name == "SGD" else {}))
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            loss_of(params, t).backward()
+            optimizer.step()
+        return [p.detach().numpy() for p in params]
+
+    for p, q in zip(run(6), run(6, resume_at=3), strict=True):
+        np.testing.assert_array_equal(p, q)
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    a = dt.optim.Adam([dt.zeros(3, requires_grad=True), dt.zeros(2, requires_grad=True)])
+    b = dt.optim.Adam([dt.zeros(4, requires_grad=True), dt.zeros(5, requires_grad=True)], lr=0.5)
+    for optimizer in (a, b):
+        sum((p * 2).sum() for p in optimizer.param_groups[0]["params"]).backward()
+        optimizer.step()
+
+    with pytest.raises(ValueError, match=r"parameter 0 has shape \[3\], expected \[4\].*parameter 1 has shape \[2\]"):
+        b.load_state_dict(a.state_dict())
+
+    assert b.param_groups[0]["lr"] == 0.5
+    with pytest.raises(ValueError, match=r"groups of \[2\] parameters, this optimizer of \[1\]"):
+        dt.optim.Adam([dt.zeros(3, requires_grad=True)]).load_state_dict(a.state_dict())
+
+
+def test_what_somebody_else_moved_is_taken_back():
+    p = dt.ones(3, requires_grad=True)
+    optimizer = dt.optim.SGD([p], lr=1.0)
+    p.data = dt.tensor([5.0, 6.0, 7.0])
+    p.grad = dt.tensor([1.0, 1.0, 1.0])
+
+    optimizer.step()
+
+    assert p.tolist() == [4, 5, 6]
+
+
+def test_a_parameter_that_changed_its_shape_is_an_error():
+    p = dt.ones(3, requires_grad=True)
+    optimizer = dt.optim.SGD([p], lr=1.0)
+    p.data = dt.ones(4)
+    p.grad = dt.ones(4)
+
+    with pytest.raises(RuntimeError, match=r"was of shape \[3\] .* is now of shape \[4\]"):
+        optimizer.step()
+
+
+def test_a_step_is_seen_by_the_version_check():
+    w = dt.ones(3, requires_grad=True)
+    optimizer = dt.optim.SGD([w], lr=1.0)
+    loss = (w * w).sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+
+    with pytest.raises(dt.errors.GradientError, match="changed in place"):
+        loss.backward()
+
+
+def test_a_kept_gradient_stays_what_it_was():
+    w = dt.ones(3, requires_grad=True)
+    optimizer = dt.optim.SGD([w], lr=1.0)
+    w.sum().backward()
+    kept = w.grad
+    optimizer.zero_grad()
+    (w * 5).sum().backward()
+
+    assert kept.tolist() == [1, 1, 1]
+    assert w.grad.tolist() == [5, 5, 5]
+
+
+def test_closure_is_called_with_gradients_on():
+    w = dt.ones(1, requires_grad=True)
+    optimizer = dt.optim.SGD([w], lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (w * w).sum()
+        loss.backward()
+        return loss
+
+    with dt.no_grad():
+        loss = optimizer.step(closure)
+
+    assert loss.item() == 1
+    assert w.item() == pytest.approx(0.8)
+
+
+def test_half_precision_steps_in_float32():
+    w = dt.ones(3, dtype=dt.bfloat16, requires_grad=True)
+    optimizer = dt.optim.Adam([w], lr=0.5)
+    w.sum().backward()
+    optimizer.step()
+
+    assert w.dtype is dt.bfloat16
+    assert w.tolist() == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(("call", "match"), [
+    (lambda p: dt.optim.SGD([p], lr=-1), "lr must not be negative, got -1"),
+    (lambda p: dt.optim.SGD([p], nesterov=True), "nesterov needs a momentum"),
+    (lambda p: dt.optim.Adam([p], betas=(1.0, 0.9)), r"betas\[0\] must be in \[0, 1\), got 1.0"),
+    (lambda p: dt.optim.SGD([]), "empty parameter list"),
+    (lambda p: dt.optim.SGD([p, p]), "more than one place"),
+    (lambda p: dt.optim.SGD([p * 2]), "is no leaf"),
+])
+def test_wrong_options_are_refused(call, match):
+    with pytest.raises(ValueError, match=match):
+        call(dt.ones(2, requires_grad=True))
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("StepLR", {"step_size": 3}), ("StepLR", {"step_size": 2, "gamma": 0.5}),
+    ("CosineAnnealingLR", {"T_max": 5}), ("CosineAnnealingLR", {"T_max": 7, "eta_min": 0.01}),
+])
+def test_schedules_are_pytorchs(name, options):
+    rates = []
+    for framework in (dt, torch):
+        optimizer = framework.optim.SGD([framework.ones(1, requires_grad=True)], lr=0.7)
+        scheduler = getattr(framework.optim.lr_scheduler, name)(optimizer, **options)
+        seen = []
+        for _ in range(25):
+            seen.append(scheduler.get_last_lr()[0])
+            (optimizer.param_groups[0]["params"][0] * 1).sum().backward()
+            optimizer.step()
+            scheduler.step()
+        rates.append(seen)
+
+    np.testing.assert_allclose(*rates, rtol=1e-12)
+
+
+def test_a_schedule_continues():
+    def run(resume):
+        optimizer = dt.optim.SGD([dt.ones(1, requires_grad=True)], lr=0.7)
+        scheduler = dt.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
+        for t in range(8):
+            if resume and t == 4:
+                states = optimizer.state_dict(), scheduler.state_dict()
+                optimizer = dt.optim.SGD([dt.ones(1, requires_grad=True)], lr=0.1)
+                optimizer.load_state_dict(states[0])
+                scheduler = dt.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3, last_epoch=3)
+                scheduler.load_state_dict(states[1])
+                optimizer.param_groups[0]["lr"] = states[0]["param_groups"][0]["lr"]
+            scheduler.step()
+        return scheduler.get_last_lr()
+
+    assert run(False) == run(True)
