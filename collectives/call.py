@@ -39,7 +39,7 @@ DTYPES = tuple(
 """The dtypes that every verb accepts."""
 
 OPS = ("sum", "prod", "min", "max")
-"""The reductions. For bool, sum and max are "or", prod and min "and"; NaN wins in min and max, as in NumPy."""
+"""The reductions. For bool, sum and max are "or", prod and min "and". NaN wins min and max, as in NumPy"""
 
 VERBS = (
     *("all_reduce", "reduce", "reduce_scatter", "all_gather", "gather", "scatter", "broadcast", "all_to_all"),
@@ -64,8 +64,10 @@ class Call:
     ``x`` is what it contributes, ``out`` what it receives into, ``like`` what must have one shape and dtype,
     ``pair`` the sender and the receiver of a message (group indices)."""
 
-    __slots__ = ("error", "finished", "generation", "index", "like", "number", "op", "out", "pair", "result", "root",
-                 "source", "tag", "verb", "x")  # fmt: skip
+    __slots__ = (
+        *("verb", "x", "out", "like", "op", "root", "tag", "pair", "source", "generation", "number", "index"),
+        *("finished", "error", "result"),
+    )
 
     def __init__(
         self,

@@ -151,7 +151,7 @@ class Communicator:
         return self._start(self._all_to_all(x, out, tag))
 
     def all_to_all(self, x: Array, out: Array, *, tag: Tag = NO_TAG) -> None:
-        """Send the j-th of ``size`` equal parts of ``x`` to rank ``j``, receive rank ``i``'s as part ``i``."""
+        """Send the j-th of ``size`` equal parts of ``x`` to rank ``j``; receive rank ``i``'s as part i."""
         self._run(self._all_to_all(x, out, tag))
 
     def start_send(self, x: Array, to: int, *, tag: Tag = NO_TAG) -> Work:

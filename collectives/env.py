@@ -138,7 +138,7 @@ _hosted_rank: ContextVar[WorkerEnv | None] = ContextVar("hosted_rank", default=N
 
 
 def current_env() -> WorkerEnv:
-    """Return the contract of the calling rank: that of its thread if ranks are threads, else of the process."""
+    """Return the contract of the calling rank: of its thread if ranks are threads, else of the process."""
     env = _hosted_rank.get()
     return WorkerEnv.from_environ() if env is None else env
 

@@ -83,8 +83,8 @@ class Group:
         here = name_ranks(self.ranks[c.index] for c in operation.calls)
         away = [self.ranks[i] for i in range(self.size) if i not in self.here]
         self.broken = CollectiveTimeout(
-            f"{here} waited {waited:.1f} s in {call} at {call.place} (call number {call.number} of its group) "
-            f"for {name_ranks(away)}; look for a rank that stopped, left early or skipped the call. "
+            f"{here} waited {waited:.1f} s in {call} at {call.place} (call number {call.number} of its "
+            f"group) for {name_ranks(away)}; look for a rank that stopped, left early or skipped the call. "
             f"If it only computes that long, raise --timeout."
         )
         return self.broken

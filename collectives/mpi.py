@@ -2,7 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy
@@ -46,9 +48,20 @@ class MpiChannel:
             return test
         return lambda: self._mpi.Request.Testall(requests)
 
-    def narrow(self, processes: Sequence[int], tag: int) -> "MpiChannel":
+    def narrow(self, processes: Sequence[int]) -> tuple[Request, Callable[[], Channel]]:
+        # MPI has no non-blocking form of this, and two groups may be split at the same time in one order here
+        # and in the other order there: each blocks a thread of its own.
         some = self._comm.Get_group().Incl(processes)
-        return MpiChannel(self._mpi, self._comm.Create_group(some, tag % 32768))
+        made: Future[Channel] = Future()
+
+        def make() -> None:
+            try:
+                made.set_result(MpiChannel(self._mpi, self._comm.Create_group(some)))
+            except BaseException as error:
+                made.set_exception(error)
+
+        threading.Thread(target=make, name="disttrain split", daemon=True).start()
+        return made.done, made.result
 
     def close(self) -> None:
         self._comm.Free()
@@ -72,10 +85,10 @@ class MpiTransport:
         self._finalize = not mpi.Is_initialized()
         if self._finalize:
             mpi.Init_thread(mpi.THREAD_MULTIPLE)
-        if mpi.Query_thread() < mpi.THREAD_SERIALIZED:
+        if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
             raise TransportUnavailable(
-                "this MPI library was initialised for one thread only; let disttrain initialise it "
-                "(connect before anything else calls MPI), or use MPI_THREAD_SERIALIZED or more"
+                "MPI was initialised for fewer threads than MPI_THREAD_MULTIPLE; let disttrain initialise it "
+                "(connect before anything else calls MPI), or use an MPI library that has it"
             )
         self.library: str = mpi.Get_library_version().splitlines()[0].replace("\t", " ").strip("\0 ")
         size = mpi.COMM_WORLD.Get_size()

@@ -4,7 +4,6 @@ Each verb is a generator over the calls of the ranks that this process hosts; it
 ``P`` processes, ``V`` ranks; ranks are group indices throughout.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -138,8 +137,9 @@ def _reduce_piece_natively(group: Group, xs: dict[int, Array], out: Array, op: s
     parts: list[Array] = [_fold_hosted(group, node, xs, op, dtype) for node in cover(group.size, group.here)]
     if parts[0] is not total:
         numpy.copyto(total, parts[0])
-    for part in parts[1:]:
-        _UFUNCS[op](total, part, out=total)
+    with numpy.errstate(all="ignore"):
+        for part in parts[1:]:
+            _UFUNCS[op](total, part, out=total)
     yield group.channel.all_reduce(total, op), False
     if total is not out:
         _round(total, out)
@@ -203,13 +203,13 @@ def _fold_segments(
     for k, target in targets.items():
         take = partial(group.scratch.take, target.size, dtype)
         out = target if target.dtype == dtype else None
-        total, _ = fold((0, group.size), parts[k], _UFUNCS[op], take, out)
+        total = _fold((0, group.size), parts[k], op, take, out)
         if total is not target:
             _round(total, target)
 
 
 def _fold_hosted(group: Group, node: Node, xs: dict[int, Array], op: str, dtype: Dtype) -> Array:
-    """Return a subtree of ranks that are all hosted here, reduced (one rank: its own array if of ``dtype``)."""
+    """Return a subtree of ranks that are all hosted here, reduced (one rank: its own array)."""
     lo, hi = node
     leaves: dict[Node, tuple[Array, bool]] = {}
     for i in range(lo, hi):
@@ -220,7 +220,18 @@ def _fold_hosted(group: Group, node: Node, xs: dict[int, Array], op: str, dtype:
             numpy.copyto(wide, xs[i])
             leaves[i, i + 1] = (wide, True)
     count = xs[lo].size
-    return fold(node, leaves, _UFUNCS[op], partial(group.scratch.take, count, dtype))[0]
+    return _fold(node, leaves, op, partial(group.scratch.take, count, dtype))
+
+
+def _fold(
+    node: Node,
+    parts: dict[Node, tuple[Array, bool]],
+    op: str,
+    take: Callable[[], Array],
+    out: Array | None = None,
+) -> Array:
+    with numpy.errstate(all="ignore"):  # overflow and NaN are results here, for the caller to look at
+        return fold(node, parts, _UFUNCS[op], take, out)[0]
 
 
 def _reduce(group: Group, calls: Sequence[Call]) -> Steps:
@@ -340,9 +351,10 @@ def _split(group: Group, calls: Sequence[Call]) -> Steps:
         processes = sorted({group.process_of[i] for i in indices})
         if group.channel.index not in processes:
             continue
-        channel = group.channel.narrow(processes, calls[0].number)
+        request, made_channel = group.channel.narrow(processes)
+        yield request, False
         hosted = [[k for k, i in enumerate(indices) if group.process_of[i] == p] for p in processes]
-        made = Group(group.host, [group.ranks[i] for i in indices], channel, hosted)
+        made = Group(group.host, [group.ranks[i] for i in indices], made_channel(), hosted)
         for k in made.here:
             new[indices[k]] = (made, k)
     for call in calls:
@@ -398,8 +410,8 @@ def _accumulator(dtype: Dtype) -> Dtype:
 
 
 def _round(total: Array, out: Array) -> None:
-    with numpy.errstate(over="ignore") if total.dtype != out.dtype else contextlib.nullcontext():
-        numpy.copyto(out, total, casting="same_kind" if total.dtype == out.dtype else "unsafe")
+    with numpy.errstate(all="ignore"):
+        numpy.copyto(out, total, casting="unsafe")
 
 
 def _copy(x: Array, out: Array) -> None:

@@ -41,8 +41,8 @@ class Channel(Protocol):
         Empty arrays are left out. ``lane`` keeps point-to-point traffic apart from collectives.
         """
 
-    def narrow(self, processes: Sequence[int], tag: int) -> "Channel":
-        """Return a channel over some of the processes; called by exactly those, with the same ``tag``."""
+    def narrow(self, processes: Sequence[int]) -> tuple[Request, Callable[[], "Channel"]]:
+        """Make a channel over some of the processes, called by exactly those; it is there once complete."""
 
     def close(self) -> None:
         """Free what the channel holds; nothing may be in flight."""

@@ -1,0 +1,64 @@
+"""Start real MPI processes for the tests of this folder, and run test programs in this process."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+PROGRAMS = Path(__file__).parent / "programs"
+ROOT = Path(__file__).parents[2]
+
+
+def find_mpiexec() -> str | None:
+    """The mpiexec of the MPI wheel that this interpreter loads, never just any from PATH."""
+    return shutil.which("mpiexec", path=str(Path(sys.executable).parent))
+
+
+@pytest.fixture
+def mpiexec() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``mpiexec(n, program, *args)`` runs a file of ``programs/`` on ``n`` processes; none survives the call."""
+    path = find_mpiexec()
+    if path is None:
+        pytest.skip('no mpiexec beside the interpreter; pip install "disttrain[mpi]"')
+
+    def run(
+        n: int, program: str, *args: str, timeout: float = 60, cwd: Path = PROGRAMS
+    ) -> subprocess.CompletedProcess[str]:
+        environ = {k: v for k, v in os.environ.items() if not k.startswith(("DISTTRAIN_", "PMI", "OMPI_"))}
+        environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        command = [path, "-n", str(n), sys.executable, "-W", "error", str(PROGRAMS / program), *args]
+        job = subprocess.Popen(
+            command, env=environ, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            out, err = job.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            job.send_signal(signal.SIGTERM)  # mpiexec ends its ranks; they are not in its process group
+            out, err = job.communicate(timeout=10)
+            pytest.fail(f"{program} on {n} processes did not end within {timeout} s\n{out}\n{err}")
+        return subprocess.CompletedProcess(command, job.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture
+def load_program() -> Callable[[str], ModuleType]:
+    """``load_program(name)`` imports a file of ``programs/`` so that its cases can run on the local transport."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(Path(name).stem, PROGRAMS / name)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -1,0 +1,260 @@
+"""Every verb, in every dtype, against NumPy. Run under mpiexec: the cases on all worlds that N processes can host."""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from disttrain.collectives import Communicator, connect, run_ranks
+from disttrain.collectives.call import DTYPES, OPS
+from disttrain.collectives.env import WorkerEnv
+
+SIZES = (0, 1, 3, 17, 1030)
+LARGE = 700_001
+"""More than one piece of the reduction, and odd."""
+
+FOLDS: dict[str, Callable[..., Any]] = {
+    "sum": np.add,
+    "prod": np.multiply,
+    "min": np.minimum,
+    "max": np.maximum,
+}
+
+
+def data(rank: int, size: int, dtype: np.dtype) -> np.ndarray:
+    """What ``rank`` contributes; every rank can compute what every other one has."""
+    return _data(rank, size, dtype).copy()
+
+
+@cache
+def _data(rank: int, size: int, dtype: np.dtype) -> np.ndarray:
+    rng = np.random.default_rng([rank, size])
+    if dtype == bool:
+        return rng.integers(0, 2, size).astype(bool)
+    if dtype.kind in "iu":
+        return rng.integers(0 if dtype.kind == "u" else -100, 100, size).astype(dtype)
+    return rng.standard_normal(size).astype(dtype)
+
+
+def tree(xs: list[np.ndarray], fold: Callable[..., Any]) -> np.ndarray:
+    """The fixed binary tree, written as plainly as can be."""
+    if len(xs) == 1:
+        return xs[0]
+    half = 1
+    while half * 2 < len(xs):
+        half *= 2
+    return fold(tree(xs[:half], fold), tree(xs[half:], fold))
+
+
+@cache
+def reduced(size: int, ranks: int, dtype: np.dtype, op: str) -> np.ndarray:
+    xs = [data(rank, size, dtype) for rank in range(ranks)]
+    if dtype.itemsize == 2 and dtype.kind not in "iu":
+        return tree([x.astype(np.float32) for x in xs], FOLDS[op]).astype(dtype)
+    return tree(xs, FOLDS[op])
+
+
+def check_reductions(comm: Communicator, dtype: np.dtype, size: int, exact: bool) -> None:
+    x = data(comm.rank, size, dtype)
+    for op in OPS:
+        expected = reduced(size, comm.size, dtype, op)
+        out = np.empty_like(x)
+
+        comm.all_reduce(x, out, op=op)
+
+        np.testing.assert_array_equal(x, data(comm.rank, size, dtype))
+        compare(out, expected, exact or dtype.kind in "biu" or op in ("min", "max"))
+        everyone = np.empty((comm.size, size), dtype)
+        comm.all_gather(out, everyone)
+        for row in everyone:
+            assert row.tobytes() == out.tobytes(), "the ranks got different bits"
+        again = x.copy()
+        comm.all_reduce(again, again, op=op)
+        assert again.tobytes() == out.tobytes(), "in place gives other bits"
+
+        root = comm.size - 1
+        at_root = np.empty_like(x)
+        comm.reduce(x, at_root if comm.rank == root else None, root, op=op)
+        if comm.rank == root:
+            compare(at_root, expected, True)
+
+        wide = data(comm.rank, size * comm.size, dtype)
+        part = np.empty_like(x)
+        comm.reduce_scatter(wide, part, op=op)
+        total = reduced(size * comm.size, comm.size, dtype, op)
+        compare(part, total[comm.rank * size : (comm.rank + 1) * size], True)
+
+
+def compare(out: np.ndarray, expected: np.ndarray, exact: bool) -> None:
+    if exact:
+        np.testing.assert_array_equal(out, expected)
+    else:
+        eps = {2: 0.02, 4: 1e-5, 8: 1e-13}[out.dtype.itemsize]
+        np.testing.assert_allclose(out.astype(np.float64), expected.astype(np.float64), rtol=eps, atol=eps)
+
+
+def check_moves(comm: Communicator, dtype: np.dtype, size: int) -> None:
+    rank, ranks = comm.rank, comm.size
+    x = data(rank, size, dtype)
+    all_of_them = np.stack([data(r, size, dtype) for r in range(ranks)])
+    out = np.zeros((ranks, size), dtype)
+
+    comm.all_gather(x, out)
+    np.testing.assert_array_equal(out, all_of_them)
+
+    in_place = np.zeros((ranks, size), dtype)
+    in_place[rank] = x
+    comm.all_gather(in_place[rank], in_place)
+    np.testing.assert_array_equal(in_place, all_of_them)
+
+    for root in {0, ranks // 2, ranks - 1}:
+        y = x.copy()
+        comm.broadcast(y, root)
+        np.testing.assert_array_equal(y, all_of_them[root])
+
+        collected = np.zeros((ranks, size), dtype)
+        comm.gather(x, collected if rank == root else None, root)
+        if rank == root:
+            np.testing.assert_array_equal(collected, all_of_them)
+
+        dealt = np.zeros_like(x)
+        comm.scatter(all_of_them[::-1].copy() if rank == root else None, dealt, root)
+        np.testing.assert_array_equal(dealt, all_of_them[::-1][rank])
+
+    wide = data(rank, size * ranks, dtype).reshape(ranks, size)
+    expected = np.stack([data(r, size * ranks, dtype).reshape(ranks, size)[rank] for r in range(ranks)])
+    swapped = np.zeros_like(wide)
+    comm.all_to_all(wide, swapped)
+    np.testing.assert_array_equal(swapped, expected)
+    comm.all_to_all(wide, wide)
+    np.testing.assert_array_equal(wide, expected)
+
+    if ranks > 1:
+        got = np.zeros_like(x)
+        work = comm.start_send(x, (rank + 1) % ranks)
+        comm.recv(got, (rank - 1) % ranks)
+        work.wait()
+        np.testing.assert_array_equal(got, all_of_them[rank - 1])
+
+
+def check_many_in_flight(comm: Communicator) -> None:
+    xs = [data(comm.rank, 50 + k, np.dtype(np.int64)) for k in range(30)]
+    outs = [np.empty_like(x) for x in xs]
+    works = [comm.start_all_reduce(x, out) for x, out in zip(xs, outs, strict=True)]
+    message = np.arange(5) + comm.rank
+    got = [np.empty_like(message) for _ in range(comm.size)]
+    sends = [comm.start_send(message, r) for r in range(comm.size) if r != comm.rank]
+    receives = [comm.start_recv(got[r], r) for r in range(comm.size) if r != comm.rank]
+    for work in reversed(works + sends + receives):
+        work.wait()
+        assert work.done
+    for k, out in enumerate(outs):
+        np.testing.assert_array_equal(out, reduced(50 + k, comm.size, np.dtype(np.int64), "sum"))
+    for r in range(comm.size):
+        if r != comm.rank:
+            np.testing.assert_array_equal(got[r], np.arange(5) + r)
+
+    polled = np.ones(3)
+    work = comm.start_all_reduce(polled, polled)
+    while not work.done:
+        pass
+    work.wait()
+    assert polled.tolist() == [comm.size] * 3
+
+
+def check_groups(comm: Communicator) -> None:
+    rank, ranks = comm.rank, comm.size
+    parity = comm.split(rank % 2, key=-rank)
+    assert parity is not None
+    members = [r for r in reversed(range(ranks)) if r % 2 == rank % 2]
+    assert parity.ranks == tuple(comm.ranks[r] for r in members)
+    assert members[parity.rank] == rank
+
+    halves = comm.split(0 if rank < ranks // 2 else 1)
+    assert halves is not None
+    without_last = comm.split(None if rank == ranks - 1 else 0)
+    assert (without_last is None) == (rank == ranks - 1)
+
+    # Overlapping groups with calls in flight on all of them at once.
+    outs = [np.full(4, rank) for _ in range(4)]
+    groups = [g for g in (parity, halves, without_last, comm) if g is not None]
+    if rank % 2:
+        groups.reverse()
+    works = {id(g): g.start_all_reduce(out, out) for g, out in zip(groups, outs, strict=False)}
+    for group, out in zip(groups, outs, strict=False):
+        works[id(group)].wait()
+        inside = [comm.ranks.index(r) for r in group.ranks]
+        assert out.tolist() == [sum(inside)] * 4
+
+    nested = parity.split(parity.rank // 2)
+    assert nested is not None
+    nested.barrier()
+    nested.close()
+    if without_last is not None:
+        without_last.close()
+
+
+def check_all(comm: Communicator, exact: bool) -> str:
+    """Run all cases; return a digest of the bits of the reductions of floats."""
+    for dtype in DTYPES:
+        for size in SIZES if comm.size < 8 else SIZES[::2]:
+            check_reductions(comm, dtype, size, exact)
+            check_moves(comm, dtype, size)
+    check_many_in_flight(comm)
+    check_groups(comm)
+    comm.barrier()
+    return digest(comm, exact)
+
+
+def digest(comm: Communicator, exact: bool) -> str:
+    sha = hashlib.sha256()
+    for name in ("float32", "float16"):
+        x = data(comm.rank, LARGE, np.dtype(name))
+        comm.all_reduce(x, x)
+        compare(x, reduced(LARGE, comm.size, np.dtype(name), "sum"), exact)
+        sha.update(x.tobytes())
+    return sha.hexdigest()
+
+
+def layout(ranks: int, processes: int) -> list[range]:
+    """Deal ``ranks`` to processes, the first ones get one more where it does not divide."""
+    counts = [ranks // processes + (p < ranks % processes) for p in range(processes)]
+    starts = np.cumsum([0, *counts])
+    return [range(int(starts[p]), int(starts[p + 1])) for p in range(processes)]
+
+
+def worlds(processes: int) -> list[tuple[int, bool]]:
+    """(number of ranks, fixed order) of the worlds that are tried on so many processes."""
+    return [(v, fixed) for v in sorted({processes, 4}) if v >= processes for fixed in (False, True)]
+
+
+def main() -> None:
+    from mpi4py import MPI
+
+    MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    index, processes = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
+    for ranks, fixed in worlds(processes):
+        mine = layout(ranks, processes)[index]
+        env = WorkerEnv(
+            rank=mine.start, world_size=ranks, hosted=len(mine), process=index, processes=processes,
+            local_rank=mine.start, local_world_size=ranks, fixed_order=fixed, timeout=30.0, control="none",
+        )  # fmt: skip
+        full = ranks == processes or fixed
+        body = check_all if full else digest
+        digests = run_ranks(env, lambda _, f=fixed, b=body: b(connect(), f))
+        assert len(set(digests)) == 1
+        if mine.start == 0 and fixed:
+            print(ranks, digests[0], flush=True)
+    MPI.Finalize()
+
+
+if __name__ == "__main__":
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    mpi4py.rc.finalize = False
+    main()
+    sys.exit()

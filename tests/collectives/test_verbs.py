@@ -1,0 +1,37 @@
+"""Every verb on every transport at 1, 2, 3, 4 and 8 ranks, in every dtype that it accepts, against NumPy."""
+
+import pytest
+
+from disttrain.collectives import connect, run_ranks
+from disttrain.collectives.env import WorkerEnv
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+def test_verbs_on_threads(load_program, ranks):
+    verbs = load_program("verbs.py")
+
+    digests = run_ranks(
+        WorkerEnv(world_size=ranks, hosted=ranks), lambda _: verbs.check_all(connect(), exact=True)
+    )
+
+    assert len(set(digests)) == 1
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("processes", [2, 3, 4, 8])
+def test_verbs_on_processes_and_the_same_bits_as_on_threads(load_program, mpiexec, processes):
+    verbs = load_program("verbs.py")
+    ranks_tried = [ranks for ranks, fixed in verbs.worlds(processes) if fixed]
+    expected = {
+        ranks: run_ranks(
+            WorkerEnv(world_size=ranks, hosted=ranks, fixed_order=True),
+            lambda _: verbs.digest(connect(), exact=True),
+        )[0]
+        for ranks in ranks_tried
+    }
+
+    job = mpiexec(processes, "verbs.py")
+
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert job.stderr == ""
+    assert dict(line.split() for line in job.stdout.splitlines()) == {str(r): d for r, d in expected.items()}
