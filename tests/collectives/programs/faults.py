@@ -1,0 +1,173 @@
+"""What goes wrong between ranks, one case per function; ``python faults.py CASE`` under mpiexec, or on threads."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from disttrain.collectives import CollectiveError, CollectiveMismatch, Communicator, connect
+from disttrain.collectives.env import WorkerEnv
+
+
+def other_op(comm: Communicator, x: np.ndarray) -> None:
+    comm.all_reduce(x, x, op="sum" if comm.rank else "max")
+
+
+def other_shape(comm: Communicator, x: np.ndarray) -> None:
+    y = np.zeros((2, 3) if comm.rank else (3, 2))
+    comm.all_reduce(y, y)
+
+
+def other_count(comm: Communicator, x: np.ndarray) -> None:
+    y = np.zeros(3 if comm.rank else 4)
+    comm.broadcast(y)
+
+
+def other_dtype(comm: Communicator, x: np.ndarray) -> None:
+    y = np.zeros(4, np.float32 if comm.rank else np.int32)
+    comm.all_reduce(y, y)
+
+
+def other_root(comm: Communicator, x: np.ndarray) -> None:
+    comm.broadcast(x, root=min(comm.rank, 1))
+
+
+def other_verb(comm: Communicator, x: np.ndarray) -> None:
+    if comm.rank:
+        comm.all_reduce(x, x)
+    else:
+        comm.barrier()
+
+
+def other_order(comm: Communicator, x: np.ndarray) -> None:
+    y = np.zeros(7)
+    first, second = (x, y) if comm.rank else (y, x)
+    works = [comm.start_all_reduce(first, first), comm.start_all_reduce(second, second)]
+    try:
+        works[0].wait()
+    finally:
+        # The second pair differs too; both calls are over on all ranks before the next case.
+        expect(works[1].wait)
+
+
+def skipped_call(comm: Communicator, x: np.ndarray) -> None:
+    if comm.rank == 0:
+        comm.all_reduce(x, x, tag=(0, 7, 1))
+    comm.all_reduce(x, x, tag=(0, 7, 2))
+
+
+def message_of_other_shape(comm: Communicator, x: np.ndarray) -> None:
+    if comm.rank == 0:
+        comm.send(np.zeros(3), 1)
+    elif comm.rank == 1:
+        comm.recv(np.zeros(4), 0)
+    else:
+        raise CollectiveMismatch("not for this rank: rank 0: rank 1:")
+
+
+MISMATCHES = (other_op, other_shape, other_count, other_dtype, other_root, other_verb, other_order,
+              message_of_other_shape, skipped_call)  # fmt: skip
+
+
+def expect(call: Callable[[], None]) -> str:
+    try:
+        call()
+    except CollectiveMismatch as error:
+        return str(error)
+    raise AssertionError("no mismatch was found")
+
+
+def check_mismatches(comm: Communicator) -> dict[str, str]:
+    """Return the text of the error by case, after checking that nothing was summed and the group still works."""
+    texts = {}
+    for case in MISMATCHES:
+        if case is skipped_call:
+            continue
+        x = np.full(4, float(comm.rank))
+        texts[case.__name__] = expect(lambda c=case, x=x: c(comm, x))
+        assert x.tolist() == [comm.rank] * 4, "a mismatched call changed an array"
+        total = np.ones(1)
+        comm.all_reduce(total, total)
+        assert total.tolist() == [comm.size], "the group does not work after a mismatch"
+    # Rank 0 raises in the call that the others skip; they raise in their next one, which is the same to the group.
+    x = np.ones(4)
+    texts["skipped_call"] = expect(lambda: skipped_call(comm, x))
+    return texts
+
+
+def report(rank: int, value: object) -> None:
+    """Leave what a rank has to say in a file: mpiexec cuts lines of different ranks into each other."""
+    (Path(sys.argv[2]) / f"rank{rank}").write_text(json.dumps(value))
+
+
+def mismatch() -> None:
+    comm = connect()
+    report(comm.rank, check_mismatches(comm))
+
+
+def timeout() -> None:
+    os.environ.update(replace(WorkerEnv.from_environ(), timeout=0.3).to_environ())
+    comm = connect()
+    other = comm.split(0)
+    assert other is not None
+    mine = comm if comm.rank == 0 else other
+    texts = []
+    for _ in range(2):  # the second call finds the group broken, at once
+        try:
+            mine.barrier()
+        except CollectiveError as error:
+            texts.append(f"{type(error).__name__}: {error}")
+    report(comm.rank, texts)
+    os._exit(0)
+
+
+def uncaught() -> None:
+    comm = connect()
+    if comm.rank == 1:
+        raise LookupError("the planted error")
+    comm.barrier()
+
+
+def system_exit() -> None:
+    comm = connect()
+    if comm.rank == 1:
+        sys.exit(3)
+    comm.barrier()
+
+
+def early_end() -> None:
+    comm = connect()
+    if comm.rank == 0:
+        comm.barrier()
+
+
+def killed() -> None:
+    comm = connect()
+    comm.barrier()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def clean() -> None:
+    comm = connect()
+    assert connect() is comm
+    x = np.full(2, comm.rank)
+    comm.all_reduce(x, x, op="max")
+    report(comm.rank, [comm.rank, comm.size, comm.transport, x.tolist()])
+
+
+def wrong_world() -> None:
+    os.environ.update(WorkerEnv(world_size=3, processes=3).to_environ())
+    try:
+        connect()
+    except RuntimeError as error:
+        report(int(os.environ["PMI_RANK"]), str(error))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()

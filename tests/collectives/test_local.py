@@ -1,0 +1,229 @@
+"""Ranks as threads: one at a time, always in the same order, and every end of a rank is told to the others."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from disttrain.collectives import (
+    CollectiveError,
+    CollectiveMismatch,
+    Deadlock,
+    PeerFailed,
+    RankFailed,
+    connect,
+    run_ranks,
+)
+from disttrain.collectives.env import WorkerEnv, current_env
+
+
+def env(ranks: int) -> WorkerEnv:
+    return WorkerEnv(world_size=ranks, hosted=ranks)
+
+
+def test_each_rank_sees_its_own_contract_and_results_come_in_rank_order():
+    def body(rank):
+        comm = connect()
+        assert connect() is comm
+        return rank, current_env().rank, comm.rank, comm.size, comm.ranks, threading.current_thread().name
+
+    results = run_ranks(env(3), body)
+
+    assert results == [(r, r, r, 3, (0, 1, 2), f"rank {r}") for r in range(3)]
+
+
+def test_ranks_take_turns_in_rank_order():
+    seen, switches = [], []
+
+    def body(rank):
+        comm = connect()
+        for step in range(3):
+            seen.append((step, rank))
+            comm.barrier()
+
+    run_ranks(env(4), body, switches.append)
+
+    # The rank that completes a barrier goes on; the others follow it in rank order.
+    assert seen == [
+        *[(0, 0), (0, 1), (0, 2), (0, 3), (1, 3), (1, 0), (1, 1), (1, 2), (2, 2), (2, 3), (2, 0), (2, 1)]
+    ]
+    assert switches[:5] == [0, 1, 2, 3, 0]
+    again = list(seen)
+    seen.clear()
+    run_ranks(env(4), body)
+    assert seen == again
+
+
+def test_never_two_ranks_at_once():
+    inside = []
+
+    def body(rank):
+        comm = connect()
+        for _ in range(20):
+            inside.append(rank)
+            for _ in range(1000):
+                pass
+            assert inside == [rank]
+            inside.remove(rank)
+            comm.barrier()
+
+    run_ranks(env(4), body)
+
+
+def test_deadlock_names_every_rank_and_its_line():
+    def body(rank):
+        comm = connect()
+        x = np.zeros(3)
+        if rank != 1:
+            comm.all_reduce(x, x)
+
+    with pytest.raises(RankFailed) as caught:
+        run_ranks(env(3), body)
+
+    assert isinstance(caught.value.exception, Deadlock)
+    line = body.__code__.co_firstlineno + 4
+    text = str(caught.value.exception)
+    assert (
+        f"ranks 0, 2: in all_reduce(float64, shape (3,), op sum) at {__file__}:{line}".replace(
+            os.getcwd() + os.sep, ""
+        )
+        in text
+    )
+    assert "rank 1: finished" in text
+
+
+def test_deadlock_of_two_groups():
+    def body(rank):
+        comm = connect()
+        other = comm.split(0)
+        (comm if rank == 0 else other).barrier()
+
+    with pytest.raises(RankFailed, match="deadlock") as caught:
+        run_ranks(env(2), body)
+
+    assert isinstance(caught.value.exception, Deadlock)
+
+
+def test_two_sends_first_are_a_deadlock():
+    def body(rank):
+        connect().send(np.zeros(1), 1 - rank)
+
+    with pytest.raises(RankFailed, match=r"ranks 0-1: in send/recv"):
+        run_ranks(env(2), body)
+
+
+def test_every_rank_is_told_of_the_deadlock():
+    told = []
+
+    def body(rank):
+        comm = connect()
+        if rank == 3:
+            return
+        try:
+            comm.barrier()
+        except Deadlock as error:
+            told.append((rank, str(error)))
+            raise
+
+    with pytest.raises(RankFailed):
+        run_ranks(env(4), body)
+
+    assert sorted(rank for rank, _ in told) == [0, 1, 2]
+    assert len({text for _, text in told}) == 1
+
+
+def test_the_first_failure_is_raised_and_the_others_are_released():
+    released = []
+
+    def body(rank):
+        comm = connect()
+        if rank == 2:
+            raise LookupError("the planted error")
+        try:
+            comm.barrier()
+        except PeerFailed as error:
+            released.append((rank, str(error)))
+            raise
+
+    with pytest.raises(RankFailed, match="rank 2 failed: LookupError: the planted error") as caught:
+        run_ranks(env(4), body)
+
+    assert caught.value.rank == 2
+    assert isinstance(caught.value.__cause__, LookupError)
+    assert caught.value.__cause__.__traceback__ is not None
+    assert sorted(rank for rank, _ in released) == [0, 1, 3]
+    assert all("rank 2 failed with LookupError: the planted error" in text for _, text in released)
+
+
+def test_a_rank_that_never_communicates_may_fail_too():
+    def body(rank):
+        if rank == 1:
+            raise ValueError("alone")
+
+    with pytest.raises(RankFailed, match="rank 1 failed: ValueError: alone"):
+        run_ranks(env(2), body)
+
+
+def test_exit_codes():
+    def body(rank, code):
+        connect().barrier()
+        raise SystemExit(code)
+
+    assert run_ranks(env(2), lambda rank: body(rank, 0)) == [None, None]
+    with pytest.raises(RankFailed) as caught:
+        run_ranks(env(2), lambda rank: body(rank, 3))
+    assert isinstance(caught.value.exception, SystemExit)
+    assert caught.value.exception.code == 3
+
+
+def test_a_call_that_nobody_answered_is_named_at_the_end():
+    def body(rank):
+        comm = connect()
+        if rank == 0:
+            comm.start_barrier()
+
+    with pytest.raises(CollectiveMismatch, match=r"rank 0: barrier\(\) at .*\n  rank 1: close\(\)"):
+        run_ranks(env(2), body)
+
+
+def test_ctrl_c_reaches_the_rank_that_runs():
+    where = []
+
+    def body(rank):
+        connect().barrier()
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            try:
+                while True:
+                    pass
+            except KeyboardInterrupt:
+                where.append(rank)
+                raise
+        connect().barrier()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_ranks(env(2), body)
+
+    assert where == [0]
+
+
+def test_a_closed_group_cannot_be_used():
+    def body(rank):
+        comm = connect()
+        part = comm.split(0)
+        part.close()
+        with pytest.raises(CollectiveError, match="was closed"):
+            part.barrier()
+        comm.barrier()
+
+    run_ranks(env(2), body)
+
+
+def test_hosted_ranks_need_run_ranks(monkeypatch):
+    for name, value in env(2).to_environ().items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(RuntimeError, match="hosts 2 ranks; start them as threads"):
+        connect()

@@ -1,0 +1,76 @@
+"""The world of real processes: it begins right, ends clean, and no fault of a rank leaves another one waiting."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.mpi
+
+
+def reports(path, n):
+    return [json.loads((path / f"rank{rank}").read_text()) for rank in range(n)]
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_bare_mpiexec_begins_and_ends_silently(mpiexec, tmp_path, n):
+    job = mpiexec(n, "faults.py", "clean", str(tmp_path), timeout=20)
+
+    assert (job.returncode, job.stdout, job.stderr) == (0, "", "")
+    assert reports(tmp_path, n) == [[rank, n, "mpi", [n - 1] * 2] for rank in range(n)]
+
+
+def test_a_rank_that_does_not_come_is_named_in_time(mpiexec, tmp_path):
+    mpiexec(2, "faults.py", "timeout", str(tmp_path), timeout=20)
+
+    for rank, (first, second) in enumerate(reports(tmp_path, 2)):
+        assert first.startswith("CollectiveTimeout: ")
+        assert f"rank {rank} waited 0.3 s in barrier() at faults.py:" in first
+        assert f"for rank {1 - rank}; " in first
+        assert second.startswith("CollectiveError: this group cannot be used any more: ")
+
+
+def test_an_uncaught_exception_ends_the_world(mpiexec):
+    job = mpiexec(2, "faults.py", "uncaught", timeout=20)
+
+    assert job.returncode != 0
+    assert "LookupError: the planted error" in job.stderr
+
+
+@pytest.mark.parametrize("case", ["system_exit", "early_end"])
+def test_a_rank_that_leaves_early_is_named(mpiexec, case):
+    job = mpiexec(2, "faults.py", case, timeout=20)
+
+    assert job.returncode != 0
+    assert "rank 0: barrier() at faults.py:" in job.stderr or "rank 1: barrier() at faults.py:" in job.stderr
+    assert "close()" in job.stderr
+
+
+def test_killed_processes_leave_no_shared_memory(mpiexec):
+    before = set(os.listdir("/dev/shm"))
+
+    job = mpiexec(2, "faults.py", "killed", timeout=20)
+
+    assert job.returncode == 9
+    assert {name for name in os.listdir("/dev/shm") if "mpich" in name} <= before
+
+
+def test_a_world_of_another_size_is_refused_with_the_cure(mpiexec, tmp_path):
+    mpiexec(2, "faults.py", "wrong_world", str(tmp_path), timeout=20)
+
+    for text in reports(tmp_path, 2):
+        assert "MPI connected 2 processes, but the job has 3" in text
+        assert "disttrain launch" in text
+
+
+def test_importing_collectives_loads_neither_arrays_nor_mpi():
+    code = (
+        "import sys, disttrain.collectives, disttrain.collectives.env;"
+        "print([m for m in ('numpy', 'mpi4py', 'ml_dtypes') if m in sys.modules])"
+    )
+
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+
+    assert out.stdout.strip() == "[]"
