@@ -25,29 +25,43 @@ def _as_sequence(x: Any) -> Sequence[Any]:
     return (x,) if x is None or isinstance(x, engine.Tensor_) else tuple(x)
 
 
-def _roots(tensors: Sequence[Tensor], grads: Sequence[Tensor | None], create_graph: bool) -> list[tuple[Any, Any]]:
+def _roots(
+    tensors: Sequence[Tensor], grads: Sequence[Tensor | None], create_graph: bool
+) -> list[tuple[Any, Any]]:
     if len(grads) != len(tensors):
         raise ValueError(f"{len(tensors)} tensors need as many gradients, got {len(grads)}")
     roots = []
     for t, g in zip(tensors, grads, strict=True):
         edge = t._edge()
         if edge is None:
-            raise GradientError("backward from a tensor that does not require grad: nothing it was made from does, or "
-                                "it was made under no_grad()")
+            raise GradientError(
+                "backward from a tensor that does not require grad: nothing it was made from does, or "
+                "it was made under no_grad()"
+            )
         if g is None:
             if t.numel() != 1:
-                raise GradientError(f"backward() without a gradient needs a scalar, got shape {list(t.shape)}; "
-                                    f"reduce it first, for example with .mean()")
+                raise GradientError(
+                    f"backward() without a gradient needs a scalar, got shape {list(t.shape)}; "
+                    f"reduce it first, for example with .mean()"
+                )
             g = engine.Tensor_(np.ones_like(t._array))
         elif g.shape != t.shape:
-            raise GradientError(f"the gradient of a tensor of shape {list(t.shape)} cannot have shape {list(g.shape)}")
+            raise GradientError(
+                f"the gradient of a tensor of shape {list(t.shape)} cannot have shape {list(g.shape)}"
+            )
         roots.append((edge, g if create_graph else g._array))
     return roots
 
 
-def backward(tensors: Tensor | Sequence[Tensor], grad_tensors: Any = None, retain_graph: bool | None = None,
-             create_graph: bool = False, *, inputs: Sequence[Tensor] | None = None,
-             weight: float | None = None) -> None:
+def backward(
+    tensors: Tensor | Sequence[Tensor],
+    grad_tensors: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    *,
+    inputs: Sequence[Tensor] | None = None,
+    weight: float | None = None,
+) -> None:
     """Accumulate the gradients of ``tensors`` into their leaves; see :meth:`disttrain.Tensor.backward`."""
     roots_of = _as_sequence(tensors)
     grads = _as_sequence(grad_tensors) if grad_tensors is not None else (None,) * len(roots_of)
@@ -68,8 +82,6 @@ def backward(tensors: Tensor | Sequence[Tensor], grad_tensors: Any = None, retai
         _weight.reset(token)
 
 
-
-
 def _edge_of(t: Tensor) -> engine.Edge:
     edge = t._edge()
     if edge is None:
@@ -77,9 +89,16 @@ def _edge_of(t: Tensor) -> engine.Edge:
     return edge
 
 
-def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], grad_outputs: Any = None,
-         retain_graph: bool | None = None, create_graph: bool = False, allow_unused: bool | None = None,
-         *, materialize_grads: bool = False) -> tuple[Any, ...]:
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool | None = None,
+    *,
+    materialize_grads: bool = False,
+) -> tuple[Any, ...]:
     """Return the gradients of ``outputs`` with respect to ``inputs``, accumulating nothing, as ``torch.autograd.grad``.
 
     Args:
@@ -97,15 +116,20 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], 
     outs, ins = _as_sequence(outputs), _as_sequence(inputs)
     grads = _as_sequence(grad_outputs) if grad_outputs is not None else (None,) * len(outs)
     found = engine.run_backward(
-        _roots(outs, grads, create_graph), create_graph=create_graph,
-        retain_graph=create_graph if retain_graph is None else retain_graph, wanted=[_edge_of(t) for t in ins])
+        _roots(outs, grads, create_graph),
+        create_graph=create_graph,
+        retain_graph=create_graph if retain_graph is None else retain_graph,
+        wanted=[_edge_of(t) for t in ins],
+    )
     results = []
     for i, (t, g) in enumerate(zip(ins, found, strict=True)):
         if g is None and materialize_grads:
             g = np.zeros_like(t._array)
         elif g is None and not allow_unused:
-            raise GradientError(f"input {i} of shape {list(t.shape)} was not used to compute the outputs; give "
-                                f"allow_unused=True if that is meant")
+            raise GradientError(
+                f"input {i} of shape {list(t.shape)} was not used to compute the outputs; give "
+                f"allow_unused=True if that is meant"
+            )
         results.append(g if g is None or isinstance(g, engine.Tensor_) else engine.Tensor_(g))
     return tuple(results)
 

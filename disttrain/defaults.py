@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from disttrain import context, engine
-from disttrain import dtypes
+from disttrain import context, dtypes, engine
 
 
 def get_default_dtype() -> dtypes.dtype:

@@ -59,8 +59,10 @@ def move(x: Array, *, device: device) -> Result:
     try:
         import cupy
     except ImportError:
-        raise RuntimeError(f"device {device} needs CuPy, which is not installed; "
-                           f"pip install 'disttrain[cuda13]' (or [cuda12]) on a machine with a GPU") from None
+        raise RuntimeError(
+            f"device {device} needs CuPy, which is not installed; "
+            f"pip install 'disttrain[cuda13]' (or [cuda12]) on a machine with a GPU"
+        ) from None
     if not cupy.is_available():
         raise RuntimeError(f"device {device}: no GPU is visible to CuPy {cupy.__version__}; use device 'cpu'")
     with cupy.cuda.Device(device.index or 0):

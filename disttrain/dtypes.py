@@ -52,7 +52,13 @@ ALL = (bool_, uint8, int8, int16, int32, int64, float16, bfloat16, float32, floa
 _RANK = {d: i for i, d in enumerate(ALL)}
 _BY_NUMPY = {d.numpy: d for d in ALL}
 _BY_PYTHON = {bool: bool_, int: int64}
-BY_NAME = {d.name: d for d in ALL} | {"double": float64, "float": float32, "half": float16, "long": int64, "int": int32}
+BY_NAME = {d.name: d for d in ALL} | {
+    "double": float64,
+    "float": float32,
+    "half": float16,
+    "long": int64,
+    "int": int32,
+}
 
 
 def of(array: Array) -> dtype:
@@ -64,7 +70,9 @@ def of(array: Array) -> dtype:
     try:
         return _BY_NUMPY[array.dtype]
     except KeyError:
-        raise TypeError(f"no Tensor type for arrays of {array.dtype}; convert to one of {', '.join(BY_NAME)}") from None
+        raise TypeError(
+            f"no Tensor type for arrays of {array.dtype}; convert to one of {', '.join(BY_NAME)}"
+        ) from None
 
 
 def as_dtype(spec: Any, default: dtype = float32) -> dtype:
@@ -82,8 +90,9 @@ def as_dtype(spec: Any, default: dtype = float32) -> dtype:
     try:
         return _BY_NUMPY[np.dtype(spec)]
     except (KeyError, TypeError):
-        raise TypeError(f"dtype must be one of disttrain.{', disttrain.'.join(d.name for d in ALL)}, "
-                        f"got {spec!r}") from None
+        raise TypeError(
+            f"dtype must be one of disttrain.{', disttrain.'.join(d.name for d in ALL)}, got {spec!r}"
+        ) from None
 
 
 def promote_types(a: dtype, b: dtype) -> dtype:

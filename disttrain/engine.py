@@ -37,16 +37,37 @@ _sequence = itertools.count()
 class Node:
     """One recorded operation: what ``grad_fn`` shows, and what exporters walk."""
 
-    __slots__ = ("edges", "hooks", "inputs", "op", "options", "outputs", "saved", "sequence", "versions", "vjp")
+    __slots__ = (
+        "edges",
+        "hooks",
+        "inputs",
+        "op",
+        "options",
+        "outputs",
+        "saved",
+        "sequence",
+        "versions",
+        "vjp",
+    )
 
-    def __init__(self, op: Op, options: dict[str, Any], vjp: Vjp, saved: tuple[Any, ...] | None,
-                 edges: tuple[Edge | None, ...], inputs: Sequence[Any], outputs: int) -> None:
+    def __init__(
+        self,
+        op: Op,
+        options: dict[str, Any],
+        vjp: Vjp,
+        saved: tuple[Any, ...] | None,
+        edges: tuple[Edge | None, ...],
+        inputs: Sequence[Any],
+        outputs: int,
+    ) -> None:
         self.op = op
         self.options = options
         self.vjp = vjp
         self.saved = saved
         self.edges = edges
-        self.inputs = [(a.shape, a.dtype) if e is not None else None for a, e in zip(inputs, edges, strict=True)]
+        self.inputs = [
+            (a.shape, a.dtype) if e is not None else None for a, e in zip(inputs, edges, strict=True)
+        ]
         """Shape and dtype of each argument that wants a gradient."""
         self.outputs = outputs
         self.sequence = next(_sequence)
@@ -107,8 +128,16 @@ def apply(op: Op, *inputs: Any, **options: Any) -> Any:
     return _wrap(out, node, 0, version)
 
 
-def _record(op: Op, options: dict[str, Any], vjp: Vjp, saved: tuple[Any, ...], inputs: Sequence[Any],
-            arrays: Sequence[Any], outs: tuple[Array, ...], versions: Sequence[list[int]]) -> Node | None:
+def _record(
+    op: Op,
+    options: dict[str, Any],
+    vjp: Vjp,
+    saved: tuple[Any, ...],
+    inputs: Sequence[Any],
+    arrays: Sequence[Any],
+    outs: tuple[Array, ...],
+    versions: Sequence[list[int]],
+) -> Node | None:
     edges = tuple([i._edge() if isinstance(i, Tensor_) else None for i in inputs])
     if not any(edges):
         return None
@@ -175,8 +204,10 @@ def write_in_place(x: Tensor, op: Op, *others: Any, **options: Any) -> Tensor:
     check_in_place(x)
     result: Tensor = apply(op, x, *others, **options)
     if result.shape != x.shape:
-        raise RuntimeError(f"an in-place operation cannot change the shape: the result of {op.__name__} has shape "
-                           f"{tuple(result.shape)}, the tensor {tuple(x.shape)}")
+        raise RuntimeError(
+            f"an in-place operation cannot change the shape: the result of {op.__name__} has shape "
+            f"{tuple(result.shape)}, the tensor {tuple(x.shape)}"
+        )
     node = result._node
     if node is not None and node.saved is not None:
         for i, (k, _, _, j) in enumerate(node.versions):
@@ -193,16 +224,20 @@ def check_in_place(x: Tensor) -> None:
     root = x if x._base is None else x._base
     if root._node is None and root._requires_grad:
         what = "a leaf tensor" if root is x else "a view of a leaf tensor"
-        raise GradientError(f"{what} that requires grad is being changed in place; do it under "
-                            f"disttrain.no_grad(), or on a clone")
+        raise GradientError(
+            f"{what} that requires grad is being changed in place; do it under "
+            f"disttrain.no_grad(), or on a clone"
+        )
 
 
 def adopt(x: Tensor, result: Tensor) -> Tensor:
     """Write ``result`` (of the shape of ``x``) into the memory of ``x`` and make its history that of ``x``."""
     if result.dtype is not x.dtype:
         if result.dtype.category > x.dtype.category:
-            raise RuntimeError(f"result type {result.dtype} cannot be written into a tensor of {x.dtype}; "
-                               f"convert the tensor first")
+            raise RuntimeError(
+                f"result type {result.dtype} cannot be written into a tensor of {x.dtype}; "
+                f"convert the tensor first"
+            )
         result = result.to(x.dtype)
     if x._array.base is None and not x._array.flags.writeable:
         raise RuntimeError("the tensor shares memory that cannot be written; clone() it first")
@@ -224,8 +259,15 @@ def rebase(x: Tensor, edge: Edge | None) -> None:
     old = base._edge()
     if edge is None and old is None:
         return
-    node = Node(view_scatter, {"chain": x._chain}, view_scatter_vjp, (x._chain,), (old, edge),
-                (base._array, x._array), 1)
+    node = Node(
+        view_scatter,
+        {"chain": x._chain},
+        view_scatter_vjp,
+        (x._chain,),
+        (old, edge),
+        (base._array, x._array),
+        1,
+    )
     base._node, base._index = node, 0
     base._history += 1
     refresh_view(x)
@@ -303,8 +345,13 @@ def queue_callback(callback: Callable[[], None]) -> None:
     callbacks.append(callback)
 
 
-def run_backward(roots: Iterable[tuple[Edge, Any]], *, retain_graph: bool, create_graph: bool,
-                 wanted: Sequence[Edge] | None = None) -> list[Any]:
+def run_backward(
+    roots: Iterable[tuple[Edge, Any]],
+    *,
+    retain_graph: bool,
+    create_graph: bool,
+    wanted: Sequence[Edge] | None = None,
+) -> list[Any]:
     """Walk from ``roots`` to the leaves.
 
     Args:
@@ -328,8 +375,9 @@ def run_backward(roots: Iterable[tuple[Edge, Any]], *, retain_graph: bool, creat
         _callbacks.reset(token)
 
 
-def _walk(roots: Iterable[tuple[Edge, Any]], retain_graph: bool, create_graph: bool,
-          wanted: Sequence[Edge] | None) -> list[Any]:
+def _walk(
+    roots: Iterable[tuple[Edge, Any]], retain_graph: bool, create_graph: bool, wanted: Sequence[Edge] | None
+) -> list[Any]:
     roots = list(roots)
     users, nodes = _count_users([edge[0] for edge, _ in roots])
     capture: dict[tuple[int, int], Any] = {}
@@ -468,14 +516,17 @@ def _visit(node: Node, g: Any, create_graph: bool, receivers: set[Any] | None) -
     """Return the gradients of the node's arguments."""
     saved = node.saved
     if saved is _FREED:
-        raise GradientError(f"backward through {node.name} a second time, after what it saved has been freed; "
-                            f"give retain_graph=True to the first backward() or grad()")
+        raise GradientError(
+            f"backward through {node.name} a second time, after what it saved has been freed; "
+            f"give retain_graph=True to the first backward() or grad()"
+        )
     assert saved is not None
     for k, counter, version, _ in node.versions:
         if counter[0] != version:
             raise GradientError(
                 f"a tensor of shape {tuple(saved[k].shape)} that {node.name} needs for its gradient was changed in "
-                f"place: it is at version {counter[0]}, expected {version}; clone() it before the change")
+                f"place: it is at version {counter[0]}, expected {version}; clone() it before the change"
+            )
     needs = tuple([e is not None and (receivers is None or e[0] in receivers) for e in node.edges])
     if create_graph:
         saved = _as_tensors(node, saved)
@@ -508,6 +559,8 @@ def accumulate_grad(leaf: Tensor, g: Any) -> None:
     The one place where gradients reach leaves. A leaf with a :class:`Slot` keeps its gradient there.
     """
     slot = leaf._slot
+    if slot is not None and slot.scale == 0.0 and is_array(g):
+        g = np.zeros_like(g)  # of no samples: even a nan counts for nothing
     if not is_array(g):
         leaf._grad = g if leaf._grad is None else leaf._grad + g
     elif leaf._grad is not None:

@@ -20,14 +20,33 @@ class ElementwiseMethods:
     floor_divide, remainder, fmod = e.floor_divide, e.remainder, e.fmod
     neg, negative, abs, absolute, reciprocal, square = e.neg, e.neg, e.abs, e.abs, e.reciprocal, e.square
     exp, exp2, expm1, log, log2, log10, log1p = e.exp, e.exp2, e.expm1, e.log, e.log2, e.log10, e.log1p
-    sqrt, rsqrt, sin, cos, tan, atan, sinh, cosh = e.sqrt, e.rsqrt, e.sin, e.cos, e.tan, e.atan, e.sinh, e.cosh
+    sqrt, rsqrt, sin, cos, tan, atan, sinh, cosh = (
+        e.sqrt,
+        e.rsqrt,
+        e.sin,
+        e.cos,
+        e.tan,
+        e.atan,
+        e.sinh,
+        e.cosh,
+    )
     tanh, sigmoid, relu = e.tanh, e.sigmoid, e.relu
     sign, floor, ceil, trunc, round = e.sign, e.floor, e.ceil, e.trunc, e.round
     maximum, minimum, clamp, clip, masked_fill = e.maximum, e.minimum, e.clamp, e.clamp, e.masked_fill
     lerp, addcmul, addcdiv = e.lerp, e.addcmul, e.addcdiv
     eq, ne, lt, le, gt, ge = e.eq, e.ne, e.lt, e.le, e.gt, e.ge
-    logical_and, logical_or, logical_xor, logical_not = e.logical_and, e.logical_or, e.logical_xor, e.logical_not
-    bitwise_and, bitwise_or, bitwise_xor, bitwise_not = e.bitwise_and, e.bitwise_or, e.bitwise_xor, e.bitwise_not
+    logical_and, logical_or, logical_xor, logical_not = (
+        e.logical_and,
+        e.logical_or,
+        e.logical_xor,
+        e.logical_not,
+    )
+    bitwise_and, bitwise_or, bitwise_xor, bitwise_not = (
+        e.bitwise_and,
+        e.bitwise_or,
+        e.bitwise_xor,
+        e.bitwise_not,
+    )
     isnan, isinf, isfinite = e.isnan, e.isinf, e.isfinite
 
     add_, sub_, mul_, div_, pow_ = e.add_, e.sub_, e.mul_, e.div_, e.pow_
@@ -72,16 +91,50 @@ class ReduceMethods:
 
 
 class ShapeMethods:
-    reshape, view, view_as, reshape_as, flatten, ravel = s.reshape, s.view, s.view_as, s.reshape_as, s.flatten, s.ravel
-    unflatten, permute, transpose, swapaxes, t, movedim = s.unflatten, s.permute, s.transpose, s.swapaxes, s.t, s.movedim
-    squeeze, unsqueeze, expand, expand_as, broadcast_to = s.squeeze, s.unsqueeze, s.expand, s.expand_as, s.broadcast_to
+    reshape, view, view_as, reshape_as, flatten, ravel = (
+        s.reshape,
+        s.view,
+        s.view_as,
+        s.reshape_as,
+        s.flatten,
+        s.ravel,
+    )
+    unflatten, permute, transpose, swapaxes, t, movedim = (
+        s.unflatten,
+        s.permute,
+        s.transpose,
+        s.swapaxes,
+        s.t,
+        s.movedim,
+    )
+    squeeze, unsqueeze, expand, expand_as, broadcast_to = (
+        s.squeeze,
+        s.unsqueeze,
+        s.expand,
+        s.expand_as,
+        s.broadcast_to,
+    )
     repeat, tile, narrow, select, split, chunk = s.repeat, s.tile, s.narrow, s.select, s.split, s.chunk
-    unbind, flip, roll, diagonal, clone, contiguous = s.unbind, s.flip, s.roll, s.diagonal, s.clone, s.contiguous
+    unbind, flip, roll, diagonal, clone, contiguous = (
+        s.unbind,
+        s.flip,
+        s.roll,
+        s.diagonal,
+        s.clone,
+        s.contiguous,
+    )
 
 
 class LinalgMethods:
-    matmul, mm, mv, dot, bmm, outer, addmm = (linalg.matmul, linalg.mm, linalg.mv, linalg.dot, linalg.bmm,
-                                             linalg.outer, linalg.addmm)
+    matmul, mm, mv, dot, bmm, outer, addmm = (
+        linalg.matmul,
+        linalg.mm,
+        linalg.mv,
+        linalg.dot,
+        linalg.bmm,
+        linalg.outer,
+        linalg.addmm,
+    )
     __matmul__ = linalg.matmul
 
     def __rmatmul__(self, other: Any) -> Tensor:

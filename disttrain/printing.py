@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from disttrain import context
-from disttrain import dtypes
+from disttrain import context, dtypes
 from disttrain.kernels.arrays import to_host
 
 if TYPE_CHECKING:
@@ -22,12 +21,21 @@ def tensor_repr(t: Tensor) -> str:
     prefix = f"{'Parameter containing: ' if type(t).__name__ == 'Parameter' else ''}tensor("
     if a.size == 0:
         body = "[]" if a.ndim == 1 else f"[], size={tuple(a.shape)}"
-    elif a.dtype.kind == "f" and np.all(np.isfinite(a)) and np.all(a == np.trunc(a)) and np.abs(a).max() < 1e6:
-        body = np.array2string(a, separator=", ", prefix=prefix, threshold=1000, edgeitems=3,
-                               formatter={"float_kind": lambda v: f"{v:.0f}."})
+    elif (
+        a.dtype.kind == "f" and np.all(np.isfinite(a)) and np.all(a == np.trunc(a)) and np.abs(a).max() < 1e6
+    ):
+        body = np.array2string(
+            a,
+            separator=", ",
+            prefix=prefix,
+            threshold=1000,
+            edgeitems=3,
+            formatter={"float_kind": lambda v: f"{v:.0f}."},
+        )
     else:
-        body = np.array2string(a, separator=", ", prefix=prefix, precision=4, floatmode="fixed", threshold=1000,
-                               edgeitems=3)
+        body = np.array2string(
+            a, separator=", ", prefix=prefix, precision=4, floatmode="fixed", threshold=1000, edgeitems=3
+        )
     parts = [body]
     if t.device.type != "cpu":
         parts.append(f"device='{t.device}'")

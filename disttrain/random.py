@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import context, engine
-from disttrain import dtypes
+from disttrain import context, dtypes, engine
 from disttrain.collectives.env import current_env
 from disttrain.functions.common import sizes
 
@@ -29,10 +28,13 @@ DRAW, ORDER = 0, 1
 """Purposes, the last word of the counter: numbers that a program draws, and orders of a data set."""
 
 
-def philox(key: tuple[int, int], count: int, counter: tuple[int, int, int] = (0, 0, 0)) -> np.ndarray[Any, Any]:
+def philox(
+    key: tuple[int, int], count: int, counter: tuple[int, int, int] = (0, 0, 0)
+) -> np.ndarray[Any, Any]:
     """Return ``count`` uint64 of the stream ``key``, from block 0 of the counter's last three words on."""
-    bits = np.random.Philox(key=np.array([k & _MASK for k in key], np.uint64),
-                            counter=np.array([0, *counter], np.uint64))
+    bits = np.random.Philox(
+        key=np.array([k & _MASK for k in key], np.uint64), counter=np.array([0, *counter], np.uint64)
+    )
     return bits.random_raw(count)
 
 
@@ -75,7 +77,9 @@ class Generator:
             ValueError: not three int64.
         """
         if state.shape != (3,) or state.dtype is not dtypes.int64:
-            raise ValueError(f"a generator's state is 3 int64, got shape {list(state.shape)} of {state.dtype}")
+            raise ValueError(
+                f"a generator's state is 3 int64, got shape {list(state.shape)} of {state.dtype}"
+            )
         self._seed, self._stream, self._draw = (int(v) for v in state._array.view(np.uint64))
 
     def raw(self, count: int) -> np.ndarray[Any, Any]:
@@ -137,7 +141,9 @@ def bits32(count: int, generator: Generator | None = None) -> np.ndarray[Any, An
 def uniform(shape: Sequence[int], generator: Generator | None = None) -> np.ndarray[Any, Any]:
     """Return float32 numbers evenly distributed in [0, 1), 24 bits each."""
     count = int(np.prod(shape, dtype=np.int64))
-    return ((bits32(count, generator) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)).reshape(tuple(shape))
+    return ((bits32(count, generator) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)).reshape(
+        tuple(shape)
+    )
 
 
 def normal(shape: Sequence[int], generator: Generator | None = None) -> np.ndarray[Any, Any]:
@@ -158,26 +164,45 @@ def permutation(n: int, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 # ------------------------------------------------------------------------------------------ as tensors
 
 
-def _tensor(values: np.ndarray[Any, Any], dtype: Any, requires_grad: bool = False, device: Any = None) -> Tensor:
+def _tensor(
+    values: np.ndarray[Any, Any], dtype: Any, requires_grad: bool = False, device: Any = None
+) -> Tensor:
     kind = context.current().default_dtype if dtype is None else dtypes.as_dtype(dtype)
     t: Tensor = engine.Tensor_(values.astype(kind.numpy, copy=False)).to(device or "cpu")
     return t.requires_grad_() if requires_grad else t
 
 
-def rand(*size: Any, generator: Generator | None = None, dtype: Any = None, device: Any = None,
-         requires_grad: bool = False) -> Tensor:
+def rand(
+    *size: Any,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
     """A tensor of numbers evenly distributed in [0, 1)."""
     return _tensor(uniform(sizes(size), generator), dtype, requires_grad, device)
 
 
-def randn(*size: Any, generator: Generator | None = None, dtype: Any = None, device: Any = None,
-          requires_grad: bool = False) -> Tensor:
+def randn(
+    *size: Any,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
     """A tensor of numbers of the standard normal distribution."""
     return _tensor(normal(sizes(size), generator), dtype, requires_grad, device)
 
 
-def randint(low: int, high: Any = None, size: Any = None, *, generator: Generator | None = None, dtype: Any = None,
-            device: Any = None) -> Tensor:
+def randint(
+    low: int,
+    high: Any = None,
+    size: Any = None,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
+) -> Tensor:
     """A tensor of integers evenly distributed in ``[low, high)``; ``randint(high, size)`` begins at 0.
 
     Raises:
@@ -214,8 +239,9 @@ def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | N
     return _tensor(uniform(input.shape, generator) < (input._array if p is None else p), input.dtype)
 
 
-def multinomial(input: Tensor, num_samples: int, replacement: bool = False, *,
-                generator: Generator | None = None) -> Tensor:
+def multinomial(
+    input: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator | None = None
+) -> Tensor:
     """``num_samples`` indices drawn from each row of weights: int64 of shape ``(*input.shape[:-1], num_samples)``.
 
     Raises:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from disttrain import autograd, engine
-from disttrain import dtypes
+from disttrain import autograd, dtypes, engine
 from disttrain.devices import device as Device
 from disttrain.devices import move
 from disttrain.errors import GradientError
@@ -315,7 +314,9 @@ class Tensor(ElementwiseMethods, ReduceMethods, ShapeMethods, LinalgMethods, Ind
 
     def __bool__(self) -> Any:
         if self._array.size != 1:
-            raise RuntimeError(f"the truth of a tensor of shape {list(self.shape)} is ambiguous; use .any() or .all()")
+            raise RuntimeError(
+                f"the truth of a tensor of shape {list(self.shape)} is ambiguous; use .any() or .all()"
+            )
         return bool(self._array.item())
 
     def __len__(self) -> Any:
@@ -481,8 +482,10 @@ class Tensor(ElementwiseMethods, ReduceMethods, ShapeMethods, LinalgMethods, Ind
             if not isinstance(value, Tensor):
                 raise TypeError(f"grad must be a Tensor or None, got {type(value).__name__}")
             if value.shape != self.shape or value.dtype is not self.dtype:
-                raise RuntimeError(f"grad of a tensor of shape {list(self.shape)} and {self.dtype} cannot have shape "
-                                   f"{list(value.shape)} and {value.dtype}")
+                raise RuntimeError(
+                    f"grad of a tensor of shape {list(self.shape)} and {self.dtype} cannot have shape "
+                    f"{list(value.shape)} and {value.dtype}"
+                )
         self._grad = value
 
     def _accumulate(self, g: Any) -> None:
@@ -497,8 +500,15 @@ class Tensor(ElementwiseMethods, ReduceMethods, ShapeMethods, LinalgMethods, Ind
         self._grad = Tensor(self._slot.array)
         self._given_grad = weakref.ref(self._grad)
 
-    def backward(self, gradient: Tensor | None = None, retain_graph: Any = None, create_graph: Any = False,
-                 inputs: Sequence[Tensor] | None = None, *, weight: Any = None) -> None:
+    def backward(
+        self,
+        gradient: Tensor | None = None,
+        retain_graph: Any = None,
+        create_graph: Any = False,
+        inputs: Sequence[Tensor] | None = None,
+        *,
+        weight: Any = None,
+    ) -> None:
         """Accumulate the gradient of this tensor into the leaves it was made from, as ``torch.Tensor.backward``.
 
         Args:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import context, engine
-from disttrain import dtypes
+from disttrain import context, dtypes, engine
 from disttrain.ops import elementwise, shape
 from disttrain.ops.types import Op
 
@@ -98,7 +97,9 @@ def normalize_dim(dim: int, ndim: int) -> int:
     """
     n = max(ndim, 1)
     if not -n <= dim < n:
-        raise IndexError(f"Dimension out of range (expected to be in range of [{-n}, {n - 1}], but got {dim})")
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [{-n}, {n - 1}], but got {dim})"
+        )
     return dim + n if dim < 0 else dim
 
 
@@ -139,10 +140,16 @@ def in_place(x: Tensor, op: Op, *others: Operand, **options: Any) -> Tensor:
     if first is x and x.dtype.itemsize > 2:
         return engine.write_in_place(x, op, *rest, **options)
     engine.check_in_place(x)
-    result = binary(op, first, rest[0]) if len(rest) == 1 and not options else engine.apply(op, first, *rest, **options)
+    result = (
+        binary(op, first, rest[0])
+        if len(rest) == 1 and not options
+        else engine.apply(op, first, *rest, **options)
+    )
     if result.shape != x.shape:
-        raise RuntimeError(f"an in-place operation cannot change the shape: the result of {op.__name__} has shape "
-                           f"{tuple(result.shape)}, the tensor {tuple(x.shape)}")
+        raise RuntimeError(
+            f"an in-place operation cannot change the shape: the result of {op.__name__} has shape "
+            f"{tuple(result.shape)}, the tensor {tuple(x.shape)}"
+        )
     return engine.adopt(x, result)
 
 

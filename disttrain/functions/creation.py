@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import context, engine
-from disttrain import dtypes
+from disttrain import context, dtypes, engine
 from disttrain.functions.common import sizes
 
 if TYPE_CHECKING:
@@ -100,19 +99,25 @@ def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool 
     return _new(np.ones(sizes(size), _dtype(dtype)), requires_grad, device)
 
 
-def full(size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def full(
+    size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """A tensor of ``fill_value``, in that number's type unless ``dtype`` is given."""
     value = fill_value.item() if isinstance(fill_value, engine.Tensor_) else fill_value
     kind = _dtype(type(value) if dtype is None else dtype)
     return _new(np.full(sizes((size,)), value, kind), requires_grad, device)
 
 
-def empty_like(input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def empty_like(
+    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """A tensor like ``input`` whose elements are not set."""
     return _new(np.empty(input.shape, _dtype(dtype or input.dtype)), requires_grad, device or input.device)
 
 
-def zeros_like(input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def zeros_like(
+    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """A tensor of zeros like ``input``."""
     return _new(np.zeros(input.shape, _dtype(dtype or input.dtype)), requires_grad, device or input.device)
 
@@ -122,14 +127,24 @@ def ones_like(input: Tensor, *, dtype: Any = None, device: Any = None, requires_
     return _new(np.ones(input.shape, _dtype(dtype or input.dtype)), requires_grad, device or input.device)
 
 
-def full_like(input: Tensor, fill_value: Any, *, dtype: Any = None, device: Any = None,
-              requires_grad: bool = False) -> Tensor:
+def full_like(
+    input: Tensor, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """A tensor of ``fill_value`` like ``input``."""
-    return _new(np.full(input.shape, fill_value, _dtype(dtype or input.dtype)), requires_grad, device or input.device)
+    return _new(
+        np.full(input.shape, fill_value, _dtype(dtype or input.dtype)), requires_grad, device or input.device
+    )
 
 
-def arange(start: Any, end: Any = None, step: Any = 1, *, dtype: Any = None, device: Any = None,
-           requires_grad: bool = False) -> Tensor:
+def arange(
+    start: Any,
+    end: Any = None,
+    step: Any = 1,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
     """Numbers from ``start`` (or 0) up to, not including, ``end``; int64 if all are integers.
 
     Raises:
@@ -146,13 +161,22 @@ def arange(start: Any, end: Any = None, step: Any = 1, *, dtype: Any = None, dev
     return _new((start + step * np.arange(count)).astype(kind), requires_grad, device)
 
 
-def linspace(start: float, end: float, steps: int, *, dtype: Any = None, device: Any = None,
-             requires_grad: bool = False) -> Tensor:
+def linspace(
+    start: float,
+    end: float,
+    steps: int,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
     """``steps`` numbers evenly spaced from ``start`` to ``end``, both included."""
     return _new(np.linspace(start, end, steps).astype(_dtype(dtype)), requires_grad, device)
 
 
-def eye(n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def eye(
+    n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """An ``n`` by ``m`` matrix with ones on its diagonal."""
     return _new(np.eye(n, m, dtype=_dtype(dtype)), requires_grad, device)
 
@@ -166,5 +190,7 @@ def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
     labels = input._array
     count = num_classes if num_classes >= 0 else int(labels.max(initial=-1)) + 1
     if labels.size and (labels.min() < 0 or labels.max() >= count):
-        raise RuntimeError(f"one_hot(): classes must be in [0, {count}), got {labels.min()} to {labels.max()}")
+        raise RuntimeError(
+            f"one_hot(): classes must be in [0, {count}), got {labels.min()} to {labels.max()}"
+        )
     return engine.Tensor_((labels[..., None] == np.arange(count)).astype(np.int64))  # type: ignore[no-any-return]

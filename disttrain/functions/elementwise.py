@@ -71,9 +71,16 @@ def pow(input: Operand, exponent: Operand) -> Tensor:
     Raises:
         RuntimeError: an integer to a negative integer power.
     """
-    if type(exponent) is int and exponent < 0 and isinstance(input, engine.Tensor_) and input.dtype.category < 2:
-        raise RuntimeError(f"integers to negative integer powers are not allowed, got exponent {exponent}; "
-                           f"convert the tensor to a floating point type")
+    if (
+        type(exponent) is int
+        and exponent < 0
+        and isinstance(input, engine.Tensor_)
+        and input.dtype.category < 2
+    ):
+        raise RuntimeError(
+            f"integers to negative integer powers are not allowed, got exponent {exponent}; "
+            f"convert the tensor to a floating point type"
+        )
     return binary(elementwise.pow, input, exponent)
 
 
@@ -239,7 +246,8 @@ def clamp(input: Tensor, min: Operand | None = None, max: Operand | None = None)
     known = [t for t in (input, min, max) if t is not None]
     kind = promote(*known)[0]._array.dtype
     return engine.apply(  # type: ignore[no-any-return]
-        elementwise.clamp, cast(input, kind), cast(min, kind), cast(max, kind))
+        elementwise.clamp, cast(input, kind), cast(min, kind), cast(max, kind)
+    )
 
 
 def where(condition: Tensor, input: Operand = None, other: Operand = None) -> Any:
@@ -247,7 +255,9 @@ def where(condition: Tensor, input: Operand = None, other: Operand = None) -> An
     if input is None and other is None:
         return condition.nonzero(as_tuple=True)
     if condition.dtype.category:
-        raise TypeError(f"where() needs a boolean condition, got {condition.dtype}; compare it with something first")
+        raise TypeError(
+            f"where() needs a boolean condition, got {condition.dtype}; compare it with something first"
+        )
     a, b = promote(input, other)
     if not isinstance(a, engine.Tensor_) and not isinstance(b, engine.Tensor_):
         a = engine.Tensor_.full_(a)
@@ -390,7 +400,9 @@ def div_(input: Tensor, other: Operand) -> Tensor:
         RuntimeError: the tensor holds integers, which a quotient does not fit.
     """
     if input.dtype.category < 2:
-        raise RuntimeError(f"result type Float cannot be written into a tensor of {input.dtype}; use floor_divide_()")
+        raise RuntimeError(
+            f"result type Float cannot be written into a tensor of {input.dtype}; use floor_divide_()"
+        )
     return in_place(input, elementwise.div, other)
 
 

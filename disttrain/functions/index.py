@@ -47,8 +47,10 @@ def _key(key: Any) -> tuple[tuple[Any, ...], bool]:
             if k.step is not None and k.step < 0:
                 raise ValueError(f"step must be greater than zero, got {k.step}; use flip()")
         elif not (k is None or k is Ellipsis or isinstance(k, int)):
-            raise IndexError(f"indices must be integers, slices, ..., None, or tensors of integers or booleans, "
-                             f"got {type(k).__name__}: {k!r}")
+            raise IndexError(
+                f"indices must be integers, slices, ..., None, or tensors of integers or booleans, "
+                f"got {type(k).__name__}: {k!r}"
+            )
         out.append(k)
     if basic and not any(k is Ellipsis for k in out):
         out.append(Ellipsis)
@@ -97,7 +99,9 @@ def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """``out[i][j] = input[index[i][j]][j]`` for ``dim`` 0."""
     d, where = normalize_dim(dim, input.ndim), _index_array(index)
     if index.ndim != input.ndim:
-        raise RuntimeError(f"gather(): index has {index.ndim} dimensions, input {input.ndim}; they must be equal")
+        raise RuntimeError(
+            f"gather(): index has {index.ndim} dimensions, input {input.ndim}; they must be equal"
+        )
     _in_range("gather", where, input.shape[d])
     return engine.apply(ops.gather, input, where, axis=d)  # type: ignore[no-any-return]
 

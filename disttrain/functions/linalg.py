@@ -25,19 +25,27 @@ def _check(name: str, input: Tensor, other: Tensor) -> None:
     if not isinstance(other, engine.Tensor_) or not isinstance(input, engine.Tensor_):
         raise TypeError(f"{name}() needs two Tensors, got {type(input).__name__} and {type(other).__name__}")
     if not input.ndim or not other.ndim:
-        raise RuntimeError(f"{name}(): both arguments need at least 1 dimension, got {input.ndim} and {other.ndim}")
+        raise RuntimeError(
+            f"{name}(): both arguments need at least 1 dimension, got {input.ndim} and {other.ndim}"
+        )
     inner = other.shape[0 if other.ndim == 1 else -2]
     if input.shape[-1] != inner:
-        raise RuntimeError(f"{name}(): shapes {list(input.shape)} and {list(other.shape)} do not fit: "
-                           f"{input.shape[-1]} columns against {inner} rows")
+        raise RuntimeError(
+            f"{name}(): shapes {list(input.shape)} and {list(other.shape)} do not fit: "
+            f"{input.shape[-1]} columns against {inner} rows"
+        )
     if input.dtype is not other.dtype:
-        raise RuntimeError(f"{name}() expects one dtype, got {input.dtype} and {other.dtype}; convert one with .to()")
+        raise RuntimeError(
+            f"{name}() expects one dtype, got {input.dtype} and {other.dtype}; convert one with .to()"
+        )
 
 
 def _ranked(name: str, input: Tensor, other: Tensor, a: int, b: int) -> Tensor:
     if input.ndim != a or other.ndim != b:
-        raise RuntimeError(f"{name}() expects tensors of {a} and {b} dimensions, got shapes {list(input.shape)} and "
-                           f"{list(other.shape)}")
+        raise RuntimeError(
+            f"{name}() expects tensors of {a} and {b} dimensions, got shapes {list(input.shape)} and "
+            f"{list(other.shape)}"
+        )
     return matmul(input, other)
 
 

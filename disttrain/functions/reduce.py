@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from disttrain import context, engine
-from disttrain import dtypes
+from disttrain import context, dtypes, engine
 from disttrain.functions.common import binary, normalize_dim, normalize_dims
 from disttrain.ops import elementwise, reduce
 from disttrain.ops.types import Op
@@ -56,11 +55,19 @@ def mean(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: Any =
 
 def _need_float(name: str, input: Tensor) -> None:
     if not input.dtype.is_floating_point:
-        raise RuntimeError(f"{name}() needs a floating point tensor, got {input.dtype}; convert it with .float()")
+        raise RuntimeError(
+            f"{name}() needs a floating point tensor, got {input.dtype}; convert it with .float()"
+        )
 
 
-def var(input: Tensor, dim: Dims = None, unbiased: bool | None = None, keepdim: bool = False, *,
-        correction: float | None = None) -> Tensor:
+def var(
+    input: Tensor,
+    dim: Dims = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Tensor:
     """The variance over ``dim``, by default divided by one less than the number of elements.
 
     Raises:
@@ -74,8 +81,14 @@ def var(input: Tensor, dim: Dims = None, unbiased: bool | None = None, keepdim: 
     return _reduce(reduce.var, input, dim, keepdim, correction=correction)
 
 
-def std(input: Tensor, dim: Dims = None, unbiased: bool | None = None, keepdim: bool = False, *,
-        correction: float | None = None) -> Tensor:
+def std(
+    input: Tensor,
+    dim: Dims = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Tensor:
     """The square root of :func:`var`."""
     return var(input, dim, unbiased, keepdim, correction=correction).sqrt()
 
@@ -104,7 +117,9 @@ def amin(input: Tensor, dim: Dims = (), keepdim: bool = False) -> Tensor:
 def _need_elements(name: str, input: Tensor, dim: Dims) -> None:
     for d in normalize_dims(dim, input.ndim):
         if input.shape[d] == 0:
-            raise IndexError(f"{name}(): dimension {d} of shape {tuple(input.shape)} holds no element to choose from")
+            raise IndexError(
+                f"{name}(): dimension {d} of shape {tuple(input.shape)} holds no element to choose from"
+            )
 
 
 def max(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:

@@ -28,8 +28,9 @@ def _resolve(shape: tuple[int, ...], numel: int, name: str, old: tuple[int, ...]
     if -1 in shape and known and numel % known == 0:
         return tuple(numel // known if n == -1 else n for n in shape)
     if -1 in shape or known != numel:
-        raise RuntimeError(f"{name}(): shape {list(shape)} is invalid for a tensor of shape {list(old)} "
-                           f"({numel} elements)")
+        raise RuntimeError(
+            f"{name}(): shape {list(shape)} is invalid for a tensor of shape {list(old)} ({numel} elements)"
+        )
     return shape
 
 
@@ -52,8 +53,10 @@ def view(input: Tensor, *shape: Any) -> Any:
     size = _resolve(sizes(shape), input.numel(), "view", input.shape)
     t = engine.apply_view(ops.reshape, input, shape=size)
     if t._array.size and not np.may_share_memory(t._array, input._array):
-        raise RuntimeError(f"view(): a tensor of shape {list(input.shape)} and strides {list(input.stride())} cannot be "
-                           f"seen as {list(size)} without a copy; use reshape()")
+        raise RuntimeError(
+            f"view(): a tensor of shape {list(input.shape)} and strides {list(input.stride())} cannot be "
+            f"seen as {list(size)} without a copy; use reshape()"
+        )
     return t
 
 
@@ -104,7 +107,9 @@ def permute(input: Tensor, *dims: Any) -> Tensor:
     """
     order = tuple(normalize_dim(d, input.ndim) for d in sizes(dims))
     if sorted(order) != list(range(input.ndim)):
-        raise RuntimeError(f"permute(): dims must name each of {input.ndim} dimensions once, got {list(sizes(dims))}")
+        raise RuntimeError(
+            f"permute(): dims must name each of {input.ndim} dimensions once, got {list(sizes(dims))}"
+        )
     return engine.apply_view(ops.transpose, input, axes=order)
 
 
@@ -127,14 +132,18 @@ def t(input: Tensor) -> Tensor:
         RuntimeError: the tensor has more than two dimensions.
     """
     if input.ndim > 2:
-        raise RuntimeError(f"t() expects at most 2 dimensions, got shape {list(input.shape)}; use transpose()")
+        raise RuntimeError(
+            f"t() expects at most 2 dimensions, got shape {list(input.shape)}; use transpose()"
+        )
     return engine.apply_view(ops.transpose, input, axes=tuple(range(input.ndim))[::-1])
 
 
 def movedim(input: Tensor, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
     """A view with dimensions ``source`` moved to ``destination``."""
     src = [normalize_dim(d, input.ndim) for d in ([source] if isinstance(source, int) else source)]
-    dst = [normalize_dim(d, input.ndim) for d in ([destination] if isinstance(destination, int) else destination)]
+    dst = [
+        normalize_dim(d, input.ndim) for d in ([destination] if isinstance(destination, int) else destination)
+    ]
     if len(src) != len(dst):
         raise RuntimeError(f"movedim(): {len(src)} source dimensions, but {len(dst)} destinations")
     order = [d for d in range(input.ndim) if d not in src]
@@ -147,7 +156,8 @@ def squeeze(input: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
     """A view without the dimensions of size 1 (among ``dim``, if given)."""
     drop = normalize_dims(dim, input.ndim) if dim is not None else range(input.ndim)
     return engine.apply_view(
-        ops.reshape, input, shape=tuple(n for i, n in enumerate(input.shape) if n != 1 or i not in drop))
+        ops.reshape, input, shape=tuple(n for i, n in enumerate(input.shape) if n != 1 or i not in drop)
+    )
 
 
 def unsqueeze(input: Tensor, dim: int) -> Tensor:
@@ -169,8 +179,10 @@ def expand(input: Tensor, *size: Any) -> Tensor:
     full = [input.shape[i - extra] if n == -1 and i >= extra else n for i, n in enumerate(wanted)]
     for i, n in enumerate(full):
         if n < 0 or (i >= extra and input.shape[i - extra] not in (1, n)):
-            raise RuntimeError(f"expand(): shape {list(input.shape)} cannot be expanded to {list(wanted)}: "
-                               f"dimension {i} has size {input.shape[i - extra] if i >= extra else 'none'}")
+            raise RuntimeError(
+                f"expand(): shape {list(input.shape)} cannot be expanded to {list(wanted)}: "
+                f"dimension {i} has size {input.shape[i - extra] if i >= extra else 'none'}"
+            )
     return engine.apply_view(ops.broadcast_to, input, shape=tuple(full))
 
 
@@ -229,7 +241,9 @@ def select(input: Tensor, dim: int, index: int) -> Tensor:
     """
     d = normalize_dim(dim, input.ndim)
     if not input.ndim or not -input.shape[d] <= index < input.shape[d]:
-        raise IndexError(f"select(): index {index} out of range for dimension {d} of shape {list(input.shape)}")
+        raise IndexError(
+            f"select(): index {index} out of range for dimension {d} of shape {list(input.shape)}"
+        )
     return _index(input, d, index)
 
 
@@ -287,10 +301,13 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     d = normalize_dim(dim, some[0].ndim)
     for i, x in enumerate(some):
         same = x.ndim == some[0].ndim and all(
-            a == b for j, (a, b) in enumerate(zip(x.shape, some[0].shape, strict=True)) if j != d)
+            a == b for j, (a, b) in enumerate(zip(x.shape, some[0].shape, strict=True)) if j != d
+        )
         if not same:
-            raise RuntimeError(f"cat(): tensors must have the same shape except in dimension {d}; tensor 0 has "
-                               f"{list(some[0].shape)}, tensor {i} has {list(x.shape)}")
+            raise RuntimeError(
+                f"cat(): tensors must have the same shape except in dimension {d}; tensor 0 has "
+                f"{list(some[0].shape)}, tensor {i} has {list(x.shape)}"
+            )
     return engine.apply(ops.concatenate, *_common(some), axis=d)  # type: ignore[no-any-return]
 
 
@@ -308,10 +325,13 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         raise ValueError("stack() needs at least one tensor, got none")
     for i, x in enumerate(tensors):
         if x.shape != tensors[0].shape:
-            raise RuntimeError(f"stack(): tensors must have one shape; tensor 0 has {list(tensors[0].shape)}, "
-                               f"tensor {i} has {list(x.shape)}")
+            raise RuntimeError(
+                f"stack(): tensors must have one shape; tensor 0 has {list(tensors[0].shape)}, "
+                f"tensor {i} has {list(x.shape)}"
+            )
     return engine.apply(  # type: ignore[no-any-return]
-        ops.stack, *_common(tensors), axis=normalize_dim(dim, tensors[0].ndim + 1))
+        ops.stack, *_common(tensors), axis=normalize_dim(dim, tensors[0].ndim + 1)
+    )
 
 
 def _common(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -366,7 +386,9 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     if mode != "constant":
         raise NotImplementedError(f"pad() knows the mode 'constant' so far, got {mode!r}")
     if len(pad) % 2 or len(pad) // 2 > input.ndim:
-        raise RuntimeError(f"pad must hold a pair for each of at most {input.ndim} dimensions, got {list(pad)}")
+        raise RuntimeError(
+            f"pad must hold a pair for each of at most {input.ndim} dimensions, got {list(pad)}"
+        )
     pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)][::-1]
     widths = ((0, 0),) * (input.ndim - len(pairs)) + tuple(pairs)
     return engine.apply(ops.pad, input, widths=widths, value=value or 0)  # type: ignore[no-any-return]

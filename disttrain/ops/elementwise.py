@@ -380,9 +380,11 @@ def clamp_vjp(g: Any, needs: Needs, x: Any, low: Any, high: Any) -> Grads:
     gx = g
     gx = gx if below is None else call(where, below, zero, gx)
     gx = gx if above is None else call(where, above, zero, gx)
-    return (gx if needs[0] else None,
-            call(where, below, g, zero) if needs[1] else None,
-            call(where, above, g, zero) if needs[2] else None)
+    return (
+        gx if needs[0] else None,
+        call(where, below, g, zero) if needs[1] else None,
+        call(where, above, g, zero) if needs[2] else None,
+    )
 
 
 def where(condition: Array, x: Array, y: Array) -> Result:
@@ -392,8 +394,11 @@ def where(condition: Array, x: Array, y: Array) -> Result:
 
 def where_vjp(g: Any, needs: Needs, condition: Any) -> Grads:
     zero = g * 0
-    return (None, call(where, condition, g, zero) if needs[1] else None,
-            call(where, condition, zero, g) if needs[2] else None)
+    return (
+        None,
+        call(where, condition, g, zero) if needs[1] else None,
+        call(where, condition, zero, g) if needs[2] else None,
+    )
 
 
 def fill(x: Array, *, value: Any) -> Result:

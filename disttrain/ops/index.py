@@ -36,7 +36,9 @@ def put_zeros_vjp(g: Any, needs: Needs, key: Any) -> Grads:
 
 
 def _is_mask(key: Any) -> bool:
-    return all(getattr(k, "dtype", None) == np.bool_ for k in key if not isinstance(k, slice) and k is not Ellipsis)
+    return all(
+        getattr(k, "dtype", None) == np.bool_ for k in key if not isinstance(k, slice) and k is not Ellipsis
+    )
 
 
 def put(x: Array, value: Array, *, key: Any, accumulate: bool) -> Result:

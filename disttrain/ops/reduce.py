@@ -86,7 +86,10 @@ def prod_vjp(g: Any, needs: Needs, x: Any, axes: Axes, keepdims: bool) -> Grads:
     last = flat.ndim - 1
     others = []
     for i in range(n):
-        rest = [call(shape.index, flat, key=(..., slice(0, i))), call(shape.index, flat, key=(..., slice(i + 1, n)))]
+        rest = [
+            call(shape.index, flat, key=(..., slice(0, i))),
+            call(shape.index, flat, key=(..., slice(i + 1, n))),
+        ]
         joined = call(shape.concatenate, *rest, axis=last)
         others.append(call(prod, joined, axes=(last,), keepdims=False))
     if not others:

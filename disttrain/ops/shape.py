@@ -43,7 +43,9 @@ def broadcast_to_vjp(g: Any, needs: tuple[bool, ...]) -> tuple[Any, ...]:
 def sum_to_shape(x: Array, *, shape: tuple[int, ...]) -> Result:
     """``x`` summed over the axes along which an array of ``shape`` would be repeated: broadcasting backwards."""
     extra = x.ndim - len(shape)
-    axes = tuple(range(extra)) + tuple(i + extra for i, n in enumerate(shape) if n == 1 and x.shape[i + extra] != 1)
+    axes = tuple(range(extra)) + tuple(
+        i + extra for i, n in enumerate(shape) if n == 1 and x.shape[i + extra] != 1
+    )
     out = x.sum(axis=axes, dtype=np.float32 if x.dtype.itemsize == 2 else None) if axes else x
     return np.reshape(out, shape).astype(x.dtype, copy=False), (x.shape,), sum_to_shape_vjp
 
@@ -80,8 +82,9 @@ def diagonal(x: Array, *, offset: int, axis1: int, axis2: int) -> Result:
     return view, (x.shape, offset, axis1, axis2), diagonal_vjp
 
 
-def diagonal_vjp(g: Any, needs: tuple[bool, ...], shape: tuple[int, ...], offset: int, axis1: int,
-                 axis2: int) -> tuple[Any, ...]:
+def diagonal_vjp(
+    g: Any, needs: tuple[bool, ...], shape: tuple[int, ...], offset: int, axis1: int, axis2: int
+) -> tuple[Any, ...]:
     chain = ((diagonal, {"offset": offset, "axis1": axis1, "axis2": axis2}),)
     return (call(scatter_view, g, shape=shape, chain=chain),)
 
@@ -137,7 +140,11 @@ def astype_vjp(g: Any, needs: tuple[bool, ...], dtype: np.dtype[Any]) -> tuple[A
 
 def concatenate(*xs: Array, axis: int) -> Result:
     """``xs`` one after the other along ``axis``."""
-    return get_array_module(*xs).concatenate(xs, axis), (axis, tuple(x.shape[axis] for x in xs)), concatenate_vjp
+    return (
+        get_array_module(*xs).concatenate(xs, axis),
+        (axis, tuple(x.shape[axis] for x in xs)),
+        concatenate_vjp,
+    )
 
 
 def concatenate_vjp(g: Any, needs: tuple[bool, ...], axis: int, sizes: tuple[int, ...]) -> tuple[Any, ...]:
@@ -155,7 +162,9 @@ def stack(*xs: Array, axis: int) -> Result:
 
 
 def stack_vjp(g: Any, needs: tuple[bool, ...], axis: int) -> tuple[Any, ...]:
-    return tuple(call(index, g, key=(*[slice(None)] * axis, i, ...)) if need else None for i, need in enumerate(needs))
+    return tuple(
+        call(index, g, key=(*[slice(None)] * axis, i, ...)) if need else None for i, need in enumerate(needs)
+    )
 
 
 def flip(x: Array, *, axes: tuple[int, ...]) -> Result:
@@ -172,7 +181,9 @@ def roll(x: Array, *, shifts: tuple[int, ...], axes: tuple[int, ...]) -> Result:
     return get_array_module(x).roll(x, shifts, axes), (shifts, axes), roll_vjp
 
 
-def roll_vjp(g: Any, needs: tuple[bool, ...], shifts: tuple[int, ...], axes: tuple[int, ...]) -> tuple[Any, ...]:
+def roll_vjp(
+    g: Any, needs: tuple[bool, ...], shifts: tuple[int, ...], axes: tuple[int, ...]
+) -> tuple[Any, ...]:
     return (call(roll, g, shifts=tuple(-s for s in shifts), axes=axes),)
 
 
@@ -181,7 +192,9 @@ def tile(x: Array, *, repeats: tuple[int, ...]) -> Result:
     return get_array_module(x).tile(x, repeats), (x.shape, repeats), tile_vjp
 
 
-def tile_vjp(g: Any, needs: tuple[bool, ...], shape: tuple[int, ...], repeats: tuple[int, ...]) -> tuple[Any, ...]:
+def tile_vjp(
+    g: Any, needs: tuple[bool, ...], shape: tuple[int, ...], repeats: tuple[int, ...]
+) -> tuple[Any, ...]:
     apart = call(reshape, g, shape=tuple(m for pair in zip(repeats, shape, strict=True) for m in pair))
     summed = call(sum_to_shape, apart, shape=tuple(m for n in shape for m in (1, n)))
     return (call(reshape, summed, shape=shape),)
