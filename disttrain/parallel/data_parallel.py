@@ -1,0 +1,288 @@
+"""Data parallelism: every rank holds the model, sees other samples, and steps with everybody's average gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from disttrain import collectives, context
+from disttrain.autograd import backward_weight
+from disttrain.collectives.env import current_env
+from disttrain.engine import Slot, is_grad_enabled, queue_callback
+from disttrain.kernels.arrays import Array
+from disttrain.nn.module import Module
+from disttrain.tensors import Tensor
+
+if TYPE_CHECKING:
+    from disttrain.collectives.communicator import Communicator, Work
+
+_BUCKET_MB = 4.0
+"""Past this size one all-reduce through MPI costs more than several, and less of it hides behind backward."""
+
+
+class Bucket:
+    """Gradients that are reduced in one call: parameters of one type whose gradients backward makes one after another.
+
+    Behind the gradients travel, in the same call, one mark for each parameter (did this rank use it?) and the
+    weight of the rank's samples. For half-precision gradients these travel beside them, in float32.
+    """
+
+    def __init__(self, params: list[Tensor]) -> None:
+        self.params = params
+        kind = params[0]._array.dtype
+        ends = np.cumsum([0, *[p.numel() for p in params]])
+        size, tail = int(ends[-1]), len(params) + 1
+        beside = kind.itemsize == 2
+        self.flat: Array = np.zeros(size if beside else size + tail, kind)
+        self.grads = self.flat[:size]
+        self.tail: Array = np.zeros(tail, np.float32) if beside else self.flat[size:]
+        self.messages = [self.flat, self.tail] if beside else [self.flat]
+        for p, begin in zip(params, ends, strict=False):
+            p._slot = Slot(self.flat, int(begin), p._array.shape)
+        self.missing = len(params)
+        """How many gradients this backward has still to make."""
+        self.weighted = False
+        """Whether the gradients were multiplied by the rank's weight as they were copied here."""
+        self.works: list[Work] = []
+
+    def fill(self, first_weight: float, weight: float) -> None:
+        """Make the bucket ready to be summed over the ranks.
+
+        Args:
+            first_weight: weight in whose units the gradients are, unless they are ``weighted``.
+            weight: of this rank in the average.
+        """
+        for i, p in enumerate(self.params):
+            slot = p._slot
+            assert slot is not None
+            used = p._grad is not None
+            self.tail[i] = used
+            if not used:
+                slot.array[...] = 0
+            elif p._grad._array is not slot.array:  # type: ignore[union-attr]
+                slot.array[...] = p._grad._array  # type: ignore[union-attr]
+        self.tail[-1] = weight
+        if weight == 0:
+            self.grads[...] = 0
+        elif not self.weighted and first_weight != 1:
+            self.grads *= self.grads.dtype.type(first_weight)
+
+    def average(self) -> None:
+        """Turn the sum over the ranks into the average, and hand it to the parameters that some rank used."""
+        total = self.tail[-1]
+        if total != 0 and total != 1:
+            self.grads /= self.grads.dtype.type(total)
+        for used, p in zip(self.tail, self.params, strict=False):
+            slot = p._slot
+            assert slot is not None
+            if used == 0:
+                continue
+            if p._grad is None or p._grad._array is not slot.array:
+                p._give_slot()
+            else:
+                p._grad._version_counter[0] += 1
+
+
+class DistributedDataParallel(Module):
+    """Train a copy of ``module`` on every rank, as ``torch.nn.parallel.DistributedDataParallel``.
+
+    Parameters and buffers are those of rank 0 at the start. Backward averages the gradients over the ranks, in
+    buckets that are sent while it still runs; it returns once the averages are in ``grad``. A rank counts in
+    proportion to its samples: those that its DataLoader dealt last, or ``loss.backward(weight=n)``; so an uneven
+    last batch is weighted right. Parameters that a rank, or all, did not use are handled without a flag.
+
+    Args:
+        module: the model, equal in structure on all ranks.
+        device_ids: accepted as PyTorch's; the device is where the module's parameters are.
+        output_device: as ``device_ids``.
+        broadcast_buffers: before each training forward, take the buffers (BatchNorm's statistics) of rank 0.
+        init_sync: take rank 0's parameters and buffers at the start.
+        process_group: the ranks to average over; all by default.
+        bucket_cap_mb: largest bucket, in MiB; 4 by default.
+        find_unused_parameters: accepted as PyTorch's; unused parameters need no flag here.
+        gradient_as_bucket_view: accepted as PyTorch's; gradients always live in the buckets.
+        static_graph: accepted as PyTorch's; it changes nothing.
+
+    Raises:
+        ValueError: the module has no parameter that requires a gradient, or a bucket size that is not positive.
+        CollectiveMismatch: the ranks' modules differ in structure.
+    """
+
+    def __init__(self, module: Module, device_ids: Any = None, output_device: Any = None, dim: int = 0,
+                 broadcast_buffers: bool = True, init_sync: bool = True, process_group: Communicator | None = None,
+                 bucket_cap_mb: float | None = None, find_unused_parameters: bool = False,
+                 gradient_as_bucket_view: bool = False, static_graph: bool = False) -> None:
+        super().__init__()
+        params = [p for p in module.parameters() if p.requires_grad]
+        if not params:
+            raise ValueError("DistributedDataParallel needs a module with a parameter that requires grad; got none")
+        if bucket_cap_mb is not None and bucket_cap_mb <= 0:
+            raise ValueError(f"bucket_cap_mb must be positive, got {bucket_cap_mb}")
+        self.module = module
+        self._comm = collectives.connect() if process_group is None else process_group
+        self._broadcast_buffers = broadcast_buffers
+        self._synchronize = True
+        """Whether the backward of the next forward averages; see :meth:`no_sync`."""
+        self._averages = True
+        """Whether the backward of the last forward does."""
+        self._running = False
+        self._rounds = 0
+        self._weights: list[float] = []
+        """Weights of the backwards since gradients were averaged last."""
+        self._first_weight = 1.0
+        self._started = 0
+        self._buckets: list[Bucket] = []
+        for p in params:
+            p._synchronized = True
+        if self._comm.size == 1:
+            return
+        self._buckets = [Bucket(group) for group in _grouped(params[::-1], (bucket_cap_mb or _BUCKET_MB) * 2**20)]
+        for bucket in self._buckets:
+            for p in bucket.params:
+                p.register_post_accumulate_grad_hook(_Arrival(self, bucket))
+        if init_sync:
+            self._take_from_rank_0([*module.parameters(), *module.buffers()])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module; the backward of what it returns will average the gradients."""
+        if self._comm.size == 1:
+            return self.module(*args, **kwargs)
+        recording = is_grad_enabled()
+        self._running = False  # a backward that raised left it behind
+        if recording and self._synchronize and self._broadcast_buffers and self.training:
+            self._take_from_rank_0(list(self.module.buffers()))
+        out = self.module(*args, **kwargs)
+        if recording:
+            self._averages = self._synchronize
+            for t in _tensors_in(out):
+                if t.requires_grad:
+                    t.register_hook(self._begin)
+        return out
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Only accumulate on each rank in the backwards of forwards inside; the next one outside averages the sum."""
+        before, self._synchronize = self._synchronize, False
+        try:
+            yield
+        finally:
+            self._synchronize = before
+
+    def _take_from_rank_0(self, tensors: list[Tensor]) -> None:
+        for kind in dict.fromkeys(t._array.dtype for t in tensors):
+            same = [t for t in tensors if t._array.dtype == kind]
+            flat = np.concatenate([t._array.reshape(-1) for t in same])
+            self._comm.broadcast(flat)
+            begin = 0
+            for t in same:
+                t._array[...] = flat[begin : begin + t._array.size].reshape(t._array.shape)
+                t._version_counter[0] += 1
+                begin += t._array.size
+
+    # -------------------------------------------------------------------------------------- one backward
+
+    def _begin(self, _: Tensor | None = None) -> None:
+        """Prepare for the gradients of the backward that is beginning; called more than once in some."""
+        if self._running:
+            return
+        self._running = True
+        queue_callback(self._end)
+        weight = backward_weight()
+        if weight is None:
+            dealt = context.current().samples
+            weight = 1.0 if dealt is None else float(dealt)
+        first = not any(self._weights)
+        self._weights.append(weight)
+        if first:
+            self._first_weight = weight or 1.0
+        scale = weight / self._first_weight
+        self._started = 0
+        for bucket in self._buckets:
+            bucket.missing = len(bucket.params)
+            bucket.weighted = self._averages and first and all(p._grad is None for p in bucket.params)
+            for p in bucket.params:
+                assert p._slot is not None
+                p._slot.scale = weight if bucket.weighted else scale
+
+    def _arrived(self, bucket: Bucket) -> None:
+        self._begin()
+        bucket.missing -= 1
+        if not self._averages:
+            return
+        # In the same order on all ranks, whatever the order in which their gradients come.
+        while self._started < len(self._buckets) and self._buckets[self._started].missing <= 0:
+            self._start_next()
+
+    def _start_next(self) -> None:
+        index = self._started
+        bucket = self._buckets[index]
+        bucket.fill(self._first_weight, sum(self._weights) / len(self._weights))
+        tag = (current_env().generation, self._rounds, index)
+        bucket.works = [self._comm.start_all_reduce(m, m, tag=tag) for m in bucket.messages]
+        self._started += 1
+
+    def _end(self) -> None:
+        """Send what is left and wait for the averages."""
+        self._running = False
+        if self._averages:
+            while self._started < len(self._buckets):
+                self._start_next()
+            for bucket in self._buckets:
+                for work in bucket.works:
+                    work.wait()
+                bucket.works = []
+                bucket.average()
+            self._rounds += 1
+            self._weights.clear()
+        for bucket in self._buckets:
+            for p in bucket.params:
+                if p._slot is not None:
+                    p._slot.scale = 1.0
+
+
+class _Arrival:
+    """Tells the wrapper that the gradient of a parameter is complete."""
+
+    def __init__(self, owner: DistributedDataParallel, bucket: Bucket) -> None:
+        self._owner = owner
+        self._bucket = bucket
+
+    def __call__(self, _: Tensor) -> None:
+        self._owner._arrived(self._bucket)
+
+
+def _grouped(params: list[Tensor], cap: float) -> Iterator[list[Tensor]]:
+    """Yield the parameters, in order, in groups of one type and of at most ``cap`` bytes (or of one parameter)."""
+    group: list[Tensor] = []
+    size = 0
+    for p in params:
+        if group and (size + p.nbytes > cap or p._array.dtype != group[0]._array.dtype):
+            yield group
+            group, size = [], 0
+        group.append(p)
+        size += p.nbytes
+    yield group
+
+
+def _tensors_in(out: Any) -> Iterator[Tensor]:
+    if isinstance(out, Tensor):
+        yield out
+    elif isinstance(out, dict):
+        for value in out.values():
+            yield from _tensors_in(value)
+    elif isinstance(out, list | tuple):
+        for value in out:
+            yield from _tensors_in(value)
+
+
+def keeps_equal_by_hand(params: Iterable[Tensor]) -> None:
+    """Promise that the script itself keeps these parameters equal on all ranks, so that an optimizer may step.
+
+    For scripts that average gradients with ``distributed`` calls of their own. (A gradient that went through
+    ``distributed.all_reduce`` as it is needs no promise.)
+    """
+    for p in params:
+        p._synchronized = True
