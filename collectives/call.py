@@ -56,6 +56,8 @@ RECORD_BYTES = 512
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 NO_TAG: Tag = (-1, -1, -1)
+AT_THE_END = ("the end of the program", 0)
+"""The ``source`` of the call that a rank makes by ending."""
 
 
 class Call:
@@ -124,6 +126,8 @@ class Call:
     def place(self) -> str:
         """``file:line`` of the caller outside this package."""
         name, line = self.source
+        if not line:
+            return name
         inside = os.getcwd() + os.sep
         return f"{name.removeprefix(inside)}:{line}"
 

@@ -321,6 +321,13 @@ class Communicator:
                 f"out must have {size} elements for x of shape {x.shape} on {self.size} ranks, "
                 f"got shape {out.shape}"
             )
+        if (
+            out is not x
+            and size == x.size
+            and numpy.may_share_memory(x, out)
+            and _address(x) != _address(out)
+        ):
+            raise ValueError("x and out overlap; pass the same array twice, or two that share no memory")
 
     def _check_root(self, root: int) -> None:
         if not 0 <= root < self.size:
@@ -330,6 +337,11 @@ class Communicator:
         self._check_root(peer)
         if peer == self.rank:
             raise ValueError(f"rank {peer} cannot send to itself")
+
+
+def _address(x: Array) -> int:
+    address: int = x.__array_interface__["data"][0]
+    return address
 
 
 def _checked_op(op: str) -> str:

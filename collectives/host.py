@@ -5,13 +5,14 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from disttrain.collectives.call import Call, name_ranks
+from disttrain.collectives.call import AT_THE_END, Call, name_ranks
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.errors import CollectiveError, CollectiveTimeout
 from disttrain.collectives.progress import Operation, Progress, Steps
 from disttrain.collectives.scheduler import Baton
 from disttrain.collectives.scratch import Scratch
 from disttrain.collectives.transport import Channel, Transport
+from disttrain.collectives.tree import cover
 
 Verb = Callable[["Group", Sequence[Call]], Steps]
 """What a group does once the ranks hosted here have made their calls."""
@@ -32,6 +33,9 @@ class Group:
         self.here = self.hosted[channel.index]
         """The indices that this process hosts, ascending."""
         self.process_of = {i: p for p, indices in enumerate(self.hosted) for i in indices}
+        self.nodes = [cover(len(self.ranks), indices) for indices in self.hosted]
+        """The subtrees of the fixed tree that each process of the channel can fold by itself."""
+        self.others = [p for p in range(channel.size) if p != channel.index]
         self.scratch = Scratch()
         self.broken: BaseException | None = None
         """Why this group cannot be used any more."""
@@ -81,7 +85,8 @@ class Group:
     def _timed_out(self, operation: Operation, waited: float) -> BaseException:
         call = operation.calls[0]
         here = name_ranks(self.ranks[c.index] for c in operation.calls)
-        away = [self.ranks[i] for i in range(self.size) if i not in self.here]
+        met = range(self.size) if call.pair is None else call.pair
+        away = [self.ranks[i] for i in met if i not in self.here]
         self.broken = CollectiveTimeout(
             f"{here} waited {waited:.1f} s in {call} at {call.place} (call number {call.number} of its "
             f"group) for {name_ranks(away)}; look for a rank that stopped, left early or skipped the call. "
@@ -147,15 +152,21 @@ class Host:
         if isinstance(self.world.broken, CollectiveTimeout):  # the others may never come: leave without them
             self.progress.close()
             return
+        try:
+            self._say_goodbye(steps)
+        finally:
+            self.progress.close()
+        self.transport.close()
+
+    def _say_goodbye(self, steps: Verb) -> None:
         if self.world.broken is None:
             calls = [Call("close") for _ in self.world.here]
             for index, call in zip(self.world.here, calls, strict=True):
                 call.index = index
+                call.source = AT_THE_END
                 call.generation = self.env.generation
                 self.world.deposit(call, steps)
             self.progress.drive(lambda: any(c.error for c in calls) or all(c.finished for c in calls))
             for call in calls:
                 if call.error is not None:
                     raise call.error
-        self.progress.close()
-        self.transport.close()

@@ -1,8 +1,14 @@
 """The MPI transport: one MPI process per process of the job, non-blocking calls, no half precision types."""
 
 import contextlib
+import fcntl
 import os
+import stat
+import struct
+import sys
+import termios
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -119,6 +125,7 @@ class MpiTransport:
         return hosts
 
     def abort(self, code: int) -> None:
+        _let_output_be_read()
         self._mpi.COMM_WORLD.Abort(code)
 
     def close(self) -> None:
@@ -136,10 +143,24 @@ def _load() -> Any:
         from mpi4py import MPI
     except (ImportError, RuntimeError, OSError) as error:
         raise TransportUnavailable(
-            f'the mpi transport finds no MPI library ({error}); '
+            f"the mpi transport finds no MPI library ({error}); "
             f'install one with `pip install "disttrain[mpi]"`'
         ) from error
     return MPI
+
+
+def _let_output_be_read(patience_s: float = 0.5) -> None:
+    """Wait for the reader of stdout and stderr: mpiexec drops what is left in the pipes of an aborted job."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    deadline = time.monotonic() + patience_s
+    for fd in (1, 2):
+        with contextlib.suppress(OSError):  # closed, or nothing that can be asked
+            while stat.S_ISFIFO(os.fstat(fd).st_mode) and time.monotonic() < deadline:
+                (unread,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))
+                if not unread:
+                    break
+                time.sleep(1e-3)
 
 
 def _unlink_shared_memory(comm: Any) -> None:

@@ -3,8 +3,7 @@
 Operations of one *lane* (a group, or one direction between two ranks) run one after the other; lanes run side
 by side. Whoever waits drives all of them, holding one lock, so MPI is never entered by two threads at a time;
 a background thread drives while operations are in flight and nobody waits. While the other ranks have not
-come yet the driver sleeps in steps of up to 200 us and leaves the core to whoever computes; once they have,
-it polls.
+come yet the driver sleeps and leaves the core to whoever computes; once they have, it polls.
 """
 
 import os
@@ -16,14 +15,17 @@ from enum import Enum
 from typing import Any
 
 from disttrain.collectives.call import Call
+from disttrain.collectives.errors import CollectiveError
 from disttrain.collectives.transport import Request
 
 Wait = tuple[Request, bool]
 """Something in flight, and whether it waits for another rank to come (so that sleeping is in order)."""
 Steps = Generator[Wait, None, None]
 
-_SPIN_S = 50e-6  # a rank that comes this soon is met without the cost of a sleep
-_SLEEP_MIN_S, _SLEEP_MAX_S = 20e-6, 200e-6
+_SPIN_S = 50e-6
+"""A rank that comes this soon is met without the cost of a sleep."""
+_SLEEP_SHARE, _SLEEP_MAX_S = 0.02, 2e-3
+"""After that a sleep is this share of the time waited so far: it delays no call by more."""
 
 
 class Operation:
@@ -190,22 +192,20 @@ class Progress:
 
 
 class _Pause:
-    """How long to stay away between two polls: not at all, a yield of the core, or a sleep that grows."""
+    """How long to stay away between two polls: a yield of the core, or a sleep that grows."""
 
     def __init__(self) -> None:
         self._quiet_since = time.monotonic()
-        self._sleep = _SLEEP_MIN_S
 
     def __call__(self, pace: Pace) -> None:
         if pace is Pace.PATIENT:
-            if time.monotonic() - self._quiet_since < _SPIN_S:
+            waited = time.monotonic() - self._quiet_since
+            if waited < _SPIN_S:
                 os.sched_yield()
             else:
-                time.sleep(self._sleep)
-                self._sleep = min(2 * self._sleep, _SLEEP_MAX_S)
+                time.sleep(min(waited * _SLEEP_SHARE, _SLEEP_MAX_S))
             return
         self._quiet_since = time.monotonic()
-        self._sleep = _SLEEP_MIN_S
         if pace is Pace.BUSY:
             os.sched_yield()
 
@@ -215,5 +215,6 @@ def _copy(error: BaseException) -> BaseException:
         twin = type(error)(*error.args)
     except Exception:  # a constructor of other arguments: share the object, only its traceback gets mixed
         return error
-    twin.__cause__ = error.__cause__ or error
+    # Where ours were raised says nothing to a user; where others were may be all there is.
+    twin.__cause__ = error.__cause__ if isinstance(error, CollectiveError) else error
     return twin

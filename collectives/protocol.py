@@ -14,7 +14,7 @@ import numpy
 from disttrain.collectives.call import HEADER_BYTES, RECORD_BYTES, Call, mismatch
 from disttrain.collectives.host import Group
 from disttrain.collectives.progress import Steps
-from disttrain.collectives.tree import Node, cover, fold
+from disttrain.collectives.tree import Node, fold
 from disttrain.kernels.arrays import Array
 
 PIECE_BYTES = 2 << 20
@@ -106,8 +106,8 @@ def _agree(group: Group, calls: Sequence[Call]) -> Steps:
             records[i] = numpy.empty(RECORD_BYTES, numpy.uint8)
     yield (
         group.channel.exchange(
-            [(p, records[i]) for p in _others(group) for i in group.here],
-            [(p, records[i]) for p in _others(group) for i in group.hosted[p]],
+            [(p, records[i]) for p in group.others for i in group.here],
+            [(p, records[i]) for p in group.others for i in group.hosted[p]],
         ),
         False,
     )
@@ -134,11 +134,11 @@ def _all_reduce(group: Group, calls: Sequence[Call]) -> Steps:
 def _reduce_piece_natively(group: Group, xs: dict[int, Array], out: Array, op: str) -> Steps:
     dtype = _accumulator(out.dtype)
     total = out if out.dtype == dtype and len(xs) == 1 else group.scratch.take(out.size, dtype)
-    parts: list[Array] = [_fold_hosted(group, node, xs, op, dtype) for node in cover(group.size, group.here)]
-    if parts[0] is not total:
-        numpy.copyto(total, parts[0])
+    first, *rest = (_fold_hosted(group, node, xs, op, dtype) for node in group.nodes[group.channel.index])
+    if first is not total:
+        numpy.copyto(total, first)
     with numpy.errstate(all="ignore"):
-        for part in parts[1:]:
+        for part in rest:
             _UFUNCS[op](total, part, out=total)
     yield group.channel.all_reduce(total, op), False
     if total is not out:
@@ -158,8 +158,8 @@ def _reduce_piece_in_order(group: Group, xs: dict[int, Array], out: Array, op: s
     if out.nbytes > SMALL_BYTES and channel.size > 1:
         yield (
             channel.exchange(
-                [(p, out[mine]) for p in _others(group)],
-                [(p, out[segments[p][1]]) for p in _others(group)],
+                [(p, out[mine]) for p in group.others],
+                [(p, out[segments[p][1]]) for p in group.others],
             ),
             False,
         )
@@ -181,19 +181,18 @@ def _fold_segments(
     """
     channel, here = group.channel, group.channel.index
     dtype = _accumulator(next(iter(xs.values())).dtype)
-    nodes = [cover(group.size, members) for members in group.hosted]
     parts: list[dict[Node, tuple[Array, bool]]] = []
     sends, receives = [], []
     for owner, where in segments:
         known: dict[Node, tuple[Array, bool]] = {}
-        for node in nodes[here]:
+        for node in group.nodes[here]:
             part = _fold_hosted(group, node, {i: x[where] for i, x in xs.items()}, op, dtype)
             known[node] = (part, False)
             if owner != here:
                 sends.append((owner, part))
         if owner == here:
-            for p in _others(group):
-                for node in nodes[p]:
+            for p in group.others:
+                for node in group.nodes[p]:
                     part = group.scratch.take(where.stop - where.start, dtype)
                     known[node] = (part, True)
                     receives.append((p, part))
@@ -211,6 +210,8 @@ def _fold_segments(
 def _fold_hosted(group: Group, node: Node, xs: dict[int, Array], op: str, dtype: Dtype) -> Array:
     """Return a subtree of ranks that are all hosted here, reduced (one rank: its own array)."""
     lo, hi = node
+    if hi - lo == 1 and xs[lo].dtype == dtype:
+        return xs[lo]
     leaves: dict[Node, tuple[Array, bool]] = {}
     for i in range(lo, hi):
         if xs[i].dtype == dtype:
@@ -265,8 +266,8 @@ def _all_gather(group: Group, calls: Sequence[Call]) -> Steps:
         _copy(call.x, out[call.index])
     yield (
         group.channel.exchange(
-            [(p, out[i]) for p in _others(group) for i in group.here],
-            [(p, out[i]) for p in _others(group) for i in group.hosted[p]],
+            [(p, out[i]) for p in group.others for i in group.here],
+            [(p, out[i]) for p in group.others for i in group.hosted[p]],
         ),
         False,
     )
@@ -283,7 +284,7 @@ def _gather(group: Group, calls: Sequence[Call]) -> Steps:
         return
     for call in calls:
         _copy(call.x, out[call.index])
-    yield group.channel.exchange([], [(p, out[i]) for p in _others(group) for i in group.hosted[p]]), False
+    yield group.channel.exchange([], [(p, out[i]) for p in group.others for i in group.hosted[p]]), False
 
 
 def _scatter(group: Group, calls: Sequence[Call]) -> Steps:
@@ -293,7 +294,7 @@ def _scatter(group: Group, calls: Sequence[Call]) -> Steps:
     if x is None:
         yield group.channel.exchange([], [(owner, _flat(call.out)) for call in calls]), False
         return
-    yield group.channel.exchange([(p, x[i]) for p in _others(group) for i in group.hosted[p]], []), False
+    yield group.channel.exchange([(p, x[i]) for p in group.others for i in group.hosted[p]], []), False
     for call in calls:
         _copy(x[call.index], _flat(call.out))
 
@@ -332,8 +333,8 @@ def _all_to_all(group: Group, calls: Sequence[Call]) -> Steps:
             )
             numpy.copyto(xs[call.index], _rows(call.x, group.size))
     outs = {call.index: _rows(call.out, group.size) for call in calls}
-    sends = [(p, xs[i][j]) for p in _others(group) for i in group.here for j in group.hosted[p]]
-    receives = [(p, outs[j][i]) for p in _others(group) for i in group.hosted[p] for j in group.here]
+    sends = [(p, xs[i][j]) for p in group.others for i in group.here for j in group.hosted[p]]
+    receives = [(p, outs[j][i]) for p in group.others for i in group.hosted[p] for j in group.here]
     yield group.channel.exchange(sends, receives), False
     for i in group.here:
         for j in group.here:
@@ -380,10 +381,6 @@ _VERBS: dict[str, Callable[[Group, Sequence[Call]], Steps]] = {
     "split": _split,
     "close": _close,
 }
-
-
-def _others(group: Group) -> list[int]:
-    return [p for p in range(group.channel.size) if p != group.channel.index]
 
 
 def _operation(call: Call) -> str:

@@ -23,7 +23,7 @@ def find_mpiexec() -> str | None:
 
 @pytest.fixture
 def mpiexec() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``mpiexec(n, program, *args)`` runs a file of ``programs/`` on ``n`` processes; none survives the call."""
+    """``mpiexec(n, program, *args)`` runs a file of ``programs/`` on ``n`` processes; none survives it."""
     path = find_mpiexec()
     if path is None:
         pytest.skip('no mpiexec beside the interpreter; pip install "disttrain[mpi]"')
@@ -51,7 +51,7 @@ def mpiexec() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def load_program() -> Callable[[str], ModuleType]:
-    """``load_program(name)`` imports a file of ``programs/`` so that its cases can run on the local transport."""
+    """``load_program(name)`` imports a file of ``programs/`` so that its cases can run on threads."""
 
     def load(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(Path(name).stem, PROGRAMS / name)

@@ -1,4 +1,4 @@
-"""Ranks as threads: one at a time, always in the same order, and every end of a rank is told to the others."""
+"""Ranks as threads: one at a time, always in one order, and every end of a rank is told to the others."""
 
 import os
 import signal
@@ -184,7 +184,9 @@ def test_a_call_that_nobody_answered_is_named_at_the_end():
         if rank == 0:
             comm.start_barrier()
 
-    with pytest.raises(CollectiveMismatch, match=r"rank 0: barrier\(\) at .*\n  rank 1: close\(\)"):
+    with pytest.raises(
+        CollectiveMismatch, match=r"rank 0: barrier\(\) at .*\n  rank 1: close\(\) at the end"
+    ):
         run_ranks(env(2), body)
 
 

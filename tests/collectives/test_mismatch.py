@@ -45,9 +45,10 @@ def test_on_threads(load_program):
 
 
 @pytest.mark.mpi
-def test_on_processes(load_program, mpiexec, tmp_path):
-    job = mpiexec(2, "faults.py", "mismatch", str(tmp_path))
+@pytest.mark.parametrize(("case", "ranks"), [("mismatch", 2), ("mixed", 4)])
+def test_on_processes(load_program, mpiexec, tmp_path, case, ranks):
+    job = mpiexec(2, "faults.py", case, str(tmp_path))
 
     assert job.returncode == 0, job.stderr
-    texts = [json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2)]
+    texts = [json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(ranks)]
     check_texts(load_program("faults.py"), texts)

@@ -1,16 +1,17 @@
-"""What goes wrong between ranks, one case per function; ``python faults.py CASE`` under mpiexec, or on threads."""
+"""What goes wrong between ranks, one case per function: ``faults.py CASE`` under mpiexec, or on threads."""
 
 import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from disttrain.collectives import CollectiveError, CollectiveMismatch, Communicator, connect
+from disttrain.collectives import CollectiveError, CollectiveMismatch, Communicator, connect, run_ranks
 from disttrain.collectives.env import WorkerEnv
 
 
@@ -83,7 +84,7 @@ def expect(call: Callable[[], None]) -> str:
 
 
 def check_mismatches(comm: Communicator) -> dict[str, str]:
-    """Return the text of the error by case, after checking that nothing was summed and the group still works."""
+    """Return the text of the error by case, after checking that nothing was summed and the group works."""
     texts = {}
     for case in MISMATCHES:
         if case is skipped_call:
@@ -94,20 +95,49 @@ def check_mismatches(comm: Communicator) -> dict[str, str]:
         total = np.ones(1)
         comm.all_reduce(total, total)
         assert total.tolist() == [comm.size], "the group does not work after a mismatch"
-    # Rank 0 raises in the call that the others skip; they raise in their next one, which is the same to the group.
+    # Rank 0 raises in the call that the others skip, they in their next one.
     x = np.ones(4)
     texts["skipped_call"] = expect(lambda: skipped_call(comm, x))
     return texts
 
 
 def report(rank: int, value: object) -> None:
-    """Leave what a rank has to say in a file: mpiexec cuts lines of different ranks into each other."""
-    (Path(sys.argv[2]) / f"rank{rank}").write_text(json.dumps(value))
+    """Leave what a rank has to say in a file: mpiexec mixes their lines."""
+    unfinished = Path(sys.argv[2]) / f"unfinished{rank}"
+    unfinished.write_text(json.dumps(value))
+    unfinished.rename(unfinished.with_name(f"rank{rank}"))
 
 
 def mismatch() -> None:
     comm = connect()
     report(comm.rank, check_mismatches(comm))
+
+
+def leave_together(reports: int) -> None:
+    """Leave without a goodbye once so many ranks have reported: mpiexec kills the others when one leaves."""
+    while len(list(Path(sys.argv[2]).glob("rank*"))) < reports:
+        time.sleep(0.01)
+    os._exit(0)
+
+
+def mixed() -> None:
+    """Two ranks on each process."""
+    env = WorkerEnv.from_environ()
+    env = replace(
+        env, rank=2 * env.process, hosted=2, world_size=2 * env.processes, local_world_size=2 * env.processes
+    )
+    run_ranks(env, lambda rank: report(rank, check_mismatches(connect())))
+
+
+def late_message() -> None:
+    os.environ.update(replace(WorkerEnv.from_environ(), timeout=0.3).to_environ())
+    comm = connect()
+    if comm.rank < 2:
+        try:
+            comm.recv(np.zeros(1), 1 - comm.rank)
+        except CollectiveError as error:
+            report(comm.rank, str(error))
+    leave_together(2)
 
 
 def timeout() -> None:
@@ -123,7 +153,7 @@ def timeout() -> None:
         except CollectiveError as error:
             texts.append(f"{type(error).__name__}: {error}")
     report(comm.rank, texts)
-    os._exit(0)
+    leave_together(comm.size)
 
 
 def uncaught() -> None:
@@ -166,7 +196,7 @@ def wrong_world() -> None:
         connect()
     except RuntimeError as error:
         report(int(os.environ["PMI_RANK"]), str(error))
-    os._exit(0)
+    leave_together(2)
 
 
 if __name__ == "__main__":

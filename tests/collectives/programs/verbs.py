@@ -1,4 +1,4 @@
-"""Every verb, in every dtype, against NumPy. Run under mpiexec: the cases on all worlds that N processes can host."""
+"""Every verb, in every dtype, against NumPy. Under mpiexec: on all the worlds that N processes can host."""
 
 import hashlib
 import sys
@@ -32,7 +32,7 @@ def data(rank: int, size: int, dtype: np.dtype) -> np.ndarray:
 @cache
 def _data(rank: int, size: int, dtype: np.dtype) -> np.ndarray:
     rng = np.random.default_rng([rank, size])
-    if dtype == bool:
+    if dtype.kind == "b":
         return rng.integers(0, 2, size).astype(bool)
     if dtype.kind in "iu":
         return rng.integers(0 if dtype.kind == "u" else -100, 100, size).astype(dtype)
