@@ -1,0 +1,47 @@
+"""Data sets, samplers and loaders, with the names of ``torch.utils.data``."""
+
+from disttrain.data import datasets
+from disttrain.data.collate import default_collate, default_convert
+from disttrain.data.dataset import (
+    ChainDataset,
+    ConcatDataset,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
+from disttrain.data.loader import DataLoader
+from disttrain.data.sampler import (
+    BatchSampler,
+    DistributedSampler,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from disttrain.data.workers import WorkerInfo, get_worker_info
+
+__all__ = [
+    "BatchSampler",
+    "ChainDataset",
+    "ConcatDataset",
+    "DataLoader",
+    "Dataset",
+    "DistributedSampler",
+    "IterableDataset",
+    "RandomSampler",
+    "Sampler",
+    "SequentialSampler",
+    "Subset",
+    "SubsetRandomSampler",
+    "TensorDataset",
+    "WeightedRandomSampler",
+    "WorkerInfo",
+    "datasets",
+    "default_collate",
+    "default_convert",
+    "get_worker_info",
+    "random_split",
+]

@@ -1,0 +1,311 @@
+"""DataLoader: batches of a data set, dealt to the ranks of a job."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from disttrain import context
+from disttrain.collectives.env import current_env, hosted_env
+from disttrain.data.collate import default_collate, default_convert
+from disttrain.data.dataset import IterableDataset
+from disttrain.data.fetch import EndOfStream, Fetch, make_fetch
+from disttrain.data.sampler import (
+    BatchSampler,
+    EpochSampler,
+    RandomSampler,
+    ShardedBatchSampler,
+    ShardedSampler,
+)
+from disttrain.data.workers import Job, WorkerPool
+from disttrain.random import ORDER, philox
+
+if TYPE_CHECKING:
+    from disttrain.random import Generator
+
+_log = logging.getLogger("disttrain")
+_FIXED = frozenset({"batch_size", "batch_sampler", "sampler", "drop_last", "dataset", "persistent_workers"})
+_announced: set[str] = set()
+
+
+class DataLoader:
+    """An iterable over the batches of ``dataset``, as ``torch.utils.data.DataLoader``; each ``iter()`` is an
+    epoch.
+
+    Without ``sampler`` and ``batch_sampler`` the loader deals the samples to the ranks of the job by itself:
+    ``batch_size`` is that of a rank, each sample is used exactly once in an epoch, and all ranks make the
+    same number of steps. The last step may be uneven: the first ranks get one sample more, and a rank may get
+    an empty batch (first dimension 0). The order of an epoch is a function of (seed, epoch, position),
+    whatever the number of ranks and workers; a new epoch is shuffled anew without ``set_epoch()``.
+
+    With a sampler of the user's it does what PyTorch's does. The number of samples in each batch that is
+    handed out becomes the default weight of the rank's gradient.
+
+    Args:
+        dataset: a map from indices (``__getitem__``, ``__len__``), or an :class:`IterableDataset`, of which
+            every rank reads the whole stream unless it splits itself.
+        batch_size: samples in a rank's batch; ``None`` hands out single samples.
+        shuffle: another random order in each epoch.
+        sampler: which indices this rank reads.
+        batch_sampler: lists of indices instead.
+        num_workers: processes that read ahead; 0 reads in the rank's own. Ranks that are threads of one
+            process always read by themselves, since a process of threads cannot be forked safely.
+        collate_fn: makes a batch of a list of samples.
+        pin_memory: accepted; has no effect yet.
+        drop_last: drop the last step if it is uneven, on all ranks.
+        timeout: seconds that a batch of a worker may take; 0 for as long as it needs.
+        worker_init_fn: called in each worker with its number.
+        multiprocessing_context: only ``"fork"``.
+        generator: its seed decides the order, in place of the default generator's.
+        prefetch_factor: batches that a worker reads ahead; 2 by default.
+        persistent_workers: keep the workers from epoch to epoch.
+        seed: decides the order; the same on all ranks. By default that of ``generator`` or of the default
+            generator (``disttrain.manual_seed``, with the same number on all ranks) when the first epoch
+            begins. If nobody has set a seed: 0 in a job of several ranks, any in a world of one.
+
+    In a worker the random numbers of disttrain, NumPy and ``random`` are seeded from (base seed + worker
+    number), where the base seed follows from (seed, epoch); disttrain's also depend on the rank.
+
+    Raises:
+        TypeError, ValueError: arguments are wrong, or exclude each other.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        sampler: Iterable[Any] | None = None,
+        batch_sampler: Iterable[Any] | None = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[Any], Any] | None = None,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: Any = None,
+        generator: Generator | None = None,
+        *,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        _check_workers(num_workers, timeout, prefetch_factor, persistent_workers, multiprocessing_context)
+        streams = isinstance(dataset, IterableDataset)
+        _check_sampling(streams, batch_size, shuffle, sampler, batch_sampler, drop_last)
+        self.dataset = dataset
+        self.num_workers = num_workers
+        self.prefetch_factor = 2 if num_workers > 0 and prefetch_factor is None else prefetch_factor
+        self.pin_memory = pin_memory
+        self.timeout = timeout
+        self.worker_init_fn = worker_init_fn
+        self.multiprocessing_context = multiprocessing_context
+        self.generator = generator
+        self.persistent_workers = persistent_workers
+        self.drop_last = drop_last
+        self.batch_size = None if batch_sampler is not None else batch_size
+        self._epochs = EpochSampler(() if streams else dataset, bool(shuffle), seed, generator)
+        if sampler is None and batch_sampler is None and not streams:
+            if shuffle:
+                RandomSampler(dataset)  # refuses an empty data set, as PyTorch does
+            if batch_size is None:
+                sampler = ShardedSampler(self._epochs)
+            else:
+                sampler, batch_sampler = (
+                    self._epochs,
+                    ShardedBatchSampler(self._epochs, batch_size, drop_last),
+                )
+        elif sampler is not None and batch_size is not None:
+            batch_sampler = BatchSampler(sampler, batch_size, drop_last)
+        self.sampler = sampler
+        self.batch_sampler = batch_sampler
+        self.collate_fn = collate_fn or (default_collate if self._auto_collation else default_convert)
+        self._pool: WorkerPool | None = None
+        self._reported_length: int | None = None
+        if pin_memory:
+            _announce("pin_memory=True has no effect yet: batches are in ordinary host memory")
+        if streams and current_env().world_size > 1:
+            _announce(
+                "a DataLoader cannot deal out an IterableDataset: every rank reads the whole stream unless "
+                "its __iter__ takes the rank's part"
+            )
+        if num_workers and hosted_env() is not None:
+            _announce(
+                f"num_workers={num_workers} is not used: ranks that are threads of one process read their "
+                f"batches by themselves"
+            )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _FIXED and "_reported_length" in self.__dict__:  # the last one that __init__ sets
+            raise ValueError(f"{name} of a DataLoader cannot be changed; make another one")
+        object.__setattr__(self, name, value)
+
+    @property
+    def _auto_collation(self) -> bool:
+        return self.batch_size is not None or self.batch_sampler is not None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration read ``epoch``, as when a run is resumed."""
+        self._epochs.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        if isinstance(self.dataset, IterableDataset):
+            n = self._reported_length = len(self.dataset)  # type: ignore[arg-type]
+            if self.batch_size is None:
+                return n
+            return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+        return len(self._indices())  # type: ignore[arg-type]
+
+    def _indices(self) -> Iterable[Any]:
+        """Return what gives the index, or list of indices, of each batch."""
+        if isinstance(self.dataset, IterableDataset):
+            return itertools.repeat(self.batch_size)
+        if self.batch_sampler is not None:
+            return self.batch_sampler
+        assert self.sampler is not None
+        return self.sampler
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self._epochs.epoch
+        indices = iter(self._indices())
+        self._epochs.set_epoch(epoch + 1)
+        if self.num_workers == 0 or hosted_env() is not None:
+            fetch = make_fetch(self.dataset, self.collate_fn, self._auto_collation, self.drop_last)
+            return _Epoch(_InLine(fetch, indices), self._reported_length)
+        pool = self._pool
+        if pool is None or not pool.alive:
+            pool = WorkerPool(
+                Job(
+                    self.dataset,
+                    self.collate_fn,
+                    self._auto_collation,
+                    self.drop_last,
+                    self.worker_init_fn,
+                    self._base_seed(epoch),
+                ),
+                self.num_workers,
+            )
+        if self.persistent_workers:
+            self._pool = pool
+        batches = pool.run(indices, self.prefetch_factor or 1, self.timeout, self.persistent_workers)
+        return _Epoch(batches, self._reported_length)
+
+    def _base_seed(self, epoch: int) -> int:
+        """Return the seed of the workers: a function of (seed, epoch), so that it costs no draw."""
+        return int(philox((self._epochs.seed, epoch), 1, (1, 0, ORDER))[0] >> 1)
+
+
+class _InLine:
+    """Batches read when they are asked for: an iterator of (batch, number of samples)."""
+
+    def __init__(self, fetch: Fetch, indices: Iterator[Any]) -> None:
+        self._fetch = fetch
+        self._indices = indices
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        return self
+
+    def __next__(self) -> tuple[Any, int]:
+        index = next(self._indices)
+        try:
+            return self._fetch(index)
+        except EndOfStream:
+            self._indices = iter(())
+            raise StopIteration from None
+
+
+class _Epoch:
+    """What ``iter(loader)`` is: hands out batches, and says how many samples each has.
+
+    No generator, so that a program can go on with the next batch after an error, as with PyTorch.
+    """
+
+    def __init__(self, batches: Iterator[tuple[Any, int]], reported_length: int | None) -> None:
+        self._batches = batches
+        self._reported_length = reported_length
+        self._handed_out = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        batch, samples = next(self._batches)
+        self._handed_out += 1
+        if self._reported_length is not None and self._handed_out > self._reported_length:
+            warnings.warn(
+                f"the IterableDataset said that it has {self._reported_length} samples, but batch "
+                f"{self._handed_out} was read; does each worker take its own part of the stream?",
+                stacklevel=2,
+            )
+        context.current().samples = samples
+        return batch
+
+
+def _check_workers(
+    num_workers: int,
+    timeout: float,
+    prefetch_factor: int | None,
+    persistent_workers: bool,
+    multiprocessing_context: Any,
+) -> None:
+    if num_workers < 0:
+        raise ValueError(f"num_workers must not be negative, got {num_workers}; 0 reads without processes")
+    if timeout < 0:
+        raise ValueError(f"timeout must not be negative, got {timeout}")
+    if prefetch_factor is not None and num_workers == 0:
+        raise ValueError("prefetch_factor needs num_workers > 0")
+    if prefetch_factor is not None and prefetch_factor < 1:
+        raise ValueError(f"prefetch_factor must be positive, got {prefetch_factor}")
+    if persistent_workers and num_workers == 0:
+        raise ValueError("persistent_workers needs num_workers > 0")
+    if multiprocessing_context is not None:
+        if num_workers == 0:
+            raise ValueError("multiprocessing_context needs num_workers > 0")
+        method = getattr(multiprocessing_context, "get_start_method", lambda: multiprocessing_context)()
+        if method != "fork":
+            raise ValueError(f"multiprocessing_context must be 'fork', got {multiprocessing_context!r}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if num_workers > cores:
+        warnings.warn(
+            f"{num_workers} workers on {cores} processor cores: more than {cores} make reading slower",
+            stacklevel=3,
+        )
+
+
+def _check_sampling(
+    streams: bool,
+    batch_size: int | None,
+    shuffle: bool | None,
+    sampler: Any,
+    batch_sampler: Any,
+    drop_last: bool,
+) -> None:
+    if streams and (shuffle or sampler is not None or batch_sampler is not None):
+        raise ValueError(
+            f"an IterableDataset has its own order: shuffle, sampler and batch_sampler must not be "
+            f"given, got shuffle={shuffle}, sampler={sampler}, batch_sampler={batch_sampler}"
+        )
+    if sampler is not None and shuffle:
+        raise ValueError("sampler and shuffle exclude each other")
+    if batch_sampler is not None and (batch_size != 1 or shuffle or sampler is not None or drop_last):
+        raise ValueError("batch_sampler excludes batch_size, shuffle, sampler and drop_last")
+    if batch_sampler is None and batch_size is None and drop_last:
+        raise ValueError(
+            "batch_size=None hands out single samples, so there is no last batch to drop; "
+            "drop_last must be False"
+        )
+    if batch_size is not None and (
+        not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
+    ):
+        raise ValueError(f"batch_size must be a positive integer or None, got {batch_size!r}")
+
+
+def _announce(line: str) -> None:
+    """Log a line that the user should know, once."""
+    if line not in _announced:
+        _announced.add(line)
+        _log.warning(line)
