@@ -73,7 +73,7 @@ def run_ranks(
         on_switch: called with the rank that is about to run, in its thread, whenever another one ran before.
 
     Raises:
-        RankFailed: a rank raised; the first one, the others were told ``PeerFailed`` in their collectives.
+        RankFailed: a rank raised; the first one; the others got ``PeerFailed``, or never began.
         KeyboardInterrupt: Ctrl-C; it was raised in the rank that was running.
     """
     host = open_host(env, threads=True, on_switch=on_switch)
@@ -88,6 +88,7 @@ def run_ranks(
         enter_rank(env.of_rank(rank))
         baton.enter(rank)
         try:
+            baton.check()  # nothing is begun after another rank has failed
             results[rank] = body(rank)
         except SystemExit as exit:
             error = exit if exit.code else None

@@ -22,7 +22,7 @@ Wait = tuple[Request, bool]
 """Something in flight, and whether it waits for another rank to come (so that sleeping is in order)."""
 Steps = Generator[Wait, None, None]
 
-_SPIN_S = 50e-6
+_SPIN_S = 200e-6
 """A rank that comes this soon is met without the cost of a sleep."""
 _SLEEP_SHARE, _SLEEP_MAX_S = 0.02, 2e-3
 """After that a sleep is this share of the time waited so far: it delays no call by more."""

@@ -61,7 +61,7 @@ def test_a_rank_that_leaves_early_is_named(mpiexec, case):
 def test_killed_processes_leave_no_shared_memory(mpiexec):
     before = set(os.listdir("/dev/shm"))
 
-    job = mpiexec(2, "faults.py", "killed", timeout=20)
+    job = mpiexec(4, "faults.py", "killed", timeout=20)
 
     assert job.returncode == 9
     assert {name for name in os.listdir("/dev/shm") if "mpich" in name} <= before
