@@ -1,0 +1,25 @@
+"""What all tests share: with DISTTRAIN_TEST_FORBID_SKIP=torch,mpi a skip for want of one of these is a failure."""
+
+import os
+
+import pytest
+
+FORBIDDEN = [word for word in os.environ.get("DISTTRAIN_TEST_FORBID_SKIP", "").split(",") if word]
+
+
+def forbid(report):
+    if report.skipped and not hasattr(report, "wasxfail") and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if any(word in reason.lower() for word in FORBIDDEN):
+            report.outcome = "failed"
+            report.longrepr = f"skipped, although what it needs was installed: {reason}"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    forbid((yield).get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector):
+    forbid((yield).get_result())

@@ -1,0 +1,266 @@
+"""Data parallelism on ranks that are threads; on processes see tests/integration."""
+
+import numpy as np
+import pytest
+
+import disttrain as dt
+from disttrain.collectives import CollectiveMismatch, RankFailed
+from disttrain.collectives.env import WorkerEnv
+from disttrain.collectives.local import run_ranks
+from disttrain.nn.parallel import DistributedDataParallel
+
+X = np.random.default_rng(0).standard_normal((12, 5))
+Y = np.random.default_rng(1).standard_normal((12, 3))
+
+
+def world(size, body):
+    """Return what ``body(rank)`` returns on each of ``size`` ranks."""
+    return run_ranks(WorkerEnv(world_size=size, hosted=size, local_world_size=size, fixed_order=True), body)
+
+
+def make_model(seed=0):
+    dt.manual_seed(seed)
+    return dt.nn.Sequential(dt.nn.Linear(5, 4), dt.nn.Tanh(), dt.nn.Linear(4, 3)).double()
+
+
+def grads_of(model):
+    return [None if p.grad is None else p.grad.numpy().copy() for p in model.parameters()]
+
+
+def mean_loss(model, rows):
+    return ((model(dt.tensor(X[rows])) - dt.tensor(Y[rows])) ** 2).mean()
+
+
+def alone(rows=slice(None), seed=0):
+    """Return the gradients of one process that sees all rows, with the parameters that rank 0 makes."""
+    model = world(1, lambda rank: make_model(seed))[0]
+    mean_loss(model, rows).backward()
+    return grads_of(model)
+
+
+def assert_all_equal(per_rank, expected):
+    for grads in per_rank:
+        for g, e, first in zip(grads, expected, per_rank[0], strict=True):
+            np.testing.assert_allclose(g, e, rtol=1e-12, atol=1e-14)
+            np.testing.assert_array_equal(g, first)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("bucket_cap_mb", [None, 1e-4])
+def test_gradients_are_those_of_the_whole_batch(size, bucket_cap_mb):
+    def body(rank):
+        model = DistributedDataParallel(make_model(), bucket_cap_mb=bucket_cap_mb)
+        mean_loss(model, slice(rank * 12 // size, (rank + 1) * 12 // size)).backward()
+        return grads_of(model)
+
+    assert_all_equal(world(size, body), alone())
+
+
+def test_ranks_count_in_proportion_to_their_samples():
+    cuts = [0, 7, 7, 9, 12]  # 7, 0, 2 and 3 samples
+
+    def body(rank):
+        model = DistributedDataParallel(make_model())
+        rows = slice(cuts[rank], cuts[rank + 1])
+        mean_loss(model, rows).backward(weight=rows.stop - rows.start)  # a mean over nothing is nan
+        return grads_of(model)
+
+    assert_all_equal(world(4, body), alone())
+
+
+def test_the_loaders_count_is_the_default_weight():
+    def body(rank):
+        model = DistributedDataParallel(make_model())
+        loader = dt.data.DataLoader(dt.data.TensorDataset(dt.tensor(X[:9]), dt.tensor(Y[:9])), batch_size=5)
+        for x, y in loader:
+            if len(x) < 5:  # 5 and 4 samples
+                rest = len(x)
+            ((model(x) - y) ** 2).mean().backward()
+        return grads_of(model), rest if rank else None
+
+    results = world(2, body)
+
+    assert results[1][1] == 4
+    assert_all_equal([grads for grads, _ in results], alone(slice(0, 9)))
+
+
+def test_no_samples_anywhere_give_zero_gradients():
+    def body(rank):
+        model = DistributedDataParallel(make_model())
+        mean_loss(model, slice(0, 0)).backward(weight=0)
+        return grads_of(model)
+
+    for grads in world(2, body):
+        assert all((g == 0).all() for g in grads)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_accumulated_gradients_are_averaged_once(size):
+    torch = pytest.importorskip("torch")
+    calls = []
+
+    def body(rank):
+        model = DistributedDataParallel(make_model())
+        if rank == 0:
+            reduce = model._comm.start_all_reduce
+            model._comm.start_all_reduce = lambda *a, **k: (calls.append(1), reduce(*a, **k))[1]
+        mine = np.array_split(np.arange(12), size)[rank]
+        first, second, third = np.array_split(mine, 3)
+        with model.no_sync():
+            mean_loss(model, first).backward()
+            mean_loss(model, second).backward()
+        mean_loss(model, third).backward()
+        return grads_of(model), {k: v.numpy().copy() for k, v in model.module.state_dict().items()}
+
+    results = world(size, body)
+
+    # What PyTorch does: the mean over the ranks of the sum over their backwards.
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).double()
+    model.load_state_dict({k: torch.tensor(v) for k, v in results[0][1].items()})
+    for mine in np.array_split(np.arange(12), size):
+        for part in np.array_split(mine, 3):
+            loss = ((model(torch.tensor(X[part])) - torch.tensor(Y[part])) ** 2).mean() / size
+            loss.backward()
+    assert_all_equal([grads for grads, _ in results], [p.grad.numpy() for p in model.parameters()])
+    assert len(calls) == 1
+
+
+def test_accumulated_gradients_of_unequal_batches_are_weighted():
+    parts = [[slice(0, 4), slice(4, 5)], [slice(5, 6), slice(6, 12)]]
+
+    def body(rank):
+        model = DistributedDataParallel(make_model())
+        with model.no_sync():
+            mean_loss(model, parts[rank][0]).backward(weight=[4, 1][rank])
+        mean_loss(model, parts[rank][1]).backward(weight=[1, 6][rank])
+        return grads_of(model)
+
+    # The mean over all samples, times the two backwards that were accumulated.
+    assert_all_equal(world(2, body), [2 * g for g in alone()])
+
+
+def test_backward_after_backward_adds_the_averages():
+    def body(rank):
+        model = DistributedDataParallel(make_model())
+        rows = slice(6 * rank, 6 * rank + 6)
+        mean_loss(model, rows).backward(weight=6)
+        mean_loss(model, rows).backward(weight=6)
+        return grads_of(model)
+
+    assert_all_equal(world(2, body), [2 * g for g in alone()])
+
+
+class Branches(dt.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left = dt.nn.Linear(5, 3)
+        self.right = dt.nn.Linear(5, 3)
+        self.never = dt.nn.Linear(5, 3)
+
+    def forward(self, x, left):
+        return self.left(x) if left else self.right(x)
+
+
+def test_parameters_that_some_or_all_ranks_did_not_use():
+    def body(rank):
+        dt.manual_seed(0)
+        model = DistributedDataParallel(Branches(), bucket_cap_mb=1e-5)
+        for _ in range(2):
+            model.zero_grad()
+            model(dt.ones(1, 5), left=rank == 0).sum().backward()
+        return grads_of(model)
+
+    for left_w, left_b, right_w, _, never_w, never_b in world(2, body):
+        np.testing.assert_array_equal(left_w, np.full((3, 5), 0.5))
+        np.testing.assert_array_equal(left_b, np.full(3, 0.5))
+        np.testing.assert_array_equal(right_w, np.full((3, 5), 0.5))
+        assert never_w is None
+        assert never_b is None
+
+
+def test_shared_parameters_are_averaged_once():
+    def body(rank):
+        dt.manual_seed(0)
+        layer = dt.nn.Linear(3, 3, bias=False)
+        model = DistributedDataParallel(dt.nn.Sequential(layer, layer))
+        model(dt.ones(1, 3) * (rank + 1)).sum().backward()
+        return [layer.weight.grad.numpy().copy(), layer.weight.detach().numpy().copy()]
+
+    (g0, w), (g1, _) = world(2, body)
+
+    np.testing.assert_array_equal(g0, g1)
+    x = 1.5 * np.ones(3)  # the mean of both ranks' inputs
+    expected = np.outer(np.ones(3), w @ x) + np.outer(w.T @ np.ones(3), x)
+    np.testing.assert_allclose(g0, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [dt.float16, dt.bfloat16])
+def test_half_precision_gradients(kind):
+    def body(rank):
+        layer = dt.nn.Linear(2, 2).to(kind)
+        model = DistributedDataParallel(layer)
+        model(dt.ones(1, 2, dtype=kind) * (rank + 1)).sum().backward(weight=1000 * (1 + 2 * rank))
+        return layer.weight.grad.float().numpy()
+
+    for grad in world(2, body):
+        np.testing.assert_array_equal(grad, np.full((2, 2), 1.75))
+
+
+def test_all_ranks_begin_with_the_parameters_and_buffers_of_rank_0():
+    def body(rank):
+        dt.manual_seed(rank)
+        module = dt.nn.Sequential(dt.nn.Linear(3, 3), dt.nn.BatchNorm1d(3))
+        module[1].running_mean.fill_(rank)
+        DistributedDataParallel(module)
+        return [v.numpy().copy() for v in module.state_dict().values()]
+
+    first, *others = world(4, body)
+
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_modules_that_differ_are_refused():
+    def body(rank):
+        DistributedDataParallel(dt.nn.Linear(3, 3 + rank))
+
+    with pytest.raises(RankFailed) as failed:
+        world(2, body)
+
+    assert isinstance(failed.value.exception, CollectiveMismatch)
+    assert "12" in str(failed.value.exception)
+    assert "16" in str(failed.value.exception)
+
+
+def test_a_module_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="a parameter that requires grad; got none"):
+        DistributedDataParallel(dt.nn.ReLU())
+
+
+def test_reduction_starts_while_backward_still_runs():
+    def body(rank):
+        module = dt.nn.Sequential(dt.nn.Linear(4, 4), dt.nn.Linear(4, 4))
+        model = DistributedDataParallel(module, bucket_cap_mb=1e-5)
+        began = []
+        start = model._start_next
+        model._start_next = lambda: (began.append(module[0].weight.grad is None), start())[1]
+        model(dt.ones(1, 4)).sum().backward()
+        return began
+
+    for began in world(2, body):
+        assert began[0]  # the first bucket left before the first layer had its gradient
+
+
+def test_an_unwrapped_model_cannot_step():
+    def body(rank):
+        layer = dt.nn.Linear(2, 2)
+        optimizer = dt.optim.SGD(layer.parameters(), lr=0.1)
+        layer(dt.ones(1, 2)).sum().backward()
+        with pytest.raises(dt.errors.UnwrappedModel, match="DistributedDataParallel"):
+            optimizer.step()
+        for p in layer.parameters():
+            dt.distributed.all_reduce(p.grad, op=dt.distributed.ReduceOp.AVG)
+        optimizer.step()
+
+    world(2, body)
