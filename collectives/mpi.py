@@ -91,6 +91,7 @@ class MpiTransport:
         self._finalize = not mpi.Is_initialized()
         if self._finalize:
             mpi.Init_thread(mpi.THREAD_MULTIPLE)
+            _unlink_shared_memory(mpi.COMM_WORLD)
         if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
             raise TransportUnavailable(
                 "MPI was initialised for fewer threads than MPI_THREAD_MULTIPLE; let disttrain initialise it "
@@ -107,7 +108,6 @@ class MpiTransport:
         self._comm = mpi.COMM_WORLD.Split(0, env.process)
         self.hosts = self._exchange_hosts(env)
         self.world: Channel = MpiChannel(mpi, self._comm)
-        _unlink_shared_memory(self._comm)
 
     def _exchange_hosts(self, env: WorkerEnv) -> list[range]:
         mine = numpy.array([env.process, env.rank, env.hosted, env.world_size], numpy.int64)

@@ -11,6 +11,13 @@ import pytest
 pytestmark = pytest.mark.mpi
 
 
+@pytest.fixture(autouse=True)
+def _no_shared_memory_is_left():
+    before = set(os.listdir("/dev/shm"))
+    yield
+    assert {name for name in os.listdir("/dev/shm") if "mpich" in name} <= before
+
+
 def reports(path, n):
     return [json.loads((path / f"rank{rank}").read_text()) for rank in range(n)]
 
@@ -59,12 +66,9 @@ def test_a_rank_that_leaves_early_is_named(mpiexec, case):
 
 
 def test_killed_processes_leave_no_shared_memory(mpiexec):
-    before = set(os.listdir("/dev/shm"))
-
     job = mpiexec(4, "faults.py", "killed", timeout=20)
 
     assert job.returncode == 9
-    assert {name for name in os.listdir("/dev/shm") if "mpich" in name} <= before
 
 
 def test_a_world_of_another_size_is_refused_with_the_cure(mpiexec, tmp_path):
