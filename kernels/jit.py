@@ -89,7 +89,6 @@ def erf(x: float) -> float:
 @functools.cache
 def _overload_scalar_functions() -> None:
     """Tell Numba what :func:`exp` and :func:`erf` are: its own call libm, which no loop vectorises around."""
-    import numba
     import numpy as np
     from numba import types
     from numba.extending import overload
@@ -139,9 +138,9 @@ def _overload_scalar_functions() -> None:
         return math.erf(x)
 
     @overload(exp)
-    def _exp(x: numba.types.Type) -> Any:
+    def _exp(x: Any) -> Any:
         return exp32 if x == types.float32 else exp64
 
     @overload(erf)
-    def _erf(x: numba.types.Type) -> Any:
+    def _erf(x: Any) -> Any:
         return erf32 if x == types.float32 else erf64

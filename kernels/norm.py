@@ -108,7 +108,7 @@ def _channel_grad(g, x, mean, a, b, c, out):  # type: ignore[no-untyped-def]
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
-    """Return the rows of ``x`` (M, K) normalised, times ``weight`` plus ``bias`` (K); and mean and 1 / std."""
+    """Return the rows of ``x`` (M, K) normalised, times ``weight`` plus ``bias``; and mean and 1 / std."""
     if get_array_module(x) is not numpy:
         return layer_norm_reference(x, weight, bias, eps)
     out = numpy.empty_like(x)

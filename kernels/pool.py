@@ -44,7 +44,7 @@ def max_pool2d_reference(x: Array, window: Window, out_size: Pair) -> tuple[Arra
 
 
 def _taps(window: Window, size: Pair, out_size: Pair):  # type: ignore[no-untyped-def]
-    """Yield for each place in the window: the outputs for which it is in the image, what they see, from where."""
+    """Yield for each place in the window: the outputs that see the image there, what they see, its start."""
     (KH, KW), (sh, sw), (ph, pw), (dh, dw) = window
     for i in range(KH):
         for j in range(KW):

@@ -8,8 +8,6 @@ import numpy
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import exp, jit
 
-_ROW_SUM = {"reassoc", "contract", "nsz"}
-
 
 def softmax(x: Array) -> Array:
     """Return ``exp(x)`` over its sum, row by row, for ``x`` (M, K)."""
@@ -28,7 +26,7 @@ def softmax_reference(x: Array) -> Array:
     return e / e.sum(1, keepdims=True)
 
 
-@jit(fastmath=_ROW_SUM)
+@jit
 def _softmax(x, out):  # type: ignore[no-untyped-def]
     M, K = x.shape
     for m in range(M):
@@ -37,16 +35,16 @@ def _softmax(x, out):  # type: ignore[no-untyped-def]
         for k in range(1, K):
             top = row[k] if row[k] > top else top
         total = x.dtype.type(0)
+        for k in range(K):  # apart from the sum, whose order would keep it from being vectorised
+            to[k] = exp(row[k] - top)
         for k in range(K):
-            e = exp(row[k] - top)
-            to[k] = e
-            total += e
+            total += to[k]
         for k in range(K):
             to[k] = to[k] / total
 
 
 def softmax_grad(g: Array, y: Array) -> Array:
-    """Return ``y * (g - sum(g * y))`` row by row: the gradient of the input, ``y`` the output of :func:`softmax`."""
+    """Return ``y * (g - sum(g * y))`` row by row: the gradient of :func:`softmax`, whose output is ``y``."""
     if get_array_module(g) is not numpy:
         return softmax_grad_reference(g, y)
     out = numpy.empty_like(g)
@@ -59,7 +57,7 @@ def softmax_grad_reference(g: Array, y: Array) -> Array:
     return y * (g - (g * y).sum(1, keepdims=True))
 
 
-@jit(fastmath=_ROW_SUM)
+@jit
 def _softmax_grad(g, y, out):  # type: ignore[no-untyped-def]
     M, K = g.shape
     for m in range(M):
@@ -108,7 +106,7 @@ def log_softmax_grad_reference(g: Array, y: Array) -> Array:
     return g - get_array_module(g).exp(y) * g.sum(1, keepdims=True)
 
 
-@jit(fastmath=_ROW_SUM)
+@jit
 def _log_softmax_grad(g, y, out):  # type: ignore[no-untyped-def]
     M, K = g.shape
     for m in range(M):
@@ -120,7 +118,7 @@ def _log_softmax_grad(g, y, out):  # type: ignore[no-untyped-def]
 
 
 def row_stats(x: Array) -> Array:
-    """Return (2, M): the maximum of each row of ``x`` (M, K > 0), and the log of the sum of ``exp(x - maximum)``"""
+    """Return (2, M): the maximum of each row of ``x`` (M, K), and the log of the sum of ``exp(x - max)``"""
     if get_array_module(x) is not numpy:
         return row_stats_reference(x)
     stats = numpy.empty((2, len(x)), x.dtype)
@@ -136,17 +134,20 @@ def row_stats_reference(x: Array) -> Array:
     return xp.stack([top, xp.log(xp.exp(x - top[:, None]).sum(1))])
 
 
-@jit(fastmath=_ROW_SUM)
+@jit
 def _row_stats(x, stats):  # type: ignore[no-untyped-def]
     M, K = x.shape
+    scratch = numpy.empty(K, x.dtype)
     for m in range(M):
         row = x[m]
         top = row[0]
         for k in range(1, K):
             top = row[k] if row[k] > top else top
         total = x.dtype.type(0)
+        for k in range(K):  # apart from the sum, whose order would keep it from being vectorised
+            scratch[k] = exp(row[k] - top)
         for k in range(K):
-            total += exp(row[k] - top)
+            total += scratch[k]
         stats[0, m] = top
         stats[1, m] = numpy.log(total)
 
@@ -191,7 +192,7 @@ def _cross_entropy_of(
     return xp.where(target == ignore, x.dtype.type(0), loss)
 
 
-@jit(fastmath=_ROW_SUM)
+@jit
 def _cross_entropy(x, target, weight, smoothing, ignore, stats, loss):  # type: ignore[no-untyped-def]
     M, K = x.shape
     for m in range(M):

@@ -39,7 +39,8 @@ def embedding(weight: Array, indices: Array, *, padding_idx: int | None = None) 
 def embedding_vjp(
     g: Any, needs: tuple[bool, ...], indices: Any, rows: int, padding_idx: int | None
 ) -> tuple[Any, ...]:
-    return call(embedding_grad, g, indices, rows=rows, padding_idx=padding_idx), None
+    gw = call(embedding_grad, g, indices, rows=rows, padding_idx=padding_idx) if needs[0] else None
+    return gw, None
 
 
 def embedding_grad(g: Array, indices: Array, *, rows: int, padding_idx: int | None) -> Result:

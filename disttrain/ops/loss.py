@@ -55,7 +55,8 @@ def cross_entropy(
     loss, stats = kernels.cross_entropy(rows, classes, w, label_smoothing, ignore_index)
     total = _counted(classes, None if weight is None else w, ignore_index)
     out = _reduce(loss.reshape(shape), reduction, total)
-    saved = (x, target, weight, stats, axis, ignore_index, reduction, label_smoothing, total)
+    options = (axis, ignore_index, reduction, label_smoothing, total)
+    saved = (x, target, weight, stats, wide.dtype, *options)
     return out.astype(x.dtype, copy=False), saved, cross_entropy_vjp
 
 
@@ -66,6 +67,7 @@ def cross_entropy_vjp(
     target: Any,
     weight: Any,
     stats: Any,
+    dtype: Any,
     axis: int,
     ignore_index: int,
     reduction: str,
@@ -91,10 +93,11 @@ def cross_entropy_vjp(
         class_targets,
         target,
         weight,
-        like=x.shape,
+        like=tuple(x.shape),
         axis=axis,
         ignore_index=ignore_index,
         smoothing=label_smoothing,
+        dtype=dtype,
     )
     part = call(reduce.sum, wanted, axes=(axis,), keepdims=True)
     return _unsqueeze(g, axis, reduction) * (call(softmax, x, dim=axis) * part - wanted), *rest
@@ -151,20 +154,17 @@ def class_targets(
     like: tuple[int, ...],
     axis: int,
     ignore_index: int,
-    smoothing: float = 0.0,
-    dtype: Any = np.float32,
+    smoothing: float,
+    dtype: Any,
 ) -> Result:
-    """Return the weight that each class has in the loss of each element, of shape ``like``; 0 where ignored.
-
-    In the type of ``weight``, or of ``dtype`` if that is ``None``.
-    """
+    """Return the weight of each class in the loss of each element, of shape ``like``; 0 where ignored."""
     xp = get_array_module(target)
     K = like[axis]
     classes = xp.expand_dims(target, axis)
     hot = classes == xp.arange(K).reshape([-1 if a == axis else 1 for a in range(len(like))])
-    out = hot.astype(dtype if weight is None else widen(weight).dtype) * (1 - smoothing) + smoothing / K
+    out = hot.astype(dtype) * (1 - smoothing) + smoothing / K
     if weight is not None:
-        out = out * _along(widen(weight), axis, len(like))
+        out = out * _along(weight.astype(dtype, copy=False), axis, len(like))
     return out * (classes != ignore_index), (), no_vjp
 
 
@@ -205,7 +205,7 @@ def nll_loss(
     loss = xp.where(kept, -picked if w is None else -picked * w[hot], wide.dtype.type(0))
     total = _counted(target.reshape(-1), w, ignore_index)
     out = _reduce(loss, reduction, total)
-    saved = (tuple(logp.shape), logp.dtype, target, weight, axis, ignore_index, reduction, total)
+    saved = (tuple(logp.shape), wide.dtype, target, weight, axis, ignore_index, reduction, total)
     return out.astype(logp.dtype, copy=False), saved, nll_loss_vjp
 
 
@@ -224,7 +224,14 @@ def nll_loss_vjp(
     if not needs[0]:
         return (None,) * len(needs)
     picked = call(
-        class_targets, target, weight, like=shape, axis=axis, ignore_index=ignore_index, dtype=dtype
+        class_targets,
+        target,
+        weight,
+        like=shape,
+        axis=axis,
+        ignore_index=ignore_index,
+        smoothing=0.0,
+        dtype=dtype,
     )
     g = _unsqueeze(_spread(g, reduction, total), axis, reduction)
     return -(g * picked), *(None,) * (len(needs) - 1)

@@ -1,5 +1,6 @@
 """Pooling of images (N, C, H, W) of any memory layout; results are in channels-last memory."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,8 @@ def scatter_pixels_vjp(h: Any, needs: Needs, where: Any) -> Grads:
 def gather_pixels(x: Array, where: Array) -> Result:
     """The pixels of ``x`` at the places ``where`` of each channel; 0 at places below 0."""
     xp = get_array_module(x)
-    flat = x.reshape(*x.shape[:2], -1)
-    at = where.reshape(*where.shape[:2], -1)
+    flat = x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
+    at = where.reshape(*where.shape[:2], math.prod(where.shape[2:]))
     out = xp.take_along_axis(flat, xp.maximum(at, 0).astype(np.int64), 2) * (at >= 0)
     return out.reshape(where.shape), (where, tuple(x.shape[2:])), gather_pixels_vjp
 

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from disttrain.ops.dropout import dropout
+
+rng = np.random.default_rng(0)
+X = rng.standard_normal((4, 5))
+KEEP = rng.random((4, 5)) < 0.6
+
+
+def test_kept_elements_are_scaled():
+    out, saved, vjp = dropout(X, KEEP, p=0.4)
+
+    np.testing.assert_allclose(out, np.where(KEEP, X / 0.6, 0))
+    gx, none = vjp(np.ones_like(X), (True, False), *saved)
+    np.testing.assert_allclose(gx, np.where(KEEP, 1 / 0.6, 0))
+    assert none is None
+
+
+def test_gradient_is_that_of_differences(check):
+    check(dropout, X, KEEP, p=0.4)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25, 1.0])
+def test_random_bits_drop_the_given_part(p):
+    bits = np.random.default_rng(1).integers(0, 2**32, 40_000, dtype=np.uint32)
+
+    out, _, _ = dropout(np.ones(40_000, np.float32), bits, p=p)
+
+    assert abs(np.mean(out == 0) - p) < 0.01
+    assert out.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("keep", "p", "error", "message"),
+    [
+        (KEEP, 1.5, ValueError, r"p must be in \[0, 1\], got 1.5"),
+        (KEEP[0], 0.5, ValueError, r"keep must have the shape of x, \(4, 5\), got \(5,\)"),
+        (KEEP.astype(np.int8), 0.5, TypeError, "keep must be bool or uint32, got int8"),
+    ],
+)
+def test_names_what_is_wrong(keep, p, error, message):
+    with pytest.raises(error, match=message):
+        dropout(X, keep, p=p)
