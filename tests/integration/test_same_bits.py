@@ -1,0 +1,43 @@
+"""With --ranks the number of processes changes nothing: the same losses and the same parameters to the last bit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import disttrain as dt
+
+DIGITS = str(Path(__file__).parents[2] / "scripts" / "train_digits.py")
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def train(command, options, path):
+    """Return the printed losses and the saved state dict."""
+    done = subprocess.run(
+        [sys.executable, "-m", "disttrain", *command, DIGITS, "--losses", "--save", str(path), *options],
+        env=ENV, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.split("] ", 1)[-1] if line.startswith("[") else line for line in done.stdout.splitlines()]
+    return [line for line in lines if "0x" in line or "accuracy" in line], dt.load(path)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("model", ["cnn", "mlp"])  # BatchNorm and Dropout; Dropout alone
+def test_any_number_of_processes_gives_the_same_bits(model, tmp_path):
+    pytest.importorskip("mpi4py")
+    options = ["--model", model, "--epochs", "2"]
+    runs = {
+        "debug": train(["debug", "-n", "4"], options, tmp_path / "debug"),
+        **{n: train(["launch", "--ranks", "4", "-n", str(n)], options, tmp_path / str(n)) for n in (1, 2, 3, 4)},
+    }
+
+    losses, state = runs.pop("debug")
+    assert len(losses) == 2 * 12 + 1  # 1,437 digits in steps of 4 x 32
+    for n, (others, other_state) in runs.items():
+        assert others == losses, n
+        assert list(other_state) == list(state)
+        for name in state:
+            assert (other_state[name] == state[name]).all(), (n, name)
+            assert other_state[name].dtype is state[name].dtype

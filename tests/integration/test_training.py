@@ -1,0 +1,83 @@
+"""The example programs, started as their users start them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+DISTTRAIN = [sys.executable, "-m", "disttrain"]
+
+
+def run(command, expect=0):
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("start", [
+    [sys.executable], [*DISTTRAIN, "debug", "-n", "2"],
+    pytest.param([*DISTTRAIN, "launch", "-n", "2"], marks=pytest.mark.mpi),
+])
+def test_the_line_is_found(start):
+    out = run([*start, str(SCRIPTS / "train_linear.py")])
+
+    slope, offset = map(float, re.search(r"y = (\S+) x \+ (\S+)", out).groups())
+    assert slope == pytest.approx(3, abs=0.05)
+    assert offset == pytest.approx(2, abs=0.05)
+
+
+@pytest.mark.mpi
+def test_the_cnn_reads_98_percent_of_held_out_digits_on_2_ranks():
+    out = run([*DISTTRAIN, "launch", "-n", "2", str(SCRIPTS / "train_digits.py")])
+
+    assert float(re.search(r"held-out digits: (\S+)%", out)[1]) >= 98
+
+
+def test_the_mlp_learns_alone():
+    out = run([sys.executable, str(SCRIPTS / "train_digits.py"), "--model", "mlp", "--epochs", "5"])
+
+    assert float(re.search(r"held-out digits: (\S+)%", out)[1]) >= 90
+
+
+@pytest.mark.mpi
+def test_loader_workers_deal_the_same_samples():
+    program = [*DISTTRAIN, "launch", "-n", "2", str(SCRIPTS / "train_digits.py"), "--epochs", "1", "--losses"]
+
+    assert re.findall("0x.*", run(program)) == re.findall("0x.*", run([*program, "--workers", "2"]))
+
+
+UNWRAPPED = """
+import disttrain as dt
+layer = dt.nn.Linear(2, 2)
+optimizer = dt.optim.SGD(layer.parameters(), lr=0.1)
+layer(dt.ones(1, 2)).sum().backward()
+optimizer.step()
+"""
+
+
+@pytest.mark.mpi
+def test_training_an_unwrapped_model_on_two_ranks_is_refused(tmp_path):
+    script = tmp_path / "unwrapped.py"
+    script.write_text(UNWRAPPED)
+
+    assert run([sys.executable, str(script)]) == ""
+    out = run([*DISTTRAIN, "launch", "-n", "2", str(script)], expect=1)
+    assert "UnwrappedModel" in out
+    assert "model = disttrain.nn.parallel.DistributedDataParallel(model)" in out
+    assert str(script) in out
+
+
+@pytest.mark.slow
+def test_the_benchmark_agrees_with_pytorch():
+    pytest.importorskip("torch")
+
+    out = run([sys.executable, str(SCRIPTS / "bench_training.py"), "--against", "torch", "--ranks", "1",
+               "--steps", "2", "--turns", "2"])
+
+    assert "ERROR" not in out
+    assert out.count(" ms") == 4
