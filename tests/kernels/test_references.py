@@ -1,0 +1,138 @@
+"""Each compiled kernel equals the plain array operations beside it, in every type it accepts."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from disttrain.kernels import conv, embedding, gelu, norm, pool, softmax
+
+rng = np.random.default_rng(0)
+FLOATS = ["float32", "float64"]
+WINDOWS = [
+    conv.Window((3, 3), (1, 1), (0, 0), (1, 1)),
+    conv.Window((3, 2), (2, 1), (1, 1), (1, 2)),
+    conv.Window((1, 1), (1, 1), (0, 0), (1, 1)),
+]
+
+
+def some(*shape):
+    return rng.standard_normal(shape)
+
+
+def near(ours, theirs, dtype):
+    limit = {"float32": 2e-5, "float64": 1e-11}[dtype]
+    for a, b in zip(*(v if isinstance(v, tuple) else (v,) for v in (ours, theirs)), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, limit, limit)
+
+
+def equal_to_reference(module, name, dtype, *args):
+    args = [a.astype(dtype) if isinstance(a, np.ndarray) and a.dtype == np.float64 else a for a in args]
+
+    ours, theirs = getattr(module, name)(*args), getattr(module, f"{name}_reference")(*args)
+
+    near(ours, theirs, dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_convolution(window, groups, dtype):
+    x, w = some(3, 4, 9, 8), some(8, 4 // groups, *window.kernel)
+    g = some(3, 8, *window.out_size(9, 8))
+
+    equal_to_reference(conv, "conv2d", dtype, x, w, window, groups)
+    equal_to_reference(conv, "conv2d_input_grad", dtype, g, w, window, groups, (9, 8))
+    equal_to_reference(conv, "conv2d_weight_grad", dtype, g, x, window, groups)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("window", [*WINDOWS, conv.Window((2, 2), (2, 2), (1, 1), (1, 1))])
+def test_max_pooling(window, dtype):
+    x = rng.integers(0, 5, (2, 3, 9, 8)).astype(dtype)  # with ties
+    x[0, 0, 4, 4] = np.nan
+    size = window.out_size(9, 8)
+
+    equal_to_reference(pool, "max_pool2d", dtype, x, window, size)
+    where = pool.max_pool2d(x, window, size)[1]
+    equal_to_reference(pool, "max_pool2d_input_grad", dtype, some(2, 3, *size), where, (9, 8))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_normalisation(dtype):
+    x, g, c = some(50, 7), some(50, 7), [some(7) for _ in range(4)]
+
+    equal_to_reference(norm, "channel_moments", dtype, x)
+    equal_to_reference(norm, "channel_affine", dtype, x, *c[:3])
+    equal_to_reference(norm, "channel_grad_sums", dtype, g, x, c[0])
+    equal_to_reference(norm, "channel_grad", dtype, g, x, *c)
+    equal_to_reference(norm, "layer_norm", dtype, x, c[0], c[1], 1e-5)
+    equal_to_reference(norm, "layer_norm_grad", dtype, g, x, c[0], some(50), some(50))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("classes", [1, 10, 1000])
+def test_softmax_and_cross_entropy(classes, dtype):
+    x, g, weight = some(6, classes) * 5, some(6, classes), rng.random(classes)
+    target = rng.integers(0, classes, 6)
+    target[3] = -100
+    y = softmax.softmax_reference(x)
+
+    equal_to_reference(softmax, "softmax", dtype, x)
+    equal_to_reference(softmax, "softmax_grad", dtype, g, y)
+    equal_to_reference(softmax, "log_softmax", dtype, x)
+    equal_to_reference(softmax, "log_softmax_grad", dtype, g, np.log(y))
+    equal_to_reference(softmax, "row_stats", dtype, x)
+    for smoothing in (0.0, 0.3):
+        equal_to_reference(softmax, "cross_entropy", dtype, x, target, weight, smoothing, -100)
+        stats = softmax.row_stats_reference(x)
+        equal_to_reference(
+            softmax, "cross_entropy_grad", dtype, g[:, 0].copy(), x, target, weight, smoothing, -100, stats
+        )
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_gelu(dtype):
+    x = np.concatenate([np.linspace(-8, 8, 1001), [0.0, -100.0, 100.0]])
+
+    equal_to_reference(gelu, "erf", dtype, x)
+    equal_to_reference(gelu, "gelu", dtype, x)
+    equal_to_reference(gelu, "gelu_grad", dtype, some(x.size), x)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("skip", [-1, 3])
+def test_embedding_gradient(skip, dtype):
+    equal_to_reference(embedding, "add_rows", dtype, some(40, 5), rng.integers(0, 7, 40), 7, skip)
+
+
+def test_scalar_functions_in_float32_are_right_to_the_last_place():
+    x = np.concatenate([np.linspace(-87, 88, 100_001), [-np.inf, np.inf, np.nan, 200, -200]]).astype(
+        np.float32
+    )
+    g = np.broadcast_to(np.array([0, -1], np.float32), (x.size, 2))
+
+    y = softmax.log_softmax_grad(g, np.stack([x, x], 1))[:, 0]  # 0 - e ** x * -1
+
+    np.testing.assert_allclose(y[:-5], np.exp(x[:-5].astype(np.float64)), 1.5e-7)
+    assert y[-5] == y[-1] == 0
+    assert np.isposinf(y[-4])
+    assert np.isnan(y[-3])
+    assert np.isposinf(y[-2])
+
+
+def test_importing_kernels_and_operations_loads_no_numba():
+    modules = "conv pool norm activation loss embedding dropout"
+    code = f"import sys\nfrom disttrain.ops import {modules.replace(' ', ', ')}\nfrom disttrain.kernels import optim\n"
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", code + "print('numba' in sys.modules, 'cupy' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert loaded.stdout.split() == ["False", "False"]
