@@ -27,8 +27,10 @@ from disttrain.launcher.rundir import RunDirectory
 
 GRACE: Final = 2.0
 """Seconds between SIGTERM and SIGKILL when the user stops the job."""
-SETTLE: Final = 0.1
-"""Seconds in which other ranks may report the same failure before they are killed."""
+SETTLE_DEATH: Final = 0.1
+"""Seconds in which other ranks may also end, after one has died, before they are killed."""
+SETTLE_ERROR: Final = 0.3
+"""The same after an exception: all ranks often raise it at about the same time."""
 SETTLE_FOLLOWER: Final = 1.0
 """The same while all that is known is that a peer failed: its own report is on the way."""
 _SHM_INTERVAL: Final = 5.0
@@ -285,7 +287,8 @@ class Agent:
             )
         )
         worker.failed = True
-        settle = time.monotonic() + (SETTLE_FOLLOWER if follower else SETTLE)
+        wait = SETTLE_DEATH if message is None else SETTLE_FOLLOWER if follower else SETTLE_ERROR
+        settle = time.monotonic() + wait
         self._kill_at = settle if self._kill_at is None else min(self._kill_at, settle)
         if all(not w.running or len(w.ends) == w.env.hosted for w in self._workers):
             self._kill_at = time.monotonic()

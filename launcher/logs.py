@@ -14,7 +14,7 @@ _CHUNK: Final = 64 << 10
 _MAX_LINE: Final = 1 << 20
 _MAX_FILE: Final = 32 << 20
 """Bytes of a log file before it becomes ``.1`` (and the ``.1`` before it is dropped)."""
-_TAIL: Final = 20
+_TAIL: Final = 40  # a dump of a crash with its frames
 _LIVE_INTERVAL: Final = 0.05
 _COLOURS: Final = (36, 33, 32, 35, 34, 31)  # cyan, yellow, green, magenta, blue, red
 

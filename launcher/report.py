@@ -10,6 +10,7 @@ from typing import Final
 _MAX_HEADLINE: Final = 300
 _MAX_TRACEBACK: Final = 60
 _LOG_LINES: Final = 8
+_OUR_FRAMES: Final = ("launcher/worker", "launcher/program", "launcher/hosted")
 
 _SIGNAL_HINTS: Final = {
     signal.SIGKILL: "kill -9 or the kernel's out-of-memory killer",
@@ -77,7 +78,10 @@ class RunReport:
         if first.traceback:
             lines += _indent(_middle_out(first.traceback.rstrip().split("\n"), _MAX_TRACEBACK))
         elif first.log:
-            lines += ["  last lines that it printed:", *_indent(first.log[-_LOG_LINES:], "    ")]
+            lines += [
+                "  last lines that it printed:",
+                *_indent(map(_headline, _telling(first.log)), "    "),
+            ]
         same = [r for f in others if f.what == first.what for r in f.ranks]
         if same:
             lines.append(f"  the same on {name_ranks(same)}")
@@ -133,6 +137,15 @@ def name_ranks(ranks: Iterable[int]) -> str:
             runs.append([rank, rank])
     several = len(runs) != 1 or runs[0][0] != runs[0][1]
     return ("ranks " if several else "rank ") + ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _telling(log: Sequence[str]) -> Sequence[str]:
+    """Return the last lines of a log; of faulthandler's dump of a crash, the user's innermost frames."""
+    begin = next((i for i, line in enumerate(log) if line.startswith("Fatal Python error")), None)
+    if begin is None:
+        return log[-_LOG_LINES:]
+    ours = (*(f'/{name}.py", line ' for name in _OUR_FRAMES), '"<frozen runpy>"')
+    return [line for line in log[begin:] if line and not any(part in line for part in ours)][:_LOG_LINES]
 
 
 def _headline(what: str) -> str:

@@ -28,7 +28,8 @@ def main(argv: list[str]) -> None:
     die_with_parent(int(argv[0]))
     faulthandler.enable()  # a crash in native code then says where
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        # By lines also under PYTHONUNBUFFERED, which would send a line in pieces that others can get between.
+        stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
     env = WorkerEnv.from_environ()
     is_module = argv[1] == "-m"
     program_argv = argv[2:] if is_module else argv[1:]

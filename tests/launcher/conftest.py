@@ -1,0 +1,130 @@
+"""Real jobs through the real command line, and a check that nothing of them is left."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMISED = 2.0
+"""Seconds from a failure to the end of the job."""
+
+
+class Job:
+    """A running ``disttrain`` command with everything that it has started."""
+
+    def __init__(self, command: list[str], folder: Path, runtime: Path, **environ: str) -> None:
+        self.mark = f"DISTTRAIN_TEST={uuid.uuid4().hex}"
+        self.runtime = runtime
+        keep = {k: v for k, v in os.environ.items() if not k.startswith(("DISTTRAIN_", "PMI_"))}
+        name, value = self.mark.split("=")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "disttrain", *command],
+            cwd=folder,
+            env=keep
+            | {
+                "PYTHONPATH": str(ROOT),
+                "XDG_RUNTIME_DIR": str(runtime),
+                "PYTHONWARNINGS": "error",
+                name: value,
+            }
+            | environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.out = ""
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Read the job's output up to a line that matches ``pattern``."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.out += line
+            if match := re.search(pattern, line):
+                return match
+        raise AssertionError(f"no line matches {pattern!r} in:\n{self.out}\n{self.end()[2]}")
+
+    def end(self, within: float = 20.0) -> tuple[int, str, str]:
+        """Return exit code, stdout and stderr; nothing of the job may be left then.
+
+        Raises:
+            subprocess.TimeoutExpired: the job has not ended ``within`` seconds.
+        """
+        out, err = self.process.communicate(timeout=within)
+        self.out += out
+        self.assert_nothing_left()
+        return self.process.returncode, self.out, err
+
+    def members(self) -> list[int]:
+        """Return every process that has inherited this job's mark."""
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if self.mark.encode() in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                    found.append(int(name))
+            except OSError:
+                continue
+        return found
+
+    def assert_nothing_left(self, within: float = 0.0) -> None:
+        deadline = time.monotonic() + within
+        while (self.members() or self.sockets()) and time.monotonic() < deadline:
+            os.sched_yield()
+        assert self.members() == []
+        assert self.sockets() == []
+
+    def sockets(self) -> list[Path]:
+        return [p for p in self.runtime.rglob("*") if p.is_socket()]
+
+    def run_directories(self) -> list[Path]:
+        return [p for p in (self.runtime / "disttrain").iterdir() if p.is_dir()]
+
+    def kill(self) -> None:
+        for pid in [self.process.pid, *self.members()]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.communicate()
+
+
+Start = Callable[..., Job]
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    """A folder for run directories; pytest's own has too long a name for a socket."""
+    path = Path(tempfile.mkdtemp(prefix="dt-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def start(tmp_path: Path, runtime: Path) -> Iterator[Start]:
+    """Write ``script.py`` and start a command on it: ``start(text, "launch", "-n", "2", args=("x",))``.
+
+    Without a text the command stands as it is.
+    """
+    jobs = []
+
+    def start(script: str | None, *command: str, args: tuple[str, ...] = (), **environ: str) -> Job:
+        if script is not None:
+            (tmp_path / "script.py").write_text(textwrap.dedent(script))
+            command = (*command, "script.py")
+        jobs.append(Job([*command, *args], tmp_path, runtime, **environ))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.kill()
