@@ -117,16 +117,21 @@ def _blocks(x: Array, out_size: Pair, window: Window, group: int, c: int) -> Ite
         return
     taps = window.kernel[0] * window.kernel[1] * c
     lines, step = N * OH, max(1, _BLOCK_BYTES // max(1, OW * taps * x.itemsize))
-    cols = numpy.empty((min(step, lines) * OW, taps), x.dtype)
+    one = C == 1 and window.stride[1] == 1  # then a tap sees whole stretches of memory: fill tap by tap
+    cols = numpy.empty((min(step, lines) * OW, taps), x.dtype, order="F" if one else "C")
     for start in range(0, lines, step):
         stop = min(start + step, lines)
         part = cols[: (stop - start) * OW]
+        if one:
+            _im2col_one_channel(x.reshape(x.shape[:3]), cols.T, start, stop, OH, OW, _flat(window))
+            yield slice(start * OW, stop * OW), part
+            continue
         _im2col(x, part, start, stop, OH, OW, _flat(window), group * c, c)
         yield slice(start * OW, stop * OW), part
 
 
 def _lines_per_block(width: int, kernel: Array) -> int:
-    return max(1, _BLOCK_BYTES // max(1, width * kernel.shape[1] * kernel.itemsize))
+    return max(1, _BLOCK_BYTES // max(1, width * int(kernel.shape[1]) * int(kernel.itemsize)))
 
 
 def _is_pointwise(window: Window) -> bool:
@@ -172,6 +177,27 @@ def _im2col(x, cols, start, stop, OH, OW, window, first, c):  # type: ignore[no-
                             for t in range(c):
                                 row[k + t] = flat[at + t]
                         k += c
+
+
+@jit
+def _im2col_one_channel(x, cols, start, stop, OH, OW, window):  # type: ignore[no-untyped-def]
+    KH, KW, sh, _, ph, pw, dh, dw = window
+    _, H, W = x.shape
+    for line in range(start, stop):
+        n, oh = line // OH, line % OH
+        at = (line - start) * OW
+        for i in range(KH):
+            ih = oh * sh - ph + i * dh
+            for j in range(KW):
+                to = cols[i * KW + j]
+                shift = j * dw - pw
+                first, last = max(0, -shift), min(OW, W - shift)
+                if ih < 0 or ih >= H or first >= last:
+                    to[at : at + OW] = 0
+                    continue
+                to[at : at + first] = 0
+                to[at + first : at + last] = x[n, ih, first + shift : last + shift]
+                to[at + last : at + OW] = 0
 
 
 @jit

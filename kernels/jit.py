@@ -42,7 +42,7 @@ class Kernel:
         import numba
 
         _overload_scalar_functions()
-        options = {"nogil": True, "error_model": "numpy", "fastmath": self._fastmath or False}
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": self._fastmath or False}
         try:
             dispatcher = numba.njit(cache=True, **options)(self._function)
         except RuntimeError as error:  # no folder to write to

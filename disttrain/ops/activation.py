@@ -7,6 +7,7 @@ import numpy as np
 
 from disttrain.kernels import gelu as gelu_kernels
 from disttrain.kernels import softmax as softmax_kernels
+from disttrain.kernels.relu import relu_grad
 from disttrain.ops import elementwise, reduce
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array
 
@@ -19,13 +20,6 @@ def widen(x: Array) -> Array:
     return x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind in "fV" else x
 
 
-def _keep(condition: Any, g: Any) -> Any:
-    """Return ``g`` where ``condition`` holds, else 0 (also where ``g`` is not finite)."""
-    if is_array(g):
-        return get_array_module(g).where(condition, g, g.dtype.type(0))
-    return call(elementwise.where, condition, g, g * 0)
-
-
 def relu(x: Array) -> Result:
     """``max(x, 0)``; NaN stays."""
     y = get_array_module(x).maximum(x, x.dtype.type(0))
@@ -33,7 +27,9 @@ def relu(x: Array) -> Result:
 
 
 def relu_vjp(g: Any, needs: Needs, y: Any) -> Grads:
-    return (_keep(y != 0, g),)  # y is never negative, and NaN lets the gradient pass, as in PyTorch
+    if is_array(g):  # y is never negative, and NaN lets the gradient pass, as in PyTorch
+        return (_flat(relu_grad, g, y),)
+    return (call(elementwise.where, y != 0, g, g * 0),)
 
 
 def leaky_relu(x: Array, *, negative_slope: float) -> Result:

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from disttrain.kernels import conv, embedding, gelu, norm, pool, softmax
+from disttrain.kernels import conv, embedding, gelu, norm, pool, relu, softmax
 
 rng = np.random.default_rng(0)
 FLOATS = ["float32", "float64"]
@@ -49,9 +49,19 @@ def test_convolution(window, groups, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("window", [*WINDOWS, conv.Window((3, 3), (1, 1), (9, 9), (2, 4))])
+def test_convolution_of_one_channel(window, dtype):
+    x, w = some(3, 1, 9, 8), some(2, 1, *window.kernel)
+    g = some(3, 2, *window.out_size(9, 8))
+
+    equal_to_reference(conv, "conv2d", dtype, x, w, window, 1)
+    equal_to_reference(conv, "conv2d_weight_grad", dtype, g, x, window, 1)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("window", [*WINDOWS, conv.Window((2, 2), (2, 2), (1, 1), (1, 1))])
 def test_max_pooling(window, dtype):
-    x = rng.integers(0, 5, (2, 3, 9, 8)).astype(dtype)  # with ties
+    x = rng.integers(0, 5, (2, 3, 9, 8)).astype(dtype)
     x[0, 0, 4, 4] = np.nan
     size = window.out_size(9, 8)
 
@@ -94,6 +104,14 @@ def test_softmax_and_cross_entropy(classes, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_relu_gradient(dtype):
+    y = np.maximum(some(1000), 0)
+    y[5] = np.nan
+
+    equal_to_reference(relu, "relu_grad", dtype, some(1000), y)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_gelu(dtype):
     x = np.concatenate([np.linspace(-8, 8, 1001), [0.0, -100.0, 100.0]])
 
@@ -124,8 +142,8 @@ def test_scalar_functions_in_float32_are_right_to_the_last_place():
 
 
 def test_importing_kernels_and_operations_loads_no_numba():
-    modules = "conv pool norm activation loss embedding dropout"
-    code = f"import sys\nfrom disttrain.ops import {modules.replace(' ', ', ')}\nfrom disttrain.kernels import optim\n"
+    modules = "conv, pool, norm, activation, loss, embedding, dropout"
+    code = f"import sys; from disttrain.kernels import optim; from disttrain.ops import {modules};"
 
     loaded = subprocess.run(
         [sys.executable, "-c", code + "print('numba' in sys.modules, 'cupy' in sys.modules)"],

@@ -1,0 +1,26 @@
+"""The gradient of ReLU on flat contiguous arrays, float32 or float64."""
+
+import numpy
+
+from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.kernels.jit import jit
+
+
+def relu_grad(g: Array, y: Array) -> Array:
+    """Return ``g`` where ``y``, the output of ReLU, is not 0, else 0: also where ``g`` is not finite."""
+    if get_array_module(g) is not numpy:
+        return relu_grad_reference(g, y)
+    out = numpy.empty_like(g)
+    _relu_grad(g, y, g.dtype.type(0), out)
+    return out
+
+
+def relu_grad_reference(g: Array, y: Array) -> Array:
+    """What :func:`relu_grad` must equal."""
+    return get_array_module(g).where(y != 0, g, g.dtype.type(0))
+
+
+@jit
+def _relu_grad(g, y, zero, out):  # type: ignore[no-untyped-def]
+    for i in range(g.size):
+        out[i] = g[i] if y[i] != 0 else zero
