@@ -18,6 +18,8 @@ class device:
     """
 
     __slots__ = ("index", "type")
+    type: str
+    index: int | None
 
     def __init__(self, type: Any, index: int | None = None) -> None:
         if isinstance(type, device):
@@ -28,7 +30,7 @@ class device:
         if name not in ("cpu", "cuda") or (colon and not number.isdigit()):
             raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {type!r}")
         self.type = name
-        self.index: int | None = int(number) if colon else index
+        self.index = int(number) if colon else index
 
     @classmethod
     def of(cls, array: Array) -> device:

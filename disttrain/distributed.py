@@ -56,9 +56,17 @@ class Work:
 _BACKENDS = (None, "auto", "gloo", "mpi", "local", "nccl")
 
 
-def init_process_group(backend: str | None = None, init_method: str | None = None, timeout: Any = None,
-                       world_size: int = -1, rank: int = -1, store: Any = None, group_name: str = "",
-                       pg_options: Any = None, device_id: Any = None) -> None:
+def init_process_group(
+    backend: str | None = None,
+    init_method: str | None = None,
+    timeout: Any = None,
+    world_size: int = -1,
+    rank: int = -1,
+    store: Any = None,
+    group_name: str = "",
+    pg_options: Any = None,
+    device_id: Any = None,
+) -> None:
     """Connect the ranks of the job. All that is needed to find them comes from the launcher.
 
     Args:
@@ -74,12 +82,16 @@ def init_process_group(backend: str | None = None, init_method: str | None = Non
         raise ValueError(f"backend must be one of {_BACKENDS}, got {backend!r}")
     env = current_env()
     if world_size not in (-1, env.world_size) or rank not in (-1, env.rank):
-        raise ValueError(f"the launcher started rank {env.rank} of {env.world_size}, not rank {rank} of {world_size}; "
-                         f"start the script with `disttrain launch -n {max(world_size, 1)}`")
+        raise ValueError(
+            f"the launcher started rank {env.rank} of {env.world_size}, not rank {rank} of {world_size}; "
+            f"start the script with `disttrain launch -n {max(world_size, 1)}`"
+        )
     group = collectives.connect()
     if backend in ("mpi", "local", "nccl") and group.transport != backend and group.size > 1:
-        raise TransportUnavailable(f"the ranks are connected by {group.transport}, not by {backend}; "
-                                   f"use `disttrain launch --transport {backend}`")
+        raise TransportUnavailable(
+            f"the ranks are connected by {group.transport}, not by {backend}; "
+            f"use `disttrain launch --transport {backend}`"
+        )
     context.current().initialized = True
 
 
@@ -152,8 +164,9 @@ def _write(tensor: Tensor, array: Array) -> None:
     tensor._version_counter[0] += 1
 
 
-def all_reduce(tensor: Tensor, op: ReduceOp = ReduceOp.SUM, group: ProcessGroup | None = None,
-               async_op: bool = False) -> Work | None:
+def all_reduce(
+    tensor: Tensor, op: ReduceOp = ReduceOp.SUM, group: ProcessGroup | None = None, async_op: bool = False
+) -> Work | None:
     """Reduce ``tensor`` over all ranks, in place.
 
     Raises:
@@ -174,8 +187,13 @@ def _op(op: ReduceOp) -> str:
     return "sum" if op is ReduceOp.AVG else op.value
 
 
-def reduce(tensor: Tensor, dst: int = 0, op: ReduceOp = ReduceOp.SUM, group: ProcessGroup | None = None,
-           async_op: bool = False) -> Work | None:
+def reduce(
+    tensor: Tensor,
+    dst: int = 0,
+    op: ReduceOp = ReduceOp.SUM,
+    group: ProcessGroup | None = None,
+    async_op: bool = False,
+) -> Work | None:
     """Reduce ``tensor`` over all ranks, in place on rank ``dst``; the others keep theirs."""
     comm, x = _group(group), _flat(tensor)
     out = np.empty_like(x) if comm.rank == dst else None
@@ -187,14 +205,17 @@ def reduce(tensor: Tensor, dst: int = 0, op: ReduceOp = ReduceOp.SUM, group: Pro
     return _finish(comm.start_reduce(x, out, dst, op=_op(op)), async_op, finish)
 
 
-def broadcast(tensor: Tensor, src: int = 0, group: ProcessGroup | None = None, async_op: bool = False) -> Work | None:
+def broadcast(
+    tensor: Tensor, src: int = 0, group: ProcessGroup | None = None, async_op: bool = False
+) -> Work | None:
     """Overwrite ``tensor`` with that of rank ``src``."""
     x = _flat(tensor)
     return _finish(_group(group).start_broadcast(x, src), async_op, lambda: _write(tensor, x))
 
 
-def all_gather(tensor_list: list[Tensor], tensor: Tensor, group: ProcessGroup | None = None,
-               async_op: bool = False) -> Work | None:
+def all_gather(
+    tensor_list: list[Tensor], tensor: Tensor, group: ProcessGroup | None = None, async_op: bool = False
+) -> Work | None:
     """Write the tensors of all ranks (of one shape) into ``tensor_list``, which has one of that shape per rank."""
     comm, x = _group(group), _flat(tensor)
     _check_list("all_gather", tensor_list, comm.size)
@@ -209,20 +230,29 @@ def all_gather(tensor_list: list[Tensor], tensor: Tensor, group: ProcessGroup | 
 
 def _check_list(name: str, tensors: Sequence[Tensor] | None, size: int) -> None:
     if tensors is None or len(tensors) != size:
-        raise ValueError(f"{name}() needs one tensor for each of {size} ranks, got "
-                         f"{'none' if tensors is None else len(tensors)}")
+        raise ValueError(
+            f"{name}() needs one tensor for each of {size} ranks, got "
+            f"{'none' if tensors is None else len(tensors)}"
+        )
 
 
-def all_gather_into_tensor(output_tensor: Tensor, input_tensor: Tensor, group: ProcessGroup | None = None,
-                           async_op: bool = False) -> Work | None:
+def all_gather_into_tensor(
+    output_tensor: Tensor, input_tensor: Tensor, group: ProcessGroup | None = None, async_op: bool = False
+) -> Work | None:
     """Write the tensors of all ranks one after the other into ``output_tensor``."""
     out = _flat(output_tensor)
-    return _finish(_group(group).start_all_gather(_flat(input_tensor), out), async_op,
-                   lambda: _write(output_tensor, out))
+    return _finish(
+        _group(group).start_all_gather(_flat(input_tensor), out), async_op, lambda: _write(output_tensor, out)
+    )
 
 
-def reduce_scatter_tensor(output: Tensor, input: Tensor, op: ReduceOp = ReduceOp.SUM,
-                          group: ProcessGroup | None = None, async_op: bool = False) -> Work | None:
+def reduce_scatter_tensor(
+    output: Tensor,
+    input: Tensor,
+    op: ReduceOp = ReduceOp.SUM,
+    group: ProcessGroup | None = None,
+    async_op: bool = False,
+) -> Work | None:
     """Reduce ``input`` over all ranks; rank ``i`` receives the i-th equal part in ``output``."""
     comm, out = _group(group), _flat(output)
 
@@ -232,8 +262,13 @@ def reduce_scatter_tensor(output: Tensor, input: Tensor, op: ReduceOp = ReduceOp
     return _finish(comm.start_reduce_scatter(_flat(input), out, op=_op(op)), async_op, finish)
 
 
-def gather(tensor: Tensor, gather_list: list[Tensor] | None = None, dst: int = 0, group: ProcessGroup | None = None,
-           async_op: bool = False) -> Work | None:
+def gather(
+    tensor: Tensor,
+    gather_list: list[Tensor] | None = None,
+    dst: int = 0,
+    group: ProcessGroup | None = None,
+    async_op: bool = False,
+) -> Work | None:
     """Write the tensors of all ranks into ``gather_list`` of rank ``dst``."""
     comm, x = _group(group), _flat(tensor)
     here = comm.rank == dst
@@ -248,8 +283,13 @@ def gather(tensor: Tensor, gather_list: list[Tensor] | None = None, dst: int = 0
     return _finish(comm.start_gather(x, out, dst), async_op, finish)
 
 
-def scatter(tensor: Tensor, scatter_list: list[Tensor] | None = None, src: int = 0, group: ProcessGroup | None = None,
-            async_op: bool = False) -> Work | None:
+def scatter(
+    tensor: Tensor,
+    scatter_list: list[Tensor] | None = None,
+    src: int = 0,
+    group: ProcessGroup | None = None,
+    async_op: bool = False,
+) -> Work | None:
     """Write the i-th tensor of ``scatter_list`` of rank ``src`` into ``tensor`` of rank ``i``."""
     comm, out = _group(group), _flat(tensor)
     x = None
@@ -259,8 +299,9 @@ def scatter(tensor: Tensor, scatter_list: list[Tensor] | None = None, src: int =
     return _finish(comm.start_scatter(x, out, src), async_op, lambda: _write(tensor, out))
 
 
-def all_to_all_single(output: Tensor, input: Tensor, group: ProcessGroup | None = None,
-                      async_op: bool = False) -> Work | None:
+def all_to_all_single(
+    output: Tensor, input: Tensor, group: ProcessGroup | None = None, async_op: bool = False
+) -> Work | None:
     """Send the j-th equal part of ``input`` to rank ``j``; receive rank ``i``'s as part i of ``output``."""
     out = _flat(output)
     return _finish(_group(group).start_all_to_all(_flat(input), out), async_op, lambda: _write(output, out))
@@ -299,7 +340,9 @@ def _encode(obj: Any) -> Array:
     try:
         return np.frombuffer(json.dumps(obj).encode(), np.uint8).copy()
     except TypeError as error:
-        raise TypeError(f"objects travel between ranks as JSON: {error}; send tensors with the other calls") from None
+        raise TypeError(
+            f"objects travel between ranks as JSON: {error}; send tensors with the other calls"
+        ) from None
 
 
 def all_gather_object(object_list: list[Any], obj: Any, group: ProcessGroup | None = None) -> None:

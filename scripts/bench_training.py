@@ -19,18 +19,36 @@ from pathlib import Path
 
 import numpy as np
 
-THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+THREADS = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+}
 BATCHES = 8  # different ones, in turn
 
 
 def mlp(nn):
-    return nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10))
+    return nn.Sequential(
+        nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)
+    )
 
 
 def lenet(nn):
     return nn.Sequential(
-        nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10))
+        nn.Conv2d(1, 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(400, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, 10),
+    )
 
 
 MODELS = {
@@ -50,7 +68,9 @@ def arrays_for(row, rank):
         bound = 1 / np.sqrt(np.prod(p.shape[1:]) or 1)
         weights[name] = rng.uniform(-bound, bound, p.shape).astype(np.float32)
     rng = np.random.default_rng(1 + rank)
-    batches = [(rng.standard_normal(shape).astype(np.float32), rng.integers(0, 10, shape[0])) for _ in range(BATCHES)]
+    batches = [
+        (rng.standard_normal(shape).astype(np.float32), rng.integers(0, 10, shape[0])) for _ in range(BATCHES)
+    ]
     return weights, batches
 
 
@@ -121,7 +141,14 @@ def start(side, row, world_size, steps, turns_at):
     if world_size == 1:
         command = [sys.executable, *me]
     elif side == "torch":
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}", *me]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={world_size}",
+            *me,
+        ]
     else:
         command = [sys.executable, "-m", "disttrain", "launch", "-n", str(world_size), *me]
     return subprocess.Popen(command, env=env)
@@ -165,7 +192,9 @@ def tell(turns_at, side, turn, text):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--against", choices=["torch"], help="measure this peer too, and print the ratio")
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--steps", type=int, default=30, help="steps in one turn")
@@ -177,7 +206,9 @@ def main():
         return worker(side, row, int(world_size), int(steps), turns_at)
 
     sides = ["disttrain"] + ([args.against] if args.against else [])
-    print(f"{'model':40s} ranks " + " ".join(f"{s:>12s}" for s in sides) + ("   ratio" if args.against else ""))
+    print(
+        f"{'model':40s} ranks " + " ".join(f"{s:>12s}" for s in sides) + ("   ratio" if args.against else "")
+    )
     wrong = 0
     for row in MODELS:
         for world_size in args.ranks:
@@ -187,12 +218,17 @@ def main():
                 line += f"   {seconds[args.against] / seconds['disttrain']:5.2f}"
                 if not np.allclose(losses["disttrain"][:10], losses[args.against][:10], rtol=1e-4):
                     wrong += 1
-                    line += "   ERROR: the losses differ: " + ", ".join(
-                        f"{s} {losses[s][9]:.6f}" for s in sides) + " at step 10"
+                    line += (
+                        "   ERROR: the losses differ: "
+                        + ", ".join(f"{s} {losses[s][9]:.6f}" for s in sides)
+                        + " at step 10"
+                    )
             print(line, flush=True)
     if args.against:
-        print(f"ratio: {args.against}'s time / disttrain's; above 1 disttrain is faster. One thread per rank, "
-              f"medians of {args.turns - 1} turns of {args.steps} steps.")
+        print(
+            f"ratio: {args.against}'s time / disttrain's; above 1 disttrain is faster. One thread per rank, "
+            f"medians of {args.turns - 1} turns of {args.steps} steps."
+        )
     return 1 if wrong else 0
 
 

@@ -1,9 +1,9 @@
 """Learn to read handwritten digits: 1,797 real ones of the UCI set, 8x8 pixels.
 
-    python scripts/train_digits.py                                   one process
-    disttrain launch -n 2 scripts/train_digits.py                    two processes
-    disttrain launch --ranks 4 -n 2 scripts/train_digits.py          four ranks on two processes: the same bits
-    disttrain debug -n 4 scripts/train_digits.py                     ... as on any number of them
+python scripts/train_digits.py                                   one process
+disttrain launch -n 2 scripts/train_digits.py                    two processes
+disttrain launch --ranks 4 -n 2 scripts/train_digits.py          four ranks on two processes: the same bits
+disttrain debug -n 4 scripts/train_digits.py                     ... as on any number of them
 """
 
 import argparse
@@ -20,7 +20,8 @@ class MLP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, 10))
+            nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, 10)
+        )
 
     def forward(self, x: dt.Tensor) -> dt.Tensor:
         return self.layers(x)
@@ -30,8 +31,15 @@ class CNN(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2))
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
         self.dropout = nn.Dropout(0.3)
         self.head = nn.Linear(32 * 2 * 2, 10)
 
@@ -59,7 +67,9 @@ def show_progress(epoch: int, epochs: int, done: int, steps: int, loss: float) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=["mlp", "cnn"], default="cnn")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=32, help="samples of one step of one rank")

@@ -1,8 +1,8 @@
 """Fit a line to noisy points of y = 3 x + 2.
 
-    python scripts/train_linear.py                      one process
-    disttrain launch -n 2 scripts/train_linear.py       two, each with half of every batch
-    disttrain debug -n 2 scripts/train_linear.py        two ranks as threads of one process
+python scripts/train_linear.py                      one process
+disttrain launch -n 2 scripts/train_linear.py       two, each with half of every batch
+disttrain debug -n 2 scripts/train_linear.py        two ranks as threads of one process
 """
 
 import argparse
@@ -14,7 +14,9 @@ from disttrain.nn.parallel import DistributedDataParallel
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--lr", type=float, default=0.1)
     args = parser.parse_args()

@@ -44,8 +44,10 @@ class FlatParameters:
         ends = np.cumsum([0, *[p.numel() for p in self.params]])
         self.begins = [int(b) for b in ends]
         self.array: Array = get_array_module(first).empty(int(ends[-1]), first.dtype)
-        self.views = [self.array[a:b].reshape(p.shape)
-                      for p, a, b in zip(self.params, self.begins, self.begins[1:], strict=False)]
+        self.views = [
+            self.array[a:b].reshape(p.shape)
+            for p, a, b in zip(self.params, self.begins, self.begins[1:], strict=False)
+        ]
         self.state: dict[str, Array] = {}
         """Buffers of the optimizer, of the size and order of ``array``."""
         self.steps = [0] * len(self.params)
@@ -61,7 +63,8 @@ class FlatParameters:
                 raise RuntimeError(
                     f"parameter {len(self.params) - 1 - i} was of shape {list(view.shape)} and {view.dtype} when the "
                     f"optimizer was made, and is now of shape {list(p.shape)} and {p._array.dtype}; make the "
-                    f"optimizer after the change")
+                    f"optimizer after the change"
+                )
             view[...] = p._array
             p._array = view
 
@@ -98,8 +101,13 @@ class FlatParameters:
                 slot.array[...] = p._grad._array
             self.steps[i] += 1
             begin, end = self.begins[i], self.begins[i + 1]
-            together = (run is not None and run.end == begin and run.step == self.steps[i] and slot.flat is flat
-                        and slot.offset == flat_end)
+            together = (
+                run is not None
+                and run.end == begin
+                and run.step == self.steps[i]
+                and slot.flat is flat
+                and slot.offset == flat_end
+            )
             if together:
                 assert run is not None
                 run.end = end

@@ -38,7 +38,9 @@ class Optimizer:
         self._flats: list[list[FlatParameters]] = []
         self._world_size = current_env().world_size
         if isinstance(params, Tensor):
-            raise TypeError("params must be a sequence of Tensors or of dicts, got one Tensor; put it in a list")
+            raise TypeError(
+                "params must be a sequence of Tensors or of dicts, got one Tensor; put it in a list"
+            )
         groups: list[Any] = list(params)
         if not groups:
             raise ValueError("optimizer got an empty parameter list")
@@ -51,7 +53,9 @@ class Optimizer:
         """Return the names of the state buffers that a group needs."""
         raise NotImplementedError
 
-    def update(self, group: dict[str, Any], param: Array, grad: Array, state: dict[str, Array], step: int) -> None:
+    def update(
+        self, group: dict[str, Any], param: Array, grad: Array, state: dict[str, Array], step: int
+    ) -> None:
         """Step once over flat float32 or float64 arrays of one size: change ``param`` and ``state`` in place."""
         raise NotImplementedError
 
@@ -63,25 +67,33 @@ class Optimizer:
         """
         group = dict(param_group)
         given = group["params"]
-        params = [given] if isinstance(given, Tensor) else [p[1] if isinstance(p, tuple) else p for p in given]
+        params = (
+            [given] if isinstance(given, Tensor) else [p[1] if isinstance(p, tuple) else p for p in given]
+        )
         known = {id(p) for g in self.param_groups for p in g["params"]}
         for p in params:
             if not isinstance(p, Tensor):
                 raise TypeError(f"an optimizer can only optimize Tensors, got {type(p).__name__}")
             if not p.is_leaf:
-                raise ValueError(f"can't optimize a tensor that is no leaf (shape {list(p.shape)}, made by {p.grad_fn})")
+                raise ValueError(
+                    f"can't optimize a tensor that is no leaf (shape {list(p.shape)}, made by {p.grad_fn})"
+                )
             if id(p) in known:
-                raise ValueError(f"a parameter of shape {list(p.shape)} appears in more than one place; give each once")
+                raise ValueError(
+                    f"a parameter of shape {list(p.shape)} appears in more than one place; give each once"
+                )
             known.add(id(p))
         group["params"] = params
         for name, value in self.defaults.items():
             group.setdefault(name, value)
         kinds = {(p._array.dtype, str(p.device)) for p in params}
         self.param_groups.append(group)
-        self._flats.append([
-            FlatParameters([p for p in params if (p._array.dtype, str(p.device)) == kind])
-            for kind in sorted(kinds, key=str)
-        ])
+        self._flats.append(
+            [
+                FlatParameters([p for p in params if (p._array.dtype, str(p.device)) == kind])
+                for kind in sorted(kinds, key=str)
+            ]
+        )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients; with ``set_to_none=False`` fill them with zeros."""
@@ -135,7 +147,8 @@ class Optimizer:
                     raise UnwrappedModel(
                         f"optimizer.step() in a world of {self._world_size} ranks on a parameter of shape "
                         f"{list(p.shape)} whose gradient was not averaged over the ranks: they would train apart; wrap "
-                        f"the model: model = disttrain.nn.parallel.DistributedDataParallel(model)")
+                        f"the model: model = disttrain.nn.parallel.DistributedDataParallel(model)"
+                    )
 
     @property
     def state(self) -> dict[Tensor, dict[str, Any]]:
@@ -147,7 +160,8 @@ class Optimizer:
                     if flat.steps[i]:
                         part = slice(flat.begins[i], flat.begins[i + 1])
                         found[p] = {"step": flat.steps[i]} | {
-                            name: Tensor(buffer[part].reshape(p.shape)) for name, buffer in flat.state.items()}
+                            name: Tensor(buffer[part].reshape(p.shape)) for name, buffer in flat.state.items()
+                        }
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,7 +170,8 @@ class Optimizer:
         return {
             "state": {number[id(p)]: s for p, s in self.state.items()},
             "param_groups": [
-                {k: v for k, v in g.items() if k != "params"} | {"params": [number[id(p)] for p in g["params"]]}
+                {k: v for k, v in g.items() if k != "params"}
+                | {"params": [number[id(p)] for p in g["params"]]}
                 for g in self.param_groups
             ],
         }
@@ -176,7 +191,8 @@ class Optimizer:
         state = {id(p): state_dict["state"].get(n, {}) for p, n in zip(params, numbers, strict=True)}
         wrong = [
             f"{name} of parameter {i} has shape {list(value.shape)}, expected {list(p.shape)}"
-            for i, p in enumerate(params) for name, value in state[id(p)].items()
+            for i, p in enumerate(params)
+            for name, value in state[id(p)].items()
             if name != "step" and isinstance(value, Tensor) and value.shape != p.shape
         ]
         if wrong:

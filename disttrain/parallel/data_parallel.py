@@ -111,14 +111,26 @@ class DistributedDataParallel(Module):
         CollectiveMismatch: the ranks' modules differ in structure.
     """
 
-    def __init__(self, module: Module, device_ids: Any = None, output_device: Any = None, dim: int = 0,
-                 broadcast_buffers: bool = True, init_sync: bool = True, process_group: Communicator | None = None,
-                 bucket_cap_mb: float | None = None, find_unused_parameters: bool = False,
-                 gradient_as_bucket_view: bool = False, static_graph: bool = False) -> None:
+    def __init__(
+        self,
+        module: Module,
+        device_ids: Any = None,
+        output_device: Any = None,
+        dim: int = 0,
+        broadcast_buffers: bool = True,
+        init_sync: bool = True,
+        process_group: Communicator | None = None,
+        bucket_cap_mb: float | None = None,
+        find_unused_parameters: bool = False,
+        gradient_as_bucket_view: bool = False,
+        static_graph: bool = False,
+    ) -> None:
         super().__init__()
-        params = [p for p in module.parameters() if p.requires_grad]
+        params: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         if not params:
-            raise ValueError("DistributedDataParallel needs a module with a parameter that requires grad; got none")
+            raise ValueError(
+                "DistributedDataParallel needs a module with a parameter that requires grad; got none"
+            )
         if bucket_cap_mb is not None and bucket_cap_mb <= 0:
             raise ValueError(f"bucket_cap_mb must be positive, got {bucket_cap_mb}")
         self.module = module
@@ -139,7 +151,9 @@ class DistributedDataParallel(Module):
             p._synchronized = True
         if self._comm.size == 1:
             return
-        self._buckets = [Bucket(group) for group in _grouped(params[::-1], (bucket_cap_mb or _BUCKET_MB) * 2**20)]
+        self._buckets = [
+            Bucket(group) for group in _grouped(params[::-1], (bucket_cap_mb or _BUCKET_MB) * 2**20)
+        ]
         for bucket in self._buckets:
             for p in bucket.params:
                 p.register_post_accumulate_grad_hook(_Arrival(self, bucket))

@@ -16,10 +16,16 @@ def world(body, size=SIZE):
     return run_ranks(WorkerEnv(world_size=size, hosted=size, local_world_size=size, fixed_order=True), body)
 
 
-@pytest.mark.parametrize(("op", "expected"), [
-    (dist.ReduceOp.SUM, 10), (dist.ReduceOp.PRODUCT, 24), (dist.ReduceOp.MIN, 1), (dist.ReduceOp.MAX, 4),
-    (dist.ReduceOp.AVG, 2.5),
-])
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        (dist.ReduceOp.SUM, 10),
+        (dist.ReduceOp.PRODUCT, 24),
+        (dist.ReduceOp.MIN, 1),
+        (dist.ReduceOp.MAX, 4),
+        (dist.ReduceOp.AVG, 2.5),
+    ],
+)
 def test_all_reduce(op, expected):
     def body(rank):
         t = dt.full((2, 3), float(rank + 1)).t()  # not row-major

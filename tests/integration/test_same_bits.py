@@ -17,7 +17,12 @@ def train(command, options, path):
     """Return the printed losses and the saved state dict."""
     done = subprocess.run(
         [sys.executable, "-m", "disttrain", *command, DIGITS, "--losses", "--save", str(path), *options],
-        env=ENV, capture_output=True, text=True, timeout=100, check=False)
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.split("] ", 1)[-1] if line.startswith("[") else line for line in done.stdout.splitlines()]
     return [line for line in lines if "0x" in line or "accuracy" in line], dt.load(path)
@@ -30,7 +35,10 @@ def test_any_number_of_processes_gives_the_same_bits(model, tmp_path):
     options = ["--model", model, "--epochs", "2"]
     runs = {
         "debug": train(["debug", "-n", "4"], options, tmp_path / "debug"),
-        **{n: train(["launch", "--ranks", "4", "-n", str(n)], options, tmp_path / str(n)) for n in (1, 2, 3, 4)},
+        **{
+            n: train(["launch", "--ranks", "4", "-n", str(n)], options, tmp_path / str(n))
+            for n in (1, 2, 3, 4)
+        },
     }
 
     losses, state = runs.pop("debug")

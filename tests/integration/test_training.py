@@ -19,10 +19,14 @@ def run(command, expect=0):
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("start", [
-    [sys.executable], [*DISTTRAIN, "debug", "-n", "2"],
-    pytest.param([*DISTTRAIN, "launch", "-n", "2"], marks=pytest.mark.mpi),
-])
+@pytest.mark.parametrize(
+    "start",
+    [
+        [sys.executable],
+        [*DISTTRAIN, "debug", "-n", "2"],
+        pytest.param([*DISTTRAIN, "launch", "-n", "2"], marks=pytest.mark.mpi),
+    ],
+)
 def test_the_line_is_found(start):
     out = run([*start, str(SCRIPTS / "train_linear.py")])
 
@@ -76,8 +80,20 @@ def test_training_an_unwrapped_model_on_two_ranks_is_refused(tmp_path):
 def test_the_benchmark_agrees_with_pytorch():
     pytest.importorskip("torch")
 
-    out = run([sys.executable, str(SCRIPTS / "bench_training.py"), "--against", "torch", "--ranks", "1",
-               "--steps", "2", "--turns", "2"])
+    out = run(
+        [
+            sys.executable,
+            str(SCRIPTS / "bench_training.py"),
+            "--against",
+            "torch",
+            "--ranks",
+            "1",
+            "--steps",
+            "2",
+            "--turns",
+            "2",
+        ]
+    )
 
     assert "ERROR" not in out
     assert out.count(" ms") == 4

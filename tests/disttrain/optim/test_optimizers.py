@@ -52,7 +52,9 @@ def test_groups_have_options_of_their_own():
     ours, theirs = make(dt, "float64"), make(torch, "float64")
     results = []
     for optim, params in ((dt.optim, ours), (torch.optim, theirs)):
-        optimizer = optim.SGD([{"params": params[:2], "lr": 0.3}, {"params": params[2:], "momentum": 0.5}], lr=0.1)
+        optimizer = optim.SGD(
+            [{"params": params[:2], "lr": 0.3}, {"params": params[2:], "momentum": 0.5}], lr=0.1
+        )
         for t in range(5):
             optimizer.zero_grad()
             loss_of(params, t).backward()
@@ -72,7 +74,9 @@ def test_a_loaded_state_continues_the_same_run(name):
             if t == resume_at:
                 state = optimizer.state_dict()
                 params = [dt.tensor(p.detach().numpy(), requires_grad=True) for p in params]
-                optimizer = getattr(dt.optim, name)(params, lr=9.9, **({"momentum": 0.1} if name == "SGD" else {}))
+                optimizer = getattr(dt.optim, name)(
+                    params, lr=9.9, **({"momentum": 0.1} if name == "SGD" else {})
+                )
                 optimizer.load_state_dict(state)
             optimizer.zero_grad()
             loss_of(params, t).backward()
@@ -90,7 +94,9 @@ def test_a_state_that_does_not_fit_changes_nothing():
         sum((p * 2).sum() for p in optimizer.param_groups[0]["params"]).backward()
         optimizer.step()
 
-    with pytest.raises(ValueError, match=r"parameter 0 has shape \[3\], expected \[4\].*parameter 1 has shape \[2\]"):
+    with pytest.raises(
+        ValueError, match=r"parameter 0 has shape \[3\], expected \[4\].*parameter 1 has shape \[2\]"
+    ):
         b.load_state_dict(a.state_dict())
 
     assert b.param_groups[0]["lr"] == 0.5
@@ -169,23 +175,31 @@ def test_half_precision_steps_in_float32():
     assert w.tolist() == [0.5, 0.5, 0.5]
 
 
-@pytest.mark.parametrize(("call", "match"), [
-    (lambda p: dt.optim.SGD([p], lr=-1), "lr must not be negative, got -1"),
-    (lambda p: dt.optim.SGD([p], nesterov=True), "nesterov needs a momentum"),
-    (lambda p: dt.optim.Adam([p], betas=(1.0, 0.9)), r"betas\[0\] must be in \[0, 1\), got 1.0"),
-    (lambda p: dt.optim.SGD([]), "empty parameter list"),
-    (lambda p: dt.optim.SGD([p, p]), "more than one place"),
-    (lambda p: dt.optim.SGD([p * 2]), "is no leaf"),
-])
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda p: dt.optim.SGD([p], lr=-1), "lr must not be negative, got -1"),
+        (lambda p: dt.optim.SGD([p], nesterov=True), "nesterov needs a momentum"),
+        (lambda p: dt.optim.Adam([p], betas=(1.0, 0.9)), r"betas\[0\] must be in \[0, 1\), got 1.0"),
+        (lambda p: dt.optim.SGD([]), "empty parameter list"),
+        (lambda p: dt.optim.SGD([p, p]), "more than one place"),
+        (lambda p: dt.optim.SGD([p * 2]), "is no leaf"),
+    ],
+)
 def test_wrong_options_are_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call(dt.ones(2, requires_grad=True))
 
 
-@pytest.mark.parametrize(("name", "options"), [
-    ("StepLR", {"step_size": 3}), ("StepLR", {"step_size": 2, "gamma": 0.5}),
-    ("CosineAnnealingLR", {"T_max": 5}), ("CosineAnnealingLR", {"T_max": 7, "eta_min": 0.01}),
-])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("StepLR", {"step_size": 3}),
+        ("StepLR", {"step_size": 2, "gamma": 0.5}),
+        ("CosineAnnealingLR", {"T_max": 5}),
+        ("CosineAnnealingLR", {"T_max": 7, "eta_min": 0.01}),
+    ],
+)
 def test_schedules_are_pytorchs(name, options):
     rates = []
     for framework in (dt, torch):
