@@ -154,3 +154,17 @@ def test_importing_kernels_and_operations_loads_no_numba():
     )
 
     assert loaded.stdout.split() == ["False", "False"]
+
+
+def test_without_a_cache_folder_kernels_work_and_say_so():
+    code = (
+        "import numba.core.caching as c, numpy as np; c.CacheImpl._locator_classes = [];"
+        "from disttrain.kernels import relu; print(relu.relu_grad(np.ones(2), np.array([0.0, 1.0])))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert done.stdout == "[0. 1.]\n"
+    assert "compiled kernels are not kept for the next run" in done.stderr
