@@ -128,7 +128,8 @@ class ChainDataset(IterableDataset[T_co]):
             yield from d
 
     def __len__(self) -> int:
-        return sum(len(d) for d in self.datasets)  # type: ignore[arg-type]
+        sizes = [len(d) for d in self.datasets]  # type: ignore[arg-type]
+        return sum(sizes)
 
 
 class Subset(Dataset[T_co]):
