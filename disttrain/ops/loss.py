@@ -255,6 +255,67 @@ def mse_loss_vjp(g: Any, needs: Needs, x: Any, target: Any, reduction: str) -> G
     return gx if needs[0] else None, -gx if needs[1] else None
 
 
+def binary_cross_entropy(
+    x: Array, target: Array, weight: Array | None = None, *, reduction: str = "mean"
+) -> Result:
+    """The cross-entropy of probabilities ``x`` and ``target``, as ``F.binary_cross_entropy``.
+
+    Logarithms are cut off at -100, and the gradient's divisor ``x * (1 - x)`` at 1e-12, as in PyTorch.
+
+    Args:
+        x: probabilities in [0, 1].
+        target: probabilities, of the shape of ``x``.
+        weight: factor of each element's loss, broadcast to ``x``.
+        reduction: the mean is over the number of elements.
+
+    Raises:
+        ValueError: shapes that do not fit, a value outside of [0, 1] (or NaN), or an unknown reduction.
+    """
+    name = "binary_cross_entropy"
+    _check_reduction(name, reduction)
+    _check_same_shape(name, x, target)
+    _check_broadcast(name, "weight", weight, x)
+    xp = get_array_module(x)
+    wide, t = widen(x), widen(target)
+    for what, a in (("x", wide), ("target", t)):
+        if not bool(((a >= 0) & (a <= 1)).all()):
+            raise ValueError(
+                f"{name}: {what} must be in [0, 1], got {float(a.min())} to {float(a.max())}; for scores use "
+                f"binary_cross_entropy_with_logits"
+            )
+    with np.errstate(divide="ignore"):
+        loss = -(t * xp.maximum(xp.log(wide), -100) + (1 - t) * xp.maximum(xp.log1p(-wide), -100))
+    if weight is not None:
+        loss = loss * widen(weight)
+    out = _reduce(loss, reduction, float(x.size))
+    return out.astype(x.dtype, copy=False), (x, target, weight, reduction), binary_cross_entropy_vjp
+
+
+def binary_cross_entropy_vjp(g: Any, needs: Needs, x: Any, target: Any, weight: Any, reduction: str) -> Grads:
+    g = _spread(g, reduction, float(math.prod(x.shape)))
+    if weight is not None:
+        g = g * weight
+    gx = gt = None
+    if needs[0]:
+        spread = x * (1 - x)
+        if is_array(spread):
+            spread = get_array_module(spread).maximum(widen(spread), 1e-12)
+        else:
+            spread = call(elementwise.clamp, spread, 1e-12, None)
+        gx = g * (x - target) / spread
+    if needs[1]:
+        if is_array(x):
+            with np.errstate(divide="ignore"):
+                xp, wide = get_array_module(x), widen(x)
+                gt = g * (xp.maximum(xp.log1p(-wide), -100) - xp.maximum(xp.log(wide), -100))
+        else:
+            low, high = call(elementwise.log1p, -x), call(elementwise.log, x)
+            gt = g * (
+                call(elementwise.clamp, low, -100.0, None) - call(elementwise.clamp, high, -100.0, None)
+            )
+    return (gx, gt, None)[: len(needs)]
+
+
 def binary_cross_entropy_with_logits(
     x: Array,
     target: Array,
@@ -278,16 +339,8 @@ def binary_cross_entropy_with_logits(
     name = "binary_cross_entropy_with_logits"
     _check_reduction(name, reduction)
     _check_same_shape(name, x, target)
-    for what, a in (("weight", weight), ("pos_weight", pos_weight)):
-        if a is not None:
-            try:
-                fits = np.broadcast_shapes(a.shape, x.shape) == x.shape
-            except ValueError:
-                fits = False
-            if not fits:
-                raise ValueError(
-                    f"{name}: {what} of shape {a.shape} cannot be broadcast to x of shape {x.shape}"
-                )
+    _check_broadcast(name, "weight", weight, x)
+    _check_broadcast(name, "pos_weight", pos_weight, x)
     xp = get_array_module(x)
     wide, t = widen(x), widen(target)
     cost = xp.logaddexp(-wide, wide.dtype.type(0))  # log(1 + e ** -x)
@@ -330,6 +383,17 @@ def _check_same_shape(name: str, x: Array, target: Array) -> None:
             f"{name}: target must have the shape of x, {tuple(x.shape)}, got {tuple(target.shape)}; "
             f"reshape one of them"
         )
+
+
+def _check_broadcast(name: str, what: str, a: Array | None, x: Array) -> None:
+    if a is None:
+        return
+    try:
+        fits = np.broadcast_shapes(a.shape, x.shape) == x.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name}: {what} of shape {a.shape} cannot be broadcast to x of shape {x.shape}")
 
 
 def _class_axis(name: str, x: Array, weight: Array | None) -> int:

@@ -92,6 +92,42 @@ def test_binary_cross_entropy_with_logits_is_that_of_torch(compare, reduction, w
     )
 
 
+@pytest.mark.parametrize("weight", [None, (4, 3), (3,)])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_binary_cross_entropy_is_that_of_torch(compare, reduction, weight):
+    x, t = rng.random((4, 3)) * 0.8 + 0.1, rng.random((4, 3))
+
+    def reference(x, t, w):
+        w = None if w is None else w.detach()
+        return F.binary_cross_entropy(x, t, w, reduction=reduction)
+
+    w = None if weight is None else rng.random(weight) + 0.5
+    compare(
+        ops.binary_cross_entropy,
+        reference,
+        x,
+        t,
+        w,
+        fixed=(2,),
+        reduction=reduction,
+        dtypes=("float64", "float32"),
+    )
+
+
+def test_binary_cross_entropy_of_certain_mistakes_is_that_of_torch():
+    x, t = np.array([0.0, 1.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0, 1.0])
+    theirs, wanted = torch.tensor(x, requires_grad=True), torch.tensor(t)
+
+    out, saved, vjp = ops.binary_cross_entropy(x, t, reduction="none")
+
+    expected = F.binary_cross_entropy(theirs, wanted, reduction="none")
+    np.testing.assert_array_equal(out, expected.detach().numpy())
+    expected.sum().backward()
+    np.testing.assert_allclose(vjp(np.ones(4), (True, False), *saved)[0], theirs.grad.numpy())
+    with pytest.raises(ValueError, match=r"x must be in \[0, 1\], got -1.0 to 1.5"):
+        ops.binary_cross_entropy(np.array([-1.0, 1.5]), np.zeros(2))
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradients_are_those_of_differences(check, reduction):
     x, t = rng.standard_normal((7, 5)), classes((7, 5))
@@ -101,6 +137,7 @@ def test_gradients_are_those_of_differences(check, reduction):
     check(ops.nll_loss, x, t, reduction=reduction)
     check(ops.mse_loss, x, rng.standard_normal((7, 5)), reduction=reduction)
     check(ops.binary_cross_entropy_with_logits, x, rng.random((7, 5)), reduction=reduction)
+    check(ops.binary_cross_entropy, rng.random((7, 5)) * 0.8 + 0.1, rng.random((7, 5)), reduction=reduction)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int64])

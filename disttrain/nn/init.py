@@ -1,0 +1,217 @@
+"""Functions that fill tensors with their first values, in place, as ``torch.nn.init``.
+
+They are not recorded. ``generator=None`` draws from the calling rank's generator.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from disttrain import random
+from disttrain.engine import no_grad
+from disttrain.random import Generator
+from disttrain.tensors import Tensor
+
+__all__ = [
+    "calculate_gain",
+    "constant_",
+    "eye_",
+    "kaiming_normal_",
+    "kaiming_uniform_",
+    "normal_",
+    "ones_",
+    "orthogonal_",
+    "trunc_normal_",
+    "uniform_",
+    "xavier_normal_",
+    "xavier_uniform_",
+    "zeros_",
+]
+
+_GAINS = {"relu": math.sqrt(2.0), "tanh": 5.0 / 3, "selu": 3.0 / 4}
+_LINEAR = (
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "sigmoid",
+)
+
+
+def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
+    """Return the gain that keeps the variance through a nonlinearity.
+
+    Args:
+        nonlinearity: ``"linear"``, ``"conv2d"``, ``"sigmoid"``, ``"tanh"``, ``"relu"``, ``"leaky_relu"``, ``"selu"``.
+        param: the negative slope of ``"leaky_relu"``, by default 0.01.
+
+    Raises:
+        ValueError: another name.
+    """
+    if nonlinearity in _LINEAR:
+        return 1.0
+    if nonlinearity == "leaky_relu":
+        slope = 0.01 if param is None else param
+        if isinstance(slope, bool) or not isinstance(slope, int | float):
+            raise ValueError(f"negative_slope {slope!r} not a valid number")
+        return math.sqrt(2.0 / (1 + slope**2))
+    if nonlinearity not in _GAINS:
+        raise ValueError(
+            f"unsupported nonlinearity {nonlinearity!r}; known are {', '.join([*_LINEAR, 'leaky_relu', *_GAINS])}"
+        )
+    return _GAINS[nonlinearity]
+
+
+def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: Generator | None = None) -> Tensor:
+    """Fill with numbers evenly distributed in [a, b)."""
+    with no_grad():
+        return tensor.uniform_(a, b, generator=generator)
+
+
+def normal_(
+    tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Generator | None = None
+) -> Tensor:
+    """Fill with normally distributed numbers."""
+    with no_grad():
+        return tensor.normal_(mean, std, generator=generator)
+
+
+def trunc_normal_(
+    tensor: Tensor,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Fill with normally distributed numbers, those outside of [a, b] drawn again.
+
+    Raises:
+        ValueError: nothing to speak of lies in [a, b].
+    """
+    below = 0.5 * (math.erf((b - mean) / std / math.sqrt(2)) - math.erf((a - mean) / std / math.sqrt(2)))
+    if below < 1e-4:
+        raise ValueError(f"trunc_normal_: [{a}, {b}] is too far from mean {mean} with std {std}")
+    values = mean + std * random.normal(tensor.shape, generator).reshape(-1)
+    while (out := np.flatnonzero((values < a) | (values > b))).size:
+        values[out] = mean + std * random.normal(out.shape, generator)
+    return _write(tensor, values.reshape(tensor.shape))
+
+
+def constant_(tensor: Tensor, val: float) -> Tensor:
+    """Fill with ``val``."""
+    with no_grad():
+        return tensor.fill_(val)
+
+
+def zeros_(tensor: Tensor) -> Tensor:
+    """Fill with zeros."""
+    return constant_(tensor, 0.0)
+
+
+def ones_(tensor: Tensor) -> Tensor:
+    """Fill with ones."""
+    return constant_(tensor, 1.0)
+
+
+def eye_(tensor: Tensor) -> Tensor:
+    """Fill a matrix with the identity.
+
+    Raises:
+        ValueError: not a matrix.
+    """
+    if tensor.ndim != 2:
+        raise ValueError(
+            f"eye_: only tensors with 2 dimensions are supported, got shape {tuple(tensor.shape)}"
+        )
+    return _write(tensor, np.eye(*tensor.shape))
+
+
+def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
+    """Fill evenly in ±gain * sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    fan_in, fan_out = _fans(tensor)
+    bound = gain * math.sqrt(6.0 / (fan_in + fan_out))
+    return uniform_(tensor, -bound, bound, generator)
+
+
+def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
+    """Fill normally with std gain * sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    fan_in, fan_out = _fans(tensor)
+    return normal_(tensor, 0.0, gain * math.sqrt(2.0 / (fan_in + fan_out)), generator)
+
+
+def kaiming_uniform_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: Generator | None = None,
+) -> Tensor:
+    """Fill evenly in ±gain * sqrt(3 / fan) (He et al. 2015).
+
+    Args:
+        tensor: a weight, (outputs, inputs, ...).
+        a: negative slope of the leaky ReLU that follows.
+        mode: ``"fan_in"`` keeps the variance forward, ``"fan_out"`` backward.
+        nonlinearity: see :func:`calculate_gain`.
+        generator: where random numbers come from.
+
+    Raises:
+        ValueError: fewer than two dimensions, or an unknown ``mode`` or ``nonlinearity``.
+    """
+    bound = math.sqrt(3.0) * _kaiming_std(tensor, a, mode, nonlinearity)
+    return uniform_(tensor, -bound, bound, generator)
+
+
+def kaiming_normal_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: Generator | None = None,
+) -> Tensor:
+    """Fill normally with std gain / sqrt(fan) (He et al. 2015); see :func:`kaiming_uniform_`."""
+    return normal_(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity), generator)
+
+
+def orthogonal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
+    """Fill with a (semi) orthogonal matrix, all dimensions but the first taken as one (Saxe et al. 2014).
+
+    Raises:
+        ValueError: fewer than two dimensions.
+    """
+    if tensor.ndim < 2:
+        raise ValueError(f"orthogonal_: needs 2 or more dimensions, got shape {tuple(tensor.shape)}")
+    rows, cols = tensor.shape[0], math.prod(tensor.shape[1:])
+    flat = random.normal((max(rows, cols), min(rows, cols)), generator).astype(np.float64)
+    q, r = np.linalg.qr(flat)
+    q *= np.sign(np.diag(r))  # otherwise not evenly distributed (Mezzadri 2007)
+    return _write(tensor, gain * (q if rows >= cols else q.T).reshape(tensor.shape))
+
+
+def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f'mode must be "fan_in" or "fan_out", got {mode!r}')
+    fan = _fans(tensor)[mode == "fan_out"]
+    return calculate_gain(nonlinearity, a) / math.sqrt(fan) if fan else 0.0
+
+
+def _fans(tensor: Tensor) -> tuple[int, int]:
+    """Return how many numbers each output is made of, and how many outputs each input goes to."""
+    if tensor.ndim < 2:
+        raise ValueError(
+            f"fan in and fan out need a tensor of 2 or more dimensions, got shape {tuple(tensor.shape)}"
+        )
+    window = math.prod(tensor.shape[2:])
+    return tensor.shape[1] * window, tensor.shape[0] * window
+
+
+def _write(tensor: Tensor, values: Any) -> Tensor:
+    with no_grad():
+        return tensor.copy_(Tensor(values).to(tensor.dtype).to(tensor.device))

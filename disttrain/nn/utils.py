@@ -1,0 +1,124 @@
+"""Functions of gradients and parameters, as ``torch.nn.utils``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from disttrain.engine import no_grad
+from disttrain.functions.shape import cat
+from disttrain.kernels.arrays import get_array_module
+from disttrain.kernels.optim import sum_of_squares
+from disttrain.ops.activation import widen
+from disttrain.tensors import Tensor
+
+__all__ = [
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "get_total_norm",
+    "parameters_to_vector",
+    "vector_to_parameters",
+]
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+) -> Tensor:
+    """Scale the gradients of ``parameters`` in place so that their norm, taken together, is at most ``max_norm``.
+
+    The norm has the same bits however many processes share the work: each gradient is added up in float64 in
+    chunks of a fixed size, and the gradients in the order of the parameters.
+
+    Args:
+        parameters: those without gradient are passed over.
+        max_norm: upper limit.
+        norm_type: which norm; ``math.inf`` for the largest element.
+        error_if_nonfinite: raise instead of scaling by NaN or 0.
+
+    Returns:
+        The norm before, without dimensions, in float32 (float64 if the gradients are).
+
+    Raises:
+        RuntimeError: the norm is not finite, and ``error_if_nonfinite``.
+    """
+    grads = _gradients(parameters)
+    total = get_total_norm(grads, norm_type, error_if_nonfinite)
+    factor = float(max_norm) / (float(total) + 1e-6)
+    if not factor >= 1.0:  # also for NaN, as in PyTorch
+        for g in grads:
+            g._array *= g._array.dtype.type(factor)
+            g._version_counter[0] += 1
+    return total
+
+
+def get_total_norm(
+    tensors: Iterable[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False
+) -> Tensor:
+    """Return the norm of all elements of ``tensors``; see :func:`clip_grad_norm_`."""
+    arrays = [t._array for t in tensors]
+    total = _norm([widen(a) for a in arrays], float(norm_type))
+    if error_if_nonfinite and not math.isfinite(total):
+        raise RuntimeError(
+            f"the total norm of order {norm_type} of the gradients is {total}, so they cannot be clipped; look for "
+            f"the cause, or give error_if_nonfinite=False"
+        )
+    xp = get_array_module(*arrays)
+    kind = xp.float64 if any(a.dtype == xp.float64 for a in arrays) else xp.float32
+    return Tensor(xp.asarray(total, kind))
+
+
+def _norm(arrays: list[Any], order: float) -> float:
+    if not arrays:
+        return 0.0
+    if order == 2.0:
+        return math.sqrt(sum(sum_of_squares(_flat(a)) for a in arrays))
+    if order == math.inf:
+        largest = [float(abs(a).max()) for a in arrays if a.size]
+        return math.nan if any(map(math.isnan, largest)) else max(largest, default=0.0)
+    total = sum(float((abs(_flat(a)).astype("float64") ** order).sum()) for a in arrays)
+    return math.nan if math.isnan(total) else float(total ** (1 / order))
+
+
+def _flat(a: Any) -> Any:
+    return get_array_module(a).ascontiguousarray(a).reshape(-1)
+
+
+def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
+    """Limit each element of the gradients to ``[-clip_value, clip_value]``, in place."""
+    with no_grad():
+        for g in _gradients(parameters):
+            g.clamp_(-float(clip_value), float(clip_value))
+
+
+def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
+    """Return all elements of ``parameters``, one after another, as one vector."""
+    return cat([p.reshape(-1) for p in parameters])
+
+
+def vector_to_parameters(vec: Tensor, parameters: Iterable[Tensor]) -> None:
+    """Write the elements of ``vec`` into ``parameters``, one after another.
+
+    Raises:
+        TypeError: ``vec`` is no Tensor.
+        ValueError: it has another number of elements than all parameters together; nothing is written.
+    """
+    if not isinstance(vec, Tensor):
+        raise TypeError(f"expected a Tensor, got {type(vec).__name__}")
+    into = list(parameters)
+    count = sum(p.numel() for p in into)
+    if vec.ndim != 1 or vec.numel() != count:
+        raise ValueError(f"the parameters have {count} elements, got a tensor of shape {tuple(vec.shape)}")
+    begin = 0
+    with no_grad():
+        for p in into:
+            p.copy_(vec[begin : begin + p.numel()].reshape(p.shape))
+            begin += p.numel()
+
+
+def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    given = [parameters] if isinstance(parameters, Tensor) else parameters
+    return [p.grad for p in given if p.grad is not None]
