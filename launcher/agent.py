@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final
@@ -33,7 +34,6 @@ SETTLE_ERROR: Final = 0.3
 """The same after an exception: all ranks often raise it at about the same time."""
 SETTLE_FOLLOWER: Final = 1.0
 """The same while all that is known is that a peer failed: its own report is on the way."""
-_SHM_INTERVAL: Final = 5.0
 _LEAVING: Final = 0.3  # seconds that helpers of multiprocessing need to see that their parent has gone
 
 
@@ -67,7 +67,6 @@ class Agent:
         self._config = config
         self._workers: list[WorkerState] = []
         self._failures: list[Failure] = []
-        self._shm: set[str] = set()
         self._signals: list[signal.Signals] = []
         self._stopped_by: signal.Signals | None = None
         self._stopped: list[int] = []
@@ -86,7 +85,7 @@ class Agent:
             raise RuntimeError(
                 f"disttrain launch needs Linux 5.3 or newer, this is {sys.platform}; use disttrain debug"
             )
-        self._started = time.monotonic()
+        self._started, self._since = time.monotonic(), time.time()
         self._directory = RunDirectory()
         self._logs = LogPump(self._directory.path)
         restore = self._catch_signals()
@@ -197,16 +196,14 @@ class Agent:
     def _watch(self) -> None:
         self._selector.register(self._control.fd, selectors.EVENT_READ, self._on_messages)
         self._on_messages()  # its descriptor tells edges; there may have been one
-        next_scan = time.monotonic() + _SHM_INTERVAL
         while any(w.running for w in self._workers):
-            now = time.monotonic()
-            if self._kill_at is not None and now >= self._kill_at:
-                self._kill()
-            if now >= next_scan:
-                self._note_shm()
-                next_scan = now + _SHM_INTERVAL
-            until = min(next_scan, self._kill_at if self._kill_at is not None else next_scan)
-            for key, _ in self._selector.select(max(0.0, until - now)):
+            wait = None
+            if self._kill_at is not None:
+                wait = self._kill_at - time.monotonic()
+                if wait <= 0:
+                    self._kill()
+                    wait = None
+            for key, _ in self._selector.select(wait):
                 key.data()
         self._on_messages()
 
@@ -221,11 +218,11 @@ class Agent:
                 self._fail(worker, what, message["code"], message=message)
 
     def _on_pmi(self, process: int, connection: socket.socket) -> None:
-        barriers = self._pmi.barriers
         if not self._pmi.read(process):
             self._selector.unregister(connection)
-        if self._pmi.barriers != barriers:
-            self._note_shm()
+        if process in self._pmi.aborts:  # it may go on as if nothing were, and expects to be killed
+            code = self._pmi.aborts.pop(process)
+            self._fail(self._workers[process], f"called MPI_Abort with code {code}", code)
 
     def _on_signals(self, fd: int) -> None:
         try:
@@ -239,7 +236,6 @@ class Agent:
                 continue
             self._stopped_by = s
             self._kill_at = time.monotonic() + GRACE
-            self._note_shm()
             for pid in self._members():
                 guardian.send(pid, [signal.SIGTERM, signal.SIGCONT])
 
@@ -257,9 +253,6 @@ class Agent:
             return
         if worker.status < 0:
             what, code = describe_signal(-worker.status), 128 - worker.status
-        elif worker.env.process in self._pmi.aborts:
-            code = self._pmi.aborts[worker.env.process] & 0xFF or 1
-            what = f"called MPI_Abort with code {self._pmi.aborts[worker.env.process]}"
         else:
             code = worker.status or 1
             what = f"left with code {worker.status} before the end"
@@ -298,28 +291,19 @@ class Agent:
     def _members(self) -> list[int]:
         return guardian.members(self._directory.run_id, [w.popen.pid for w in self._workers])
 
-    def _note_shm(self) -> None:
-        """Remember the shared memory that the workers have, while they can be asked."""
-        names = set[str]().union(*(guardian.mapped_shm(w.popen.pid) for w in self._workers if w.running))
-        for name in sorted(names - self._shm):
-            self._tell_guardian(f"shm {name}")
-        if names - self._shm:
-            self._shm |= names
-            self._directory.note_shm(self._shm)
-
     def _kill(self) -> None:
         self._kill_at = None
         self._killed = True
-        self._note_shm()
         self._stopped = [r for w in self._workers if w.running and not w.failed for r in w.ranks]
-        for pid in self._members():
-            guardian.send(pid, [signal.SIGKILL])
+        for worker in self._workers:
+            if worker.running:  # what they have started, the sweep ends
+                guardian.send(worker.popen.pid, [signal.SIGKILL])
 
     def _end(self) -> RunReport:
         """Sweep what the workers have started, and put together what happened."""
-        stragglers = self._sweep(_LEAVING if not self._killed else 0.0)
+        stragglers = self._sweep()
         self._logs.finish()
-        if stragglers:
+        if stragglers and not self._failures and self._stopped_by is None:
             pids = ", ".join(map(str, stragglers[:10]))
             self._logs.notice(
                 f"disttrain: ended {len(stragglers)} processes that the script had left (pid {pids})"
@@ -356,27 +340,28 @@ class Agent:
         fields = {name: getattr(failure, name) for name in failure.__dataclass_fields__}
         return Failure(**fields | {"log": tuple(self._logs.tail(failure.process))})
 
-    def _sweep(self, patience: float) -> list[int]:
-        """End every process of the job; return those that were still there after ``patience`` seconds."""
-        deadline = time.monotonic() + patience
+    def _sweep(self) -> list[int]:
+        """End every process of the job; return those that did not leave by themselves."""
+        deadline = time.monotonic() + _LEAVING
         while (left := self._members()) and time.monotonic() < deadline:
             time.sleep(0.005)
         sessions = [w.popen.pid for w in self._workers]
         if deaf := guardian.kill_all(self._directory.run_id, sessions):
             self._logs.notice(f"disttrain: processes {deaf} do not end; the kernel holds them")
-        return left if patience else []
+        return left
 
     def _clean_up(self) -> None:
         """Leave nothing: also the way out if starting or watching has raised."""
         guardian.kill_all(self._directory.run_id, [w.popen.pid for w in self._workers])
         for worker in self._workers:
-            worker.popen.wait(timeout=5.0)
+            with suppress(subprocess.TimeoutExpired):  # the kernel holds it; that has been said
+                worker.popen.wait(timeout=1.0)
             if worker.running:
                 os.close(worker.pidfd)
         self._control.close()
         self._pmi.close()
         self._selector.close()
-        guardian.unlink_shm(self._shm)
+        guardian.unlink_orphaned_shm(self._since)
         if self._directory.report.exists():
             self._directory.keep()
         else:

@@ -1,8 +1,8 @@
 """Nothing left behind: ending what a job started, and the small process that does it if the launcher cannot.
 
 Runs as a file of its own, ``python -I -S guardian.py``, with nothing but the standard library, so that it is
-up within a few milliseconds. It reads lines: ``run ID DIRECTORY``, ``session SID``, ``shm NAME``. ``done``
-means that the launcher has cleaned up by itself; the end of the input without it, that the launcher is dead.
+up within a few milliseconds. It reads lines: ``run ID DIRECTORY`` and ``session SID``. ``done`` means that
+the launcher has cleaned up by itself; the end of the input without it, that the launcher is dead.
 """
 
 import os
@@ -15,7 +15,10 @@ from collections.abc import Iterable
 
 MARK = "DISTTRAIN_RUN_ID"
 """The environment variable that every process of a job inherits, also one that has left its session."""
-_SHM = re.compile(r"/dev/shm/((?:mpich_|psm_|disttrain)[^/\s]*)")
+_SHM = re.compile(r"/dev/shm/((?:mpich_|disttrain_)[^/\s]*)")
+_LEAVING = (
+    0.1  # seconds for helpers, like multiprocessing's, to see that their parent has gone and to tidy up
+)
 
 
 def members(run_id: str, sessions: Iterable[int]) -> list[int]:
@@ -63,20 +66,31 @@ def kill_all(run_id: str, sessions: Iterable[int], timeout: float = 2.0) -> list
     return []
 
 
-def mapped_shm(pid: int) -> set[str]:
-    """Return the names in /dev/shm that ``pid`` maps and that are MPI's, Python's or ours."""
-    try:
-        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as f:
-            return set(_SHM.findall(f.read()))
-    except OSError:
-        return set()
+def unlink_orphaned_shm(since: float) -> None:
+    """Remove MPI's and our segments in /dev/shm that were made after ``since`` and that no process maps any more.
 
+    A killed process cannot remove its segments, and nobody can ask it for their names; but a segment that nobody
+    maps is of no use to anybody.
 
-def unlink_shm(names: Iterable[str]) -> None:
-    """Remove ``names`` from /dev/shm, as far as they are still there and ours."""
-    for name in names:
+    Args:
+        since: seconds since the epoch; a little slack is added for the kernel's coarser clock.
+    """
+    found = set()
+    for entry in os.scandir("/dev/shm"):
+        info = entry.stat(follow_symlinks=False)
+        if _SHM.match(entry.path) and info.st_uid == os.getuid() and info.st_ctime >= since - 1.0:
+            found.add(entry.name)
+    if not found:
+        return
+    for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            os.unlink(f"/dev/shm/{os.path.basename(name)}")
+            with open(f"/proc/{name}/maps", encoding="utf-8", errors="replace") as f:
+                found -= set(_SHM.findall(f.read()))
+        except OSError:
+            continue
+    for name in found:
+        try:
+            os.unlink(f"/dev/shm/{name}")
         except OSError:
             continue
 
@@ -85,22 +99,21 @@ def main() -> None:
     for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(s, signal.SIG_IGN)
     run_id = directory = ""
+    since = time.time()
     sessions: list[int] = []
-    shm: list[str] = []
     for line in sys.stdin:
         match line.rstrip("\n").split(" ", 2):
             case ["run", run_id, directory]:
                 pass
             case ["session", sid]:
                 sessions.append(int(sid))
-            case ["shm", name]:
-                shm.append(name)
             case ["done"]:
                 return
     if not run_id:
         return
+    time.sleep(_LEAVING)
     kill_all(run_id, sessions, timeout=10.0)
-    unlink_shm(shm)
+    unlink_orphaned_shm(since)
     shutil.rmtree(directory, ignore_errors=True)
 
 

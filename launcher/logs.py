@@ -54,13 +54,17 @@ class _LogFile:
         self.tail.extend(line.decode("utf-8", "replace") for line in lines[-_TAIL:])
         if self.file is None or self.size > _MAX_FILE:
             if self.file is not None:
-                self.file.close()
+                self.close()
                 self.path.replace(self.path.with_suffix(".log.1"))
             self.file, self.size = open(self.path, "wb"), 0  # noqa: SIM115
         data = b"".join(line + b"\n" for line in lines)
         self.file.write(data)
         self.file.flush()
         self.size += len(data)
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
 
 
 class LogPump(threading.Thread):
@@ -137,8 +141,7 @@ class LogPump(threading.Thread):
         if self.is_alive():
             return  # the terminal takes nothing; a daemon thread holds nobody up
         for file in self._files.values():
-            if file.file is not None:
-                file.file.close()
+            file.close()
         for fd in (self._wake_read, self._wake_write, *self._streams):
             os.close(fd)
 

@@ -29,8 +29,6 @@ class PmiServer:
 
     def __init__(self, size: int, name: str) -> None:
         self.size = size
-        self.barriers = 0
-        """How often the processes met; every barrier ends a phase in which they made shared memory."""
         self.aborts: dict[int, int] = {}
         """Process → the code that it gave to ``MPI_Abort``."""
         self.complaints: list[str] = []
@@ -104,7 +102,6 @@ class PmiServer:
                 self._waiting.add(process)
                 if len(self._waiting) == self.size:
                     waiting, self._waiting = self._waiting, set()
-                    self.barriers += 1
                     for p in waiting:
                         self._say(p, "cmd=barrier_out")
             case "finalize":

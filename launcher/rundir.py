@@ -12,11 +12,11 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from disttrain.launcher.guardian import kill_all, unlink_shm
+from disttrain.launcher.guardian import kill_all, unlink_orphaned_shm
 
 KEEP_REPORTS: Final = 10
 """Number of run directories of failed jobs that stay; older ones go at the next start."""
@@ -45,10 +45,6 @@ class RunDirectory:
     @property
     def report(self) -> Path:
         return self.path / "report.json"
-
-    def note_shm(self, names: set[str]) -> None:
-        """Keep the names of shared memory that the job made, for whoever has to clean up."""
-        (self.path / "shm").write_text("".join(f"{n}\n" for n in sorted(names)))
 
     def remove(self) -> None:
         """Remove the directory with all it holds."""
@@ -117,8 +113,7 @@ def _sweep(base: Path) -> None:
             reports.append(path)
             continue
         kill_all(path.name, [])
-        with suppress(OSError):  # it had no shared memory
-            unlink_shm((path / "shm").read_text().split())
+        unlink_orphaned_shm((path / "lock").stat().st_ctime)
         shutil.rmtree(path, ignore_errors=True)
     reports.sort(key=lambda p: p.stat().st_mtime)
     for path in reports[:-KEEP_REPORTS]:

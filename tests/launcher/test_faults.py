@@ -297,7 +297,6 @@ def test_what_a_dead_launcher_left_goes_at_the_next_start(start, runtime: Path):
     (stale / "lock").touch()
     segment = Path(f"/dev/shm/disttrain_test_{os.getpid()}")
     segment.touch()
-    (stale / "shm").write_text(f"{segment.name}\n")
 
     start("pass", "launch").end()
 

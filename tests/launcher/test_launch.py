@@ -1,8 +1,6 @@
 """What a user gets from ``disttrain launch`` when all goes well, and when the command is wrong."""
 
 import json
-import os
-from pathlib import Path
 
 import psutil
 import pytest
@@ -173,9 +171,12 @@ def test_two_jobs_at_once(start):
         """
     jobs = [start(script, "launch", "-n", "2") for _ in range(2)]
 
-    ends = [job.end() for job in jobs]
+    for job in jobs:
+        job.process.wait(20)  # both, before the check that nothing is left in the folder that they share
 
-    assert [(code, err) for code, _, err in ends] == [(0, ""), (0, "")]
+    for job in jobs:
+        code, out, err = job.end()
+        assert (code, sorted(out.splitlines()), err) == (0, ["[0] ready", "[1] ready"], "")
 
 
 def test_no_process_of_a_job_listens_on_a_port(start):
@@ -228,14 +229,3 @@ def test_a_wrong_command_is_refused_with_the_value_and_the_cure(start, tmp_path,
     assert code == 2
     assert said in err.replace("\n", " ")
     assert "Traceback" not in err
-
-
-@pytest.mark.skipif(os.getuid() == 0, reason="root reads everything")
-def test_an_unreadable_script_is_refused(start, tmp_path: Path):
-    secret = tmp_path / "secret.py"
-    secret.touch(mode=0)
-
-    code, _, err = start(None, "launch", str(secret)).end()
-
-    assert code == 2
-    assert "cannot be read" in err
