@@ -47,8 +47,8 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _ALIASES = {
     "bool": ("disttrain.dtypes", "bool_"),
-    "softmax": ("disttrain.nn.functional", "softmax"),
-    "log_softmax": ("disttrain.nn.functional", "log_softmax"),
+    "softmax": ("disttrain.functions.activation", "softmax"),
+    "log_softmax": ("disttrain.functions.activation", "log_softmax"),
     "double": ("disttrain.dtypes", "float64"),
     "float": ("disttrain.dtypes", "float32"),
     "half": ("disttrain.dtypes", "float16"),

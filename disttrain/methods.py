@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from disttrain.functions import common, linalg
+from disttrain.functions import activation, common, linalg
 from disttrain.functions import elementwise as e
 from disttrain.functions import index as i
 from disttrain.functions import reduce as r
@@ -88,6 +88,7 @@ class ReduceMethods:
     sum, mean, var, std, prod, norm = r.sum, r.mean, r.var, r.std, r.prod, r.norm
     max, min, amax, amin, argmax, argmin = r.max, r.min, r.amax, r.amin, r.argmax, r.argmin
     all, any, logsumexp, cumsum = r.all, r.any, r.logsumexp, r.cumsum
+    softmax, log_softmax = activation.softmax, activation.log_softmax
 
 
 class ShapeMethods:

@@ -119,7 +119,7 @@ class Module:
     def __delattr__(self, name: str) -> None:
         for entries in (self._parameters, self._buffers, self._modules):
             if name in entries:
-                del entries[name]  # type: ignore[attr-defined]
+                del entries[name]
                 self.__dict__["_not_persistent"].discard(name)
                 return
         object.__delattr__(self, name)
