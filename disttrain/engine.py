@@ -111,7 +111,13 @@ def apply(op: Op, *inputs: Any, **options: Any) -> Any:
         options: handed to ``op``.
     """
     arrays = [i._array if isinstance(i, Tensor_) else i for i in inputs]
-    out, saved, vjp = op(*arrays, **options)
+    try:
+        out, saved, vjp = op(*arrays, **options)
+    except ValueError as e:
+        if "broadcast" not in str(e) and "remapping" not in str(e):
+            raise
+        shapes = " and ".join([str(list(a.shape)) for a in arrays if is_array(a)])
+        raise RuntimeError(f"{op.__name__}(): shapes {shapes} do not broadcast to one shape") from e
     node = None
     versions: list[list[int]] = []
     if type(out) is tuple:
@@ -203,11 +209,6 @@ def write_in_place(x: Tensor, op: Op, *others: Any, **options: Any) -> Tensor:
     """
     check_in_place(x)
     result: Tensor = apply(op, x, *others, **options)
-    if result.shape != x.shape:
-        raise RuntimeError(
-            f"an in-place operation cannot change the shape: the result of {op.__name__} has shape "
-            f"{tuple(result.shape)}, the tensor {tuple(x.shape)}"
-        )
     node = result._node
     if node is not None and node.saved is not None:
         for i, (k, _, _, j) in enumerate(node.versions):
@@ -231,7 +232,16 @@ def check_in_place(x: Tensor) -> None:
 
 
 def adopt(x: Tensor, result: Tensor) -> Tensor:
-    """Write ``result`` (of the shape of ``x``) into the memory of ``x`` and make its history that of ``x``."""
+    """Write ``result`` into the memory of ``x`` and make its history that of ``x``.
+
+    Raises:
+        RuntimeError: the result has another shape than ``x``, or a type that ``x`` cannot hold.
+    """
+    if result._array.shape != x._array.shape:
+        raise RuntimeError(
+            f"an in-place operation cannot change the shape: the result has shape {list(result.shape)}, "
+            f"the tensor {list(x.shape)}"
+        )
     if result.dtype is not x.dtype:
         if result.dtype.category > x.dtype.category:
             raise RuntimeError(
@@ -366,7 +376,7 @@ def run_backward(
     callbacks: list[Callable[[], None]] = []
     token = _callbacks.set(callbacks)
     try:
-        with set_grad_enabled(create_graph):
+        with set_grad_enabled(create_graph), np.errstate(all="ignore"):
             found = _walk(roots, retain_graph, create_graph, wanted)
             for callback in callbacks:
                 callback()
@@ -390,7 +400,8 @@ def _walk(
         receivers = useful | targets
 
     buffers: dict[Any, list[Any]] = {}
-    owned: set[int] = set()
+    owned: set[Edge] = set()
+    """Where the buffer holds a sum of our own: what a vjp returned may be in several places."""
     ready: list[tuple[int, Node]] = []
 
     def send(target: Any, index: int, g: Any) -> None:
@@ -400,12 +411,13 @@ def _walk(
         before = slots[index]
         if before is None:
             slots[index] = g
-        elif id(before) in owned:
+        elif (target, index) in owned:
             before += g
+        elif create_graph:
+            slots[index] = before + g
         else:
-            slots[index] = total = before + g
-            if is_array(total) and total.ndim:
-                owned.add(id(total))
+            slots[index] = before + g if before.ndim else np.asarray(before + g)  # NumPy makes scalars of these
+            owned.add((target, index))
 
     def arrived(target: Any) -> None:
         """Account for one user of ``target`` that has been visited; go on with it after the last."""
@@ -560,7 +572,7 @@ def accumulate_grad(leaf: Tensor, g: Any) -> None:
     """
     slot = leaf._slot
     if slot is not None and slot.scale == 0.0 and is_array(g):
-        g = np.zeros_like(g)  # of no samples: even a nan counts for nothing
+        g = get_array_module(g).zeros_like(g)  # of no samples: even a nan counts for nothing
     if not is_array(g):
         leaf._grad = g if leaf._grad is None else leaf._grad + g
     elif leaf._grad is not None:

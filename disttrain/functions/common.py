@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,13 @@ def as_operand(x: Operand) -> Any:
     raise TypeError(f"expected a Tensor or a number, got {type(x).__name__}: {x!r}")
 
 
+def need_tensors(name: str, *operands: Operand) -> None:
+    """Raise ``TypeError`` unless all operands are Tensors, where PyTorch takes no numbers."""
+    for x in operands:
+        if not isinstance(x, engine.Tensor_):
+            raise TypeError(f"{name}() needs Tensors, got {type(x).__name__}: {x!r:.80}")
+
+
 def promote(*operands: Operand) -> list[Any]:
     """Return the operands converted to the type in which PyTorch would combine them; numbers stay numbers."""
     operands = tuple(map(as_operand, operands))
@@ -43,7 +51,16 @@ def cast(x: Any, kind: np.dtype[Any]) -> Any:
         return x if x._array.dtype == kind else engine.apply(shape.astype, x, dtype=kind)
     if x is None or kind.kind in "fV":
         return x
-    return int(x) if kind.kind in "iu" else bool(x)
+    if kind.kind == "b":
+        return bool(x)
+    bits = 8 * kind.itemsize  # a number beyond the type's range wraps around, as PyTorch's do
+    whole = int(x) & ((1 << bits) - 1)
+    return whole - (1 << bits) if kind.kind == "i" and whole >> (bits - 1) else whole
+
+
+def is_zero(x: Operand) -> bool:
+    """Return whether ``x`` is, or holds, an integer zero."""
+    return bool((x._array == 0).any()) if isinstance(x, engine.Tensor_) else x == 0
 
 
 def binary(op: Op, x: Operand, y: Operand) -> Tensor:
@@ -127,39 +144,36 @@ def sizes(args: Sequence[Any]) -> tuple[int, ...]:
     return tuple(int(n) for n in args)
 
 
-def in_place(x: Tensor, op: Op, *others: Operand, **options: Any) -> Tensor:
+def in_place(x: Tensor, op: Op, *others: Operand) -> Tensor:
     """Run ``op`` in place on ``x`` after promotion.
 
     Raises:
         RuntimeError: the result has a type or shape that ``x`` cannot hold.
     """
-    plain = x._array.dtype in _PLAIN and all(type(o) in _NUMBERS for o in others)
-    if plain:
-        return engine.write_in_place(x, op, *others, **options)
-    first, *rest = promote(x, *others)
-    if first is x and x.dtype.itemsize > 2:
-        return engine.write_in_place(x, op, *rest, **options)
+    if x._array.dtype in _PLAIN:
+        if all(type(o) in _NUMBERS for o in others):
+            return engine.write_in_place(x, op, *others)
+        first, *rest = promote(x, *others)
+        if first is x:
+            return engine.write_in_place(x, op, *rest)
+    return overwrite(x, partial(binary, op), *others)
+
+
+def overwrite(x: Tensor, function: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+    """Write ``function(x, *args)`` into ``x``, recorded.
+
+    Raises:
+        GradientError: ``x`` is a leaf that requires a gradient, or a view of one.
+        RuntimeError: the result has a type or shape that ``x`` cannot hold.
+    """
     engine.check_in_place(x)
-    result = (
-        binary(op, first, rest[0])
-        if len(rest) == 1 and not options
-        else engine.apply(op, first, *rest, **options)
-    )
-    if result.shape != x.shape:
-        raise RuntimeError(
-            f"an in-place operation cannot change the shape: the result of {op.__name__} has shape "
-            f"{tuple(result.shape)}, the tensor {tuple(x.shape)}"
-        )
-    return engine.adopt(x, result)
+    return engine.adopt(x, function(engine.apply(shape.copy, x), *args, **options))
 
 
 def copy_(x: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
     """Write ``src`` into ``x``, broadcast and converted, as ``torch.Tensor.copy_``."""
     source = src if isinstance(src, engine.Tensor_) else engine.Tensor_(np.asarray(src))
     engine.check_in_place(x)
-    result: Tensor = engine.apply(elementwise.copy_from, _constant(x), source)
+    old = x if x._base is None else x._array  # a view's old value is cut out of its base's history elsewhere
+    result: Tensor = engine.apply(elementwise.copy_from, old, source)
     return engine.adopt(x, result)
-
-
-def _constant(x: Tensor) -> Any:
-    return x._array  # nothing of its old value flows into the new one

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from disttrain import engine
-from disttrain.functions.common import Operand, binary, cast, floating, in_place, promote, unary_float
+import numpy as np
+
+from disttrain import dtypes, engine
+from disttrain.defaults import result_type
+from disttrain.functions.common import (
+    Operand,
+    as_operand,
+    binary,
+    cast,
+    copy_,
+    floating,
+    in_place,
+    is_zero,
+    need_tensors,
+    overwrite,
+    promote,
+    unary_float,
+)
 from disttrain.ops import activation, elementwise
 from disttrain.ops.types import Op
 
@@ -13,14 +29,34 @@ if TYPE_CHECKING:
     from disttrain.tensors import Tensor
 
 
+def _scaled(name: str, input: Operand, other: Operand, alpha: float) -> Operand:
+    """Return ``alpha * other``, the second operand of a sum or difference, after the checks that both need."""
+    if name == "sub":
+        for x in (input, other):
+            if isinstance(x, bool) or (isinstance(x, engine.Tensor_) and x.dtype is dtypes.bool_):
+                raise RuntimeError("sub() is not defined for booleans; use logical_xor() or bitwise_not()")
+    if type(alpha) is int and alpha == 1:
+        return other
+    whole = not any(isinstance(x, float) or (isinstance(x, engine.Tensor_) and x.dtype.is_floating_point)
+                    for x in (input, other))
+    if whole and isinstance(alpha, float):
+        raise RuntimeError(f"{name}() of integers needs an integer alpha, got {alpha}")
+    return other * alpha
+
+
+def _refuse_bool(name: str, input: Tensor) -> None:
+    if input.dtype is dtypes.bool_:
+        raise RuntimeError(f"{name}() is not defined for booleans; convert the tensor, for example with .int()")
+
+
 def add(input: Operand, other: Operand, *, alpha: float = 1) -> Tensor:
     """``input + alpha * other``."""
-    return binary(elementwise.add, input, other if alpha == 1 else other * alpha)
+    return binary(elementwise.add, input, _scaled("add", input, other, alpha))
 
 
 def sub(input: Operand, other: Operand, *, alpha: float = 1) -> Tensor:
     """``input - alpha * other``."""
-    return binary(elementwise.sub, input, other if alpha == 1 else other * alpha)
+    return binary(elementwise.sub, input, _scaled("sub", input, other, alpha))
 
 
 def mul(input: Operand, other: Operand) -> Tensor:
@@ -32,65 +68,79 @@ def div(input: Operand, other: Operand, *, rounding_mode: str | None = None) -> 
     """``input / other``; integers give the default floating point type unless ``rounding_mode`` is set.
 
     Raises:
-        ValueError: ``rounding_mode`` is neither ``None``, ``"trunc"`` nor ``"floor"``.
+        RuntimeError: ``rounding_mode`` is neither ``None``, ``"trunc"`` nor ``"floor"``.
     """
     if rounding_mode == "floor":
         return floor_divide(input, other)
     if rounding_mode not in (None, "trunc"):
-        raise ValueError(f"rounding_mode must be None, 'trunc' or 'floor', got {rounding_mode!r}")
-    a, b = promote(input, other)
-    whole = not any(isinstance(t, engine.Tensor_) and t.dtype.is_floating_point for t in (a, b))
-    kind = a.dtype if isinstance(a, engine.Tensor_) else b.dtype
-    if whole:
-        a, b = (floating(t) if isinstance(t, engine.Tensor_) else float(t) for t in (a, b))
-    out = binary(elementwise.div, a, b)
-    if rounding_mode is None:
-        return out
-    out = engine.apply(elementwise.trunc, out)
-    return out.to(kind) if whole else out
+        raise RuntimeError(f"rounding_mode must be None, 'trunc' or 'floor', got {rounding_mode!r}")
+    input, other = as_operand(input), as_operand(other)
+    if not result_type(input, other).is_floating_point:
+        if rounding_mode == "trunc":
+            return floor_divide(sub(input, fmod(input, other)), other)
+        input, other = (floating(t) if isinstance(t, engine.Tensor_) else float(t) for t in (input, other))
+    out = binary(elementwise.div, input, other)
+    return out if rounding_mode is None else trunc(out)
+
+
+def _whole_division(op: Op, input: Operand, other: Operand) -> Tensor:
+    """Return ``op``, a quotient or remainder of whole numbers, after the checks that integers need."""
+    input, other = as_operand(input), as_operand(other)
+    kind = result_type(input, other)
+    if kind is dtypes.bool_:
+        raise RuntimeError(f"{op.__name__}() is not defined for booleans; convert a tensor, for example with .int()")
+    if not kind.is_floating_point and is_zero(other):
+        raise RuntimeError(f"{op.__name__}(): ZeroDivisionError: an integer is divided by zero")
+    return binary(op, input, other)
 
 
 def floor_divide(input: Operand, other: Operand) -> Tensor:
     """``floor(input / other)``."""
-    return binary(elementwise.floor_divide, input, other)
+    return _whole_division(elementwise.floor_divide, input, other)
 
 
 def remainder(input: Operand, other: Operand) -> Tensor:
     """The remainder with the sign of ``other``, as Python's ``%``."""
-    return binary(elementwise.remainder, input, other)
+    return _whole_division(elementwise.remainder, input, other)
 
 
 def fmod(input: Operand, other: Operand) -> Tensor:
     """The remainder with the sign of ``input``, as C's ``fmod``."""
-    return binary(elementwise.fmod, input, other)
+    return _whole_division(elementwise.fmod, input, other)
 
 
 def pow(input: Operand, exponent: Operand) -> Tensor:
     """``input ** exponent``.
 
     Raises:
-        RuntimeError: an integer to a negative integer power.
+        RuntimeError: an integer to a negative integer power, or two tensors of booleans.
     """
-    if (
-        type(exponent) is int
-        and exponent < 0
-        and isinstance(input, engine.Tensor_)
-        and input.dtype.category < 2
-    ):
+    input, exponent = as_operand(input), as_operand(exponent)
+    _check_power(input, exponent)
+    if result_type(input, exponent) is dtypes.bool_:
+        if isinstance(exponent, engine.Tensor_):
+            raise RuntimeError("pow() is not defined for booleans; convert a tensor, for example with .int()")
+        return binary(elementwise.pow, input, exponent).to(dtypes.bool_)
+    return binary(elementwise.pow, input, exponent)
+
+
+def _check_power(input: Operand, exponent: Operand) -> None:
+    if type(exponent) is int and exponent < 0 and not result_type(input, exponent).is_floating_point:
         raise RuntimeError(
             f"integers to negative integer powers are not allowed, got exponent {exponent}; "
             f"convert the tensor to a floating point type"
         )
-    return binary(elementwise.pow, input, exponent)
 
 
 def neg(input: Tensor) -> Tensor:
     """``-input``."""
+    _refuse_bool("neg", input)
     return engine.apply(elementwise.neg, input)  # type: ignore[no-any-return]
 
 
 def abs(input: Tensor) -> Tensor:
     """``|input|``."""
+    _refuse_bool("abs", input)
     return engine.apply(elementwise.abs, input)  # type: ignore[no-any-return]
 
 
@@ -101,6 +151,8 @@ def reciprocal(input: Tensor) -> Tensor:
 
 def square(input: Tensor) -> Tensor:
     """``input * input``."""
+    if input.dtype is dtypes.bool_:
+        input = input.to(dtypes.int64)
     return engine.apply(elementwise.square, input)  # type: ignore[no-any-return]
 
 
@@ -191,17 +243,23 @@ def sigmoid(input: Tensor) -> Tensor:
 
 def relu(input: Tensor) -> Tensor:
     """``max(input, 0)``."""
+    _refuse_bool("relu", input)
     return engine.apply(activation.relu, input)  # type: ignore[no-any-return]
 
 
 def _step(op: Op, input: Tensor, **options: Any) -> Tensor:
+    _refuse_bool(op.__name__, input)
     if input.dtype.category < 2:
+        if options.get("decimals"):
+            raise RuntimeError(f"{op.__name__}() of integers to decimals; convert the tensor with .float()")
         return input.clone()
     return engine.apply(op, input, **options)  # type: ignore[no-any-return]
 
 
 def sign(input: Tensor) -> Tensor:
     """-1, 0 or 1; the gradient is zero."""
+    if input.dtype is dtypes.bool_:
+        return input.clone()
     return engine.apply(elementwise.sign, input)  # type: ignore[no-any-return]
 
 
@@ -227,11 +285,13 @@ def round(input: Tensor, *, decimals: int = 0) -> Tensor:
 
 def maximum(input: Tensor, other: Tensor) -> Tensor:
     """The larger of two tensors, element by element."""
+    need_tensors("maximum", input, other)
     return binary(elementwise.maximum, input, other)
 
 
 def minimum(input: Tensor, other: Tensor) -> Tensor:
     """The smaller of two tensors, element by element."""
+    need_tensors("minimum", input, other)
     return binary(elementwise.minimum, input, other)
 
 
@@ -239,10 +299,10 @@ def clamp(input: Tensor, min: Operand | None = None, max: Operand | None = None)
     """``input`` limited to ``[min, max]``; a limit is a number, a tensor or ``None``.
 
     Raises:
-        ValueError: both limits are ``None``.
+        RuntimeError: both limits are ``None``.
     """
     if min is None and max is None:
-        raise ValueError("clamp() needs min or max, got None for both")
+        raise RuntimeError("clamp() needs min or max, got None for both")
     known = [t for t in (input, min, max) if t is not None]
     kind = promote(*known)[0]._array.dtype
     return engine.apply(  # type: ignore[no-any-return]
@@ -254,30 +314,42 @@ def where(condition: Tensor, input: Operand = None, other: Operand = None) -> An
     """``input`` where ``condition`` holds, else ``other``; with one argument, ``nonzero(as_tuple=True)``."""
     if input is None and other is None:
         return condition.nonzero(as_tuple=True)
+    need_tensors("where", condition)
     if condition.dtype.category:
-        raise TypeError(
+        raise RuntimeError(
             f"where() needs a boolean condition, got {condition.dtype}; compare it with something first"
         )
     a, b = promote(input, other)
-    if not isinstance(a, engine.Tensor_) and not isinstance(b, engine.Tensor_):
-        a = engine.Tensor_.full_(a)
+    kind = result_type(a, b).numpy  # NumPy's own choice for numbers is another
+    a, b = (x if isinstance(x, engine.Tensor_) else np.asarray(x, kind) for x in (a, b))
     return engine.apply(elementwise.where, condition, a, b)
 
 
 def masked_fill(input: Tensor, mask: Tensor, value: Operand) -> Tensor:
     """``input`` with ``value`` (a number or a tensor without dimensions) where ``mask`` (boolean) holds."""
-    _check_mask(mask)
-    return engine.apply(elementwise.masked_fill, input, mask, value)  # type: ignore[no-any-return]
+    return engine.apply(elementwise.masked_fill, input, mask, _filling(input, mask, value))  # type: ignore[no-any-return]
 
 
-def _check_mask(mask: Tensor) -> None:
+def _filling(input: Tensor, mask: Tensor, value: Operand) -> Any:
+    """Return ``value`` in the type of ``input``, after the checks of masked_fill."""
+    need_tensors("masked_fill", input, mask)
     if mask.dtype.category:
         raise RuntimeError(f"masked_fill needs a boolean mask, got {mask.dtype}; use mask.bool()")
+    if isinstance(value, engine.Tensor_) and value.ndim:
+        raise RuntimeError(f"masked_fill needs a number or a tensor without dimensions, got shape {list(value.shape)}")
+    return cast(as_operand(value), input._array.dtype)
 
 
 def lerp(input: Tensor, end: Tensor, weight: Operand) -> Tensor:
     """``input + weight * (end - input)``."""
+    _check_lerp(input, end, weight)
     return input + weight * (end - input)
+
+
+def _check_lerp(input: Tensor, end: Tensor, weight: Operand) -> None:
+    for x in (input, end, weight):
+        if isinstance(x, engine.Tensor_) and (x.dtype is not input.dtype or not x.dtype.is_floating_point):
+            raise RuntimeError(f"lerp() needs tensors of one floating point type, got {input.dtype}, {end.dtype}")
 
 
 def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
@@ -287,7 +359,13 @@ def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1
 
 def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
     """``input + value * tensor1 / tensor2``."""
-    return input + value * tensor1 / tensor2
+    return input + _quotient(tensor1, tensor2, value)
+
+
+def _quotient(tensor1: Tensor, tensor2: Tensor, value: float) -> Tensor:
+    if not tensor1.dtype.is_floating_point and not tensor2.dtype.is_floating_point:
+        raise RuntimeError("addcdiv() of integers; convert a tensor with .float()")
+    return value * (tensor1 / tensor2)
 
 
 def eq(input: Tensor, other: Operand) -> Tensor:
@@ -322,16 +400,19 @@ def ge(input: Tensor, other: Operand) -> Tensor:
 
 def logical_and(input: Tensor, other: Tensor) -> Tensor:
     """Whether both are not zero."""
+    need_tensors("logical_and", input, other)
     return engine.apply(elementwise.logical_and, input, other)  # type: ignore[no-any-return]
 
 
 def logical_or(input: Tensor, other: Tensor) -> Tensor:
     """Whether one is not zero."""
+    need_tensors("logical_or", input, other)
     return engine.apply(elementwise.logical_or, input, other)  # type: ignore[no-any-return]
 
 
 def logical_xor(input: Tensor, other: Tensor) -> Tensor:
     """Whether exactly one is not zero."""
+    need_tensors("logical_xor", input, other)
     return engine.apply(elementwise.logical_xor, input, other)  # type: ignore[no-any-return]
 
 
@@ -380,12 +461,12 @@ def isfinite(input: Tensor) -> Tensor:
 
 def add_(input: Tensor, other: Operand, *, alpha: float = 1) -> Tensor:
     """:func:`add` in place."""
-    return in_place(input, elementwise.add, other if alpha == 1 else other * alpha)
+    return in_place(input, elementwise.add, _scaled("add", input, other, alpha))
 
 
 def sub_(input: Tensor, other: Operand, *, alpha: float = 1) -> Tensor:
     """:func:`sub` in place."""
-    return in_place(input, elementwise.sub, other if alpha == 1 else other * alpha)
+    return in_place(input, elementwise.sub, _scaled("sub", input, other, alpha))
 
 
 def mul_(input: Tensor, other: Operand) -> Tensor:
@@ -393,12 +474,14 @@ def mul_(input: Tensor, other: Operand) -> Tensor:
     return in_place(input, elementwise.mul, other)
 
 
-def div_(input: Tensor, other: Operand) -> Tensor:
+def div_(input: Tensor, other: Operand, *, rounding_mode: str | None = None) -> Tensor:
     """:func:`div` in place.
 
     Raises:
         RuntimeError: the tensor holds integers, which a quotient does not fit.
     """
+    if rounding_mode is not None:
+        return overwrite(input, div, other, rounding_mode=rounding_mode)
     if input.dtype.category < 2:
         raise RuntimeError(
             f"result type Float cannot be written into a tensor of {input.dtype}; use floor_divide_()"
@@ -408,62 +491,94 @@ def div_(input: Tensor, other: Operand) -> Tensor:
 
 def pow_(input: Tensor, exponent: Operand) -> Tensor:
     """:func:`pow` in place."""
+    if input.dtype.category < 2:
+        return overwrite(input, pow, exponent)
     return in_place(input, elementwise.pow, exponent)
 
 
 def _unary_in_place(op: Op, input: Tensor) -> Tensor:
+    if input.dtype.category < 2:
+        raise RuntimeError(f"the result of {op.__name__}() cannot be written into a tensor of {input.dtype}")
     return engine.write_in_place(input, op)
 
 
 def neg_(input: Tensor) -> Tensor:
     """:func:`neg` in place."""
-    return _unary_in_place(elementwise.neg, input)
+    return overwrite(input, neg)
 
 
 def abs_(input: Tensor) -> Tensor:
     """:func:`abs` in place."""
-    return _unary_in_place(elementwise.abs, input)
-
-
-def exp_(input: Tensor) -> Tensor:
-    """:func:`exp` in place."""
-    return _unary_in_place(elementwise.exp, input)
-
-
-def log_(input: Tensor) -> Tensor:
-    """:func:`log` in place."""
-    return _unary_in_place(elementwise.log, input)
-
-
-def sqrt_(input: Tensor) -> Tensor:
-    """:func:`sqrt` in place."""
-    return _unary_in_place(elementwise.sqrt, input)
+    return overwrite(input, abs)
 
 
 def relu_(input: Tensor) -> Tensor:
     """:func:`relu` in place."""
-    return _unary_in_place(activation.relu, input)
+    _refuse_bool("relu_", input)
+    return engine.write_in_place(input, activation.relu)
+
+
+def exp_(input: Tensor) -> Tensor:
+    """:func:`exp` in place.
+
+    Raises:
+        RuntimeError: the tensor holds integers.
+    """
+    return _unary_in_place(elementwise.exp, input)
+
+
+def log_(input: Tensor) -> Tensor:
+    """:func:`log` in place.
+
+    Raises:
+        RuntimeError: the tensor holds integers.
+    """
+    return _unary_in_place(elementwise.log, input)
+
+
+def sqrt_(input: Tensor) -> Tensor:
+    """:func:`sqrt` in place.
+
+    Raises:
+        RuntimeError: the tensor holds integers.
+    """
+    return _unary_in_place(elementwise.sqrt, input)
 
 
 def sigmoid_(input: Tensor) -> Tensor:
-    """:func:`sigmoid` in place."""
+    """:func:`sigmoid` in place.
+
+    Raises:
+        RuntimeError: the tensor holds integers.
+    """
     return _unary_in_place(activation.sigmoid, input)
 
 
 def tanh_(input: Tensor) -> Tensor:
-    """:func:`tanh` in place."""
+    """:func:`tanh` in place.
+
+    Raises:
+        RuntimeError: the tensor holds integers.
+    """
     return _unary_in_place(activation.tanh, input)
 
 
 def clamp_(input: Tensor, min: Operand | None = None, max: Operand | None = None) -> Tensor:
     """:func:`clamp` in place."""
-    return engine.write_in_place(input, elementwise.clamp, min, max)
+    return overwrite(input, clamp, min, max)
 
 
 def fill_(input: Tensor, value: Operand) -> Tensor:
-    """Write ``value`` everywhere."""
-    number = value.item() if isinstance(value, engine.Tensor_) else value
-    return engine.write_in_place(input, elementwise.fill, value=number)
+    """Write ``value``, a number or a tensor without dimensions, everywhere.
+
+    Raises:
+        RuntimeError: ``value`` is a tensor with dimensions.
+    """
+    if isinstance(value, engine.Tensor_):
+        if value.ndim:
+            raise RuntimeError(f"fill_() needs a number or a tensor without dimensions, got shape {list(value.shape)}")
+        return copy_(input, value)
+    return engine.write_in_place(input, elementwise.fill, value=cast(as_operand(value), input._array.dtype))
 
 
 def zero_(input: Tensor) -> Tensor:
@@ -473,8 +588,7 @@ def zero_(input: Tensor) -> Tensor:
 
 def masked_fill_(input: Tensor, mask: Tensor, value: Operand) -> Tensor:
     """:func:`masked_fill` in place."""
-    _check_mask(mask)
-    return engine.write_in_place(input, elementwise.masked_fill, mask, value)
+    return engine.write_in_place(input, elementwise.masked_fill, mask, _filling(input, mask, value))
 
 
 def addcmul_(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
@@ -484,9 +598,9 @@ def addcmul_(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 
 
 def addcdiv_(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
     """:func:`addcdiv` in place."""
-    return add_(input, value * tensor1 / tensor2)
+    return add_(input, _quotient(tensor1, tensor2, value))
 
 
 def lerp_(input: Tensor, end: Tensor, weight: Operand) -> Tensor:
     """:func:`lerp` in place."""
-    return add_(input, weight * (end - input))
+    return overwrite(input, lerp, end, weight)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from disttrain import engine
-from disttrain.functions.common import normalize_dim
+from disttrain.functions.common import normalize_dim, overwrite
 from disttrain.ops import index as ops
 from disttrain.ops import shape as shape_ops
 
@@ -135,17 +135,12 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
 
 def scatter_(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None) -> Tensor:
     """:func:`scatter` in place."""
-    return _replace(input, scatter(input, dim, index, value if src is None else src))
+    return overwrite(input, scatter, dim, index, value if src is None else src)
 
 
 def scatter_add_(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """:func:`scatter_add` in place."""
-    return _replace(input, scatter_add(input, dim, index, src))
-
-
-def _replace(input: Tensor, result: Tensor) -> Tensor:
-    engine.check_in_place(input)
-    return engine.adopt(input, result)
+    return overwrite(input, scatter_add, dim, index, src)
 
 
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:

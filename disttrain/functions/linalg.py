@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from disttrain import engine
+from disttrain.functions.common import need_tensors
 from disttrain.ops import linalg
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def _check(name: str, input: Tensor, other: Tensor) -> None:
 
 
 def _ranked(name: str, input: Tensor, other: Tensor, a: int, b: int) -> Tensor:
+    need_tensors(name, input, other)
     if input.ndim != a or other.ndim != b:
         raise RuntimeError(
             f"{name}() expects tensors of {a} and {b} dimensions, got shapes {list(input.shape)} and "
@@ -70,6 +72,7 @@ def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     Raises:
         RuntimeError: the batches have different sizes.
     """
+    need_tensors("bmm", input, mat2)
     if input.ndim == mat2.ndim == 3 and input.shape[0] != mat2.shape[0]:
         raise RuntimeError(f"bmm(): batches of {input.shape[0]} and {mat2.shape[0]} matrices")
     return _ranked("bmm", input, mat2, 3, 3)
@@ -77,6 +80,7 @@ def bmm(input: Tensor, mat2: Tensor) -> Tensor:
 
 def outer(input: Tensor, vec2: Tensor) -> Tensor:
     """All products of an element of one vector and one of another."""
+    need_tensors("outer", input, vec2)
     if input.ndim != 1 or vec2.ndim != 1:
         raise RuntimeError(f"outer() expects vectors, got shapes {list(input.shape)} and {list(vec2.shape)}")
     return input.unsqueeze(1) * vec2.unsqueeze(0)
@@ -84,5 +88,12 @@ def outer(input: Tensor, vec2: Tensor) -> Tensor:
 
 def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """``beta * input + alpha * (mat1 @ mat2)``."""
+    need_tensors("addmm", input)
     product = mm(mat1, mat2)
-    return (input if beta == 1 else beta * input) + (product if alpha == 1 else alpha * product)
+    out = (input if beta == 1 else beta * input) + (product if alpha == 1 else alpha * product)
+    if out.shape != product.shape:
+        raise RuntimeError(
+            f"addmm(): input of shape {list(input.shape)} does not broadcast to that of the product, "
+            f"{list(product.shape)}"
+        )
+    return out

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from disttrain import context, dtypes, engine
+from disttrain.functions import elementwise as elementwise_functions
 from disttrain.functions.common import binary, normalize_dim, normalize_dims
 from disttrain.ops import elementwise, reduce
 from disttrain.ops.types import Op
@@ -90,7 +91,7 @@ def std(
     correction: float | None = None,
 ) -> Tensor:
     """The square root of :func:`var`."""
-    return var(input, dim, unbiased, keepdim, correction=correction).sqrt()
+    return _root(var(input, dim, unbiased, keepdim, correction=correction), 0.5)
 
 
 def prod(input: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
@@ -115,6 +116,8 @@ def amin(input: Tensor, dim: Dims = (), keepdim: bool = False) -> Tensor:
 
 
 def _need_elements(name: str, input: Tensor, dim: Dims) -> None:
+    if dim in (None, ()) and not input.numel():
+        raise RuntimeError(f"{name}(): a tensor of shape {list(input.shape)} holds no element to choose from")
     for d in normalize_dims(dim, input.ndim):
         if input.shape[d] == 0:
             raise IndexError(
@@ -160,7 +163,7 @@ def argmin(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tens
 
 def _arg(op: Op, name: str, input: Tensor, dim: int | None, keepdim: bool) -> Tensor:
     axis = None if dim is None else normalize_dim(dim, input.ndim)
-    _need_elements(name, input, axis)
+    _need_elements(name, input, tuple(range(input.ndim)) if axis is None else axis)
     if not input.ndim:
         axis = None
     return engine.apply(op, input, axis=axis, keepdims=keepdim)  # type: ignore[no-any-return]
@@ -168,12 +171,16 @@ def _arg(op: Op, name: str, input: Tensor, dim: int | None, keepdim: bool) -> Te
 
 def all(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
     """Whether no element is zero."""
-    return _reduce(reduce.all, input, dim, keepdim)
+    return _truth(input, _reduce(reduce.all, input, dim, keepdim))
 
 
 def any(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
     """Whether some element is not zero."""
-    return _reduce(reduce.any, input, dim, keepdim)
+    return _truth(input, _reduce(reduce.any, input, dim, keepdim))
+
+
+def _truth(input: Tensor, out: Tensor) -> Tensor:
+    return out.to(dtypes.uint8) if input.dtype is dtypes.uint8 else out  # as PyTorch does for this type alone
 
 
 def logsumexp(input: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
@@ -199,27 +206,28 @@ def norm(input: Tensor, p: float | str = "fro", dim: Dims = None, keepdim: bool 
     """The ``p``-norm of the elements over ``dim``: ``sum(|x| ** p) ** (1 / p)``, as ``torch.norm``.
 
     Raises:
-        ValueError: ``p`` is a name other than ``"fro"``.
+        RuntimeError: ``p`` is a name other than ``"fro"``.
     """
     _need_float("norm", input)
     if p == "fro":
         p = 2.0
     if isinstance(p, str):
-        raise ValueError(f"norm() knows p as a number or 'fro', got {p!r}")
+        raise RuntimeError(f"norm() knows p as a number or 'fro', got {p!r}")
     if p == float("inf"):
         return amax(input.abs(), () if dim is None else dim, keepdim)
     if p == -float("inf"):
         return amin(input.abs(), () if dim is None else dim, keepdim)
     if p == 0:
-        return sum((input != 0).to(input.dtype), dim, keepdim)
+        return sum(elementwise_functions.where(input == 0, input * 0, 1.0), dim, keepdim)
     if p == 1:
         return sum(input.abs(), dim, keepdim)
     if p == 2:
-        return _sqrt_at_zero(sum(input * input, dim, keepdim))
-    return sum(input.abs() ** p, dim, keepdim) ** (1 / p)
+        return _root(sum(input * input, dim, keepdim), 0.5)
+    return _root(sum(input.abs() ** p, dim, keepdim), 1 / p)
 
 
-def _sqrt_at_zero(squares: Tensor) -> Tensor:
-    """The square root whose gradient at zero is zero, PyTorch's choice for norms."""
-    nothing = squares == 0
-    return (squares + nothing.to(squares.dtype)).sqrt() * (~nothing).to(squares.dtype)
+def _root(powers: Tensor, exponent: float) -> Tensor:
+    """``powers ** exponent`` with a gradient of zero at zero, PyTorch's choice for norms."""
+    nothing = powers == 0
+    root = elementwise_functions.where(nothing, 1.0, powers) ** exponent
+    return elementwise_functions.where(nothing, powers * 0, root)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from disttrain.ops.types import Array, Result, call, get_array_module, no_vjp
+from disttrain.ops.types import Array, Op, Result, call, get_array_module, no_vjp
 
 Needs = tuple[bool, ...]
 Grads = tuple[Any, ...]
@@ -58,7 +58,12 @@ def div_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
 def floor_divide(x: Array, y: Array) -> Result:
     """``floor(x / y)``."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return get_array_module(x, y).floor_divide(x, y), (), no_vjp
+        return get_array_module(x, y).floor_divide(x, y), (), zeros_vjp
+
+
+def zeros_vjp(g: Any, needs: Needs) -> Grads:
+    """The vjp of a step function of two arguments."""
+    return g * 0 if needs[0] else None, g * 0 if needs[1] else None
 
 
 def remainder(x: Array, y: Array) -> Result:
@@ -264,7 +269,8 @@ def cos_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def tan(x: Array) -> Result:
     """Tangent of ``x`` radians."""
-    y = get_array_module(x).tan(x)
+    with np.errstate(invalid="ignore"):
+        y = get_array_module(x).tan(x)
     return y, (y,), tan_vjp
 
 
@@ -310,8 +316,11 @@ def zero_vjp(g: Any, needs: Needs) -> Grads:
 
 
 def sign(x: Array) -> Result:
-    """-1, 0 or 1."""
-    return get_array_module(x).sign(x), (), zero_vjp
+    """-1, 0 or 1; 0 for nan, as in PyTorch."""
+    out = get_array_module(x).sign(x)
+    if x.dtype.kind in "fV":
+        out = get_array_module(x).where(x != x, out.dtype.type(0), out)
+    return out, (), zero_vjp
 
 
 def floor(x: Array) -> Result:
@@ -343,7 +352,7 @@ def maximum(x: Array, y: Array) -> Result:
 
 
 def maximum_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
-    return _share(g, needs, call(gt, x, y), call(eq, x, y))
+    return _share(g, needs, x, y, lt, gt)
 
 
 def minimum(x: Array, y: Array) -> Result:
@@ -352,14 +361,15 @@ def minimum(x: Array, y: Array) -> Result:
 
 
 def minimum_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
-    return _share(g, needs, call(lt, x, y), call(eq, x, y))
+    return _share(g, needs, x, y, gt, lt)
 
 
-def _share(g: Any, needs: Needs, first: Any, both: Any) -> Grads:
-    half = call(where, both, g * 0.5, g * 0)
-    gx = call(where, first, g, half) if needs[0] else None
-    gy = call(where, call(logical_or, first, both), half, g) if needs[1] else None
-    return gx, gy
+def _share(g: Any, needs: Needs, x: Any, y: Any, x_loses: Op, y_loses: Op) -> Grads:
+    each = call(where, call(eq, x, y), g * 0.5, g)  # nan loses against nothing, and so gets all, as in PyTorch
+    return (
+        call(where, call(x_loses, x, y), g * 0, each) if needs[0] else None,
+        call(where, call(y_loses, x, y), g * 0, each) if needs[1] else None,
+    )
 
 
 def clamp(x: Array, low: Array | None, high: Array | None) -> Result:
@@ -371,20 +381,18 @@ def clamp(x: Array, low: Array | None, high: Array | None) -> Result:
 
 
 def clamp_vjp(g: Any, needs: Needs, x: Any, low: Any, high: Any) -> Grads:
+    gx = glow = ghigh = None
     zero = g * 0
-    below = None if low is None else call(lt, x, low)
-    above = None if high is None else call(gt, x, high)
-    if below is not None and high is not None:
-        crossed = call(gt, low, high)  # then the upper limit is the result everywhere
-        below, above = call(logical_and, below, call(logical_not, crossed)), call(logical_or, above, crossed)
-    gx = g
-    gx = gx if below is None else call(where, below, zero, gx)
-    gx = gx if above is None else call(where, above, zero, gx)
-    return (
-        gx if needs[0] else None,
-        call(where, below, g, zero) if needs[1] else None,
-        call(where, above, g, zero) if needs[2] else None,
-    )
+    if needs[0]:
+        gx = g if low is None else call(where, call(ge, x, low), g, zero)
+        gx = gx if high is None else call(where, call(le, x, high), gx, zero)
+    if needs[1]:  # where the limits are crossed, the upper one is the result
+        below = call(lt, x, low)
+        glow = call(where, below if high is None else call(logical_and, below, call(lt, low, high)), g, zero)
+    if needs[2]:
+        above = call(gt, x, high)
+        ghigh = call(where, above if low is None else call(logical_or, above, call(lt, high, low)), g, zero)
+    return gx, glow, ghigh
 
 
 def where(condition: Array, x: Array, y: Array) -> Result:

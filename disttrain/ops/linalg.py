@@ -1,5 +1,6 @@
 """Matrix products. Half-precision products accumulate in float32."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def _swap(x: Any) -> Any:
 
 
 def _rows(x: Any) -> Any:
-    return call(shape.reshape, x, shape=(-1, x.shape[-1]))
+    return call(shape.reshape, x, shape=(math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Result:

@@ -112,9 +112,16 @@ def amin(x: Array, *, axes: Axes, keepdims: bool) -> Result:
 
 
 def extreme_vjp(g: Any, needs: Needs, x: Any, out: Any, axes: Axes, keepdims: bool) -> Grads:
-    hit = call(elementwise.eq, x, _spread(out, x.shape, axes, keepdims))
-    ones = call(elementwise.where, hit, x * 0 + 1, x * 0)
-    return (_spread(g, x.shape, axes, keepdims) * ones / call(sum, ones, axes=axes, keepdims=True),)
+    out = _spread(out, x.shape, axes, keepdims)
+    both_nan = call(elementwise.logical_and, call(elementwise.isnan, x), call(elementwise.isnan, out))
+    hit = call(elementwise.logical_or, call(elementwise.eq, x, out), both_nan)
+    share = call(shape.astype, hit, dtype=np.dtype(np.float64))
+    share = share / call(sum, share, axes=axes, keepdims=True)
+    return (_spread(g, x.shape, axes, keepdims) * call(shape.astype, share, dtype=_dtype(x)),)
+
+
+def _dtype(x: Any) -> np.dtype[Any]:
+    return x.dtype if isinstance(x.dtype, np.dtype) else x.dtype.numpy  # of an array, or of a Tensor
 
 
 def max_along(x: Array, *, axis: int, keepdims: bool) -> Result:

@@ -46,7 +46,10 @@ def sum_to_shape(x: Array, *, shape: tuple[int, ...]) -> Result:
     axes = tuple(range(extra)) + tuple(
         i + extra for i, n in enumerate(shape) if n == 1 and x.shape[i + extra] != 1
     )
-    out = x.sum(axis=axes, dtype=np.float32 if x.dtype.itemsize == 2 else None) if axes else x
+    out = x
+    if axes:
+        with np.errstate(over="ignore", invalid="ignore"):
+            out = x.sum(axis=axes, dtype=np.float32 if x.dtype.itemsize == 2 else None)
     return np.reshape(out, shape).astype(x.dtype, copy=False), (x.shape,), sum_to_shape_vjp
 
 
@@ -131,7 +134,8 @@ def copy_vjp(g: Any, needs: tuple[bool, ...]) -> tuple[Any, ...]:
 
 def astype(x: Array, *, dtype: np.dtype[Any]) -> Result:
     """``x`` converted to another type."""
-    return x.astype(dtype), (x.dtype,), astype_vjp
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.astype(dtype), (x.dtype,), astype_vjp
 
 
 def astype_vjp(g: Any, needs: tuple[bool, ...], dtype: np.dtype[Any]) -> tuple[Any, ...]:

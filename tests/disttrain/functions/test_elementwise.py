@@ -1,0 +1,221 @@
+"""Elementwise functions and methods against PyTorch's."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import disttrain as dt
+
+rng = np.random.default_rng(0)
+FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
+WHOLE = (np.int64, np.int32, np.int16, np.int8, np.uint8)
+DTYPES = (*FLOATS, *WHOLE, np.bool_)
+
+
+def c(*args: Any, **kwargs: Any) -> Any:
+    return args, kwargs
+
+
+def f(*shape: int) -> Any:
+    return rng.standard_normal(shape)
+
+
+def pos(*shape: int) -> Any:
+    return rng.uniform(0.3, 2.0, shape)
+
+
+def mask(*shape: int) -> Any:
+    return rng.integers(0, 2, shape).astype(bool)
+
+
+def unary(make: Any = f, special: tuple[float, ...] = (0.0, -1.0, 2.5, np.inf, -np.inf, np.nan)) -> list[Any]:
+    """Shapes with 0 to 3 dimensions, empty ones, strided ones, every type, and numbers at the edges."""
+    cases = [c(make(*s)) for s in [(), (3,), (2, 3), (0,), (2, 0), (2, 1, 3)]]
+    cases.append(c(make(4, 6)[::2, ::-1].copy().T))
+    cases += [c((make(2, 3) * 2).astype(d)) for d in DTYPES]
+    cases += [c(np.asarray(make(1)[0] * 2).astype(d)) for d in DTYPES]
+    return cases + [c(np.array(special, d)) for d in FLOATS]
+
+
+def binary(make: Any = f, *, numbers: tuple[Any, ...] = (2, -3, 0.5, True, 0)) -> list[Any]:
+    """Broadcast shapes, pairs of types, numbers on either side, and shapes that do not fit."""
+    shapes = [((2, 3), (2, 3)), ((2, 3), (3,)), ((2, 1), (1, 3)), ((), (2,)), ((2,), ()), ((0,), (1,)), ((), ())]
+    cases = [c(make(*a), make(*b)) for a, b in [*shapes, ((2, 1, 3), (4, 1)), ((2, 3), (4,)), ((0,), (2,))]]
+    for a, b in itertools.product(DTYPES, DTYPES):
+        x, y = (make(2, 3) * 2).astype(a), (make(3) * 2).astype(b)
+        if b in WHOLE or b is np.bool_:
+            y[:] = [1, 2, 1]
+        cases += [c(x, y), c(x, np.asarray(y[0])), c(np.asarray(x[0, 0]), y)]
+    for a, n in itertools.product(DTYPES, numbers):
+        cases += [c((make(2, 3) * 2).astype(a), n), c(np.asarray(make(1)[0] * 2).astype(a), n)]
+    return cases
+
+
+def in_place(cases: list[Any]) -> list[Any]:
+    return [case for case in cases if isinstance(case[0][0], np.ndarray)]
+
+
+UNARY = {
+    name: unary()
+    for name in """abs ceil floor trunc sign round neg square exp exp2 expm1 sin cos tan atan sinh cosh tanh sigmoid
+    relu isnan isinf isfinite logical_not bitwise_not""".split()
+} | {name: unary(pos) for name in "log log2 log10 log1p sqrt rsqrt reciprocal".split()}
+
+BINARY = {
+    name: binary(pos if name == "pow" else f)
+    for name in "add sub mul div maximum minimum eq ne lt le gt ge pow logical_and logical_or logical_xor".split()
+} | {name: binary(pos, numbers=(2, -3, 0.5, True)) for name in "floor_divide remainder fmod".split()}
+
+CASES: dict[str, list[Any]] = {**UNARY, **BINARY}
+CASES["add"] += [c(f(2, 3), f(3), alpha=2), c(f(2, 3), 2, alpha=0.5), c(np.arange(3), np.arange(3), alpha=3),
+                 c(np.arange(3), np.arange(3), alpha=0.5), c(f(3), "a"), c(f(3), None)]  # fmt: skip
+CASES["sub"] += [c(f(2, 3), f(3), alpha=2), c(np.arange(3), 2, alpha=2), c(mask(3), mask(3)), c(f(3), [1, 2, 3])]
+CASES["div"] += [
+    c(x, y, rounding_mode=m)
+    for m in ("floor", "trunc", None, "nearest")
+    for x in (f(2, 3) * 9, np.arange(-6, 6), np.arange(6, dtype=np.uint8))
+    for y in (np.asarray(2.0), np.asarray(-3), 2, -2.5, 3)
+] + [c(f(3), np.zeros(3)), c(np.arange(3), 0), c(np.arange(3), np.zeros(3, np.int64))]
+CASES["pow"] += [c(np.arange(4), -1), c(np.arange(1, 4), np.array([2, 1, 0])), c(np.array([0.0, -0.0, 1, -2]), 2),
+                 c(np.array([0.0, 1, 2]), np.array([0.0, 0, -1])), c(np.array([-1.5, 2.0]), 3), c(2, f(3)),
+                 c(0, pos(3)), c(2.0, np.arange(3)), c(2, np.arange(3)), c(np.array([0.0, 2.0]), 0),
+                 c(np.array([0.0, 4.0]), 0.5), c(np.array([0.0, 0.0, 3.0]), np.array([0.0, 2.0, 2.0]))]  # fmt: skip
+CASES["round"] += [c(f(3) * 100, decimals=d) for d in (0, 1, 2, -1)]
+CASES["round"] += [c(np.array([0.5, 1.5, 2.5, -0.5])), c(np.arange(3), decimals=1)]
+CASES["floor_divide"] += [c(np.array([7, -7, 7, -7]), np.array([2, 2, -2, -2])), c(f(3), np.zeros(3)), c(7, pos(3))]
+CASES["remainder"] += [c(np.array([7, -7, 7, -7]), np.array([2, 2, -2, -2])), c(f(3) * 5, -1.5), c(7, pos(3)),
+                       c(np.array([7.0, -7.0]), np.array([2.0, -2.0]))]  # fmt: skip
+CASES["fmod"] += [c(np.array([7, -7, 7, -7]), np.array([2, 2, -2, -2])), c(f(3) * 5, -1.5)]
+CASES["maximum"] += [c(np.array([1.0, 2, np.nan]), np.array([1.0, 3, 0]))]
+CASES["minimum"] += [c(np.array([1.0, 2, np.nan]), np.array([1.0, 1, 0]))]
+CASES["abs"] += [c(np.array([0.0, -0.0]))]
+
+for _name in "bitwise_and bitwise_or bitwise_xor".split():
+    CASES[_name] = [
+        c(np.arange(-3, 3).astype(a), np.arange(6).astype(b))
+        for a, b in itertools.product((*WHOLE, np.bool_), (*WHOLE, np.bool_))
+    ] + [c(np.arange(3), 5), c(mask(3), True), c(mask(3), 3), c(np.arange(3), 1.5), c(f(3), f(3)), c(mask(2), 1.0)]
+
+CASES["clamp"] = [
+    c(x, *limits)
+    for x in (f(2, 3), np.arange(-3, 4), f(3).astype(np.float32), f(2, 3).astype(np.float16), np.asarray(2.0), f(0))
+    for limits in ((-0.5, 0.5), (None, 0.3), (0, None), (0, 1), (1, -1), (None, None), (0.5, True))
+] + [
+    c(f(2, 3), f(3), None),
+    c(f(2, 3), None, f(2, 1)),
+    c(f(2, 3), f(3), f(2, 1)),
+    c(f(2, 3), np.asarray(-0.1), np.asarray(0.1)),
+    c(np.array([1.0, 2.0, 3.0]), 1.0, 3.0),
+    c(f(3), min=0.0),
+    c(f(3), max=0.0),
+    c(np.array([1.0, 2.0]), np.array([1.0, 3.0]), np.array([2.0, 1.0])),
+    c(np.arange(3), np.array([0.5, 1.5, 0.1]), None),
+    c(np.array([np.nan, 1.0]), 0.0, 0.5),
+    c(f(3), "a", None),
+]
+CASES["clip"] = CASES["clamp"]
+CASES["where"] = [
+    c(mask(2, 3), f(2, 3), f(3)),
+    c(mask(3), f(2, 1), f(1, 3)),
+    c(mask(3), f(3), 0.0),
+    c(mask(3), 1, f(3)),
+    c(mask(3), 1, 2),
+    c(mask(3), 1.5, 2),
+    c(mask(3), True, False),
+    c(mask(3), np.arange(3), 0.5),
+    c(mask(3), np.arange(3), f(3).astype(np.float32)),
+    c(mask(3), np.asarray(1.0), np.arange(3, dtype=np.float32)),
+    c(mask(2, 3)),
+    c(mask(), f(2), f(2)),
+    c(mask(2), f(3), f(3)),
+    c(f(3), f(3), f(3)),
+    c(np.array([0, 1, 2]), f(3), f(3)),
+    c(mask(0), f(0), f(0)),
+]
+CASES["Tensor.where"] = [c(f(2, 3), mask(3), f(3)), c(f(3), mask(2, 1), 1.0), c(np.arange(3), mask(3), 0.5)]
+CASES["masked_fill"] = [
+    c(f(2, 3), mask(2, 3), 0.5),
+    c(f(2, 3), mask(3), np.asarray(2.0)),
+    c(f(2, 3), mask(2, 1), -np.inf),
+    c(f(3), mask(2, 3), 1),
+    c(np.arange(3), mask(3), 2),
+    c(np.arange(3), mask(3), 2.7),
+    c(np.arange(3), mask(3), True),
+    c(f(3).astype(np.float32), mask(3), 2.5),
+    c(f(3).astype(np.float16), mask(3), 2.5),
+    c(f(3).astype(np.float32), mask(3), np.asarray(2.5)),
+    c(mask(3), mask(3), 1),
+    c(f(3), np.arange(3), 1.0),
+    c(f(3), mask(3), f(3)),
+    c(f(3), mask(2), 1.0),
+    c(f(3), mask(3), "a"),
+]
+CASES["lerp"] = [
+    c(f(2, 3), f(3), 0.3),
+    c(f(2, 3), f(2, 3), f(3)),
+    c(f(3), f(3), np.asarray(0.2)),
+    c(f(3).astype(np.float32), f(3).astype(np.float32), 0.3),
+    c(f(3), f(3).astype(np.float32), 0.3),
+    c(f(2), f(3), 0.3),
+    c(np.arange(3), np.arange(3), 0.5),
+]
+CASES["addcmul"] = [
+    c(f(2, 3), f(3), f(2, 1)),
+    c(f(2, 3), f(3), f(2, 1), value=0.5),
+    c(f(3).astype(np.float32), f(3).astype(np.float32), f(3).astype(np.float32), value=-2),
+    c(np.arange(3), np.arange(3), np.arange(3), value=2),
+    c(f(3), f(2), f(2)),
+]
+CASES["addcdiv"] = [
+    c(f(2, 3), f(3), pos(2, 1)),
+    c(f(2, 3), f(3), pos(2, 1), value=0.5),
+    c(f(3).astype(np.float32), f(3).astype(np.float32), pos(3).astype(np.float32), value=-2),
+    c(np.arange(3), np.arange(3), np.arange(1, 4)),
+    c(f(3), f(2), f(2)),
+]
+
+ALIASES = {
+    "true_divide": "div", "divide": "div", "multiply": "mul", "subtract": "sub", "negative": "neg",
+    "absolute": "abs", "__add__": "add", "__radd__": "add", "__mul__": "mul", "__rmul__": "mul", "__sub__": "sub",
+    "__truediv__": "div", "__floordiv__": "floor_divide", "__mod__": "remainder", "__pow__": "pow", "__neg__": "neg",
+    "__abs__": "abs", "__invert__": "bitwise_not", "__and__": "bitwise_and", "__or__": "bitwise_or",
+    "__xor__": "bitwise_xor", "__rand__": "bitwise_and", "__ror__": "bitwise_or", "__rxor__": "bitwise_xor",
+    "__lt__": "lt", "__le__": "le", "__gt__": "gt", "__ge__": "ge", "__eq__": "eq", "__ne__": "ne",
+    "__rsub__": "sub", "__rtruediv__": "div", "__rfloordiv__": "floor_divide", "__rmod__": "remainder",
+    "__rpow__": "pow",
+}  # fmt: skip
+for _alias, _name in ALIASES.items():
+    CASES[_alias] = [case for case in CASES[_name] if not case[1]]
+    if _alias.startswith("__") and _name not in ("abs", "neg", "bitwise_not"):
+        # Python asks the other operand where it knows no answer, so only sensible ones are compared.
+        CASES[_alias] = [case for case in CASES[_alias] if isinstance(case[0][1], np.ndarray | bool | int | float)]
+    if _alias in ("__rtruediv__", "__rfloordiv__", "__rmod__", "__rpow__", "__rsub__"):  # Python gives only numbers
+        CASES[_alias] = [case for case in CASES[_alias] if not isinstance(case[0][1], np.ndarray)]
+
+IN_PLACE = {f"{n}_": n for n in """add sub mul div pow neg abs exp log sqrt relu sigmoid tanh clamp clip masked_fill
+addcmul addcdiv lerp""".split()} | {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div",
+                                    "__ipow__": "pow"}  # fmt: skip
+for _alias, _name in IN_PLACE.items():
+    CASES[_alias] = in_place(CASES["__add__"] if _name == "add" and _alias == "__iadd__" else CASES[_name])
+    if _alias.startswith("__"):
+        CASES[_alias] = [case for case in CASES[f"__{_alias[3:]}"]]
+CASES["fill_"] = [c(f(2, 3), v) for v in (1, 2.5, True, np.asarray(2.0), np.asarray(3), "a")]
+CASES["fill_"] += [c(np.arange(3), 2.7), c(mask(3), 2), c(f(3).astype(np.float16), 1.5), c(f(3), f(3))]
+CASES["zero_"] = [c(f(2, 3)), c(np.arange(3)), c(f(0)), c(np.asarray(2.0)), c(mask(3))]
+CASES["copy_"] = [c(f(2, 3), f(3)), c(f(2, 3), np.arange(3)), c(np.arange(3), f(3)), c(f(3), f(2)), c(f(3), f(2, 3)),
+                  c(f(2, 3), f(2, 3).astype(np.float32)), c(f(3).astype(np.float16), f(3)), c(f(3), f(1, 3))]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_as_pytorch_does(name: str, against_torch: Any) -> None:
+    against_torch(name, CASES[name])
+
+
+def test_a_number_alone_is_refused() -> None:
+    with pytest.raises(TypeError, match="needs a Tensor"):
+        dt.add(1, 2)
