@@ -131,8 +131,9 @@ def _wait_for_all(
     left = len(threads)
     while left:
         try:
-            finished.acquire()
-            left -= 1
+            # Not for ever: a Ctrl-C that comes just before the lock is taken would not wake this thread.
+            if finished.acquire(timeout=0.2):
+                left -= 1
         except KeyboardInterrupt:
             if interrupted:
                 raise
