@@ -25,6 +25,7 @@ class _BatchNorm(Module):
         track_running_stats: keep running values and use them in evaluation.
         device: where the parameters are.
         dtype: of the parameters, by default the default dtype.
+        bias: learn a shift, if there is a scale.
     """
 
     ranks: tuple[int, ...]
@@ -46,6 +47,8 @@ class _BatchNorm(Module):
         track_running_stats: bool = True,
         device: Any = None,
         dtype: Any = None,
+        *,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.num_features = num_features
@@ -55,7 +58,8 @@ class _BatchNorm(Module):
         self.track_running_stats = track_running_stats
         options = {"dtype": dtype, "device": device}
         self.register_parameter("weight", Parameter(empty(num_features, **options)) if affine else None)
-        self.register_parameter("bias", Parameter(empty(num_features, **options)) if affine else None)
+        shift = affine and bias
+        self.register_parameter("bias", Parameter(empty(num_features, **options)) if shift else None)
         track = track_running_stats
         self.register_buffer("running_mean", zeros(num_features, **options) if track else None)
         self.register_buffer("running_var", ones(num_features, **options) if track else None)
@@ -74,8 +78,9 @@ class _BatchNorm(Module):
     def reset_parameters(self) -> None:
         """Scale by 1, shift by 0, forget the running values."""
         self.reset_running_stats()
-        if self.weight is not None and self.bias is not None:
+        if self.weight is not None:
             init.ones_(self.weight)
+        if self.bias is not None:
             init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -87,16 +92,16 @@ class _BatchNorm(Module):
             )
         momentum = 0.0 if self.momentum is None else self.momentum
         count = self.num_batches_tracked
-        if self.training and count is not None:
+        if self.training and self.track_running_stats and count is not None:
             count.add_(1)
             if self.momentum is None:
                 momentum = 1.0 / float(count)
         use_batch = self.training or self.running_mean is None
-        update = self.training or not use_batch
+        given = not self.training or self.track_running_stats
         return F.batch_norm(
             input,
-            self.running_mean if update else None,
-            self.running_var if update else None,
+            self.running_mean if given else None,
+            self.running_var if given else None,
             self.weight,
             self.bias,
             use_batch,
@@ -107,7 +112,7 @@ class _BatchNorm(Module):
     def extra_repr(self) -> str:
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}"
+            f"bias={self.bias is not None}, track_running_stats={self.track_running_stats}"
         )
 
 
@@ -169,4 +174,7 @@ class LayerNorm(Module):
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
-        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+        return (
+            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}, "
+            f"bias={self.bias is not None}"
+        )

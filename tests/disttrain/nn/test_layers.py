@@ -1,0 +1,353 @@
+"""Every layer against PyTorch: output, gradients, changed buffers, state dict and repr, in training and evaluation."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import disttrain as dt
+from disttrain import nn
+
+rng = np.random.default_rng(3)
+
+
+def floats(*shape: int) -> Any:
+    return rng.standard_normal(shape)
+
+
+def probabilities(*shape: int) -> Any:
+    return rng.random(shape) * 0.9 + 0.05
+
+
+def classes(count: int, *shape: int) -> Any:
+    return rng.integers(0, count, shape)
+
+
+X = floats(4, 6)
+IMAGES = floats(3, 4, 7, 6)
+IMAGE = floats(4, 7, 6)
+SCORES = floats(5, 4)
+LABELS = np.array([0, 3, 1, 1, 2])
+
+# name: [(arguments of the constructor, its options, inputs)]; arrays among the arguments become tensors.
+CASES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]]] = {
+    "Identity": [((1, 2), {"a": 3}, (X,))],
+    "Linear": [
+        ((6, 3), {}, (X,)),
+        ((6, 3), {"bias": False}, (floats(2, 3, 6),)),
+        ((6, 3), {}, (floats(6),)),
+    ],
+    "Bilinear": [
+        ((6, 5, 3), {}, (X, floats(4, 5))),
+        ((6, 5, 3), {"bias": False}, (floats(2, 4, 6), floats(2, 4, 5))),
+    ],
+    "Conv2d": [
+        ((4, 6, 3), {}, (IMAGES,)),
+        ((4, 6, (3, 2)), {"stride": (2, 1), "padding": (1, 0), "bias": False}, (IMAGES,)),
+        ((4, 6, 3), {"padding": "same", "dilation": 2, "groups": 2}, (IMAGES,)),
+        ((4, 6, (2, 4)), {"padding": "same"}, (IMAGES,)),
+        ((4, 8, 3), {"padding": "valid", "groups": 4}, (IMAGES,)),
+        ((4, 6, 3), {"padding": 1}, (IMAGE,)),
+    ],
+    "MaxPool2d": [
+        ((2,), {}, (IMAGES,)),
+        ((3,), {"stride": 2, "padding": 1, "return_indices": True}, (IMAGES,)),
+        (((2, 3),), {"dilation": (1, 2), "ceil_mode": True, "stride": 2}, (IMAGES,)),
+        ((2,), {}, (IMAGE,)),
+    ],
+    "AvgPool2d": [
+        ((2,), {}, (IMAGES,)),
+        ((3,), {"stride": 2, "padding": 1, "count_include_pad": False}, (IMAGES,)),
+        (((2, 3), (2, 2)), {"ceil_mode": True, "divisor_override": 5}, (IMAGE,)),
+    ],
+    "AdaptiveAvgPool2d": [
+        ((1,), {}, (IMAGES,)),
+        (((3, None),), {}, (IMAGES,)),
+        (((2, 3),), {}, (IMAGE,)),
+    ],
+    "BatchNorm1d": [
+        ((6,), {}, (X,)),
+        ((4,), {"momentum": None}, (floats(3, 4, 5),)),
+        ((6,), {"affine": False, "eps": 1e-3}, (X,)),
+        ((6,), {"track_running_stats": False}, (X,)),
+    ],
+    "BatchNorm2d": [
+        ((4,), {}, (IMAGES,)),
+        ((4,), {"momentum": None, "affine": False}, (IMAGES,)),
+        ((4,), {"bias": False}, (IMAGES,)),
+        ((4,), {"track_running_stats": False}, (IMAGES,)),
+    ],
+    "LayerNorm": [
+        ((6,), {}, (X,)),
+        (((5, 6),), {"eps": 1e-2}, (floats(3, 5, 6),)),
+        (((6,),), {"bias": False}, (X,)),
+        ((6,), {"elementwise_affine": False}, (X,)),
+    ],
+    "Embedding": [
+        ((7, 3), {}, (classes(7, 4, 2),)),
+        ((7, 3), {"padding_idx": -1}, (np.array([6, 0, 6, 2]),)),
+    ],
+    "Dropout": [((), {"p": 0.0}, (X,)), ((1.0,), {"inplace": False}, (X,))],
+    "Flatten": [((), {}, (IMAGES,)), ((2, 3), {}, (IMAGES,))],
+    "Unflatten": [((1, (2, 3)), {}, (X,)), ((-1, (2, -1)), {}, (X,))],
+    "ReLU": [((), {}, (X,))],
+    "LeakyReLU": [((), {}, (X,)), ((0.2,), {}, (X,))],
+    "ELU": [((), {}, (X,)), ((0.5,), {}, (X,))],
+    "SiLU": [((), {}, (X,))],
+    "GELU": [((), {}, (X,)), (("tanh",), {}, (X,))],
+    "Sigmoid": [((), {}, (X,))],
+    "Tanh": [((), {}, (X,))],
+    "Softplus": [((), {}, (X,)), ((2.0, 1.0), {}, (X,))],
+    "Softmax": [((1,), {}, (X,)), ((-2,), {}, (IMAGES,))],
+    "LogSoftmax": [((1,), {}, (X,)), ((0,), {}, (IMAGES,))],
+    "CrossEntropyLoss": [
+        ((), {}, (SCORES, LABELS)),
+        ((), {"weight": probabilities(4), "ignore_index": 1, "label_smoothing": 0.1}, (SCORES, LABELS)),
+        ((), {"reduction": "none"}, (floats(2, 4, 3), classes(4, 2, 3))),
+        ((), {"reduction": "sum"}, (SCORES, probabilities(5, 4))),
+        ((), {}, (floats(4), np.array(2))),
+    ],
+    "NLLLoss": [
+        ((), {}, (SCORES, LABELS)),
+        ((), {"weight": probabilities(4), "ignore_index": 3}, (SCORES, LABELS)),
+        ((), {"reduction": "none"}, (floats(2, 4, 3), classes(4, 2, 3))),
+    ],
+    "MSELoss": [((), {"reduction": r}, (X, floats(4, 6))) for r in ("mean", "sum", "none")],
+    "L1Loss": [((), {"reduction": r}, (X, floats(4, 6))) for r in ("mean", "sum", "none")],
+    "BCELoss": [
+        ((), {}, (probabilities(4, 3), probabilities(4, 3))),
+        ((), {"weight": probabilities(3), "reduction": "sum"}, (probabilities(4, 3), probabilities(4, 3))),
+    ],
+    "BCEWithLogitsLoss": [
+        ((), {}, (X, probabilities(4, 6))),
+        (
+            (),
+            {"weight": probabilities(6), "pos_weight": probabilities(6), "reduction": "none"},
+            (X, probabilities(4, 6)),
+        ),
+    ],
+}
+ELSEWHERE = {  # test_containers.py and test_module.py
+    *("Module", "Parameter", "Buffer", "Sequential", "ModuleList", "ModuleDict", "ParameterList"),
+    *("functional", "init", "parallel", "utils"),
+}
+ALL = [
+    pytest.param(name, case, id=f"{name}-{i}")
+    for name, cases in CASES.items()
+    for i, case in enumerate(cases)
+]
+
+
+def test_every_layer_has_a_case():
+    assert set(nn.__all__) == set(CASES) | ELSEWHERE
+
+
+def listed(x: Any) -> list[Any]:
+    return list(x) if isinstance(x, tuple) else [x]
+
+
+def our_tensor(a: Any, dtype: str) -> dt.Tensor:
+    return dt.tensor(a.astype(dtype)).requires_grad_() if a.dtype == np.float64 else dt.tensor(a)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # PyTorch's
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("name", "case"), ALL)
+def test_layer_is_that_of_torch(name, case, dtype):
+    torch = pytest.importorskip("torch", reason="PyTorch is the reference")
+    tolerance = {"float64": 1e-11, "float32": 3e-5}[dtype]
+
+    def their_tensor(a: Any) -> Any:
+        t = torch.tensor(a)
+        return t.to(getattr(torch, dtype)).requires_grad_() if a.dtype == np.float64 else t
+
+    def close(ours: Any, theirs: Any, what: str) -> None:
+        assert (ours is None) == (theirs is None), what
+        if ours is not None:
+            assert str(ours.dtype).split(".")[1] == str(theirs.dtype).split(".")[1], what
+            theirs = theirs.detach().numpy()
+            assert tuple(ours.shape) == theirs.shape, what
+            np.testing.assert_allclose(ours.detach().numpy(), theirs, tolerance, tolerance, err_msg=what)
+
+    args, options, inputs = case
+    theirs = getattr(torch.nn, name)(
+        *args, **{k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    ).to(getattr(torch, dtype))
+    ours = getattr(nn, name)(
+        *args, **{k: dt.tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    ).to(getattr(dt, dtype))
+
+    assert repr(ours) == repr(theirs)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    with torch.no_grad():
+        for p in theirs.parameters():  # so that scales and shifts matter
+            p.normal_()
+    ours.load_state_dict({k: dt.tensor(v.numpy()) for k, v in theirs.state_dict().items()})
+    for training in (True, True, False):
+        ours.train(training), theirs.train(training)
+        ours.zero_grad(), theirs.zero_grad()
+        xs, ts = [our_tensor(a, dtype) for a in inputs], [their_tensor(a) for a in inputs]
+
+        outs, wanted = listed(ours(*xs)), listed(theirs(*ts))
+
+        where = "training" if training else "evaluation"
+        assert len(outs) == len(wanted)
+        for out, want in zip(outs, wanted, strict=True):
+            close(out, want, f"output in {where}")
+        g = np.asarray(np.random.default_rng(1).standard_normal(tuple(wanted[0].shape)), dtype)
+        if wanted[0].requires_grad:
+            outs[0].backward(dt.tensor(g))
+            wanted[0].backward(torch.tensor(g))
+        for i, (x, t) in enumerate(zip(xs, ts, strict=True)):
+            close(x.grad, t.grad, f"gradient of input {i} in {where}")
+        for (key, p), (_, q) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+            close(p.grad, q.grad, f"gradient of {key} in {where}")
+        for (key, p), (_, q) in zip(ours.named_buffers(), theirs.named_buffers(), strict=True):
+            close(p, q, f"buffer {key} after {where}")
+
+
+@pytest.mark.parametrize(("name", "case"), ALL)
+def test_gradients_are_those_of_differences(name, case):
+    args, options, inputs = case
+    layer = getattr(nn, name)(
+        *args, **{k: dt.tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    ).double()
+    leaves = [our_tensor(a, "float64") for a in inputs]
+    wanted = [t for t in [*leaves, *layer.parameters()] if t.requires_grad]
+    out = listed(layer(*leaves))[0]
+    random = np.random.default_rng(2)
+    g = dt.tensor(np.asarray(random.standard_normal(tuple(out.shape))))
+    found = dt.autograd.grad(out, wanted, g, allow_unused=True, materialize_grads=True)
+
+    for t, grad in zip(wanted, found, strict=True):
+        step = 1e-6 * random.standard_normal(tuple(t.shape))
+        if getattr(layer, "padding_idx", None) is not None:
+            step[layer.padding_idx] = 0  # not trained, though the output depends on it
+        ends = []
+        for sign in (1, -1):
+            with dt.no_grad():
+                t += dt.tensor(np.asarray(sign * step))
+                ends.append(float((listed(layer(*leaves))[0] * g).sum()))
+                t -= dt.tensor(np.asarray(sign * step))
+        analytic = float((grad.numpy() * step).sum())
+        assert analytic == pytest.approx((ends[0] - ends[1]) / 2, rel=1e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ReLU", "LeakyReLU", "ELU", "SiLU", "Dropout"])
+def test_in_place_writes_over_the_input(name):
+    layer = getattr(nn, name)(inplace=True)
+    x = dt.tensor(X, requires_grad=True)
+    between = x * 1
+
+    out = layer(between)
+    out.sum().backward()
+
+    assert out is between
+    assert x.grad is not None
+    assert "inplace=True" in repr(layer)
+
+
+def test_dropout_zeroes_a_share_and_scales_the_rest():
+    dt.manual_seed(7)
+    x = dt.ones(100, 1000, requires_grad=True)
+
+    out = nn.Dropout(0.3)(x)
+    out.sum().backward()
+
+    kept = out.detach().numpy() != 0
+    np.testing.assert_allclose(out.detach().numpy()[kept], 1 / 0.7, rtol=1e-6)
+    assert abs(kept.mean() - 0.7) < 0.01
+    np.testing.assert_array_equal(x.grad.numpy(), out.detach().numpy())
+
+
+def test_dropout_draws_from_the_generator_of_the_rank():
+    layer, x = nn.Dropout(), dt.ones(50)
+    dt.manual_seed(1)
+    first, second = layer(x), layer(x)
+    dt.manual_seed(1)
+
+    again = layer(x)
+
+    assert (first == again).all()
+    assert not (first == second).all()
+
+
+def test_embedding_of_given_vectors_shares_them():
+    table = dt.randn(5, 3)
+
+    layer = nn.Embedding.from_pretrained(table, padding_idx=2)
+
+    assert not layer.weight.requires_grad
+    assert layer.weight.data_ptr() == table.data_ptr()
+    assert (layer(dt.tensor([1, 2])) == table[1:3]).all()
+
+
+LAYERS = [
+    (nn.Linear(784, 10), (64, 28, 28), r"expected input of shape \(\*, 784\) .* got \(64, 28, 28\); flatten"),
+    (nn.Conv2d(3, 8, 3), (2, 1, 9, 9), r"take images of 3 channels, got shape \(2, 1, 9, 9\)"),
+    (nn.Conv2d(3, 8, 3), (2, 9), r"expected images \(N, 3, H, W\) .* got shape \(2, 9\)"),
+    (nn.Conv2d(3, 8, 5), (2, 3, 4, 4), r"filters of \(5, 5\) pixels .* do not fit into images of \(4, 4\)"),
+    (nn.MaxPool2d(2), (2, 3), r"max_pool2d: expected images \(N, C, H, W\) .* got shape \(2, 3\)"),
+    (nn.MaxPool2d(9), (1, 1, 4, 4), r"windows of \(9, 9\) pixels do not fit into images of \(4, 4\)"),
+    (nn.BatchNorm2d(8), (2, 8), r"BatchNorm2d\(8\): expected input of shape \(N, 8, H, W\), got \(2, 8\)"),
+    (nn.BatchNorm2d(8), (2, 4, 3, 3), r"expected input of shape \(N, 8, H, W\), got \(2, 4, 3, 3\)"),
+    (nn.BatchNorm1d(8), (1, 8), r"more than one value per channel, got shape \(1, 8\)"),
+    (nn.BatchNorm1d(8), (2, 8, 1, 1), r"expected input of shape \(N, 8\) or \(N, 8, L\), got \(2, 8, 1, 1\)"),
+    (nn.LayerNorm((5, 6)), (2, 6), r"must end with normalized_shape \(5, 6\), got \(2, 6\)"),
+    (nn.Softmax(), (2, 6), r"softmax\(\) needs the dimension .* give dim=-1"),
+    (nn.Bilinear(2, 3, 4), (5, 2), "missing 1 required positional argument: 'input2'"),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "message"), LAYERS, ids=lambda v: str(v)[:30])
+def test_a_batch_of_the_wrong_shape_is_an_error_that_says_what_fits(layer, shape, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        layer(dt.zeros(*shape))
+
+
+def test_labels_out_of_range_are_named():
+    with pytest.raises(IndexError, match=r"class 10 at position \[1\] is out of range: must be in \[0, 10\)"):
+        nn.CrossEntropyLoss()(dt.zeros(2, 10), dt.tensor([3, 10]))
+    with pytest.raises(IndexError, match=r"index -1 at position \[0\] is out of range: must be in \[0, 5\)"):
+        nn.Embedding(5, 2)(dt.tensor([-1]))
+    with pytest.raises(ValueError, match=r"x of shape \(2, 10\) needs a target of shape \(2,\), got \(3,\)"):
+        nn.CrossEntropyLoss()(dt.zeros(2, 10), dt.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match=r"target must have the shape of x, \(2, 1\), got \(2,\)"):
+        nn.MSELoss()(dt.zeros(2, 1), dt.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: nn.Conv2d(3, 4, 3, groups=2), ValueError, "divisible by groups=2, got 3 and 4"),
+        (lambda: nn.Conv2d(3, 4, 3, padding_mode="circular"), NotImplementedError, "padding_mode='circular'"),
+        (lambda: nn.Conv2d(3, 4, 3, padding_mode="mirror"), ValueError, "got 'mirror'"),
+        (lambda: nn.Conv2d(3, 4, 3, padding="full"), ValueError, "got 'full'"),
+        (lambda: nn.Conv2d(3, 4, 3, padding="same", stride=2), ValueError, "needs stride 1"),
+        (
+            lambda: nn.Conv2d(3, 4, (1, 2, 3)),
+            ValueError,
+            r"kernel_size must be one or two integers, got \(1, 2, 3\)",
+        ),
+        (lambda: nn.Conv2d(3, 4, "3"), TypeError, "kernel_size must be one or two integers, got '3'"),
+        (lambda: nn.Dropout(1.5), ValueError, "between 0 and 1, but got 1.5"),
+        (lambda: nn.Embedding(3, 2, padding_idx=3), ValueError, r"padding_idx must be in \[-3, 3\), got 3"),
+        (lambda: nn.MSELoss(reduction="avg"), ValueError, "MSELoss: reduction must be .* got 'avg'"),
+        (lambda: nn.Bilinear(0, 2, 3), ValueError, "in1_features must be > 0"),
+    ],
+)
+def test_wrong_options_are_refused_when_the_layer_is_made(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_inputs_of_the_wrong_type_are_refused_with_the_cure():
+    layer = nn.Linear(3, 2)
+    with pytest.raises(TypeError, match="needs a Tensor, got ndarray; convert it with disttrain.tensor"):
+        layer(np.zeros((2, 3)))
+    with pytest.raises(TypeError, match="needs a floating point tensor, got disttrain.int64; .*float"):
+        layer(dt.tensor([1, 2, 3]))
+    with pytest.raises(TypeError, match="input disttrain.float64, weight disttrain.float32; convert with"):
+        layer(dt.zeros(2, 3, dtype=dt.float64))
+    with pytest.raises(TypeError, match="needs a Tensor as target, got list"):
+        nn.CrossEntropyLoss()(dt.zeros(2, 3), [0, 1])
