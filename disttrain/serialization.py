@@ -426,7 +426,11 @@ class _Reader:
             tensor = _tensor_classes()[cls](tensor, False)
         elif cls is not None:
             tensor = _tensor_classes()[cls](tensor, persistent=described.get("persistent", True) is True)
-        return tensor.requires_grad_() if described.get("requires_grad") is True else tensor
+        if described.get("requires_grad") is not True:
+            return tensor
+        if not tensor.is_floating_point():
+            raise ValueError(f"tensor {name!r} of {tensor.dtype} cannot require gradients")
+        return tensor.requires_grad_()
 
     @contextlib.contextmanager
     def _understanding(self, part: str) -> Iterator[None]:

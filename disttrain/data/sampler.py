@@ -89,7 +89,7 @@ class RandomSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         n = len(self.data_source)
         if self.replacement:
-            yield from random.randint(n, size=(self.num_samples,), generator=self.generator).tolist()
+            yield from random.randint(0, n, (self.num_samples,), generator=self.generator).tolist()
             return
         for start in range(0, self.num_samples, n):
             yield from random.randperm(n, generator=self.generator).tolist()[: self.num_samples - start]

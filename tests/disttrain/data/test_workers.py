@@ -1,0 +1,428 @@
+"""Worker processes: order, errors, and every way in which they or their rank can end."""
+
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import disttrain as dt
+from disttrain import context
+from disttrain.data import DataLoader, Dataset, IterableDataset, TensorDataset, datasets, get_worker_info
+
+pytestmark = pytest.mark.timeout(30)
+
+
+class Reader(Dataset):
+    """Sample ``i`` is ``read(i)``."""
+
+    def __init__(self, n, read=lambda i: i):
+        self.n = n
+        self.read = read
+
+    def __getitem__(self, index):
+        return self.read(index)
+
+    def __len__(self):
+        return self.n
+
+
+class Parts(IterableDataset):
+    """Worker ``w`` reads ``lengths[w]`` samples."""
+
+    def __init__(self, *lengths):
+        self.lengths = lengths
+
+    def __iter__(self):
+        info = get_worker_info()
+        return iter([(info.id, i) for i in range(self.lengths[info.id])])
+
+
+def children():
+    return [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def wait_until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        threading.Event().wait(0.01)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    yield
+    gc.collect()
+    assert children() == []
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_batches_are_those_of_one_process_in_order():
+    data = datasets.Digits()
+
+    def batches(workers):
+        return list(DataLoader(data, 100, shuffle=True, seed=3, num_workers=workers))
+
+    for (x, y), (other_x, other_y) in zip(batches(2), batches(0), strict=True):
+        assert (x == other_x).all()
+        assert (y == other_y).all()
+        assert y.dtype is other_y.dtype
+
+
+def test_order_holds_when_a_worker_is_slow():
+    def read(index):
+        if get_worker_info().id == 0:
+            threading.Event().wait(0.01)
+        return index
+
+    loader = DataLoader(Reader(12, read), 2, num_workers=2, prefetch_factor=3)
+
+    assert [b.tolist() for b in loader] == [[i, i + 1] for i in range(0, 12, 2)]
+
+
+def test_batches_larger_than_a_pipe_and_their_sizes():
+    data = TensorDataset(dt.arange(7 * 100_000).reshape(7, 100_000), dt.ones(7, dtype=dt.bfloat16))
+
+    seen = [(b[0].shape, b[1].dtype, context.current().samples) for b in DataLoader(data, 3, num_workers=2)]
+
+    assert seen == [((k, 100_000), dt.bfloat16, k) for k in (3, 3, 1)]
+
+
+def test_workers_read_ahead(tmp_path: Path):
+    def read(index):
+        (tmp_path / str(index)).touch()
+        return np.zeros(1_000_000)  # larger than the pipe holds
+
+    batches = iter(DataLoader(Reader(10, read), num_workers=1, prefetch_factor=3))
+
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 3)
+    next(batches)
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 4)
+
+
+def test_worker_info():
+    assert get_worker_info() is None
+
+    seen = list(
+        DataLoader(Reader(4, lambda i: (get_worker_info().id, get_worker_info().num_workers)), num_workers=2)
+    )
+
+    assert [(w.item(), n.item()) for w, n in seen] == [(0, 2), (1, 2), (0, 2), (1, 2)]
+
+
+def test_worker_seeds_are_reproducible_and_differ_by_worker_and_epoch():
+    def read(index):
+        seed = get_worker_info().seed
+        assert dt.initial_seed() == seed
+        return [random.random(), np.random.rand(), dt.rand(1, dtype=dt.float64).item(), float(seed % 2**50)]
+
+    def epochs():
+        loader = DataLoader(Reader(2, read), num_workers=2, seed=8)
+        return [[tuple(x.item() for x in batch) for batch in loader] for _ in range(2)]
+
+    first, again = epochs(), epochs()
+
+    assert first == again
+    drawn = [x for epoch in first for batch in epoch for x in batch]
+    assert len(set(drawn)) == len(drawn)
+    assert first[0][1][3] - first[0][0][3] in (1, 1 - 2**50)
+
+
+def test_worker_init_fn_is_called_in_each_worker():
+    def init(worker):
+        get_worker_info().dataset.read = lambda index: 10 * worker + index
+
+    assert [b.item() for b in DataLoader(Reader(4), num_workers=2, worker_init_fn=init)] == [0, 11, 2, 13]
+
+
+class Picky(Exception):
+    def __init__(self, code, reason):
+        super().__init__(code, reason)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (ValueError("bad"), ValueError),
+        (KeyError("bad"), KeyError),
+        (Picky(1, "bad"), RuntimeError),
+        (StopIteration("bad"), RuntimeError),
+    ],
+)
+def test_an_error_in_a_worker_comes_with_its_traceback(error, raised):
+    def read_the_bad_one(index):
+        if index == 1:
+            raise error
+        return index
+
+    batches = iter(DataLoader(Reader(4, read_the_bad_one), num_workers=2))
+
+    assert next(batches).item() == 0
+    with pytest.raises(raised, match="in DataLoader worker process 1") as caught:
+        next(batches)
+    assert "read_the_bad_one" in str(caught.value)
+    assert f"Caught {type(error).__name__} in" in str(caught.value)
+    assert [b.item() for b in batches] == [2, 3]
+
+
+def test_errors_equal_pytorch():
+    torch_data = pytest.importorskip("torch.utils.data")
+
+    def bad(index):
+        raise ZeroDivisionError(f"sample {index}")
+
+    heads = []
+    for loader in (DataLoader, torch_data.DataLoader):
+        with pytest.raises(ZeroDivisionError) as caught:
+            list(loader(Reader(2, bad), num_workers=1))
+        lines = str(caught.value).splitlines()
+        heads.append((lines[:2], lines[-1]))
+    assert heads[0] == heads[1]
+
+
+def test_an_error_of_a_class_that_cannot_travel():
+    class Local(Exception):
+        pass
+
+    def bad(index):
+        raise Local("here")
+
+    with pytest.raises(RuntimeError, match=r"Caught Local in DataLoader worker process 0"):
+        list(DataLoader(Reader(2, bad), num_workers=1))
+
+
+def test_an_error_in_worker_init_fn():
+    def init(worker):
+        raise OSError("no disk")
+
+    with pytest.raises(OSError, match=r"(?s)in DataLoader worker process 0.*no disk"):
+        next(iter(DataLoader(Reader(2), num_workers=1, worker_init_fn=init)))
+
+
+def test_a_batch_that_cannot_be_sent_is_named():
+    with pytest.raises(Exception, match=r"in DataLoader worker process 0"):
+        next(iter(DataLoader(Reader(2, lambda i: threading.Lock()), None, num_workers=1)))
+    with pytest.raises(RuntimeError, match="with history"):
+        next(iter(DataLoader(Reader(2, lambda i: dt.ones(1, requires_grad=True) * 2), None, num_workers=1)))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_worker_is_named_at_once(victim):
+    def read(index):
+        if index >= 2 and get_worker_info().id == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index >= 2:
+            time.sleep(60)  # the other one is busy, and must not be waited for
+        return index
+
+    batches = iter(DataLoader(Reader(8, read), num_workers=2))
+    start = time.monotonic()
+
+    with pytest.raises(RuntimeError, match=rf"DataLoader worker {victim} \(pid \d+\) was killed by SIGKILL"):
+        list(batches)
+    assert time.monotonic() - start < 5
+
+
+def test_a_segmentation_fault_and_an_exit_are_told_apart():
+    def crash(index):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    with pytest.raises(RuntimeError, match=r"worker 0 .* was killed by SIGSEGV"):
+        list(DataLoader(Reader(2, crash), num_workers=1))
+    with pytest.raises(RuntimeError, match=r"worker 0 .* exited unexpectedly with code 7"):
+        list(DataLoader(Reader(2, lambda index: os._exit(7)), num_workers=1))
+
+
+def test_a_worker_killed_while_idle_is_named():
+    loader = DataLoader(Reader(4), num_workers=1, persistent_workers=True)
+    batches = iter(loader)
+    next(batches)
+    children()[0].kill()
+
+    with pytest.raises(RuntimeError, match="was killed by SIGKILL"):
+        list(batches)
+    assert len(list(loader)) == 4  # with new workers
+    del loader, batches
+
+
+def test_a_stuck_worker_runs_into_the_timeout():
+    stuck = Reader(2, lambda index: time.sleep(60))
+
+    with pytest.raises(RuntimeError, match=r"DataLoader timed out after 0.3 seconds: worker 0 \(pid \d+\)"):
+        list(DataLoader(stuck, num_workers=1, timeout=0.3))
+
+
+def test_a_stopped_worker_runs_into_the_timeout_and_can_be_removed():
+    batches = iter(DataLoader(Reader(9), num_workers=1, prefetch_factor=1, timeout=0.3))
+    next(batches)
+    children()[0].send_signal(signal.SIGSTOP)
+
+    with pytest.raises(RuntimeError, match="timed out"):
+        list(batches)
+
+
+def test_leaving_an_epoch_early_stops_the_workers():
+    for batch in DataLoader(Reader(100), num_workers=2):
+        assert batch.item() == 0
+        break
+    batches = iter(DataLoader(Reader(100), num_workers=2))
+    del batches
+
+
+def test_two_loaders_at_once():
+    a, b = DataLoader(Reader(6), num_workers=1), DataLoader(Reader(6, lambda i: -i), num_workers=1)
+
+    assert [(x.item(), y.item()) for x, y in zip(a, b, strict=True)] == [(i, -i) for i in range(6)]
+    assert [(x.item(), y.item()) for x, y in zip(a, a, strict=True)] == [(i, i) for i in range(6)]
+
+
+def test_persistent_workers_are_kept_and_begin_epochs_anew():
+    loader = DataLoader(Reader(6, lambda i: (i, os.getpid())), num_workers=2, persistent_workers=True)
+
+    epochs = [[(i.item(), pid.item()) for i, pid in loader] for _ in range(3)]
+
+    assert epochs[0] == epochs[1] == epochs[2]
+    for i, _ in loader:  # left early: what was read ahead is not seen again
+        assert i.item() == 0
+        break
+    assert [i.item() for i, _ in loader] == list(range(6))
+
+
+def test_only_the_newest_iteration_goes_on_with_persistent_workers():
+    loader = DataLoader(Reader(6), num_workers=1, persistent_workers=True)
+    old, new = iter(loader), iter(loader)
+
+    with pytest.raises(RuntimeError, match="a newer iteration"):
+        next(old)
+    assert [b.item() for b in new] == list(range(6))
+
+
+@pytest.mark.parametrize("lengths", [(5, 5), (1, 9), (0, 4), (7, 2), (0, 0)])
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 2}, {"batch_size": 2, "drop_last": True}, {"batch_size": None}], ids=str
+)
+def test_streams_come_as_with_pytorch(lengths, options):
+    torch_data = pytest.importorskip("torch.utils.data")
+
+    class Theirs(torch_data.IterableDataset):
+        def __iter__(self):
+            info = torch_data.get_worker_info()
+            return iter([(info.id, i) for i in range(lengths[info.id])])
+
+    ours = DataLoader(Parts(*lengths), num_workers=2, **options)
+    theirs = torch_data.DataLoader(Theirs(), num_workers=2, **options)
+
+    def plain(loader):
+        return [[x.tolist() if hasattr(x, "tolist") else x for x in batch] for batch in loader]
+
+    assert plain(ours) == plain(theirs)
+
+
+def test_a_stream_begins_anew_with_persistent_workers():
+    loader = DataLoader(Parts(3, 2), 2, num_workers=2, persistent_workers=True)
+
+    assert [[x.tolist() for x in b] for b in loader] == [[x.tolist() for x in b] for b in loader]
+    assert sum(1 for _ in loader) == 3
+
+
+def test_large_indices():
+    loader = DataLoader(Reader(2**62), batch_sampler=[[2**61], [2**40, 3]], num_workers=1)
+
+    assert [b.tolist() for b in loader] == [[2**61], [2**40, 3]]
+
+
+def test_many_indices_at_once():
+    loader = DataLoader(Reader(100_000), 50_000, num_workers=1)
+
+    assert [int(b.sum().item()) for b in loader] == [sum(range(50_000)), sum(range(50_000, 100_000))]
+
+
+def test_more_workers_than_cores_or_batches():
+    with pytest.warns(UserWarning, match="processor cores"):
+        loader = DataLoader(Reader(3), num_workers=(os.cpu_count() or 1) + 2)
+
+    assert [b.item() for b in loader] == [0, 1, 2]
+
+
+def test_workers_ignore_the_interrupt_that_their_rank_gets():
+    def read(index):
+        os.kill(os.getpid(), signal.SIGINT)
+        return index
+
+    assert [b.item() for b in DataLoader(Reader(3, read), num_workers=1)] == [0, 1, 2]
+
+
+def test_a_failing_start_leaves_no_worker(monkeypatch):
+    from multiprocessing.context import ForkProcess
+
+    start = ForkProcess.start
+
+    def fail_second(process):
+        if "worker 1" in process.name:
+            raise OSError("Resource temporarily unavailable")
+        start(process)
+
+    monkeypatch.setattr(ForkProcess, "start", fail_second)
+    with pytest.raises(OSError, match="temporarily unavailable"):
+        iter(DataLoader(Reader(3), num_workers=2))
+
+
+PROGRAM = """
+import os, signal, sys, threading, time
+import disttrain as dt
+from disttrain.data import DataLoader, Dataset
+
+class Slow(Dataset):
+    def __len__(self):
+        return 100
+    def __getitem__(self, index):
+        print(os.getpid(), flush=True)
+        if index >= 2:
+            time.sleep(60)
+        return index
+
+if __name__ == "__main__":
+    loader = DataLoader(Slow(), num_workers=2, persistent_workers={persistent})
+    batches = iter(loader)
+    next(batches), next(batches)
+    {end}
+"""
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9),
+        ("os.kill(os.getpid(), signal.SIGTERM)", -15),
+        ("os._exit(3)", 3),
+        ("sys.exit(4)", 4),
+        ("raise ValueError('here')", 1),
+        ("del loader, batches", 0),
+        ("batches = None; loader = None; globals().clear()", 0),
+        ("threading.Thread(target=lambda: (iter(loader), None)).start()", 0),
+    ],
+)
+def test_no_worker_outlives_its_rank_however_it_ends(end, code, persistent):
+    root = str(Path(dt.__file__).parents[1])
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(end=end, persistent=persistent)],
+        capture_output=True, text=True, timeout=20, cwd=root, check=False,
+    )  # fmt: skip
+
+    assert process.returncode == code, process.stderr
+    assert ("ValueError: here" in process.stderr) == (code == 1)
+    assert code == 1 or process.stderr == ""
+    workers = {int(line) for line in process.stdout.split()}
+    assert len(workers) >= 2
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in workers), 5)
