@@ -216,6 +216,10 @@ class _InLine:
         except EndOfStream:
             self._indices = iter(())
             raise StopIteration from None
+        except StopIteration as error:  # it would end the epoch without a word
+            raise RuntimeError(
+                "reading a batch raised StopIteration; a data set must not let it slip"
+            ) from error
 
 
 class _Epoch:
@@ -235,10 +239,12 @@ class _Epoch:
     def __next__(self) -> Any:
         batch, samples = next(self._batches)
         self._handed_out += 1
-        if self._reported_length is not None and self._handed_out > self._reported_length:
+        length = self._reported_length
+        if length is not None and self._handed_out > length:
+            self._reported_length = None  # say it once
             warnings.warn(
-                f"the IterableDataset said that it has {self._reported_length} samples, but batch "
-                f"{self._handed_out} was read; does each worker take its own part of the stream?",
+                f"the IterableDataset said that it has {length} samples, but batch {self._handed_out} was read; "
+                f"does each worker take its own part of the stream?",
                 stacklevel=2,
             )
         context.current().samples = samples

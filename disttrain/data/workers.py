@@ -127,8 +127,11 @@ class WorkerPool:
         """Whether all workers can work."""
         return self._finalizer.alive and all(w.process.is_alive() for w in self._workers)
 
-    def close(self) -> None:
-        """Stop the workers; those that do not stop in time are killed."""
+    def close(self, kill: bool = False) -> None:
+        """Stop the workers; those that do not stop in time are killed, or all at once."""
+        if kill:
+            for w in self._workers:
+                w.process.kill()
         self._finalizer()
 
     def run(self, indices: Iterator[Any], prefetch: int, timeout: float, keep: bool) -> Run:
@@ -211,7 +214,7 @@ class Run:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             ready = multiprocessing.connection.wait([worker.pipe, *sentinels], left)
             if not ready:
-                self._pool.close()
+                self._pool.close(kill=True)
                 raise RuntimeError(
                     f"DataLoader timed out after {self._timeout} seconds: worker {worker.number} "
                     f"(pid {worker.pid}) has not finished its batch"
@@ -230,7 +233,7 @@ class Run:
         """Stop all workers, and return the error that names the dead one."""
         worker.process.join(_GRACE)
         code = worker.process.exitcode
-        self._pool.close()
+        self._pool.close(kill=True)
         if code is None or code >= 0:
             how = f"exited unexpectedly with code {code}"
         elif -code == signal.SIGKILL:
@@ -261,7 +264,7 @@ class _Failure:
         kind = type(error)
         text = "".join(traceback.format_exception(error))
         self.text = f"Caught {kind.__name__} in DataLoader worker process {worker}.\nOriginal {text}"
-        self.kind: type[BaseException] = kind
+        self.kind: type[BaseException] = RuntimeError if kind is StopIteration else kind
         try:
             pickle.dumps(kind)
         except Exception:  # a class that only the worker knows, by whatever error its module makes of it
