@@ -1,6 +1,7 @@
 """What the workers print: whole lines with the rank in front, on the terminal and in one file per process."""
 
 import os
+import re
 import selectors
 import sys
 import threading
@@ -16,6 +17,8 @@ _MAX_FILE: Final = 32 << 20
 """Bytes of a log file before it becomes ``.1`` (and the ``.1`` before it is dropped)."""
 _TAIL: Final = 40  # a dump of a crash with its frames
 _LIVE_INTERVAL: Final = 0.05
+_LABEL: Final = 6  # columns for "[123] "
+_ESCAPE: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _COLOURS: Final = (36, 33, 32, 35, 34, 31)  # cyan, yellow, green, magenta, blue, red
 
 
@@ -166,8 +169,8 @@ class LogPump(threading.Thread):
             return
         self._live_at = time.monotonic()
         self._live = (stream.to_stderr, text)
-        width = os.get_terminal_size(self._outputs[stream.to_stderr].fileno()).columns - 6
-        self._emit(stream.to_stderr, b"\r\x1b[K" + stream.prefix + text[: max(width, 10)], 0)
+        columns = os.get_terminal_size(self._outputs[stream.to_stderr].fileno()).columns or 80
+        self._emit(stream.to_stderr, b"\r\x1b[K" + stream.prefix + _fit(text, columns - _LABEL), 0)
 
     def _emit(self, to_stderr: bool, data: bytes, lines: int) -> None:
         if to_stderr in self._closed:
@@ -179,3 +182,9 @@ class LogPump(threading.Thread):
         except (OSError, ValueError):
             self._closed.add(to_stderr)
             self.dropped += lines
+
+
+def _fit(text: bytes, columns: int) -> bytes:
+    """Return ``text`` so that it does not wrap, which could not be erased; if it is too long, without colours."""
+    shown = _ESCAPE.sub("", text.decode("utf-8", "replace"))
+    return text if len(shown) <= columns else shown[: max(columns, 10)].encode()

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from disttrain.launcher import logs
-from disttrain.launcher.logs import LogPump, _LogFile, _Stream
+from disttrain.launcher.logs import LogPump, _fit, _LogFile, _Stream
 
 
 def feed(*chunks: bytes) -> list[list[bytes]]:
@@ -79,3 +79,10 @@ def test_the_pump_labels_lines_and_keeps_files(tmp_path, monkeypatch):
     assert sorted((tmp_path / "rank0.log").read_text().splitlines()) == ["pipe 0", "pipe 1"]
     out.close()
     err.close()
+
+
+def test_a_bar_is_cut_by_what_is_seen_of_it():
+    bar = "\x1b[32m" + "█" * 20 + "\x1b[0m"
+
+    assert _fit(bar.encode(), 20) == bar.encode()
+    assert _fit(bar.encode(), 19) == ("█" * 19).encode()
