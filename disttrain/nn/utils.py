@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from disttrain.engine import no_grad
 from disttrain.functions.shape import cat
 from disttrain.kernels.arrays import get_array_module
@@ -49,9 +51,10 @@ def clip_grad_norm_(
     total = get_total_norm(grads, norm_type, error_if_nonfinite)
     factor = float(max_norm) / (float(total) + 1e-6)
     if not factor >= 1.0:  # also for NaN, as in PyTorch
-        for g in grads:
-            g._array *= g._array.dtype.type(factor)
-            g._version_counter[0] += 1
+        with np.errstate(invalid="ignore"):  # 0 * inf
+            for g in grads:
+                g._array *= g._array.dtype.type(factor)
+                g._version_counter[0] += 1
     return total
 
 

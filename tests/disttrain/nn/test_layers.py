@@ -343,11 +343,11 @@ def test_wrong_options_are_refused_when_the_layer_is_made(make, error, message):
 
 def test_inputs_of_the_wrong_type_are_refused_with_the_cure():
     layer = nn.Linear(3, 2)
-    with pytest.raises(TypeError, match="needs a Tensor, got ndarray; convert it with disttrain.tensor"):
+    with pytest.raises(TypeError, match=r"needs a Tensor, got ndarray; convert it with disttrain\.tensor"):
         layer(np.zeros((2, 3)))
-    with pytest.raises(TypeError, match="needs a floating point tensor, got disttrain.int64; .*float"):
+    with pytest.raises(TypeError, match=r"needs a floating point tensor, got disttrain\.int64; .*float"):
         layer(dt.tensor([1, 2, 3]))
-    with pytest.raises(TypeError, match="input disttrain.float64, weight disttrain.float32; convert with"):
+    with pytest.raises(TypeError, match=r"input disttrain\.float64, weight disttrain\.float32; convert with"):
         layer(dt.zeros(2, 3, dtype=dt.float64))
-    with pytest.raises(TypeError, match="needs a Tensor as target, got list"):
+    with pytest.raises(TypeError, match=r"needs a Tensor as target, got list"):
         nn.CrossEntropyLoss()(dt.zeros(2, 3), [0, 1])

@@ -1,0 +1,96 @@
+"""Sequential, ModuleList, ModuleDict and ParameterList."""
+
+from collections import OrderedDict
+
+import pytest
+
+import disttrain as dt
+from disttrain import nn
+
+
+def test_sequential_is_a_list_of_steps():
+    a, b, c = nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)
+    net = nn.Sequential(a, b)
+
+    assert net.append(c) is net
+    x = dt.randn(4, 2)
+    assert (net(x) == c(b(a(x)))).all()
+    assert len(net) == 3
+    assert net[-1] is c
+    assert list(net) == [a, b, c]
+    head = net[:2]
+    assert isinstance(head, nn.Sequential)
+    assert list(head) == [a, b]
+    assert list(net[1:].state_dict()) == ["2.weight", "2.bias"]  # names stay, as in PyTorch
+    net[1] = nn.Tanh()
+    assert repr(net[1]) == "Tanh()"
+    del net[0]
+    assert list(net._modules) == ["0", "1"]
+    net.insert(0, a)
+    assert net[0] is a
+    assert list(net._modules) == ["0", "1", "2"]
+    net.extend([b, b])
+    assert len(net) == 5
+    with pytest.raises(IndexError, match="index 5 is out of range for 5 modules"):
+        _ = net[5]
+    with pytest.raises(TypeError, match="cannot register int as module '5'"):
+        net.append(3)
+    with pytest.raises(TypeError, match=r"expected an nn\.Module, got int"):
+        net.insert(0, 3)
+
+
+def test_sequential_may_have_names():
+    net = nn.Sequential(OrderedDict(first=nn.Linear(2, 3), act=nn.ReLU()))
+
+    assert net.first is net[0]
+    assert list(net.state_dict()) == ["first.weight", "first.bias"]
+    del net[1]
+    assert list(net._modules) == ["first"]
+
+
+def test_module_list_registers_its_modules():
+    a, b = nn.Linear(1, 1), nn.Linear(1, 1)
+    layers = nn.ModuleList([a]) + [b]
+
+    assert isinstance(layers, nn.ModuleList)
+    assert len(list(layers.parameters())) == 4
+    layers += [nn.ReLU()]
+    assert [type(m).__name__ for m in layers] == ["Linear", "Linear", "ReLU"]
+    assert list(layers[1:]) == [b, layers[2]]
+    assert isinstance(layers[1:], nn.ModuleList)
+    del layers[:2]
+    assert len(layers) == 1
+    assert repr(nn.ModuleList()) == "ModuleList()"
+    with pytest.raises(NotImplementedError, match=r"Module \[ModuleList\] is missing"):
+        layers(dt.ones(1))
+
+
+def test_module_dict_registers_its_modules():
+    heads = nn.ModuleDict({"a": nn.Linear(1, 2)})
+    heads["b"] = nn.ReLU()
+    heads.update([("c", nn.Tanh())])
+
+    assert list(heads) == list(heads.keys()) == ["a", "b", "c"]
+    assert "b" in heads
+    assert len(heads) == 3
+    assert list(heads.state_dict()) == ["a.weight", "a.bias"]
+    assert [k for k, _ in heads.items()] == ["a", "b", "c"]
+    assert heads.pop("c") not in heads.values()
+    del heads["b"]
+    heads.clear()
+    assert len(heads) == 0
+
+
+def test_parameter_list_makes_parameters():
+    values = nn.ParameterList([dt.ones(2), nn.Parameter(dt.zeros(3))])
+
+    values.append(dt.ones(1)).extend([dt.ones(4)])
+    values[0] = dt.ones(5)
+
+    assert [tuple(p.shape) for p in values] == [(5,), (3,), (1,), (4,)]
+    assert all(isinstance(p, nn.Parameter) for p in values)
+    assert list(values.state_dict()) == ["0", "1", "2", "3"]
+    assert len(values[1:3]) == 2
+    assert values[-1].shape == (4,)
+    assert "(1): Parameter containing: [disttrain.float32 of size 3]" in repr(values)
+    assert repr(nn.ParameterList()) == "ParameterList()"
