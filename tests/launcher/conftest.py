@@ -11,13 +11,12 @@ import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMISED = 2.0
-"""Seconds from a failure to the end of the job."""
 
 
 class Job:
@@ -91,12 +90,14 @@ class Job:
         return [p for p in (self.runtime / "disttrain").iterdir() if p.is_dir()]
 
     def kill(self) -> None:
-        for pid in [self.process.pid, *self.members()]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        self.process.kill()
         self.process.communicate()
+        deadline = time.monotonic() + 2.0
+        while self.members() and time.monotonic() < deadline:  # the guardian ends them
+            os.sched_yield()
+        for pid in self.members():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 Start = Callable[..., Job]
