@@ -56,7 +56,7 @@ _ALIASES = {
     "long": ("disttrain.dtypes", "int64"),
     "short": ("disttrain.dtypes", "int16"),
 }
-_MODULES = ("autograd", "collectives", "data", "distributed", "errors", "nn", "optim", "random", "testing")
+_MODULES = ("autograd", "collectives", "data", "distributed", "errors", "nn", "optim", "random", "testing", "utils")
 
 __all__ = ["__version__", *sorted({*_HOME, *_ALIASES, *_MODULES})]
 

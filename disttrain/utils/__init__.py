@@ -1,0 +1,3 @@
+"""Where scripts that were written for ``torch.utils`` look for things."""
+
+from disttrain.utils import data as data
