@@ -54,7 +54,10 @@ class _Listed(Module):
 
     def append(self, module: Module) -> Any:
         """Add a module at the end and return this one."""
-        self.register_module(str(len(self)), module)
+        number = len(self)
+        while str(number) in self._modules:  # a slice keeps the names it had
+            number += 1
+        self.register_module(str(number), module)
         return self
 
     def insert(self, index: int, module: Module) -> Any:

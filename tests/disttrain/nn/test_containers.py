@@ -22,6 +22,7 @@ def test_sequential_is_a_list_of_steps():
     assert isinstance(head, nn.Sequential)
     assert list(head) == [a, b]
     assert list(net[1:].state_dict()) == ["2.weight", "2.bias"]  # names stay, as in PyTorch
+    assert list(net[1:].append(a)) == [b, c, a]
     net[1] = nn.Tanh()
     assert repr(net[1]) == "Tanh()"
     del net[0]
