@@ -21,7 +21,7 @@ from disttrain.context import grad_enabled
 from disttrain.errors import GradientError
 from disttrain.kernels.arrays import Array, get_array_module, is_array
 from disttrain.ops.shape import sum_to_shape, view_scatter, view_scatter_vjp
-from disttrain.ops.types import Op, Vjp, call, no_vjp
+from disttrain.ops.types import SAVED_FOR, Op, Vjp, call, no_vjp
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -102,6 +102,9 @@ class Slot:
 # ---------------------------------------------------------------------------------------------- recording
 
 
+_MISFITS = ("broadcast", "remapping", "cannot assign", "shape mismatch")  # in NumPy's messages about shapes
+
+
 def apply(op: Op, *inputs: Any, **options: Any) -> Any:
     """Return the output of ``op`` as a Tensor (or a tuple of them), recorded if any argument wants a gradient.
 
@@ -114,7 +117,7 @@ def apply(op: Op, *inputs: Any, **options: Any) -> Any:
     try:
         out, saved, vjp = op(*arrays, **options)
     except ValueError as e:
-        if "broadcast" not in str(e) and "remapping" not in str(e):
+        if not any(words in str(e) for words in _MISFITS):
             raise
         shapes = " and ".join([str(list(a.shape)) for a in arrays if is_array(a)])
         raise RuntimeError(f"{op.__name__}(): shapes {shapes} do not broadcast to one shape") from e
@@ -147,6 +150,11 @@ def _record(
     edges = tuple([i._edge() if isinstance(i, Tensor_) else None for i in inputs])
     if not any(edges):
         return None
+    users = SAVED_FOR.get(vjp) if None in edges else None
+    if users is not None:
+        saved = tuple(
+            [s if any(edges[j] is not None for j in u) else None for s, u in zip(saved, users, strict=True)]
+        )
     node = Node(op, options, vjp, saved, edges, arrays, len(outs))
     for k, s in enumerate(saved):
         if not is_array(s):
@@ -198,6 +206,8 @@ def refresh_view(t: Tensor) -> None:
         for op, options in t._chain:
             again = apply(op, again, **options)
     t._node, t._index = again._node, again._index
+    if t._retained is not None:
+        t._retain()
 
 
 def write_in_place(x: Tensor, op: Op, *others: Any, **options: Any) -> Tensor:
@@ -249,8 +259,11 @@ def adopt(x: Tensor, result: Tensor) -> Tensor:
                 f"convert the tensor first"
             )
         result = result.to(x.dtype)
-    if x._array.base is None and not x._array.flags.writeable:
-        raise RuntimeError("the tensor shares memory that cannot be written; clone() it first")
+    if not getattr(x._array.flags, "writeable", True):
+        raise RuntimeError(
+            "the tensor cannot be written: its memory is read-only, or several of its elements are one "
+            "(expand() makes such tensors); clone() it first"
+        )
     x._array[...] = result._array
     x._version_counter[0] += 1
     if grad_enabled.get():
@@ -265,6 +278,8 @@ def rebase(x: Tensor, edge: Edge | None) -> None:
         if edge is not None or x._node is not None:
             x._node, x._index = edge if edge is not None else (None, 0)
             x._history += 1
+            if x._retained is not None:
+                x._retain()
         return
     old = base._edge()
     if edge is None and old is None:
@@ -280,6 +295,8 @@ def rebase(x: Tensor, edge: Edge | None) -> None:
     )
     base._node, base._index = node, 0
     base._history += 1
+    if base._retained is not None:
+        base._retain()
     refresh_view(x)
 
 
@@ -299,6 +316,13 @@ class set_grad_enabled(ContextDecorator):
 
     def __exit__(self, *exc: object) -> None:
         grad_enabled.reset(self._tokens.pop())
+
+    def __call__(self, func: Any) -> Any:
+        grad_enabled.reset(self._tokens.pop())  # a decorator switches nothing yet
+        return super().__call__(func)
+
+    def _recreate_cm(self) -> Any:
+        return type(self)(self.mode)
 
 
 class _GradMode(ContextDecorator):
@@ -416,7 +440,9 @@ def _walk(
         elif create_graph:
             slots[index] = before + g
         else:
-            slots[index] = before + g if before.ndim else np.asarray(before + g)  # NumPy makes scalars of these
+            slots[index] = (
+                before + g if before.ndim else np.asarray(before + g)
+            )  # NumPy makes scalars of these
             owned.add((target, index))
 
     def arrived(target: Any) -> None:

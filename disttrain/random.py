@@ -195,7 +195,7 @@ def randn(
 
 
 def randint(
-    low: int,
+    low: Any = 0,
     high: Any = None,
     size: Any = None,
     *,
@@ -210,6 +210,8 @@ def randint(
     """
     if size is None:
         low, high, size = 0, low, high
+    elif high is None:
+        low, high = 0, low
     if high <= low:
         raise RuntimeError(f"randint(): nothing lies in [{low}, {high})")
     shape = sizes((size,))

@@ -83,6 +83,8 @@ class Tensor(ElementwiseMethods, ReduceMethods, ShapeMethods, LinalgMethods, Ind
     """Of a leaf: functions of its gradient."""
     _post_hooks: dict[int, Callable[..., Any]] | None = None
     """Of a leaf: functions of the leaf, called once its gradient has been accumulated."""
+    _retained: RemovableHandle | None = None
+    """Of a result whose gradient is kept: what ends that."""
     _slot: engine.Slot | None = None
     """Of a leaf: where its gradient lives."""
     _given_grad: weakref.ref[Tensor] | None = None
@@ -560,16 +562,23 @@ class Tensor(ElementwiseMethods, ReduceMethods, ShapeMethods, LinalgMethods, Ind
         edge = self._edge()
         if edge is None:
             raise RuntimeError("retain_grad() needs a tensor that requires grad")
-        if self._node is None:
-            return
+        if self._node is not None and self._retained is None:
+            self._retain()
+
+    def _retain(self) -> None:
+        """Keep the gradient of the value that the tensor has now, and no more that of an earlier one."""
+        if self._retained is not None:
+            self._retained.remove()
         me = weakref.ref(self)
 
         def keep(g: Tensor) -> None:
             t = me()
             if t is not None:
-                t._grad = g if t._grad is None else t._grad + g
+                t._grad = g.clone() if t._grad is None else t._grad + g
 
-        self.register_hook(keep)
+        if self._node is not None:
+            hooks = self._node.hooks = {} if self._node.hooks is None else self._node.hooks
+            self._retained = RemovableHandle(hooks.setdefault(self._index, {}), keep)
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
         """Call ``hook`` with the gradient of this tensor whenever it is computed; what it returns replaces it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -139,9 +140,9 @@ def normalize_dims(dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...
 
 def sizes(args: Sequence[Any]) -> tuple[int, ...]:
     """Return sizes given as ``f(2, 3)`` or as ``f((2, 3))``."""
-    if len(args) == 1 and not isinstance(args[0], int | np.integer):
+    if len(args) == 1 and isinstance(args[0], list | tuple):
         args = args[0]
-    return tuple(int(n) for n in args)
+    return tuple(map(operator.index, args))
 
 
 def in_place(x: Tensor, op: Op, *others: Operand) -> Tensor:

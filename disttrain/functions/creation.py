@@ -39,17 +39,18 @@ def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: b
     elif isinstance(data, np.ndarray | np.generic):
         array = np.array(data)
     else:
-        array = _from_sequence(data)
+        array = _from_sequence(data, None if dtype is None else _dtype(dtype))
     if dtype is not None:
-        array = array.astype(_dtype(dtype))
+        array = array.astype(_dtype(dtype), copy=False)
     return _new(array, requires_grad, device)
 
 
-def _from_sequence(data: Any) -> Any:
+def _from_sequence(data: Any, kind: np.dtype[Any] | None = None) -> Any:
+    """Return an array of ``data``; Python floats as ``kind`` wants them, by default in the default type."""
     if isinstance(data, list | tuple) and data and isinstance(data[0], engine.Tensor_):
         return np.stack([_from_sequence(d) if not isinstance(d, engine.Tensor_) else d._array for d in data])
     array = np.array(data)
-    if array.dtype == np.float64 and not _holds_arrays(data):
+    if kind is None and array.dtype == np.float64 and not _holds_arrays(data):
         return array.astype(context.current().default_dtype.numpy)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"a tensor holds numbers or booleans, got {type(data).__name__}: {data!r:.80}")
@@ -69,7 +70,7 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     elif isinstance(data, np.ndarray):
         t = engine.Tensor_(data)
     else:
-        t = tensor(data)
+        t = tensor(data, dtype=dtype)
     return t.to(dtypes.as_dtype(dtype) if dtype is not None else t.dtype).to(device or t.device)
 
 
@@ -84,19 +85,26 @@ def from_numpy(ndarray: np.ndarray[Any, Any]) -> Tensor:
     return engine.Tensor_(ndarray)  # type: ignore[no-any-return]
 
 
+def _size(size: Any) -> tuple[int, ...]:
+    shape = sizes(size)
+    if min(shape, default=0) < 0:
+        raise RuntimeError(f"the sizes of a tensor must not be negative, got {list(shape)}")
+    return shape
+
+
 def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor whose elements are not set."""
-    return _new(np.empty(sizes(size), _dtype(dtype)), requires_grad, device)
+    return _new(np.empty(_size(size), _dtype(dtype)), requires_grad, device)
 
 
 def zeros(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of zeros."""
-    return _new(np.zeros(sizes(size), _dtype(dtype)), requires_grad, device)
+    return _new(np.zeros(_size(size), _dtype(dtype)), requires_grad, device)
 
 
 def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of ones."""
-    return _new(np.ones(sizes(size), _dtype(dtype)), requires_grad, device)
+    return _new(np.ones(_size(size), _dtype(dtype)), requires_grad, device)
 
 
 def full(
@@ -105,7 +113,7 @@ def full(
     """A tensor of ``fill_value``, in that number's type unless ``dtype`` is given."""
     value = fill_value.item() if isinstance(fill_value, engine.Tensor_) else fill_value
     kind = _dtype(type(value) if dtype is None else dtype)
-    return _new(np.full(sizes((size,)), value, kind), requires_grad, device)
+    return _new(np.full(_size((size,)), value, kind), requires_grad, device)
 
 
 def empty_like(
@@ -153,6 +161,8 @@ def arange(
     if end is None:
         start, end = 0, start
     start, end, step = (x.item() if isinstance(x, engine.Tensor_) else x for x in (start, end, step))
+    if dtype is not None and not dtypes.as_dtype(dtype).is_floating_point:
+        start, end, step = int(start), int(end), int(step)
     if step == 0 or (end - start) * step < 0:
         raise RuntimeError(f"arange(): step {step} does not lead from {start} to {end}")
     whole = all(isinstance(x, int | np.integer) for x in (start, end, step))
@@ -171,6 +181,8 @@ def linspace(
     requires_grad: bool = False,
 ) -> Tensor:
     """``steps`` numbers evenly spaced from ``start`` to ``end``, both included."""
+    if steps < 0:
+        raise RuntimeError(f"linspace(): the number of steps must not be negative, got {steps}")
     return _new(np.linspace(start, end, steps).astype(_dtype(dtype)), requires_grad, device)
 
 
@@ -178,6 +190,7 @@ def eye(
     n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
     """An ``n`` by ``m`` matrix with ones on its diagonal."""
+    _size((n, n if m is None else m))
     return _new(np.eye(n, m, dtype=_dtype(dtype)), requires_grad, device)
 
 

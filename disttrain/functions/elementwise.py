@@ -37,8 +37,10 @@ def _scaled(name: str, input: Operand, other: Operand, alpha: float) -> Operand:
                 raise RuntimeError("sub() is not defined for booleans; use logical_xor() or bitwise_not()")
     if type(alpha) is int and alpha == 1:
         return other
-    whole = not any(isinstance(x, float) or (isinstance(x, engine.Tensor_) and x.dtype.is_floating_point)
-                    for x in (input, other))
+    whole = not any(
+        isinstance(x, float) or (isinstance(x, engine.Tensor_) and x.dtype.is_floating_point)
+        for x in (input, other)
+    )
     if whole and isinstance(alpha, float):
         raise RuntimeError(f"{name}() of integers needs an integer alpha, got {alpha}")
     return other * alpha
@@ -46,7 +48,9 @@ def _scaled(name: str, input: Operand, other: Operand, alpha: float) -> Operand:
 
 def _refuse_bool(name: str, input: Tensor) -> None:
     if input.dtype is dtypes.bool_:
-        raise RuntimeError(f"{name}() is not defined for booleans; convert the tensor, for example with .int()")
+        raise RuntimeError(
+            f"{name}() is not defined for booleans; convert the tensor, for example with .int()"
+        )
 
 
 def add(input: Operand, other: Operand, *, alpha: float = 1) -> Tensor:
@@ -88,7 +92,9 @@ def _whole_division(op: Op, input: Operand, other: Operand) -> Tensor:
     input, other = as_operand(input), as_operand(other)
     kind = result_type(input, other)
     if kind is dtypes.bool_:
-        raise RuntimeError(f"{op.__name__}() is not defined for booleans; convert a tensor, for example with .int()")
+        raise RuntimeError(
+            f"{op.__name__}() is not defined for booleans; convert a tensor, for example with .int()"
+        )
     if not kind.is_floating_point and is_zero(other):
         raise RuntimeError(f"{op.__name__}(): ZeroDivisionError: an integer is divided by zero")
     return binary(op, input, other)
@@ -336,7 +342,9 @@ def _filling(input: Tensor, mask: Tensor, value: Operand) -> Any:
     if mask.dtype.category:
         raise RuntimeError(f"masked_fill needs a boolean mask, got {mask.dtype}; use mask.bool()")
     if isinstance(value, engine.Tensor_) and value.ndim:
-        raise RuntimeError(f"masked_fill needs a number or a tensor without dimensions, got shape {list(value.shape)}")
+        raise RuntimeError(
+            f"masked_fill needs a number or a tensor without dimensions, got shape {list(value.shape)}"
+        )
     return cast(as_operand(value), input._array.dtype)
 
 
@@ -349,7 +357,9 @@ def lerp(input: Tensor, end: Tensor, weight: Operand) -> Tensor:
 def _check_lerp(input: Tensor, end: Tensor, weight: Operand) -> None:
     for x in (input, end, weight):
         if isinstance(x, engine.Tensor_) and (x.dtype is not input.dtype or not x.dtype.is_floating_point):
-            raise RuntimeError(f"lerp() needs tensors of one floating point type, got {input.dtype}, {end.dtype}")
+            raise RuntimeError(
+                f"lerp() needs tensors of one floating point type, got {input.dtype}, {end.dtype}"
+            )
 
 
 def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
@@ -576,7 +586,9 @@ def fill_(input: Tensor, value: Operand) -> Tensor:
     """
     if isinstance(value, engine.Tensor_):
         if value.ndim:
-            raise RuntimeError(f"fill_() needs a number or a tensor without dimensions, got shape {list(value.shape)}")
+            raise RuntimeError(
+                f"fill_() needs a number or a tensor without dimensions, got shape {list(value.shape)}"
+            )
         return copy_(input, value)
     return engine.write_in_place(input, elementwise.fill, value=cast(as_operand(value), input._array.dtype))
 

@@ -146,6 +146,8 @@ def movedim(input: Tensor, source: int | Sequence[int], destination: int | Seque
     ]
     if len(src) != len(dst):
         raise RuntimeError(f"movedim(): {len(src)} source dimensions, but {len(dst)} destinations")
+    if len(set(src)) < len(src) or len(set(dst)) < len(dst):
+        raise RuntimeError(f"movedim(): a dimension appears twice in source {src} or destination {dst}")
     order = [d for d in range(input.ndim) if d not in src]
     for d, s in sorted(zip(dst, src, strict=True)):
         order.insert(d, s)
@@ -196,7 +198,11 @@ def expand_as(input: Tensor, other: Tensor) -> Tensor:
 
 def broadcast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors expanded to their common shape."""
-    common = np.broadcast_shapes(*(x.shape for x in tensors))
+    try:
+        common = np.broadcast_shapes(*(x.shape for x in tensors))
+    except ValueError:
+        shapes = ", ".join(str(list(x.shape)) for x in tensors)
+        raise RuntimeError(f"shapes {shapes} do not broadcast to one shape") from None
     return tuple(expand(x, common) for x in tensors)
 
 
@@ -207,6 +213,8 @@ def repeat(input: Tensor, *repeats: Any) -> Tensor:
         RuntimeError: there are fewer numbers than dimensions.
     """
     times = sizes(repeats)
+    if min(times, default=0) < 0:
+        raise RuntimeError(f"repeat(): the numbers of times must not be negative, got {list(times)}")
     if len(times) < input.ndim:
         raise RuntimeError(f"repeat(): {len(times)} numbers for a tensor of shape {list(input.shape)}")
     grown = reshape(input, (1,) * (len(times) - input.ndim) + tuple(input.shape))
@@ -226,9 +234,13 @@ def narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
         RuntimeError: the range goes beyond the tensor.
     """
     d = normalize_dim(dim, input.ndim)
+    if not input.ndim:
+        raise RuntimeError("narrow(): a tensor without dimensions cannot be cut")
     n = input.shape[d]
+    if not -n <= start <= n:
+        raise IndexError(f"narrow(): start {start} is out of range for dimension {d} of size {n}")
     start = start + n if start < 0 else start
-    if start < 0 or length < 0 or start + length > n:
+    if length < 0 or start + length > n:
         raise RuntimeError(f"narrow(): start {start} and length {length} go beyond dimension {d} of size {n}")
     return _index(input, d, slice(start, start + length))
 
@@ -257,6 +269,8 @@ def split(input: Tensor, split_size_or_sections: int | Sequence[int], dim: int =
     Raises:
         RuntimeError: the sizes do not add up to the dimension's.
     """
+    if not input.ndim:
+        raise RuntimeError("split(): a tensor without dimensions cannot be split")
     d = normalize_dim(dim, input.ndim)
     n = input.shape[d]
     if isinstance(split_size_or_sections, int):
@@ -276,15 +290,17 @@ def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """Views of at most ``chunks`` pieces of equal size (the last may be smaller) along ``dim``."""
     if chunks < 1:
         raise RuntimeError(f"chunk(): the number of chunks must be positive, got {chunks}")
+    if not input.ndim:
+        raise RuntimeError("chunk(): a tensor without dimensions cannot be split")
     n = input.shape[normalize_dim(dim, input.ndim)]
-    return split(input, max(1, -(-n // chunks)) if n else 0, dim)
+    return split(input, -(-n // chunks) if n else [0] * chunks, dim)
 
 
 def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     """Views of all elements of dimension ``dim``."""
     d = normalize_dim(dim, input.ndim)
     if not input.ndim:
-        raise RuntimeError("unbind(): a tensor without dimensions cannot be taken apart")
+        raise IndexError("unbind(): a tensor without dimensions cannot be taken apart")
     return tuple(select(input, d, i) for i in range(input.shape[d]))
 
 
@@ -300,6 +316,8 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     some = [x for x in tensors if x.shape != (0,)] or list(tensors[:1])
     d = normalize_dim(dim, some[0].ndim)
     for i, x in enumerate(some):
+        if not x.ndim:
+            raise RuntimeError(f"cat(): tensor {i} has no dimensions; use stack()")
         same = x.ndim == some[0].ndim and all(
             a == b for j, (a, b) in enumerate(zip(x.shape, some[0].shape, strict=True)) if j != d
         )
@@ -318,11 +336,10 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """The tensors along a new dimension ``dim``, in their common type.
 
     Raises:
-        ValueError: there are none.
-        RuntimeError: their shapes differ.
+        RuntimeError: there are none, or their shapes differ.
     """
     if not len(tensors):
-        raise ValueError("stack() needs at least one tensor, got none")
+        raise RuntimeError("stack() needs at least one tensor, got none")
     for i, x in enumerate(tensors):
         if x.shape != tensors[0].shape:
             raise RuntimeError(
@@ -344,6 +361,10 @@ def _common(tensors: Sequence[Tensor]) -> list[Tensor]:
 def flip(input: Tensor, *dims: Any) -> Tensor:
     """A copy with the order along ``dims`` reversed."""
     axes = tuple(normalize_dim(d, input.ndim) for d in sizes(dims))
+    if len(set(axes)) < len(axes):
+        raise RuntimeError(f"flip(): a dimension appears twice in dims={list(sizes(dims))}")
+    if not input.ndim:
+        return clone(input)
     return engine.apply(ops.flip, input, axes=axes)  # type: ignore[no-any-return]
 
 
@@ -363,6 +384,8 @@ def roll(input: Tensor, shifts: int | Sequence[int], dims: int | Sequence[int] |
 def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """A view of the diagonal of two dimensions, as the last dimension."""
     a, b = normalize_dim(dim1, input.ndim), normalize_dim(dim2, input.ndim)
+    if a == b:
+        raise RuntimeError(f"diagonal(): dim1 and dim2 are the same, {dim1} and {dim2}")
     return engine.apply_view(ops.diagonal, input, offset=offset, axis1=a, axis2=b)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from disttrain.ops.types import Array, Op, Result, call, get_array_module, no_vjp
+from disttrain.ops.types import Array, Op, Result, call, get_array_module, no_vjp, saved_for
 
 Needs = tuple[bool, ...]
 Grads = tuple[Any, ...]
@@ -39,6 +39,7 @@ def mul(x: Array, y: Array) -> Result:
     return x * y, (x, y), mul_vjp
 
 
+@saved_for((1,), (0,))
 def mul_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
     return g * y if needs[0] else None, g * x if needs[1] else None
 
@@ -49,6 +50,7 @@ def div(x: Array, y: Array) -> Result:
         return x / y, (x, y), div_vjp
 
 
+@saved_for((1,), (0, 1))
 def div_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
     with np.errstate(divide="ignore", invalid="ignore"):
         gx = g / y
@@ -72,6 +74,7 @@ def remainder(x: Array, y: Array) -> Result:
         return get_array_module(x, y).remainder(x, y), (x, y), remainder_vjp
 
 
+@saved_for((1,), (1,))
 def remainder_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
     return g, -g * call(floor, call(div, x, y)) if needs[1] else None
 
@@ -82,6 +85,7 @@ def fmod(x: Array, y: Array) -> Result:
         return get_array_module(x, y).fmod(x, y), (x, y), fmod_vjp
 
 
+@saved_for((1,), (1,))
 def fmod_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
     return g, -g * call(trunc, call(div, x, y)) if needs[1] else None
 
@@ -93,6 +97,7 @@ def pow(x: Array, y: Array) -> Result:
     return out, (x, y, out), pow_vjp
 
 
+@saved_for((0, 1), (0, 1), (1,))
 def pow_vjp(g: Any, needs: Needs, x: Any, y: Any, out: Any) -> Grads:
     with np.errstate(all="ignore"):
         gx = gy = None
@@ -365,7 +370,9 @@ def minimum_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
 
 
 def _share(g: Any, needs: Needs, x: Any, y: Any, x_loses: Op, y_loses: Op) -> Grads:
-    each = call(where, call(eq, x, y), g * 0.5, g)  # nan loses against nothing, and so gets all, as in PyTorch
+    each = call(
+        where, call(eq, x, y), g * 0.5, g
+    )  # nan loses against nothing, and so gets all, as in PyTorch
     return (
         call(where, call(x_loses, x, y), g * 0, each) if needs[0] else None,
         call(where, call(y_loses, x, y), g * 0, each) if needs[1] else None,

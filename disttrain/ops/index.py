@@ -147,4 +147,6 @@ def sort_vjp(g: Any, needs: Needs, order: Any, axis: int, size: tuple[int, ...])
 def nonzero(x: Array) -> Result:
     """The indices of the elements that are not zero, one row each."""
     xp = get_array_module(x)
+    if not x.ndim:
+        return xp.empty((int(bool(x)), 0), np.int64), (), no_vjp
     return xp.stack(xp.nonzero(x), axis=1), (), no_vjp

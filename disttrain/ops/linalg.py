@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from disttrain.ops import shape
-from disttrain.ops.types import Array, Result, call
+from disttrain.ops.types import Array, Result, call, saved_for
 
 Needs = tuple[bool, ...]
 Grads = tuple[Any, ...]
+Shape = tuple[int, ...]
 
 
 def _dot(x: Array, y: Array) -> Array:
@@ -20,14 +21,15 @@ def _dot(x: Array, y: Array) -> Array:
 
 def matmul(x: Array, y: Array) -> Result:
     """``x @ y`` with NumPy's (and PyTorch's) rules for one and for more than two dimensions."""
-    return _dot(x, y), (x, y), matmul_vjp
+    return _dot(x, y), (x, y, x.shape, y.shape), matmul_vjp
 
 
-def matmul_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
+@saved_for((1,), (0,), (0, 1), (0, 1))
+def matmul_vjp(g: Any, needs: Needs, x: Any, y: Any, x_shape: Shape, y_shape: Shape) -> Grads:
     # As matrices: a vector on the left is a row, on the right a column.
-    row, column = x.ndim == 1, y.ndim == 1
-    a = call(shape.reshape, x, shape=(1, *x.shape)) if row else x
-    b = call(shape.reshape, y, shape=(*y.shape, 1)) if column else y
+    row, column = len(x_shape) == 1, len(y_shape) == 1
+    a_shape = (1, *x_shape) if row else x_shape
+    b_shape = (*y_shape, 1) if column else y_shape
     if row or column:
         full = list(g.shape)
         if row:
@@ -37,20 +39,18 @@ def matmul_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
         g = call(shape.reshape, g, shape=tuple(full))
     ga = gb = None
     if needs[0]:
-        ga = call(matmul, g, _swap(b))
+        ga = call(matmul, g, _swap(call(shape.reshape, y, shape=b_shape) if column else y))
         if row:
-            ga = call(shape.sum_to_shape, ga, shape=a.shape)
-            ga = call(shape.reshape, ga, shape=x.shape)
+            ga = call(shape.reshape, call(shape.sum_to_shape, ga, shape=a_shape), shape=x_shape)
     if needs[1]:
-        if b.ndim == 2 and g.ndim > 2 and a.ndim == g.ndim:
+        a = call(shape.reshape, x, shape=a_shape) if row else x
+        if len(b_shape) == 2 and g.ndim > 2 and a.ndim == g.ndim:
             # One product over all batches, instead of one for each and then their sum.
-            ga_rows, g_rows = _rows(a), _rows(g)
-            gb = call(matmul, _swap(ga_rows), g_rows)
+            gb = call(matmul, _swap(_rows(a)), _rows(g))
         else:
             gb = call(matmul, _swap(a), g)
         if column:
-            gb = call(shape.sum_to_shape, gb, shape=b.shape)
-            gb = call(shape.reshape, gb, shape=y.shape)
+            gb = call(shape.reshape, call(shape.sum_to_shape, gb, shape=b_shape), shape=y_shape)
     return ga, gb
 
 
@@ -71,6 +71,7 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Result:
     return out, (x, weight), linear_vjp
 
 
+@saved_for((1,), (0,))
 def linear_vjp(g: Any, needs: Needs, x: Any, weight: Any) -> Grads:
     gx = gw = None
     if needs[0]:

@@ -80,8 +80,11 @@ def scatter_basic_vjp(g: Any, needs: tuple[bool, ...], key: Any) -> tuple[Any, .
 def diagonal(x: Array, *, offset: int, axis1: int, axis2: int) -> Result:
     """A view of the diagonal of two axes, which becomes the last axis."""
     view = x.diagonal(offset, axis1, axis2)
-    if isinstance(view, np.ndarray):
-        view = np.lib.stride_tricks.as_strided(view, view.shape, view.strides)  # NumPy hands it out read-only
+    if isinstance(view, np.ndarray):  # NumPy hands it out read-only
+        first = [slice(None)] * x.ndim
+        first[axis1], first[axis2] = slice(max(-offset, 0), None), slice(max(offset, 0), None)
+        part = x[tuple(first)] if view.size else x
+        view = np.lib.stride_tricks.as_strided(part, view.shape, view.strides)
     return view, (x.shape, offset, axis1, axis2), diagonal_vjp
 
 

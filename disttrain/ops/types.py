@@ -22,7 +22,24 @@ Vjp = Callable[..., tuple[Any, ...]]
 Result = tuple[Any, tuple[Any, ...], Vjp]
 Op = Callable[..., Result]
 
-__all__ = ["Array", "Op", "Result", "Vjp", "call", "get_array_module", "is_array", "no_vjp"]
+__all__ = ["Array", "Op", "Result", "Vjp", "call", "get_array_module", "is_array", "no_vjp", "saved_for"]
+
+SAVED_FOR: dict[Vjp, tuple[tuple[int, ...], ...]] = {}
+"""For a ``vjp``, whose gradients need each saved value; see :func:`saved_for`."""
+
+
+def saved_for(*arguments: tuple[int, ...]) -> Callable[[Vjp], Vjp]:
+    """Declare, for each value that an op saves, the numbers of the arguments whose gradients need it.
+
+    Where none of them wants a gradient the engine drops the value, and the ``vjp`` gets ``None`` for it: a product
+    with a constant keeps only the constant.
+    """
+
+    def declare(vjp: Vjp) -> Vjp:
+        SAVED_FOR[vjp] = arguments
+        return vjp
+
+    return declare
 
 
 def call(op: Op, *args: Any, **options: Any) -> Any:

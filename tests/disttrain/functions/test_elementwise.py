@@ -44,7 +44,15 @@ def unary(make: Any = f, special: tuple[float, ...] = (0.0, -1.0, 2.5, np.inf, -
 
 def binary(make: Any = f, *, numbers: tuple[Any, ...] = (2, -3, 0.5, True, 0)) -> list[Any]:
     """Broadcast shapes, pairs of types, numbers on either side, and shapes that do not fit."""
-    shapes = [((2, 3), (2, 3)), ((2, 3), (3,)), ((2, 1), (1, 3)), ((), (2,)), ((2,), ()), ((0,), (1,)), ((), ())]
+    shapes = [
+        ((2, 3), (2, 3)),
+        ((2, 3), (3,)),
+        ((2, 1), (1, 3)),
+        ((), (2,)),
+        ((2,), ()),
+        ((0,), (1,)),
+        ((), ()),
+    ]
     cases = [c(make(*a), make(*b)) for a, b in [*shapes, ((2, 1, 3), (4, 1)), ((2, 3), (4,)), ((0,), (2,))]]
     for a, b in itertools.product(DTYPES, DTYPES):
         x, y = (make(2, 3) * 2).astype(a), (make(3) * 2).astype(b)
@@ -62,19 +70,66 @@ def in_place(cases: list[Any]) -> list[Any]:
 
 UNARY = {
     name: unary()
-    for name in """abs ceil floor trunc sign round neg square exp exp2 expm1 sin cos tan atan sinh cosh tanh sigmoid
-    relu isnan isinf isfinite logical_not bitwise_not""".split()
-} | {name: unary(pos) for name in "log log2 log10 log1p sqrt rsqrt reciprocal".split()}
+    for name in [
+        "abs",
+        "ceil",
+        "floor",
+        "trunc",
+        "sign",
+        "round",
+        "neg",
+        "square",
+        "exp",
+        "exp2",
+        "expm1",
+        "sin",
+        "cos",
+        "tan",
+        "atan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "sigmoid",
+        "relu",
+        "isnan",
+        "isinf",
+        "isfinite",
+        "logical_not",
+        "bitwise_not",
+    ]
+} | {name: unary(pos) for name in ["log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal"]}
 
 BINARY = {
     name: binary(pos if name == "pow" else f)
-    for name in "add sub mul div maximum minimum eq ne lt le gt ge pow logical_and logical_or logical_xor".split()
-} | {name: binary(pos, numbers=(2, -3, 0.5, True)) for name in "floor_divide remainder fmod".split()}
+    for name in [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "maximum",
+        "minimum",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "pow",
+        "logical_and",
+        "logical_or",
+        "logical_xor",
+    ]
+} | {name: binary(pos, numbers=(2, -3, 0.5, True)) for name in ["floor_divide", "remainder", "fmod"]}
 
 CASES: dict[str, list[Any]] = {**UNARY, **BINARY}
 CASES["add"] += [c(f(2, 3), f(3), alpha=2), c(f(2, 3), 2, alpha=0.5), c(np.arange(3), np.arange(3), alpha=3),
                  c(np.arange(3), np.arange(3), alpha=0.5), c(f(3), "a"), c(f(3), None)]  # fmt: skip
-CASES["sub"] += [c(f(2, 3), f(3), alpha=2), c(np.arange(3), 2, alpha=2), c(mask(3), mask(3)), c(f(3), [1, 2, 3])]
+CASES["sub"] += [
+    c(f(2, 3), f(3), alpha=2),
+    c(np.arange(3), 2, alpha=2),
+    c(mask(3), mask(3)),
+    c(f(3), [1, 2, 3]),
+]
 CASES["div"] += [
     c(x, y, rounding_mode=m)
     for m in ("floor", "trunc", None, "nearest")
@@ -87,7 +142,11 @@ CASES["pow"] += [c(np.arange(4), -1), c(np.arange(1, 4), np.array([2, 1, 0])), c
                  c(np.array([0.0, 4.0]), 0.5), c(np.array([0.0, 0.0, 3.0]), np.array([0.0, 2.0, 2.0]))]  # fmt: skip
 CASES["round"] += [c(f(3) * 100, decimals=d) for d in (0, 1, 2, -1)]
 CASES["round"] += [c(np.array([0.5, 1.5, 2.5, -0.5])), c(np.arange(3), decimals=1)]
-CASES["floor_divide"] += [c(np.array([7, -7, 7, -7]), np.array([2, 2, -2, -2])), c(f(3), np.zeros(3)), c(7, pos(3))]
+CASES["floor_divide"] += [
+    c(np.array([7, -7, 7, -7]), np.array([2, 2, -2, -2])),
+    c(f(3), np.zeros(3)),
+    c(7, pos(3)),
+]
 CASES["remainder"] += [c(np.array([7, -7, 7, -7]), np.array([2, 2, -2, -2])), c(f(3) * 5, -1.5), c(7, pos(3)),
                        c(np.array([7.0, -7.0]), np.array([2.0, -2.0]))]  # fmt: skip
 CASES["fmod"] += [c(np.array([7, -7, 7, -7]), np.array([2, 2, -2, -2])), c(f(3) * 5, -1.5)]
@@ -95,15 +154,29 @@ CASES["maximum"] += [c(np.array([1.0, 2, np.nan]), np.array([1.0, 3, 0]))]
 CASES["minimum"] += [c(np.array([1.0, 2, np.nan]), np.array([1.0, 1, 0]))]
 CASES["abs"] += [c(np.array([0.0, -0.0]))]
 
-for _name in "bitwise_and bitwise_or bitwise_xor".split():
+for _name in ["bitwise_and", "bitwise_or", "bitwise_xor"]:
     CASES[_name] = [
         c(np.arange(-3, 3).astype(a), np.arange(6).astype(b))
         for a, b in itertools.product((*WHOLE, np.bool_), (*WHOLE, np.bool_))
-    ] + [c(np.arange(3), 5), c(mask(3), True), c(mask(3), 3), c(np.arange(3), 1.5), c(f(3), f(3)), c(mask(2), 1.0)]
+    ] + [
+        c(np.arange(3), 5),
+        c(mask(3), True),
+        c(mask(3), 3),
+        c(np.arange(3), 1.5),
+        c(f(3), f(3)),
+        c(mask(2), 1.0),
+    ]
 
 CASES["clamp"] = [
     c(x, *limits)
-    for x in (f(2, 3), np.arange(-3, 4), f(3).astype(np.float32), f(2, 3).astype(np.float16), np.asarray(2.0), f(0))
+    for x in (
+        f(2, 3),
+        np.arange(-3, 4),
+        f(3).astype(np.float32),
+        f(2, 3).astype(np.float16),
+        np.asarray(2.0),
+        f(0),
+    )
     for limits in ((-0.5, 0.5), (None, 0.3), (0, None), (0, 1), (1, -1), (None, None), (0.5, True))
 ] + [
     c(f(2, 3), f(3), None),
@@ -193,12 +266,19 @@ for _alias, _name in ALIASES.items():
     CASES[_alias] = [case for case in CASES[_name] if not case[1]]
     if _alias.startswith("__") and _name not in ("abs", "neg", "bitwise_not"):
         # Python asks the other operand where it knows no answer, so only sensible ones are compared.
-        CASES[_alias] = [case for case in CASES[_alias] if isinstance(case[0][1], np.ndarray | bool | int | float)]
-    if _alias in ("__rtruediv__", "__rfloordiv__", "__rmod__", "__rpow__", "__rsub__"):  # Python gives only numbers
+        CASES[_alias] = [
+            case for case in CASES[_alias] if isinstance(case[0][1], np.ndarray | bool | int | float)
+        ]
+    if _alias in (
+        "__rtruediv__",
+        "__rfloordiv__",
+        "__rmod__",
+        "__rpow__",
+        "__rsub__",
+    ):  # Python gives only numbers
         CASES[_alias] = [case for case in CASES[_alias] if not isinstance(case[0][1], np.ndarray)]
 
-IN_PLACE = {f"{n}_": n for n in """add sub mul div pow neg abs exp log sqrt relu sigmoid tanh clamp clip masked_fill
-addcmul addcdiv lerp""".split()} | {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div",
+IN_PLACE = {f"{n}_": n for n in ["add", "sub", "mul", "div", "pow", "neg", "abs", "exp", "log", "sqrt", "relu", "sigmoid", "tanh", "clamp", "clip", "masked_fill", "addcmul", "addcdiv", "lerp"]} | {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div",
                                     "__ipow__": "pow"}  # fmt: skip
 for _alias, _name in IN_PLACE.items():
     CASES[_alias] = in_place(CASES["__add__"] if _name == "add" and _alias == "__iadd__" else CASES[_name])

@@ -48,7 +48,9 @@ CASES: dict[str, list[Any]] = {
         c(np.arange(4), np.ones((2, 3), np.int64), np.ones((3, 4), np.int64), beta=2),
     ],
 }
-CASES["__matmul__"] = CASES["__rmatmul__"] = [case for case in CASES["matmul"] if isinstance(case[0][1], np.ndarray)]
+CASES["__matmul__"] = CASES["__rmatmul__"] = [
+    case for case in CASES["matmul"] if isinstance(case[0][1], np.ndarray)
+]
 
 
 @pytest.mark.parametrize("name", CASES)

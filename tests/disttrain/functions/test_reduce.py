@@ -44,9 +44,14 @@ TIES = np.array([[1.0, 2.0, 2.0], [3.0, 3.0, 3.0], [0.0, -1.0, -1.0]])
 NANS = np.array([[1.0, np.nan, 2.0], [np.inf, -np.inf, 3.0]])
 
 CASES: dict[str, list[Any]] = {
-    name: [c(f(2, 3)), c(f()), c(f(0)), c(f(2, 3).T), c(NANS), *typed(), *over(SETS)] for name in ("sum", "mean")
+    name: [c(f(2, 3)), c(f()), c(f(0)), c(f(2, 3).T), c(NANS), *typed(), *over(SETS)]
+    for name in ("sum", "mean")
 }
-CASES["sum"] += [c(f(2, 3), dtype=dt.float32), c(np.arange(3), dtype=dt.float64), c(f(2, 3), 1, dtype=dt.float32)] + typed(0)
+CASES["sum"] += [
+    c(f(2, 3), dtype=dt.float32),
+    c(np.arange(3), dtype=dt.float64),
+    c(f(2, 3), 1, dtype=dt.float32),
+] + typed(0)
 CASES["var"] = [c(f(2, 3)), c(f(3)), c(f(4), False), c(f(4), True), c(f(2, 3), 1, False), c(f(2, 3), (0, 1), True, True),
                 *typed(), *over((0, 1, -1, (0, 1), None), correction=0), c(f(5), correction=2),
                 c(f(2, 3), dim=1, correction=0, keepdim=True)]  # fmt: skip
@@ -60,7 +65,17 @@ for _name in ("max", "min"):
     CASES[_name] = [c(f(2, 3)), c(f()), c(f(0)), c(TIES), c(TIES, 1), c(TIES, 0), c(NANS), c(NANS, 1), *typed(), *typed(1),
                     *over(ONE), c(f(2, 3), f(3)), c(f(2, 3), 1, True)]  # fmt: skip
 for _name in ("argmax", "argmin"):
-    CASES[_name] = [c(f(2, 3)), c(f()), c(f(0)), c(TIES), c(TIES, 1), c(NANS), c(NANS, 1), *typed()[:-1], *over((None, *ONE))]
+    CASES[_name] = [
+        c(f(2, 3)),
+        c(f()),
+        c(f(0)),
+        c(TIES),
+        c(TIES, 1),
+        c(NANS),
+        c(NANS, 1),
+        *typed()[:-1],
+        *over((None, *ONE)),
+    ]
 for _name in ("all", "any"):
     CASES[_name] = [c(f(2, 3)), c(f()), c(f(0)), *typed(), *typed(1), *over((0, 1, -1, 2, 5, (0, 1))),
                     c(np.array([[True, False], [True, True]]), 1), c(np.array([0.0, np.nan]))]  # fmt: skip

@@ -23,9 +23,19 @@ RESHAPES = [c(f(2, 3), 6), c(f(2, 3), (3, 2)), c(f(2, 3), [3, -1]), c(f(2, 3), -
             c(f(2, 3), (-2, 3)), c(f(), 1), c(f(), ()), c(f(1), ()), c(f(0), (0, 3)), c(f(0), -1), c(f(0, 3), (3, -1)),
             c(f(0, 3), (0, -1)), c(f(2, 3, 4), 2, 12), c(f(2, 3), (2, 3)), c(f(2, 3), "a"), c(f(4), (2, 2.0))]  # fmt: skip
 DIMS = [c(f(*s), d) for s in [(), (1,), (2, 1, 3), (1, 1), (0, 1)] for d in (0, 1, -1, -2, 3, -5)]
-TWO = [c(f(*s), *d) for s in [(2, 3), (2, 3, 4), (), (3,)] for d in ((0, 1), (1, 0), (-1, 0), (0, 5), (0, 0), (-2, -1))]
+TWO = [
+    c(f(*s), *d)
+    for s in [(2, 3), (2, 3, 4), (), (3,)]
+    for d in ((0, 1), (1, 0), (-1, 0), (0, 5), (0, 0), (-2, -1))
+]
 EXPANDS = [c(f(1, 3), 2, 3), c(f(1, 3), (2, -1)), c(f(3), 2, 3), c(f(3), (2, 4)), c(f(), 2), c(f(), ()), c(f(2, 1), 2, 5),
            c(f(2, 3), 3), c(f(2, 1), (4, 2, 3)), c(f(3), (-1, 3)), c(f(1), 0), c(f(2, 3), -1, 3)]  # fmt: skip
+
+
+def methods(cases: list[Any]) -> list[Any]:
+    """Cases with sizes as a tuple: PyTorch's functions take no others, its methods (and we) do."""
+    return [case for case in cases if len(case[0]) == 1 or isinstance(case[0][1], tuple | list)]
+
 
 CASES: dict[str, list[Any]] = {
     "reshape": RESHAPES,
@@ -70,6 +80,8 @@ CASES: dict[str, list[Any]] = {
     "clone": [c(f()), c(f(2, 3)), c(np.arange(3)), c(f(2, 3).T)],
     "contiguous": [c(f(2, 3)), c(f())],
 }  # fmt: skip
+for _name in ("reshape", "flip", "permute"):
+    CASES[f"Tensor.{_name}"], CASES[_name] = CASES[_name], methods(CASES[_name])
 for _name in ("concat", "concatenate"):
     CASES[_name] = CASES["cat"]
 
@@ -84,7 +96,9 @@ def test_strides_decide_between_view_and_copy() -> None:
     import disttrain as dt
 
     a = f(4, 3, 2)
-    for axes, size in itertools.product(itertools.permutations(range(3)), [(12, 2), (4, 6), (24,), (2, 2, 3, 2), (3, 8)]):
+    for axes, size in itertools.product(
+        itertools.permutations(range(3)), [(12, 2), (4, 6), (24,), (2, 2, 3, 2), (3, 8)]
+    ):
         ours, theirs = dt.from_numpy(a).permute(axes), torch.from_numpy(a).permute(axes)
         assert ours.stride() == theirs.stride()
         assert ours.is_contiguous() == theirs.is_contiguous()
