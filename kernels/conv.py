@@ -142,62 +142,68 @@ def _flat(window: Window) -> tuple[int, ...]:
     return tuple(n for pair in window for n in pair)
 
 
+# The kernels below compute the start of each stretch as a signed number and walk it by an unsigned index: that of a
+# signed one may be negative, and Numba's test for it keeps the loop from being vectorised.
+
+
 @jit
 def _im2col(x, cols, start, stop, OH, OW, window, first, c):  # type: ignore[no-untyped-def]
     KH, KW, sh, sw, ph, pw, dh, dw = window
     _, H, W, C = x.shape
     whole = dw == 1 and c == C  # a row of the window is one stretch of memory
-    flat = x.reshape(-1)
+    flat, out = x.reshape(-1), cols.reshape(-1)
+    tap, run = numpy.uint64(c), numpy.uint64(KW * c)
     for line in range(start, stop):
         n, oh = line // OH, line % OH
-        for ow in range(OW):
-            row = cols[(line - start) * OW + ow]
-            iw0 = ow * sw - pw
-            inside = whole and iw0 >= 0 and iw0 + KW <= W
-            k = 0
-            for i in range(KH):
-                ih = oh * sh - ph + i * dh
-                if ih < 0 or ih >= H:
-                    for t in range(k, k + KW * c):
-                        row[t] = 0
-                    k += KW * c
-                elif inside:
-                    at = ((n * H + ih) * W + iw0) * C
-                    for t in range(KW * c):
-                        row[k + t] = flat[at + t]
-                    k += KW * c
+        for i in range(KH):
+            ih = oh * sh - ph + i * dh
+            row_inside = ih >= 0 and ih < H
+            for ow in range(OW):
+                iw0 = ow * sw - pw
+                to = numpy.uint64((((line - start) * OW + ow) * KH + i) * KW * c)
+                if not row_inside:
+                    for t in range(run):
+                        out[to + t] = 0
+                elif whole and iw0 >= 0 and iw0 + KW <= W:
+                    at = numpy.uint64(((n * H + ih) * W + iw0) * C)
+                    for t in range(run):
+                        out[to + t] = flat[at + t]
                 else:
                     for j in range(KW):
                         iw = iw0 + j * dw
-                        if iw < 0 or iw >= W:
-                            for t in range(c):
-                                row[k + t] = 0
+                        if iw >= 0 and iw < W:
+                            at = numpy.uint64(((n * H + ih) * W + iw) * C + first)
+                            for t in range(tap):
+                                out[to + t] = flat[at + t]
                         else:
-                            at = ((n * H + ih) * W + iw) * C + first
-                            for t in range(c):
-                                row[k + t] = flat[at + t]
-                        k += c
+                            for t in range(tap):
+                                out[to + t] = 0
+                        to += tap
 
 
 @jit
 def _im2col_one_channel(x, cols, start, stop, OH, OW, window):  # type: ignore[no-untyped-def]
     KH, KW, sh, _, ph, pw, dh, dw = window
     _, H, W = x.shape
+    flat, out = x.reshape(-1), cols.reshape(-1)
     for line in range(start, stop):
         n, oh = line // OH, line % OH
-        at = (line - start) * OW
         for i in range(KH):
             ih = oh * sh - ph + i * dh
+            row_inside = ih >= 0 and ih < H
             for j in range(KW):
-                to = cols[i * KW + j]
+                to = (i * KW + j) * cols.shape[1] + (line - start) * OW
                 shift = j * dw - pw
-                first, last = max(0, -shift), min(OW, W - shift)
-                if ih < 0 or ih >= H or first >= last:
-                    to[at : at + OW] = 0
-                    continue
-                to[at : at + first] = 0
-                to[at + first : at + last] = x[n, ih, first + shift : last + shift]
-                to[at + last : at + OW] = 0
+                first = min(max(0, -shift), OW) if row_inside else OW
+                last = max(first, min(OW, W - shift))
+                before, after = numpy.uint64(to), numpy.uint64(to + last)
+                for t in range(numpy.uint64(first)):
+                    out[before + t] = 0
+                middle, at = numpy.uint64(to + first), numpy.uint64((n * H + ih) * W + first + shift)
+                for t in range(numpy.uint64(last - first)):
+                    out[middle + t] = flat[at + t]
+                for t in range(numpy.uint64(OW - last)):
+                    out[after + t] = 0
 
 
 @jit
@@ -205,29 +211,29 @@ def _col2im(cols, gx, start, stop, OH, OW, window, first, c):  # type: ignore[no
     KH, KW, sh, sw, ph, pw, dh, dw = window
     _, H, W, C = gx.shape
     whole = dw == 1 and c == C
-    flat = gx.reshape(-1)
+    flat, parts = gx.reshape(-1), cols.reshape(-1)
+    tap, run = numpy.uint64(c), numpy.uint64(KW * c)
     for line in range(start, stop):
         n, oh = line // OH, line % OH
-        for ow in range(OW):
-            row = cols[(line - start) * OW + ow]
-            iw0 = ow * sw - pw
-            inside = whole and iw0 >= 0 and iw0 + KW <= W
-            for i in range(KH):
-                ih = oh * sh - ph + i * dh
-                if ih < 0 or ih >= H:
+        for i in range(KH):
+            ih = oh * sh - ph + i * dh
+            if ih < 0 or ih >= H:
+                continue
+            for ow in range(OW):
+                iw0 = ow * sw - pw
+                part = numpy.uint64((((line - start) * OW + ow) * KH + i) * KW * c)
+                if whole and iw0 >= 0 and iw0 + KW <= W:
+                    at = numpy.uint64(((n * H + ih) * W + iw0) * C)
+                    for t in range(run):
+                        flat[at + t] += parts[part + t]
                     continue
-                k = i * KW * c
-                if inside:
-                    at = ((n * H + ih) * W + iw0) * C
-                    for t in range(KW * c):
-                        flat[at + t] += row[k + t]
-                else:
-                    for j in range(KW):
-                        iw = iw0 + j * dw
-                        if iw >= 0 and iw < W:
-                            at = ((n * H + ih) * W + iw) * C + first
-                            for t in range(c):
-                                flat[at + t] += row[k + j * c + t]
+                for j in range(KW):
+                    iw = iw0 + j * dw
+                    if iw >= 0 and iw < W:
+                        at = numpy.uint64(((n * H + ih) * W + iw) * C + first)
+                        for t in range(tap):
+                            flat[at + t] += parts[part + t]
+                    part += tap
 
 
 def _windows(x: Array, window: Window) -> Array:
