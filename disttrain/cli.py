@@ -5,6 +5,8 @@ from typing import Final
 
 import click
 
+from disttrain import __version__
+
 _COMMANDS: Final = {
     "launch": ("disttrain.launcher.launch:launch", "Run a script on several processes."),
     "debug": (
@@ -32,6 +34,6 @@ class _Lazy(click.Group):
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="disttrain", message="disttrain %(version)s")
+@click.version_option(__version__, message="disttrain %(version)s")
 def main() -> None:
     """Train neural networks on many GPUs with NumPy and CuPy arrays, NCCL and MPI."""

@@ -21,6 +21,8 @@ class RankContext:
         """Made at its first use, from the rank's number."""
         self.samples: int | None = None
         """Number of samples in the batch that a DataLoader dealt last; the default weight of a backward."""
+        self.order_seed: int | None = None
+        """The seed of rank 0, once a parallel wrapper has asked for it: it orders data sets on all ranks."""
         self.initialized = False
         """Whether ``distributed.init_process_group`` has run."""
 

@@ -5,6 +5,7 @@ It dies with the launcher, runs the program as Python itself would, and reports 
 
 import ctypes
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> None:
     for stream in (sys.stdout, sys.stderr):
         # By lines also under PYTHONUNBUFFERED, which would send a line in pieces that others can get between.
         stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
+    _show_notices()
     env = WorkerEnv.from_environ()
     is_module = argv[1] == "-m"
     program_argv = argv[2:] if is_module else argv[1:]
@@ -79,6 +81,16 @@ def finish(env: WorkerEnv, outcomes: dict[int, Outcome]) -> None:
     code = max(o.code for o in outcomes.values())
     if code != 0:
         control.leave(next(o.code for o in outcomes.values() if o.code != 0))
+
+
+def _show_notices() -> None:
+    """Print what disttrain says of its choices and fallbacks."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("disttrain: %(message)s"))
+    logger = logging.getLogger("disttrain")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def _close() -> None:

@@ -237,7 +237,11 @@ class _Epoch:
         return self
 
     def __next__(self) -> Any:
-        batch, samples = next(self._batches)
+        try:
+            batch, samples = next(self._batches)
+        except StopIteration:
+            context.current().samples = None  # what comes now is not of this loader
+            raise
         self._handed_out += 1
         length = self._reported_length
         if length is not None and self._handed_out > length:

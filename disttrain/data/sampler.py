@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from disttrain import random
+from disttrain import context, random
 from disttrain.collectives.env import current_env
 from disttrain.data.sharding import share, steps
 from disttrain.random import ORDER, Generator, permutation, philox
@@ -238,9 +238,10 @@ class EpochSampler(Sampler[int]):
     Args:
         dataset: what is read.
         shuffle: order by (seed, epoch), else by index.
-        seed: the same on all ranks. By default the seed of ``generator`` or of the default generator when the
-            first epoch begins; ``disttrain.manual_seed`` must then have been given the same number on all
-            ranks. If nobody has set a seed, a job of several ranks uses 0.
+        seed: the same on all ranks. By default the seed of ``generator``, or when the first epoch begins that of
+            rank 0's default generator if a parallel wrapper has made it known to all, else of the rank's own;
+            ``disttrain.manual_seed`` must then have been given the same number on all ranks. If nobody has set
+            a seed, a job of several ranks uses 0.
         generator: only its seed is used.
     """
 
@@ -258,7 +259,11 @@ class EpochSampler(Sampler[int]):
     def seed(self) -> int:
         """The seed of all orders, fixed from the first look at it."""
         if self._seed is None:
-            self._seed = (self.generator or random.default_generator()).initial_seed()
+            shared = context.current().order_seed
+            if shared is not None and self.generator is None:
+                self._seed = shared
+            else:
+                self._seed = (self.generator or random.default_generator()).initial_seed()
             if self._seed == random._unseeded and current_env().world_size > 1:
                 self._seed = 0
         return self._seed

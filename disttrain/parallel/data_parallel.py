@@ -14,6 +14,7 @@ from disttrain.collectives.env import current_env
 from disttrain.engine import Slot, is_grad_enabled, queue_callback
 from disttrain.kernels.arrays import Array
 from disttrain.nn.module import Module
+from disttrain.random import default_generator
 from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class DistributedDataParallel(Module):
         for bucket in self._buckets:
             for p in bucket.params:
                 p.register_post_accumulate_grad_hook(_Arrival(self, bucket))
+        self._share_seed()
         if init_sync:
             self._take_from_rank_0([*module.parameters(), *module.buffers()])
 
@@ -184,6 +186,12 @@ class DistributedDataParallel(Module):
             yield
         finally:
             self._synchronize = before
+
+    def _share_seed(self) -> None:
+        """Let rank 0's seed order the data sets of all ranks: scripts may seed each rank differently."""
+        seed = np.array([default_generator().initial_seed()], np.uint64)
+        self._comm.broadcast(seed)
+        context.current().order_seed = int(seed[0])
 
     def _take_from_rank_0(self, tensors: list[Tensor]) -> None:
         for kind in dict.fromkeys(t._array.dtype for t in tensors):

@@ -264,3 +264,27 @@ def test_an_unwrapped_model_cannot_step():
         optimizer.step()
 
     world(2, body)
+
+
+def test_ranks_with_seeds_of_their_own_still_share_the_order_of_the_data():
+    def body(rank):
+        dt.manual_seed(100 + rank)
+        DistributedDataParallel(dt.nn.Linear(1, 1))
+        loader = dt.data.DataLoader(dt.data.TensorDataset(dt.arange(40)), batch_size=5, shuffle=True)
+        return [i for (batch,) in loader for i in batch.tolist()]
+
+    orders = world(4, body)
+
+    assert sorted(sum(orders, [])) == list(range(40))  # noqa: RUF017
+    assert orders[0] != sorted(orders[0])
+
+
+def test_a_loader_that_has_ended_gives_no_weight():
+    def body(rank):
+        model = DistributedDataParallel(make_model())
+        for _ in dt.data.DataLoader(dt.data.TensorDataset(dt.arange(3)), batch_size=2):
+            pass  # 2 samples on rank 0, 1 on rank 1
+        mean_loss(model, slice(6 * rank, 6 * rank + 6)).backward()
+        return grads_of(model)
+
+    assert_all_equal(world(2, body), alone())
