@@ -80,7 +80,7 @@ def test_ranks_share_processes(start):
 
     code, out, err = job.end()
 
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "disttrain: communicating over local (all ranks are in one process)\n")
     seen = [lines_of(out, rank) for rank in range(4)]
     assert [line.split()[:2] for (line,) in seen] == [[str(r), "4"] for r in range(4)]
     assert len({line.split()[2] for (line,) in seen}) == 1
