@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 
 import disttrain as dt
+from disttrain import engine
+from disttrain.testing import check_vjp
 
 ROUNDING = {"float64": 1e-12, "float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
 """Largest difference by type, relative and absolute: a few units in the last place."""
@@ -251,3 +253,50 @@ def against_torch() -> Iterator[Callable[[str, Any], None]]:
             raise AssertionError(f"{len(failures)} of {ran} calls of {name} differ from PyTorch's:\n{shown}")
 
     yield compare
+
+
+@pytest.fixture(scope="session")
+def differences() -> Callable[..., None]:
+    """A function ``(op, *args, **options)`` that checks first and second derivatives by central differences."""
+
+    def second(op: Any, *args: Any, **options: Any) -> None:
+        rng = np.random.default_rng(2)
+        floats = [i for i, a in enumerate(args) if isinstance(a, np.ndarray) and a.dtype == np.float64]
+        out = op(*args, **options)[0]
+        several = isinstance(out, tuple)
+        outs = [np.asarray(o) for o in (out if several else (out,))]
+        weights = [rng.standard_normal(o.shape) if o.dtype == np.float64 else None for o in outs]
+        along = {i: rng.standard_normal(args[i].shape) for i in floats}
+
+        def directional(*moved: Any) -> float:
+            _, saved, vjp = op(*moved, **options)
+            needs = tuple(i in along for i in range(len(args)))
+            grads = vjp(tuple(weights) if several else weights[0], needs, *saved)
+            return float(sum(np.sum(np.broadcast_to(grads[i], np.shape(grads[i])) * along[i]) for i in floats))
+
+        tensors = [dt.Tensor(a.copy()).requires_grad_() if i in along else a for i, a in enumerate(args)]
+        tensors = [dt.Tensor(t) if isinstance(t, np.ndarray) else t for t in tensors]
+        result = engine.apply(op, *tensors, **options)
+        roots = [(r, w) for r, w in zip(result if several else (result,), weights, strict=True) if w is not None]
+        leaves = [tensors[i] for i in floats]
+        firsts = dt.autograd.grad([r for r, _ in roots], leaves, [dt.Tensor(w) for _, w in roots], create_graph=True)
+        total = sum((g * dt.Tensor(along[i])).sum() for g, i in zip(firsts, floats, strict=True))
+        np.testing.assert_allclose(total.item(), directional(*args), rtol=1e-9, atol=1e-9, err_msg=op.__name__)
+        if not total.requires_grad:
+            seconds: Any = [None] * len(leaves)
+        else:
+            seconds = dt.autograd.grad(total, leaves, allow_unused=True)
+        for i, g in zip(floats, seconds, strict=True):
+            step = 1e-6 * rng.standard_normal(args[i].shape)
+            up, down = ([a + s * step if j == i else a for j, a in enumerate(args)] for s in (1, -1))
+            numeric = (directional(*up) - directional(*down)) / 2
+            exact = 0.0 if g is None else float(np.sum(g.numpy() * step))
+            np.testing.assert_allclose(
+                exact, numeric, rtol=1e-4, atol=1e-11, err_msg=f"{op.__name__}: second derivative, argument {i}"
+            )
+
+    def check(op: Any, *args: Any, **options: Any) -> None:
+        check_vjp(op, *args, **options)
+        second(op, *args, **options)
+
+    return check

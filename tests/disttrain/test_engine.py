@@ -23,12 +23,13 @@ class Program:
         self.rng = np.random.default_rng(seed)
         self.data = [self.rng.uniform(0.5, 1.5, (2, 3)) for _ in range(3)]
         self.shapes = [(2, 3)] * 3
-        self.steps = [self.step() for _ in range(int(self.rng.integers(4, 14)))]
+        self.bare = seed % 5 == 0  # the third tensor is a leaf, which must not be changed
+        self.steps = [self.step() for _ in range(int(self.rng.integers(3, 10)))]
         self.weights = [self.rng.standard_normal(s) for s in self.shapes]
 
     def step(self) -> tuple[str, int, int, int]:
         kinds = ["mul", "add", "exp", "view", "row", "t", "slice", "detach", "clone", "diagonal", "cat"]
-        kind = str(self.rng.choice(kinds + ["add_", "mul_", "copy_", "zero_", "set", "mask", "mul_"] * 2))
+        kind = str(self.rng.choice(kinds + ["add_", "add_", "scale_", "copy_", "zero_", "set", "mask", "mul_"]))
         a, b = (int(n) for n in self.rng.integers(0, len(self.shapes), 2))
         fits = [i for i, s in enumerate(self.shapes) if s in ((), self.shapes[a][-1:], self.shapes[a])]
         b = fits[b % len(fits)]
@@ -49,7 +50,7 @@ class Program:
             made = (min(shape),)
         elif kind == "cat" and shape:
             made = (2 * shape[0], *shape[1:])
-        elif kind in ("add_", "mul_", "copy_", "zero_", "mask"):
+        elif kind in ("add_", "mul_", "scale_", "copy_", "zero_", "mask"):
             made = None
         elif kind == "set" and shape:
             number, made = number % shape[0], None
@@ -62,7 +63,7 @@ class Program:
     def run(self, lib: Any, from_array: Any) -> tuple[list[Any], list[Any]]:
         """Return all values and the gradients of the three leaves."""
         leaves = [from_array(x.copy()).requires_grad_() for x in self.data]
-        made = [leaf * 1.0 for leaf in leaves[:2]] + [leaves[2]]
+        made = [leaf * 1.0 for leaf in leaves[:2]] + [leaves[2] if self.bare else leaves[2] * 1.0]
         for kind, a, b, number in self.steps:
             x, y = made[a], made[b]
             if kind in ("mul", "add"):
@@ -88,6 +89,8 @@ class Program:
                 getattr(x, kind)(
                     0.5 * y if overlap else y
                 )  # PyTorch leaves open what it gives where both overlap
+            elif kind == "scale_":
+                x.mul_(1.5)
             elif kind == "zero_":
                 x.zero_() if number == 0 else x.add_(1.0)
             elif kind == "mask":
@@ -124,7 +127,7 @@ def test_random_programs_of_views_and_changes_in_place() -> None:
             assert (a is None or not np.any(a.numpy())) if b is None else a is not None, where
             if b is not None:
                 np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-10, atol=1e-12, err_msg=where)
-    assert 10 < raised < 300, f"{raised} programs fail; both kinds must be there"
+    assert 20 < raised < 200, f"{raised} programs fail; both kinds must be there"
 
 
 def both(function: Any) -> None:

@@ -1,0 +1,55 @@
+"""Derivatives of gathers and scatters, by central differences; the table is complete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from disttrain.ops import index as ops
+from disttrain.ops.types import no_vjp
+
+rng = np.random.default_rng(0)
+
+
+def c(*args: Any, **options: Any) -> Any:
+    return args, options
+
+
+def f(*shape: int) -> Any:
+    return rng.standard_normal(shape)
+
+
+IDX = np.array([[0, 1, 1], [1, 0, 0]])
+KEYS: list[Any] = [(np.array([1, 0, 1]),), (slice(None), np.array([2, 2])), (np.array([[True, False, True], [True, True, False]]),)]
+CASES: dict[str, list[Any]] = {
+    "take": [c(f(2, 3), key=k) for k in KEYS],
+    "put_zeros": [c(np.zeros((2, 3))[k] + f(1)[0], shape=(2, 3), key=k) for k in KEYS],
+    "put": [c(f(2, 3), f(*np.zeros((2, 3))[k].shape), key=k, accumulate=True) for k in KEYS]
+    + [c(f(3, 2), f(2, 2), key=(np.array([2, 0]),), accumulate=False), c(f(2, 3), f(4), key=KEYS[2], accumulate=False)],
+    "gather": [c(f(2, 3), IDX, axis=0), c(f(2, 3), IDX[:1], axis=1)],
+    "scatter_add_zeros": [c(f(2, 3), IDX, axis=0, shape=(2, 3)), c(f(2, 3), IDX, axis=1, shape=(2, 4))],
+    "scatter_add": [c(f(2, 3), IDX, f(2, 3), axis=0), c(f(2, 3), IDX[:1, :2], f(2, 3), axis=1)],
+    "scatter": [c(f(3, 3), np.array([[0, 2, 1]]), f(1, 3), axis=0), c(f(3, 3), np.array([[0, 2]]), f(2, 3), axis=1),
+                c(f(3, 3), np.array([[0, 2, 1]]), np.asarray(0.5), axis=0)],
+    "triangle": [c(f(3, 4), diagonal=d, upper=u) for d in (-1, 0, 1) for u in (True, False)],
+    "sort": [c(rng.permutation(6).reshape(2, 3) * 0.3, axis=a, descending=d) for a in (0, 1) for d in (True, False)],
+}  # fmt: skip
+NO_GRADIENT = {"nonzero": c(f(3))}
+"""The result are indices."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_first_and_second_derivatives(name: str, differences: Any) -> None:
+    for args, options in CASES[name]:
+        differences(getattr(ops, name), *args, **options)
+
+
+@pytest.mark.parametrize("name", NO_GRADIENT)
+def test_the_rest_says_that_it_has_no_derivative(name: str) -> None:
+    args, options = NO_GRADIENT[name]
+
+    _, _, vjp = getattr(ops, name)(*args, **options)
+
+    assert vjp is no_vjp
