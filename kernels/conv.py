@@ -41,10 +41,10 @@ def to_channels_last(x: Array) -> Array:
     return get_array_module(x).ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
-def conv2d(x: Array, w: Array, window: Window, groups: int) -> Array:
-    """Return the cross-correlation of ``x`` with ``w``, without a bias."""
+def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) -> Array:
+    """Return the cross-correlation of ``x`` with ``w``, plus ``bias`` (O,)"""
     if get_array_module(x, w) is not numpy:
-        return conv2d_reference(x, w, window, groups)
+        return conv2d_reference(x, w, bias, window, groups)
     x = to_channels_last(x)
     N, H, W, _ = x.shape
     OH, OW = window.out_size(H, W)
@@ -57,6 +57,9 @@ def conv2d(x: Array, w: Array, window: Window, groups: int) -> Array:
         to = slice(group * o, (group + 1) * o)
         for rows, cols in _blocks(x, (OH, OW), window, group, w.shape[1]):
             numpy.matmul(cols, kernel[to].T, out=out_rows[rows, to])
+    if bias is not None:
+        lines = out.reshape(-1, OW * O)  # far quicker than pixel by pixel if O is small
+        lines += numpy.tile(bias, OW)
     return out.transpose(0, 3, 1, 2)
 
 
@@ -97,12 +100,12 @@ def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array
     _, OH, OW, O = g.shape  # noqa: E741
     o, c = O // groups, x.shape[3] // groups
     g_rows = g.reshape(-1, O)
-    gw = numpy.zeros((O, window.kernel[0] * window.kernel[1] * c), g.dtype)
+    gw = numpy.zeros((window.kernel[0] * window.kernel[1] * c, O), g.dtype)
     for group in range(groups):
         of = slice(group * o, (group + 1) * o)
         for rows, cols in _blocks(x, (OH, OW), window, group, c):
-            gw[of] += g_rows[rows, of].T @ cols
-    return gw.reshape(O, *window.kernel, c).transpose(0, 3, 1, 2)
+            gw[:, of] += cols.T @ g_rows[rows, of]  # this way round GEMM is quicker if O is small
+    return gw.reshape(*window.kernel, c, O).transpose(3, 2, 0, 1)
 
 
 def _blocks(x: Array, out_size: Pair, window: Window, group: int, c: int) -> Iterator[tuple[slice, Array]]:
@@ -250,11 +253,12 @@ def _split(x: Array, axis: int, groups: int) -> Array:
     return x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
 
 
-def conv2d_reference(x: Array, w: Array, window: Window, groups: int) -> Array:
+def conv2d_reference(x: Array, w: Array, bias: Array | None, window: Window, groups: int) -> Array:
     """What :func:`conv2d` must equal up to rounding."""
     seen = _split(_windows(x, window), 1, groups)
     out = get_array_module(x).einsum("ngcyxij,gocij->ngoyx", seen, _split(w, 0, groups))
-    return out.reshape(out.shape[0], w.shape[0], *out.shape[3:])
+    out = out.reshape(out.shape[0], w.shape[0], *out.shape[3:])
+    return out if bias is None else out + bias[:, None, None]
 
 
 def conv2d_weight_grad_reference(g: Array, x: Array, window: Window, groups: int) -> Array:

@@ -63,42 +63,40 @@ def _taps(window: Window, size: Pair, out_size: Pair):  # type: ignore[no-untype
                 yield (slice(a, b), slice(c, e)), seen, (y, x)
 
 
+# Unsigned indices: a signed one may be negative, and Numba's test for it keeps the loop from being vectorised.
+
+
 @jit
 def _max_pool(x, out, where, window):  # type: ignore[no-untyped-def]
     KH, KW, sh, sw, ph, pw, dh, dw = window
     _, H, W, C = x.shape
     N, OH, OW, _ = out.shape
-    flat = x.reshape(-1)
-    for n in range(N):
-        for oh in range(OH):
-            for ow in range(OW):
-                best, at = out[n, oh, ow], where[n, oh, ow]
-                empty = True
-                for i in range(KH):
-                    ih = oh * sh - ph + i * dh
-                    if ih < 0 or ih >= H:
+    flat, best, place = x.reshape(-1), out.reshape(-1), where.reshape(-1)
+    channels, line = numpy.uint64(C), numpy.uint64(OW * C)
+    for row in range(N * OH):
+        n, oh = row // OH, row % OH
+        start = numpy.uint64(row * OW * C)
+        for t in range(line):
+            best[start + t] = -numpy.inf
+            place[start + t] = -1
+        for i in range(KH):
+            ih = oh * sh - ph + i * dh
+            if ih < 0 or ih >= H:
+                continue
+            for j in range(KW):
+                for ow in range(OW):
+                    iw = ow * sw - pw + j * dw
+                    if iw < 0 or iw >= W:
                         continue
-                    for j in range(KW):
-                        iw = ow * sw - pw + j * dw
-                        if iw < 0 or iw >= W:
-                            continue
-                        place = numpy.int32(ih * W + iw)
-                        base = ((n * H + ih) * W + iw) * C
-                        if empty:
-                            empty = False
-                            for c in range(C):
-                                best[c] = flat[base + c]
-                                at[c] = place
-                            continue
-                        for c in range(C):
-                            v = flat[base + c]
-                            old = best[c]
-                            better = (v > old) | (v != v)
-                            best[c] = v if better else old
-                            at[c] = place if better else at[c]
-                if empty:
-                    best[:] = -numpy.inf
-                    at[:] = -1
+                    here = numpy.int32(ih * W + iw)
+                    at = numpy.uint64(((n * H + ih) * W + iw) * C)
+                    to = start + numpy.uint64(ow * C)
+                    for c in range(channels):
+                        v = flat[at + c]
+                        old, was = best[to + c], place[to + c]
+                        better = (v > old) | (v != v) | (was < 0)
+                        best[to + c] = v if better else old
+                        place[to + c] = here if better else was
 
 
 def max_pool2d_input_grad(g: Array, where: Array, size: Pair) -> Array:
@@ -127,14 +125,15 @@ def max_pool2d_input_grad_reference(g: Array, where: Array, size: Pair) -> Array
 def _scatter_pixels(g, where, gx):  # type: ignore[no-untyped-def]
     N, H, W, C = gx.shape
     _, OH, OW, _ = g.shape
-    flat = gx.reshape(-1)
+    flat, given, place = gx.reshape(-1), g.reshape(-1), where.reshape(-1)
+    t = numpy.uint64(0)
     for n in range(N):
-        for oh in range(OH):
-            for ow in range(OW):
-                for c in range(C):
-                    at = where[n, oh, ow, c]
-                    if at >= 0:
-                        flat[(n * H * W + at) * C + c] += g[n, oh, ow, c]
+        for _ in range(OH * OW):
+            for c in range(C):
+                at = place[t]
+                if at >= 0:
+                    flat[numpy.uint64((n * H * W + at) * C + c)] += given[t]
+                t += numpy.uint64(1)
 
 
 def sum_pool2d(x: Array, window: Window, out_size: Pair) -> Array:

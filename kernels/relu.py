@@ -1,9 +1,29 @@
-"""The gradient of ReLU on flat contiguous arrays, float32 or float64."""
+"""ReLU and its gradient on flat contiguous arrays, float32 or float64."""
 
 import numpy
 
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
+
+
+def relu(x: Array) -> Array:
+    """Return ``max(x, 0)``; NaN stays."""
+    if get_array_module(x) is not numpy:
+        return relu_reference(x)
+    out = numpy.empty_like(x)
+    _relu(x, x.dtype.type(0), out)
+    return out
+
+
+def relu_reference(x: Array) -> Array:
+    """What :func:`relu` must equal."""
+    return get_array_module(x).maximum(x, x.dtype.type(0))
+
+
+@jit
+def _relu(x, zero, out):  # type: ignore[no-untyped-def]
+    for i in range(x.size):
+        out[i] = zero if x[i] <= 0 else x[i]
 
 
 def relu_grad(g: Array, y: Array) -> Array:

@@ -42,9 +42,7 @@ def conv2d(
     window = _window(x, w, stride, padding, dilation, groups)
     if b is not None and b.shape != (w.shape[0],):
         raise ValueError(f"conv2d: bias must have shape ({w.shape[0]},), got {b.shape}")
-    out = kernels.conv2d(widen(x), widen(w), window, groups)
-    if b is not None:
-        out += widen(b)[:, None, None]
+    out = kernels.conv2d(widen(x), widen(w), None if b is None else widen(b), window, groups)
     return out.astype(x.dtype, copy=False), (x, w, window, groups), conv2d_vjp
 
 

@@ -43,7 +43,8 @@ def test_convolution(window, groups, dtype):
     x, w = some(3, 4, 9, 8), some(8, 4 // groups, *window.kernel)
     g = some(3, 8, *window.out_size(9, 8))
 
-    equal_to_reference(conv, "conv2d", dtype, x, w, window, groups)
+    equal_to_reference(conv, "conv2d", dtype, x, w, None, window, groups)
+    equal_to_reference(conv, "conv2d", dtype, x, w, some(8), window, groups)
     equal_to_reference(conv, "conv2d_input_grad", dtype, g, w, window, groups, (9, 8))
     equal_to_reference(conv, "conv2d_weight_grad", dtype, g, x, window, groups)
 
@@ -54,7 +55,7 @@ def test_convolution_of_one_channel(window, dtype):
     x, w = some(3, 1, 9, 8), some(2, 1, *window.kernel)
     g = some(3, 2, *window.out_size(9, 8))
 
-    equal_to_reference(conv, "conv2d", dtype, x, w, window, 1)
+    equal_to_reference(conv, "conv2d", dtype, x, w, some(2), window, 1)
     equal_to_reference(conv, "conv2d_weight_grad", dtype, g, x, window, 1)
 
 
@@ -63,6 +64,7 @@ def test_convolution_of_one_channel(window, dtype):
 def test_max_pooling(window, dtype):
     x = rng.integers(0, 5, (2, 3, 9, 8)).astype(dtype)
     x[0, 0, 4, 4] = np.nan
+    x[1, 1, 2:6, 2:6] = -np.inf
     size = window.out_size(9, 8)
 
     equal_to_reference(pool, "max_pool2d", dtype, x, window, size)
@@ -104,11 +106,12 @@ def test_softmax_and_cross_entropy(classes, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_relu_gradient(dtype):
-    y = np.maximum(some(1000), 0)
-    y[5] = np.nan
+def test_relu(dtype):
+    x = some(1000)
+    x[5:8] = np.nan, np.inf, -np.inf
 
-    equal_to_reference(relu, "relu_grad", dtype, some(1000), y)
+    equal_to_reference(relu, "relu", dtype, x)
+    equal_to_reference(relu, "relu_grad", dtype, some(1000), relu.relu_reference(x))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

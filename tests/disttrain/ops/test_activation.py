@@ -61,6 +61,16 @@ def test_extreme_values_are_those_of_torch_and_warn_about_nothing(op, reference,
     np.testing.assert_allclose(out, reference(torch.tensor(x)).numpy(), 1e-5, 1e-6)
 
 
+def test_relu_of_many_elements_keeps_their_order_in_memory(compare):
+    x = rng.standard_normal((8, 10, 10, 6)).transpose(0, 3, 1, 2)
+
+    compare(ops.relu, F.relu, x, second=False)
+    y, saved, vjp = ops.relu(x)
+    assert y.strides == vjp(y, (True,), *saved)[0].strides == x.strides
+    assert np.isnan(ops.relu(np.full(5000, np.nan))[0]).all()
+    assert ops.relu(np.arange(-5000, 5000))[0].dtype == np.int64
+
+
 def test_relu_drops_gradients_that_are_not_finite():
     _, saved, vjp = ops.relu(np.array([-1.0, 2.0, np.nan]))
 
