@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,21 +21,16 @@ def tensor_repr(t: Tensor) -> str:
     prefix = f"{'Parameter containing: ' if type(t).__name__ == 'Parameter' else ''}tensor("
     if a.size == 0:
         body = "[]" if a.ndim == 1 else f"[], size={tuple(a.shape)}"
-    elif (
-        a.dtype.kind == "f" and np.all(np.isfinite(a)) and np.all(a == np.trunc(a)) and np.abs(a).max() < 1e6
-    ):
-        body = np.array2string(
-            a,
-            separator=", ",
-            prefix=prefix,
-            threshold=1000,
-            edgeitems=3,
-            formatter={"float_kind": lambda v: f"{v:.0f}."},
-        )
     else:
-        body = np.array2string(
-            a, separator=", ", prefix=prefix, precision=4, floatmode="fixed", threshold=1000, edgeitems=3
-        )
+        options: dict[str, Any] = {"precision": 4, "floatmode": "fixed"}
+        if a.dtype.kind == "f" and _whole(a):
+            shown = a[np.isfinite(a) & (a != 0)].flat[:1000]
+            width = max((len(f"{v:.0f}") for v in shown), default=1)
+            options = {
+                "formatter": {"float_kind": lambda v: f"{v:.0f}{'.' * bool(np.isfinite(v))}".rjust(width)}
+            }
+        body = np.array2string(a, separator=", ", prefix=prefix, threshold=1000, edgeitems=3, **options)
+        body = body.replace(", ..., ", ",  ..., ")
     parts = [body]
     if t.device.type != "cpu":
         parts.append(f"device='{t.device}'")
@@ -46,3 +41,8 @@ def tensor_repr(t: Tensor) -> str:
     elif t.requires_grad:
         parts.append("requires_grad=True")
     return prefix + ", ".join(parts) + ")"
+
+
+def _whole(a: np.ndarray[Any, Any]) -> bool:
+    finite = a[np.isfinite(a)]
+    return bool(np.all(finite == np.trunc(finite)) and np.abs(finite).max(initial=0) < 1e6)

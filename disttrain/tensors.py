@@ -304,14 +304,23 @@ class Tensor(ElementwiseMethods, ReduceMethods, ShapeMethods, LinalgMethods, Ind
         return (a.astype(np.float32) if a.dtype.kind == "V" else a).tolist()
 
     def __float__(self) -> Any:
-        return float(self.item())
+        return float(self._only("float"))
 
     def __int__(self) -> Any:
-        return int(self.item())
+        return int(self._only("int"))
+
+    def _only(self, kind: str) -> Any:
+        if self._array.size != 1:
+            raise ValueError(
+                f"only a tensor of one element can become a Python {kind}, got shape {list(self.shape)}"
+            )
+        return self.item()
 
     def __index__(self) -> Any:
-        if self.dtype.category > 1:
-            raise TypeError(f"only integer tensors of one element can be an index, got {self.dtype}")
+        if self.dtype.category > 1 or self._array.size != 1:
+            raise TypeError(
+                f"only integer tensors of one element can be an index, got {self.dtype} of shape {list(self.shape)}"
+            )
         return int(self.item())
 
     def __bool__(self) -> Any:

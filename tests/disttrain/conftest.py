@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -220,7 +220,7 @@ def _check(torch: Library, ours: Library, name: str, case: Any, as_method: bool)
 
 
 @pytest.fixture(scope="session")
-def against_torch() -> Iterator[Callable[[str, Any], None]]:
+def against_torch() -> Callable[[str, Any], None]:
     """A function ``(name, cases)`` that compares the calls, as function and as method, with PyTorch's."""
     torch, ours = _torch(), _ours()
 
@@ -252,7 +252,7 @@ def against_torch() -> Iterator[Callable[[str, Any], None]]:
             shown = "\n".join(failures[:12])
             raise AssertionError(f"{len(failures)} of {ran} calls of {name} differ from PyTorch's:\n{shown}")
 
-    yield compare
+    return compare
 
 
 @pytest.fixture(scope="session")
@@ -272,16 +272,24 @@ def differences() -> Callable[..., None]:
             _, saved, vjp = op(*moved, **options)
             needs = tuple(i in along for i in range(len(args)))
             grads = vjp(tuple(weights) if several else weights[0], needs, *saved)
-            return float(sum(np.sum(np.broadcast_to(grads[i], np.shape(grads[i])) * along[i]) for i in floats))
+            return float(
+                sum(np.sum(np.broadcast_to(grads[i], np.shape(grads[i])) * along[i]) for i in floats)
+            )
 
         tensors = [dt.Tensor(a.copy()).requires_grad_() if i in along else a for i, a in enumerate(args)]
         tensors = [dt.Tensor(t) if isinstance(t, np.ndarray) else t for t in tensors]
         result = engine.apply(op, *tensors, **options)
-        roots = [(r, w) for r, w in zip(result if several else (result,), weights, strict=True) if w is not None]
+        roots = [
+            (r, w) for r, w in zip(result if several else (result,), weights, strict=True) if w is not None
+        ]
         leaves = [tensors[i] for i in floats]
-        firsts = dt.autograd.grad([r for r, _ in roots], leaves, [dt.Tensor(w) for _, w in roots], create_graph=True)
+        firsts = dt.autograd.grad(
+            [r for r, _ in roots], leaves, [dt.Tensor(w) for _, w in roots], create_graph=True
+        )
         total = sum((g * dt.Tensor(along[i])).sum() for g, i in zip(firsts, floats, strict=True))
-        np.testing.assert_allclose(total.item(), directional(*args), rtol=1e-9, atol=1e-9, err_msg=op.__name__)
+        np.testing.assert_allclose(
+            total.item(), directional(*args), rtol=1e-9, atol=1e-9, err_msg=op.__name__
+        )
         if not total.requires_grad:
             seconds: Any = [None] * len(leaves)
         else:
@@ -292,7 +300,11 @@ def differences() -> Callable[..., None]:
             numeric = (directional(*up) - directional(*down)) / 2
             exact = 0.0 if g is None else float(np.sum(g.numpy() * step))
             np.testing.assert_allclose(
-                exact, numeric, rtol=1e-4, atol=1e-11, err_msg=f"{op.__name__}: second derivative, argument {i}"
+                exact,
+                numeric,
+                rtol=1e-4,
+                atol=1e-11,
+                err_msg=f"{op.__name__}: second derivative, argument {i}",
             )
 
     def check(op: Any, *args: Any, **options: Any) -> None:

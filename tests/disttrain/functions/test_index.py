@@ -73,7 +73,7 @@ CASES: dict[str, list[Any]] = {
     "tril": [c(f(3, 4), *d) for d in ((), (1,), (-1,), (9,))] + [c(f(2, 3, 3)), c(f(3)), c(np.ones((2, 2), bool))],
 }  # fmt: skip
 CASES["triu"] = CASES["tril"]
-CASES["scatter_"] = [case for case in CASES["scatter"]] + [c(f(2, 3), 0, IDX, value=2.0)]
+CASES["scatter_"] = list(CASES["scatter"]) + [c(f(2, 3), 0, IDX, value=2.0)]
 CASES["scatter_add_"] = CASES["scatter_add"]
 
 

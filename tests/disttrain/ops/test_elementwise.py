@@ -33,19 +33,52 @@ def apart(*shape: int) -> Any:
 PAIRS = [c(f(2, 3), pos(2, 3)), c(f(2, 1), pos(3)), c(f(), pos(2)), c(f(2), 1.7), c(1.7, pos(2))]
 UNARY = [c(pos(2, 3)), c(pos()), c(pos(3, 2).T)]
 CASES: dict[str, list[Any]] = {
-    **{name: UNARY for name in """neg abs reciprocal square exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan atan
-    sinh cosh""".split()},
-    **{name: [c(apart(2, 3))] for name in "sign floor ceil trunc".split()},
-    **{name: PAIRS for name in "add sub mul div".split()},
+    **dict.fromkeys(
+        [
+            "neg",
+            "abs",
+            "reciprocal",
+            "square",
+            "exp",
+            "exp2",
+            "expm1",
+            "log",
+            "log2",
+            "log10",
+            "log1p",
+            "sqrt",
+            "rsqrt",
+            "sin",
+            "cos",
+            "tan",
+            "atan",
+            "sinh",
+            "cosh",
+        ],
+        UNARY,
+    ),
+    **{name: [c(apart(2, 3))] for name in ["sign", "floor", "ceil", "trunc"]},
+    **dict.fromkeys(["add", "sub", "mul", "div"], PAIRS),
     "round": [c(apart(2, 3), decimals=0), c(apart(3), decimals=1)],
-    "pow": [c(pos(2, 3), f(3)), c(pos(2), 3), c(f(2), 2), c(f(2), 0), c(pos(2), -1.5), c(1.5, f(2)), c(pos(), f(2, 1))],
+    "pow": [
+        c(pos(2, 3), f(3)),
+        c(pos(2), 3),
+        c(f(2), 2),
+        c(f(2), 0),
+        c(pos(2), -1.5),
+        c(1.5, f(2)),
+        c(pos(), f(2, 1)),
+    ],
     "floor_divide": [c(apart(2, 3) + 5.03, np.array([0.7, 1.1, 1.3]))],
     "remainder": [c(apart(2, 3) + 5.03, np.array([0.7, 1.1, 1.3]))],
     "fmod": [c(-apart(2, 3) - 5.03, np.array([0.7, 1.1, 1.3]))],
     "maximum": [c(apart(2, 3), apart(2, 3) + 0.1)],
     "minimum": [c(apart(2, 3), apart(2, 3) + 0.1)],
     "clamp": [c(apart(2, 3), a, b) for a, b in ((0.0, 1.0), (None, 0.5), (0.0, None))]
-    + [c(apart(2, 3), np.array([0.0, 0.5, -1.0]), np.asarray(0.9)), c(apart(3), np.asarray(1.0), np.asarray(0.0))],
+    + [
+        c(apart(2, 3), np.array([0.0, 0.5, -1.0]), np.asarray(0.9)),
+        c(apart(3), np.asarray(1.0), np.asarray(0.0)),
+    ],
     "where": [c(f(2, 3) > 0, f(2, 3), f(3)), c(f(3) > 0, f(2, 1), 1.0)],
     "fill": [c(f(2, 3), value=2.0)],
     "copy_from": [c(f(2, 3), f(3))],
@@ -53,9 +86,12 @@ CASES: dict[str, list[Any]] = {
 }
 TRUTH = f(3) > 0
 NO_GRADIENT = {
-    **{name: c(f(3), f(3)) for name in "eq ne lt le gt ge logical_and logical_or logical_xor".split()},
-    **{name: c(f(3)) for name in "logical_not isnan isinf isfinite".split()},
-    **{name: c(TRUTH, TRUTH) for name in "bitwise_and bitwise_or bitwise_xor".split()},
+    **{
+        name: c(f(3), f(3))
+        for name in ["eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor"]
+    },
+    **{name: c(f(3)) for name in ["logical_not", "isnan", "isinf", "isfinite"]},
+    **{name: c(TRUTH, TRUTH) for name in ["bitwise_and", "bitwise_or", "bitwise_xor"]},
     "bitwise_not": c(TRUTH),
 }
 """Results are booleans (or of integers)."""

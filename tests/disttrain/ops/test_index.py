@@ -22,7 +22,11 @@ def f(*shape: int) -> Any:
 
 
 IDX = np.array([[0, 1, 1], [1, 0, 0]])
-KEYS: list[Any] = [(np.array([1, 0, 1]),), (slice(None), np.array([2, 2])), (np.array([[True, False, True], [True, True, False]]),)]
+KEYS: list[Any] = [
+    (np.array([1, 0, 1]),),
+    (slice(None), np.array([2, 2])),
+    (np.array([[True, False, True], [True, True, False]]),),
+]
 CASES: dict[str, list[Any]] = {
     "take": [c(f(2, 3), key=k) for k in KEYS],
     "put_zeros": [c(np.zeros((2, 3))[k] + f(1)[0], shape=(2, 3), key=k) for k in KEYS],

@@ -26,9 +26,14 @@ CASES: dict[str, list[Any]] = {
     "transpose": [c(f(2, 3, 4), axes=(2, 0, 1))],
     "broadcast_to": [c(f(2, 1), shape=(4, 2, 3))],
     "sum_to_shape": [c(f(2, 3), shape=(3,)), c(f(2, 3), shape=(2, 1)), c(f(2, 3), shape=())],
-    "index": [c(f(2, 3), key=(1, ...)), c(f(2, 3), key=(..., slice(0, None, 2))), c(f(2, 3), key=(None, slice(1), 1))],
+    "index": [
+        c(f(2, 3), key=(1, ...)),
+        c(f(2, 3), key=(..., slice(0, None, 2))),
+        c(f(2, 3), key=(None, slice(1), 1)),
+    ],
     "scatter_basic": [c(f(3), shape=(2, 3), key=(1, ...))],
-    "diagonal": [c(f(3, 4), offset=o, axis1=0, axis2=1) for o in (-1, 0, 2)] + [c(f(2, 3, 3), offset=0, axis1=2, axis2=0)],
+    "diagonal": [c(f(3, 4), offset=o, axis1=0, axis2=1) for o in (-1, 0, 2)]
+    + [c(f(2, 3, 3), offset=0, axis1=2, axis2=0)],
     "scatter_view": [c(f(3, 1), shape=(2, 3), chain=CHAIN)],
     "view_scatter": [c(f(2, 3), f(3, 1), chain=CHAIN)],
     "copy": [c(f(2, 3)), c(f(2, 3).T, order="C")],

@@ -1,0 +1,141 @@
+"""What a Tensor tells of itself, conversions, and Python's protocols, against PyTorch's."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+
+import disttrain as dt
+
+torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+
+ARRAYS = [
+    np.arange(6.0).reshape(2, 3),
+    np.asarray(2.5),
+    np.zeros(0),
+    np.array([3], np.int32),
+    np.asarray(True),
+    np.arange(3),
+]
+
+ASKED: dict[str, Any] = {
+    "shape": lambda t: tuple(t.shape),
+    "size": lambda t: (tuple(t.size()), t.size(-1)),
+    "dim": lambda t: (t.dim(), t.ndim),
+    "numel": lambda t: (t.numel(), t.nelement(), t.shape.numel()),
+    "stride": lambda t: (t.stride(), t.stride(0)),
+    "itemsize": lambda t: (t.itemsize, t.element_size(), t.nbytes),
+    "is_contiguous": lambda t: t.is_contiguous(),
+    "is_floating_point": lambda t: (t.is_floating_point(), t.is_cuda),
+    "device": lambda t: str(t.device),
+    "item": lambda t: (t.item(), type(t.item()).__name__),
+    "tolist": lambda t: t.tolist(),
+    "__len__": len,
+    "__iter__": lambda t: [x.tolist() for x in t],
+    "__contains__": lambda t: (2 in t, 77 in t),
+    "__float__": float,
+    "__int__": int,
+    "__index__": lambda t: [0, 1, 2, 3, 4][t],
+    "__bool__": bool,
+    "__format__": lambda t: f"{t:.2f}",
+    "__array__": lambda t: np.asarray(t).tolist(),
+    "__hash__": lambda t: len({t, t}),
+    "mT": lambda t: t.mT.tolist() if t.ndim == 2 else None,
+    "T": lambda t: t.T.tolist() if t.ndim == 2 else None,
+    "to": lambda t: [str(x.dtype) for x in (t.to("cpu"), t.to(t), t.to(t.dtype, copy=True))],
+    "cpu": lambda t: t.cpu() is t,
+}
+
+
+def ask(question: Any, t: Any) -> tuple[str, Any]:
+    """Return an answer as text, or the classes of an exception."""
+    try:
+        return str(question(t)).replace("disttrain.", "torch."), None
+    except (RuntimeError, TypeError, ValueError, IndexError) as e:
+        return "", e
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_answers_are_those_of_pytorch(name: str) -> None:
+    for array in ARRAYS:
+        theirs, their_error = ask(ASKED[name], torch.from_numpy(array.copy()))
+        ours, our_error = ask(ASKED[name], dt.from_numpy(array.copy()))
+        where = f"{name} of {array!r}: {our_error or ours!r}, PyTorch {their_error or theirs!r}"
+        assert ours == theirs, where
+        assert their_error is None or isinstance(our_error, type(their_error)), where
+
+
+@pytest.mark.parametrize("name", ["float", "double", "half", "bfloat16", "long", "int", "bool"])
+def test_conversions(name: str) -> None:
+    for array in (np.array([1.7, -2.3, 0.0]), np.array([1, 0, 300])):
+        ours, theirs = getattr(dt.from_numpy(array), name)(), getattr(torch.from_numpy(array), name)()
+        assert str(ours.dtype).replace("disttrain", "torch") == str(theirs.dtype)
+        assert ours.tolist() == theirs.tolist()
+    x = dt.from_numpy(np.zeros(1, np.float32))
+    assert x.float() is x
+
+
+def test_type_and_its_like() -> None:
+    x = dt.tensor([1.5])
+    assert x.type(dt.int64).tolist() == [1]
+    assert x.type_as(dt.tensor([1])).dtype is dt.int64
+    assert x.to(dtype=dt.float64).dtype is dt.float64
+    assert x.to("cpu", dt.float16).dtype is dt.float16
+    with pytest.raises(TypeError, match="unexpected keyword argument 'speed'"):
+        x.to(speed=1)
+
+
+def test_a_gpu_that_is_not_there_is_an_error() -> None:
+    from disttrain import devices
+
+    if devices.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(RuntimeError, match=r"device cuda.*(CuPy|GPU)"):
+        dt.zeros(1).cuda()
+
+
+def test_sizes() -> None:
+    x = dt.zeros(2, 3)
+    assert dt.is_tensor(x)
+    assert not dt.is_tensor(x.numpy())
+    assert repr(x.shape) == "disttrain.Size([2, 3])"
+    assert x.shape == (2, 3)
+    assert x.data_ptr() == x.numpy().ctypes.data
+
+
+def test_numpy_shares_memory_and_arrays_give_way() -> None:
+    x = dt.zeros(3)
+    x.numpy()[0] = 5
+    assert x.tolist() == [5, 0, 0]
+    assert isinstance(np.ones(3, np.float32) * x, dt.Tensor)
+    with pytest.raises(RuntimeError, match=r"detach\(\)\.numpy"):
+        x.requires_grad_().numpy()
+
+
+def test_comparison_with_strangers() -> None:
+    x = dt.zeros(2)
+    assert (x == "a") is False
+    assert x.__eq__(object()) is NotImplemented
+    assert x.__ne__(object()) is NotImplemented
+
+
+def test_copies_of_leaves() -> None:
+    x = dt.ones(2, requires_grad=True)
+    y = copy.deepcopy(x)
+    with dt.no_grad():
+        y.add_(1)
+    assert y.requires_grad
+    assert x.tolist() == [1, 1]
+    assert x.__deepcopy__({}) is not x
+    with pytest.raises(RuntimeError, match="detach"):
+        copy.deepcopy(x * 2)
+
+
+def test_the_constructor_takes_lists_and_arrays() -> None:
+    assert dt.Tensor([1, 2]).dtype is dt.float32
+    assert dt.Tensor(np.zeros(2)).dtype is dt.float64
+    assert dt.Tensor.full_(3).item() == 3
+    assert dt.Tensor.__init__ is not object.__init__
