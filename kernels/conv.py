@@ -1,4 +1,4 @@
-"""Convolution over images in channels-last memory: im2col in blocks that fit the L2 cache, then GEMM.
+"""Convolution over images in channels-last memory: im2col in blocks of about the L2 cache, then GEMM.
 
 ``x`` is (N, C, H, W), ``w`` is (O, C // groups, KH, KW), ``out`` and its gradient ``g`` are (N, O, OH, OW).
 These are shapes only: any memory layout is accepted, images come back as views of (N, H, W, C) memory.
@@ -15,6 +15,8 @@ from disttrain.kernels.jit import jit
 
 Pair = tuple[int, int]
 _BLOCK_BYTES = 512 * 1024
+_BLOCK_PIXELS = 512
+"""A block has at least so many output pixels, even if it is larger then: GEMM repacks the filters for each."""
 
 
 class Window(NamedTuple):
@@ -80,7 +82,7 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Pai
             numpy.matmul(g_rows[:, of], kernel[of], out=gx.reshape(-1, c * groups)[:, to])
         return gx.transpose(0, 3, 1, 2)
     gx = numpy.zeros((N, *size, c * groups), g.dtype)
-    lines, step = N * OH, _lines_per_block(OW, kernel)
+    lines, step = N * OH, _lines_per_block(OW, kernel.shape[1] * g.itemsize)
     cols = numpy.empty((min(step, lines) * OW, kernel.shape[1]), g.dtype)
     for group in range(groups):
         of = slice(group * o, (group + 1) * o)
@@ -119,7 +121,7 @@ def _blocks(x: Array, out_size: Pair, window: Window, group: int, c: int) -> Ite
         yield slice(0, N * OH * OW), x.reshape(-1, C)[:, group * c : (group + 1) * c]
         return
     taps = window.kernel[0] * window.kernel[1] * c
-    lines, step = N * OH, max(1, _BLOCK_BYTES // max(1, OW * taps * x.itemsize))
+    lines, step = N * OH, _lines_per_block(OW, taps * x.itemsize)
     one = C == 1 and window.stride[1] == 1  # then a tap sees whole stretches of memory: fill tap by tap
     cols = numpy.empty((min(step, lines) * OW, taps), x.dtype, order="F" if one else "C")
     for start in range(0, lines, step):
@@ -133,8 +135,8 @@ def _blocks(x: Array, out_size: Pair, window: Window, group: int, c: int) -> Ite
         yield slice(start * OW, stop * OW), part
 
 
-def _lines_per_block(width: int, kernel: Array) -> int:
-    return max(1, _BLOCK_BYTES // max(1, width * int(kernel.shape[1]) * int(kernel.itemsize)))
+def _lines_per_block(width: int, pixel_bytes: int) -> int:
+    return max(1, max(_BLOCK_PIXELS, _BLOCK_BYTES // max(1, pixel_bytes)) // max(1, width))
 
 
 def _is_pointwise(window: Window) -> bool:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from disttrain.kernels.arrays import Array
+
 _logger = logging.getLogger("disttrain")
 
 
@@ -14,8 +16,8 @@ class Kernel:
     """A function that Numba compiles at its first call for each combination of argument types.
 
     Compiled code releases the GIL and is kept on disk: beside the source, or in the user's cache folder if
-    the package is read-only (``NUMBA_CACHE_DIR`` overrides both). A kernel calls no other kernel; from scalar
-    functions it may call those of this module.
+    the package is read-only (``NUMBA_CACHE_DIR`` overrides both). A kernel calls no other kernel; it may
+    call the functions of this module: :func:`exp`, :func:`erf`, :func:`largest`, :func:`total`.
 
     Args:
         function: loops over arrays, in the part of Python that Numba knows.
@@ -41,7 +43,7 @@ class Kernel:
     def _load(self) -> Any:
         import numba
 
-        _overload_scalar_functions()
+        _overload_functions()
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": self._fastmath or False}
         try:
             dispatcher = numba.njit(cache=True, **options)(self._function)
@@ -86,9 +88,23 @@ def erf(x: float) -> float:
     return math.erf(x)
 
 
+def largest(row: Array) -> float:
+    """Largest of one or more elements; in a kernel 16 at a time. If one is NaN, it or some other element."""
+    return max(row)
+
+
+def total(row: Array) -> float:
+    """Sum; in a kernel in a fixed order, that of 16 interleaved sums, which vectorises."""
+    return sum(row)
+
+
 @functools.cache
-def _overload_scalar_functions() -> None:
-    """Tell Numba what :func:`exp` and :func:`erf` are: its own call libm, which no loop vectorises around."""
+def _overload_functions() -> None:
+    """Tell Numba what the functions above are.
+
+    Its own ``exp`` and ``erf`` call libm, which no loop vectorises around; neither does one around a fold in
+    the order of the elements.
+    """
     import numpy as np
     from numba import types
     from numba.extending import overload
@@ -136,6 +152,44 @@ def _overload_scalar_functions() -> None:
 
     def erf64(x: Any) -> Any:
         return math.erf(x)
+
+    def largest16(row: Any) -> Any:
+        top = row[0]
+        whole = row.size - row.size % 16
+        if whole:
+            lanes = row[:16].copy()
+            for k in range(16, whole, 16):
+                part = row[k : k + 16]
+                for i in range(16):
+                    lanes[i] = part[i] if part[i] > lanes[i] else lanes[i]
+            for i in range(16):
+                top = lanes[i] if lanes[i] > top else top
+        for k in range(whole, row.size):
+            top = row[k] if row[k] > top else top
+        return top
+
+    def total16(row: Any) -> Any:
+        sum_ = row.dtype.type(0)
+        whole = row.size - row.size % 16
+        if whole:
+            lanes = row[:16].copy()
+            for k in range(16, whole, 16):
+                part = row[k : k + 16]
+                for i in range(16):
+                    lanes[i] += part[i]
+            for i in range(16):
+                sum_ += lanes[i]
+        for k in range(whole, row.size):
+            sum_ += row[k]
+        return sum_
+
+    @overload(largest)
+    def _largest(row: Any) -> Any:
+        return largest16
+
+    @overload(total)
+    def _total(row: Any) -> Any:
+        return total16
 
     @overload(exp)
     def _exp(x: Any) -> Any:

@@ -6,7 +6,7 @@ The maximum of a row is taken off first, so that nothing overflows.
 import numpy
 
 from disttrain.kernels.arrays import Array, get_array_module
-from disttrain.kernels.jit import exp, jit
+from disttrain.kernels.jit import exp, jit, largest, total
 
 
 def softmax(x: Array) -> Array:
@@ -31,16 +31,12 @@ def _softmax(x, out):  # type: ignore[no-untyped-def]
     M, K = x.shape
     for m in range(M):
         row, to = x[m], out[m]
-        top = row[0]
-        for k in range(1, K):
-            top = row[k] if row[k] > top else top
-        total = x.dtype.type(0)
-        for k in range(K):  # apart from the sum, whose order would keep it from being vectorised
+        top = largest(row)
+        for k in range(K):
             to[k] = exp(row[k] - top)
+        whole = total(to)
         for k in range(K):
-            total += to[k]
-        for k in range(K):
-            to[k] = to[k] / total
+            to[k] = to[k] / whole
 
 
 def softmax_grad(g: Array, y: Array) -> Array:
@@ -61,11 +57,12 @@ def softmax_grad_reference(g: Array, y: Array) -> Array:
 def _softmax_grad(g, y, out):  # type: ignore[no-untyped-def]
     M, K = g.shape
     for m in range(M):
-        dot = g.dtype.type(0)
+        gm, ym, to = g[m], y[m], out[m]
         for k in range(K):
-            dot += g[m, k] * y[m, k]
+            to[k] = gm[k] * ym[k]
+        dot = total(to)
         for k in range(K):
-            out[m, k] = y[m, k] * (g[m, k] - dot)
+            to[k] = ym[k] * (gm[k] - dot)
 
 
 def log_softmax(x: Array) -> Array:
@@ -110,11 +107,10 @@ def log_softmax_grad_reference(g: Array, y: Array) -> Array:
 def _log_softmax_grad(g, y, out):  # type: ignore[no-untyped-def]
     M, K = g.shape
     for m in range(M):
-        total = g.dtype.type(0)
+        gm, ym, to = g[m], y[m], out[m]
+        all_of_it = total(gm)
         for k in range(K):
-            total += g[m, k]
-        for k in range(K):
-            out[m, k] = g[m, k] - exp(y[m, k]) * total
+            to[k] = gm[k] - exp(ym[k]) * all_of_it
 
 
 def row_stats(x: Array) -> Array:
@@ -140,16 +136,11 @@ def _row_stats(x, stats):  # type: ignore[no-untyped-def]
     scratch = numpy.empty(K, x.dtype)
     for m in range(M):
         row = x[m]
-        top = row[0]
-        for k in range(1, K):
-            top = row[k] if row[k] > top else top
-        total = x.dtype.type(0)
-        for k in range(K):  # apart from the sum, whose order would keep it from being vectorised
-            scratch[k] = exp(row[k] - top)
+        top = largest(row)
         for k in range(K):
-            total += scratch[k]
+            scratch[k] = exp(row[k] - top)
         stats[0, m] = top
-        stats[1, m] = numpy.log(total)
+        stats[1, m] = numpy.log(total(scratch))
 
 
 def cross_entropy(
@@ -243,13 +234,14 @@ def _cross_entropy_grad(  # type: ignore[no-untyped-def]
     each = smoothing / x.dtype.type(K)
     for m in range(M):
         t = target[m]
+        row, to = x[m], out[m]
         if t == ignore:
             for k in range(K):
-                out[m, k] = 0
+                to[k] = 0
             continue
         hot = (1 - smoothing) * weight[t]
-        total = hot + each * weight_sum
+        wanted = hot + each * weight_sum
         top, log_total, gm = stats[0, m], stats[1, m], g[m]
         for k in range(K):
-            out[m, k] = gm * (exp((x[m, k] - top) - log_total) * total - each * weight[k])
-        out[m, t] -= gm * hot
+            to[k] = gm * (exp((row[k] - top) - log_total) * wanted - each * weight[k])
+        to[t] -= gm * hot
