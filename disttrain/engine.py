@@ -398,17 +398,18 @@ def run_backward(
         One gradient per wanted edge, ``None`` where nothing arrived.
     """
     callbacks: list[Callable[[], None]] = []
-    token = _callbacks.set(callbacks)
+    token, mode = _callbacks.set(callbacks), grad_enabled.set(create_graph)
     try:
-        with set_grad_enabled(create_graph), np.errstate(all="ignore"):
-            found = _walk(roots, retain_graph, create_graph, wanted)
-            for callback in callbacks:
-                callback()
-            return found
+        found = _walk(roots, retain_graph, create_graph, wanted)
+        for callback in callbacks:
+            callback()
+        return found
     finally:
+        grad_enabled.reset(mode)
         _callbacks.reset(token)
 
 
+@np.errstate(all="ignore")  # infinities and nan go where they go, without a warning, as in PyTorch
 def _walk(
     roots: Iterable[tuple[Edge, Any]], retain_graph: bool, create_graph: bool, wanted: Sequence[Edge] | None
 ) -> list[Any]:

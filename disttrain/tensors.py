@@ -161,7 +161,9 @@ class Tensor(ElementwiseMethods, ReduceMethods, ShapeMethods, LinalgMethods, Ind
         """Bytes of one element."""
         return int(self._array.itemsize)
 
-    element_size = itemsize.fget
+    def element_size(self) -> Any:
+        """Return the bytes of one element."""
+        return self._array.itemsize
 
     @property
     def nbytes(self) -> int:

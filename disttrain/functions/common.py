@@ -83,7 +83,7 @@ def binary(op: Op, x: Operand, y: Operand) -> Tensor:
         # A half with a number: in float32 and rounded once, as PyTorch does it.
         wide = np.dtype(np.float32)
         result = engine.apply(op, cast(x, wide), cast(y, wide))
-        return result if result._array.dtype.kind == "b" else cast(result, kinds[0])  # type: ignore[no-any-return]
+        return result if result._array.dtype.kind == "b" else cast(result, kinds[0])
     result = engine.apply(op, x, y)
     return result
 
@@ -102,9 +102,8 @@ def floating(x: Tensor) -> Tensor:
     """Return ``x``, converted to the default floating point type if it holds integers or booleans."""
     if not isinstance(x, engine.Tensor_):
         raise TypeError(f"expected a Tensor, got {type(x).__name__}: {x!r}")
-    if x._array.dtype.kind in "fV":
-        return x
-    return x.to(context.current().default_dtype)
+    result: Tensor = x if x._array.dtype.kind in "fV" else x.to(context.current().default_dtype)
+    return result
 
 
 def normalize_dim(dim: int, ndim: int) -> int:

@@ -71,7 +71,8 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
         t = engine.Tensor_(data)
     else:
         t = tensor(data, dtype=dtype)
-    return t.to(dtypes.as_dtype(dtype) if dtype is not None else t.dtype).to(device or t.device)
+    result: Tensor = t.to(dtypes.as_dtype(dtype) if dtype is not None else t.dtype).to(device or t.device)
+    return result
 
 
 def from_numpy(ndarray: np.ndarray[Any, Any]) -> Tensor:

@@ -55,6 +55,8 @@ def _refuse_bool(name: str, input: Tensor) -> None:
 
 def add(input: Operand, other: Operand, *, alpha: float = 1) -> Tensor:
     """``input + alpha * other``."""
+    if type(alpha) is int and alpha == 1:
+        return binary(elementwise.add, input, other)
     return binary(elementwise.add, input, _scaled("add", input, other, alpha))
 
 
@@ -351,7 +353,7 @@ def _filling(input: Tensor, mask: Tensor, value: Operand) -> Any:
 def lerp(input: Tensor, end: Tensor, weight: Operand) -> Tensor:
     """``input + weight * (end - input)``."""
     _check_lerp(input, end, weight)
-    return input + weight * (end - input)
+    return add(input, mul(weight, sub(end, input)))
 
 
 def _check_lerp(input: Tensor, end: Tensor, weight: Operand) -> None:

@@ -83,7 +83,7 @@ def getitem(input: Tensor, key: Any) -> Tensor:
     """
     basic, arrays = _split(key)
     part = engine.apply_view(shape_ops.index, input, key=basic)
-    return part if arrays is None else engine.apply(ops.take, part, key=arrays)  # type: ignore[no-any-return]
+    return part if arrays is None else engine.apply(ops.take, part, key=arrays)
 
 
 def setitem(input: Tensor, key: Any, value: Any) -> None:

@@ -230,4 +230,5 @@ def _root(powers: Tensor, exponent: float) -> Tensor:
     """``powers ** exponent`` with a gradient of zero at zero, PyTorch's choice for norms."""
     nothing = powers == 0
     root = elementwise_functions.where(nothing, 1.0, powers) ** exponent
-    return elementwise_functions.where(nothing, powers * 0, root)
+    result: Tensor = elementwise_functions.where(nothing, powers * 0, root)
+    return result

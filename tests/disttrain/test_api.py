@@ -149,12 +149,26 @@ print([m for m in ("numba", "cupy", "mpi4py", "torch", "zmq", "rich") if m in sy
 def _repr_cases() -> list[Any]:
     rng = np.random.default_rng(0)
     return [
-        np.arange(3.0, dtype=np.float32), np.arange(6).reshape(2, 3), np.array([1.5, 2.25], np.float32), np.full((), 2.0, np.float32),
-        np.array([True, False]), np.array([], np.float32), np.zeros((2, 0), np.float32), rng.standard_normal((2, 3)).astype(np.float32),
-        np.array([1.0, 2.5]), np.array([1, 2], np.int32), np.array([np.nan, 1.0, np.inf], np.float32), np.asarray(3), np.array([1.5], np.float16),
-        np.array([-1.5, 2.0], np.float32), np.array([1e-5, 1.0], np.float32), np.array([1e8, 1.0], np.float32), np.zeros((1001,), np.float32),
-        np.array([[-1.0, 20.0]], np.float32), np.array([100000.5, 1.0], np.float32),
-    ]  # fmt: skip
+        np.arange(3.0, dtype=np.float32),
+        np.arange(6).reshape(2, 3),
+        np.array([1.5, 2.25], np.float32),
+        np.full((), 2.0, np.float32),
+        np.array([True, False]),
+        np.array([], np.float32),
+        np.zeros((2, 0), np.float32),
+        rng.standard_normal((2, 3)).astype(np.float32),
+        np.array([1.0, 2.5]),
+        np.array([1, 2], np.int32),
+        np.array([np.nan, 1.0, np.inf], np.float32),
+        np.asarray(3),
+        np.array([1.5], np.float16),
+        np.array([-1.5, 2.0], np.float32),
+        np.array([1e-5, 1.0], np.float32),
+        np.array([1e8, 1.0], np.float32),
+        np.zeros((1001,), np.float32),
+        np.array([[-1.0, 20.0]], np.float32),
+        np.array([100000.5, 1.0], np.float32),
+    ]
 
 
 @pytest.mark.parametrize("number", range(len(_repr_cases())))

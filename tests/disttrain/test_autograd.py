@@ -300,8 +300,16 @@ def options(lib: Any, **more: Any) -> Any:
     return lib.autograd.grad((a, b), (x, y, z), (lib.ones(2, dtype=lib.float64), None), **more)
 
 
-@pytest.mark.parametrize("more", [{}, {"allow_unused": True}, {"materialize_grads": True}, {"allow_unused": False},
-                                  {"allow_unused": True, "materialize_grads": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"allow_unused": True},
+        {"materialize_grads": True},
+        {"allow_unused": False},
+        {"allow_unused": True, "materialize_grads": True},
+    ],
+)
 def test_several_outputs_and_inputs(more: Any) -> None:
     assert same(run(lambda lib: options(lib, **more), dt), run(lambda lib: options(lib, **more), torch))
 

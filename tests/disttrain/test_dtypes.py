@@ -58,8 +58,15 @@ def test_results_have_the_types_of_pytorch(op: str) -> None:
             a = outcome(lambda x, y: dt.where(dt.tensor([True, False]), x, y), *ours)
             b = outcome(lambda x, y: torch.where(torch.tensor([True, False]), x, y), *theirs)
         else:
-            symbol = {"add": "__add__", "mul": "__mul__", "div": "__truediv__", "lt": "__lt__", "eq": "__eq__", "sub": "__sub__",
-                      "floor_divide": "__floordiv__"}[op]  # fmt: skip
+            symbol = {
+                "add": "__add__",
+                "mul": "__mul__",
+                "div": "__truediv__",
+                "lt": "__lt__",
+                "eq": "__eq__",
+                "sub": "__sub__",
+                "floor_divide": "__floordiv__",
+            }[op]
             if not isinstance(ours[0], dt.Tensor):
                 ours, theirs = ours[::-1], theirs[::-1]
                 symbol = symbol if op in ("lt", "eq") else symbol.replace("__", "__r", 1)
@@ -94,7 +101,11 @@ def test_attributes_are_those_of_pytorch() -> None:
     for d in dtypes.ALL:
         theirs = getattr(torch, d.name)
         assert (d.itemsize, d.is_floating_point, d.is_signed, d.is_complex) == (
-            theirs.itemsize, theirs.is_floating_point, theirs.is_signed, theirs.is_complex)  # fmt: skip
+            theirs.itemsize,
+            theirs.is_floating_point,
+            theirs.is_signed,
+            theirs.is_complex,
+        )
         assert repr(d) == str(theirs).replace("torch", "disttrain")
         assert copy.deepcopy(d) is d
         assert copy.copy(d) is d

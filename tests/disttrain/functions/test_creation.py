@@ -16,36 +16,104 @@ def c(*args: Any, **kwargs: Any) -> Any:
     return args, kwargs
 
 
-SIZES = [c(2, 3), c((2, 3)), c([2]), c(0), c(()), c(2, dtype=dt.int64), c(2, 3, dtype=dt.bool), c(2, dtype=dt.float16),
-         c(-1), c("a"), c(2.5), c(2, requires_grad=True), c(2, dtype=dt.int64, requires_grad=True), c(2, device="cpu")]  # fmt: skip
+SIZES = [
+    c(2, 3),
+    c((2, 3)),
+    c([2]),
+    c(0),
+    c(()),
+    c(2, dtype=dt.int64),
+    c(2, 3, dtype=dt.bool),
+    c(2, dtype=dt.float16),
+    c(-1),
+    c("a"),
+    c(2.5),
+    c(2, requires_grad=True),
+    c(2, dtype=dt.int64, requires_grad=True),
+    c(2, device="cpu"),
+]
 LIKES = [c(f((2, 3)).astype(d)) for d in (np.float64, np.float32, np.int64, np.bool_)]
 LIKES += [
     c(f((2, 3)).astype(np.float32), dtype=dt.int32),
     c(np.arange(3), dtype=dt.float64, requires_grad=True),
 ]
-DATA = [1, 1.5, True, [1, 2], [1.5, 2], [True, False], [[1, 2], [3, 4]], [], [[]], [True, 2], [1, 2.5], [[1], [2, 3]], "a",
-        (1, 2), np.float64(1.5), np.int32(3), [np.float32(1.5)], range(3), 1 << 40, float("nan"), [float("inf")]]  # fmt: skip
+DATA = [
+    1,
+    1.5,
+    True,
+    [1, 2],
+    [1.5, 2],
+    [True, False],
+    [[1, 2], [3, 4]],
+    [],
+    [[]],
+    [True, 2],
+    [1, 2.5],
+    [[1], [2, 3]],
+    "a",
+    (1, 2),
+    np.float64(1.5),
+    np.int32(3),
+    [np.float32(1.5)],
+    range(3),
+    1 << 40,
+    float("nan"),
+    [float("inf")],
+]
 
 CASES: dict[str, list[Any]] = {
     "tensor": [c(d) for d in DATA]
     + [c(d, dtype=t) for d in DATA[:9] for t in (dt.float64, dt.float16, dt.int32, dt.bool)]
     + [c([0.1, 1 / 3], dtype=dt.float64), c([1.0], requires_grad=True), c([1], requires_grad=True)],
-    "as_tensor": [c(d) for d in DATA] + [c([0.1], dtype=dt.float64), c(f(3).astype(np.float32)), c(f(3).astype(np.float32), dtype=dt.float64)],
+    "as_tensor": [c(d) for d in DATA]
+    + [c([0.1], dtype=dt.float64), c(f(3).astype(np.float32)), c(f(3).astype(np.float32), dtype=dt.float64)],
     "zeros": SIZES,
     "ones": SIZES,
-    "full": [c((2, 3), 1.5), c((2,), 1), c((2,), True), c([2], 1, dtype=dt.float64), c((), 2.5), c((2,), 1.5, dtype=dt.int64), c((2,), "a")],
+    "full": [
+        c((2, 3), 1.5),
+        c((2,), 1),
+        c((2,), True),
+        c([2], 1, dtype=dt.float64),
+        c((), 2.5),
+        c((2,), 1.5, dtype=dt.int64),
+        c((2,), "a"),
+    ],
     "zeros_like": LIKES,
     "ones_like": LIKES,
-    "full_like": [c(x, v) for (x,), _ in LIKES[:4] for v in (1, 2.5, True)] + [c(np.arange(3), 1.5, dtype=dt.float64)],
-    "arange": [c(5), c(2, 5), c(1, 10, 3), c(0.5, 3), c(0, 1, 0.25), c(5, 0, -2), c(0), c(5, 0), c(0, 5, 0), c(1.0, 2.0, 0.1), c(3, dtype=dt.float32),
-               c(3.5, dtype=dt.int64), c(0, 5, -1), c(3, 3), c(0, 5, 2.0)],
-    "linspace": [c(0, 1, 5), c(1, -1, 3), c(0, 1, 1), c(0, 1, 0), c(0.0, 10.0, 7, dtype=dt.float64), c(0, 10, 3, dtype=dt.int64), c(0, 1, -1)],
+    "full_like": [c(x, v) for (x,), _ in LIKES[:4] for v in (1, 2.5, True)]
+    + [c(np.arange(3), 1.5, dtype=dt.float64)],
+    "arange": [
+        c(5),
+        c(2, 5),
+        c(1, 10, 3),
+        c(0.5, 3),
+        c(0, 1, 0.25),
+        c(5, 0, -2),
+        c(0),
+        c(5, 0),
+        c(0, 5, 0),
+        c(1.0, 2.0, 0.1),
+        c(3, dtype=dt.float32),
+        c(3.5, dtype=dt.int64),
+        c(0, 5, -1),
+        c(3, 3),
+        c(0, 5, 2.0),
+    ],
+    "linspace": [
+        c(0, 1, 5),
+        c(1, -1, 3),
+        c(0, 1, 1),
+        c(0, 1, 0),
+        c(0.0, 10.0, 7, dtype=dt.float64),
+        c(0, 10, 3, dtype=dt.int64),
+        c(0, 1, -1),
+    ],
     "eye": [c(3), c(2, 4), c(4, 2), c(0), c(3, dtype=dt.int64), c(-1)],
     "new_tensor": [c(f(3), [1.0, 2.0]), c(np.arange(3), [1, 2]), c(np.arange(3), 5, dtype=dt.float64)],
     "new_zeros": [c(f(3), 2, 3), c(np.arange(3), (2,)), c(np.arange(3), (2,), dtype=dt.float64)],
     "new_ones": [c(f(3), 2, 3), c(np.arange(3), (2,)), c(f(3), (2,), requires_grad=True)],
     "new_full": [c(f(3), (2, 3), 1.5), c(np.arange(3), (2,), 7)],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

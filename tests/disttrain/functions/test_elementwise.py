@@ -122,8 +122,14 @@ BINARY = {
 } | {name: binary(pos, numbers=(2, -3, 0.5, True)) for name in ["floor_divide", "remainder", "fmod"]}
 
 CASES: dict[str, list[Any]] = {**UNARY, **BINARY}
-CASES["add"] += [c(f(2, 3), f(3), alpha=2), c(f(2, 3), 2, alpha=0.5), c(np.arange(3), np.arange(3), alpha=3),
-                 c(np.arange(3), np.arange(3), alpha=0.5), c(f(3), "a"), c(f(3), None)]  # fmt: skip
+CASES["add"] += [
+    c(f(2, 3), f(3), alpha=2),
+    c(f(2, 3), 2, alpha=0.5),
+    c(np.arange(3), np.arange(3), alpha=3),
+    c(np.arange(3), np.arange(3), alpha=0.5),
+    c(f(3), "a"),
+    c(f(3), None),
+]
 CASES["sub"] += [
     c(f(2, 3), f(3), alpha=2),
     c(np.arange(3), 2, alpha=2),
@@ -136,10 +142,20 @@ CASES["div"] += [
     for x in (f(2, 3) * 9, np.arange(-6, 6), np.arange(6, dtype=np.uint8))
     for y in (np.asarray(2.0), np.asarray(-3), 2, -2.5, 3)
 ] + [c(f(3), np.zeros(3)), c(np.arange(3), 0), c(np.arange(3), np.zeros(3, np.int64))]
-CASES["pow"] += [c(np.arange(4), -1), c(np.arange(1, 4), np.array([2, 1, 0])), c(np.array([0.0, -0.0, 1, -2]), 2),
-                 c(np.array([0.0, 1, 2]), np.array([0.0, 0, -1])), c(np.array([-1.5, 2.0]), 3), c(2, f(3)),
-                 c(0, pos(3)), c(2.0, np.arange(3)), c(2, np.arange(3)), c(np.array([0.0, 2.0]), 0),
-                 c(np.array([0.0, 4.0]), 0.5), c(np.array([0.0, 0.0, 3.0]), np.array([0.0, 2.0, 2.0]))]  # fmt: skip
+CASES["pow"] += [
+    c(np.arange(4), -1),
+    c(np.arange(1, 4), np.array([2, 1, 0])),
+    c(np.array([0.0, -0.0, 1, -2]), 2),
+    c(np.array([0.0, 1, 2]), np.array([0.0, 0, -1])),
+    c(np.array([-1.5, 2.0]), 3),
+    c(2, f(3)),
+    c(0, pos(3)),
+    c(2.0, np.arange(3)),
+    c(2, np.arange(3)),
+    c(np.array([0.0, 2.0]), 0),
+    c(np.array([0.0, 4.0]), 0.5),
+    c(np.array([0.0, 0.0, 3.0]), np.array([0.0, 2.0, 2.0])),
+]
 CASES["round"] += [c(f(3) * 100, decimals=d) for d in (0, 1, 2, -1)]
 CASES["round"] += [c(np.array([0.5, 1.5, 2.5, -0.5])), c(np.arange(3), decimals=1)]
 CASES["floor_divide"] += [
@@ -147,8 +163,12 @@ CASES["floor_divide"] += [
     c(f(3), np.zeros(3)),
     c(7, pos(3)),
 ]
-CASES["remainder"] += [c(np.array([7, -7, 7, -7]), np.array([2, 2, -2, -2])), c(f(3) * 5, -1.5), c(7, pos(3)),
-                       c(np.array([7.0, -7.0]), np.array([2.0, -2.0]))]  # fmt: skip
+CASES["remainder"] += [
+    c(np.array([7, -7, 7, -7]), np.array([2, 2, -2, -2])),
+    c(f(3) * 5, -1.5),
+    c(7, pos(3)),
+    c(np.array([7.0, -7.0]), np.array([2.0, -2.0])),
+]
 CASES["fmod"] += [c(np.array([7, -7, 7, -7]), np.array([2, 2, -2, -2])), c(f(3) * 5, -1.5)]
 CASES["maximum"] += [c(np.array([1.0, 2, np.nan]), np.array([1.0, 3, 0]))]
 CASES["minimum"] += [c(np.array([1.0, 2, np.nan]), np.array([1.0, 1, 0]))]
@@ -253,15 +273,42 @@ CASES["addcdiv"] = [
 ]
 
 ALIASES = {
-    "true_divide": "div", "divide": "div", "multiply": "mul", "subtract": "sub", "negative": "neg",
-    "absolute": "abs", "__add__": "add", "__radd__": "add", "__mul__": "mul", "__rmul__": "mul", "__sub__": "sub",
-    "__truediv__": "div", "__floordiv__": "floor_divide", "__mod__": "remainder", "__pow__": "pow", "__neg__": "neg",
-    "__abs__": "abs", "__invert__": "bitwise_not", "__and__": "bitwise_and", "__or__": "bitwise_or",
-    "__xor__": "bitwise_xor", "__rand__": "bitwise_and", "__ror__": "bitwise_or", "__rxor__": "bitwise_xor",
-    "__lt__": "lt", "__le__": "le", "__gt__": "gt", "__ge__": "ge", "__eq__": "eq", "__ne__": "ne",
-    "__rsub__": "sub", "__rtruediv__": "div", "__rfloordiv__": "floor_divide", "__rmod__": "remainder",
+    "true_divide": "div",
+    "divide": "div",
+    "multiply": "mul",
+    "subtract": "sub",
+    "negative": "neg",
+    "absolute": "abs",
+    "__add__": "add",
+    "__radd__": "add",
+    "__mul__": "mul",
+    "__rmul__": "mul",
+    "__sub__": "sub",
+    "__truediv__": "div",
+    "__floordiv__": "floor_divide",
+    "__mod__": "remainder",
+    "__pow__": "pow",
+    "__neg__": "neg",
+    "__abs__": "abs",
+    "__invert__": "bitwise_not",
+    "__and__": "bitwise_and",
+    "__or__": "bitwise_or",
+    "__xor__": "bitwise_xor",
+    "__rand__": "bitwise_and",
+    "__ror__": "bitwise_or",
+    "__rxor__": "bitwise_xor",
+    "__lt__": "lt",
+    "__le__": "le",
+    "__gt__": "gt",
+    "__ge__": "ge",
+    "__eq__": "eq",
+    "__ne__": "ne",
+    "__rsub__": "sub",
+    "__rtruediv__": "div",
+    "__rfloordiv__": "floor_divide",
+    "__rmod__": "remainder",
     "__rpow__": "pow",
-}  # fmt: skip
+}
 for _alias, _name in ALIASES.items():
     CASES[_alias] = [case for case in CASES[_name] if not case[1]]
     if _alias.startswith("__") and _name not in ("abs", "neg", "bitwise_not"):
@@ -278,17 +325,47 @@ for _alias, _name in ALIASES.items():
     ):  # Python gives only numbers
         CASES[_alias] = [case for case in CASES[_alias] if not isinstance(case[0][1], np.ndarray)]
 
-IN_PLACE = {f"{n}_": n for n in ["add", "sub", "mul", "div", "pow", "neg", "abs", "exp", "log", "sqrt", "relu", "sigmoid", "tanh", "clamp", "clip", "masked_fill", "addcmul", "addcdiv", "lerp"]} | {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div",
-                                    "__ipow__": "pow"}  # fmt: skip
+IN_PLACE = {
+    f"{n}_": n
+    for n in [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "pow",
+        "neg",
+        "abs",
+        "exp",
+        "log",
+        "sqrt",
+        "relu",
+        "sigmoid",
+        "tanh",
+        "clamp",
+        "clip",
+        "masked_fill",
+        "addcmul",
+        "addcdiv",
+        "lerp",
+    ]
+} | {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div", "__ipow__": "pow"}
 for _alias, _name in IN_PLACE.items():
     CASES[_alias] = in_place(CASES["__add__"] if _name == "add" and _alias == "__iadd__" else CASES[_name])
     if _alias.startswith("__"):
-        CASES[_alias] = [case for case in CASES[f"__{_alias[3:]}"]]
+        CASES[_alias] = list(CASES[f"__{_alias[3:]}"])
 CASES["fill_"] = [c(f(2, 3), v) for v in (1, 2.5, True, np.asarray(2.0), np.asarray(3), "a")]
 CASES["fill_"] += [c(np.arange(3), 2.7), c(mask(3), 2), c(f(3).astype(np.float16), 1.5), c(f(3), f(3))]
 CASES["zero_"] = [c(f(2, 3)), c(np.arange(3)), c(f(0)), c(np.asarray(2.0)), c(mask(3))]
-CASES["copy_"] = [c(f(2, 3), f(3)), c(f(2, 3), np.arange(3)), c(np.arange(3), f(3)), c(f(3), f(2)), c(f(3), f(2, 3)),
-                  c(f(2, 3), f(2, 3).astype(np.float32)), c(f(3).astype(np.float16), f(3)), c(f(3), f(1, 3))]  # fmt: skip
+CASES["copy_"] = [
+    c(f(2, 3), f(3)),
+    c(f(2, 3), np.arange(3)),
+    c(np.arange(3), f(3)),
+    c(f(3), f(2)),
+    c(f(3), f(2, 3)),
+    c(f(2, 3), f(2, 3).astype(np.float32)),
+    c(f(3).astype(np.float16), f(3)),
+    c(f(3), f(1, 3)),
+]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -25,8 +25,22 @@ def typed(*shapes: tuple[int, ...]) -> list[Any]:
     return [c(*[(f(*s) * 3).astype(d) for s in shapes]) for d in DTYPES]
 
 
-SHAPES = [(3,), (2, 3), (3, 2), (3, 4), (5, 2, 3), (5, 3, 2), (1, 3, 2), (4, 1, 2, 3), (5, 3, 4), (0, 3), (3, 0), (0,), (),
-          (2, 0, 3)]  # fmt: skip
+SHAPES = [
+    (3,),
+    (2, 3),
+    (3, 2),
+    (3, 4),
+    (5, 2, 3),
+    (5, 3, 2),
+    (1, 3, 2),
+    (4, 1, 2, 3),
+    (5, 3, 4),
+    (0, 3),
+    (3, 0),
+    (0,),
+    (),
+    (2, 0, 3),
+]
 PAIRS = [c(f(*a), f(*b)) for a, b in itertools.product(SHAPES, SHAPES)]
 MIXED = [c(f(2, 3), f(3, 2).astype(np.float32)), c(f(2, 3), 2.0)]
 

@@ -52,18 +52,57 @@ CASES["sum"] += [
     c(np.arange(3), dtype=dt.float64),
     c(f(2, 3), 1, dtype=dt.float32),
 ] + typed(0)
-CASES["var"] = [c(f(2, 3)), c(f(3)), c(f(4), False), c(f(4), True), c(f(2, 3), 1, False), c(f(2, 3), (0, 1), True, True),
-                *typed(), *over((0, 1, -1, (0, 1), None), correction=0), c(f(5), correction=2),
-                c(f(2, 3), dim=1, correction=0, keepdim=True)]  # fmt: skip
+CASES["var"] = [
+    c(f(2, 3)),
+    c(f(3)),
+    c(f(4), False),
+    c(f(4), True),
+    c(f(2, 3), 1, False),
+    c(f(2, 3), (0, 1), True, True),
+    *typed(),
+    *over((0, 1, -1, (0, 1), None), correction=0),
+    c(f(5), correction=2),
+    c(f(2, 3), dim=1, correction=0, keepdim=True),
+]
 CASES["std"] = CASES["var"]
-CASES["prod"] = [c(f(2, 3)), c(f()), c(f(0)), *typed(), *over(ONE), c(np.array([[0.0, 2, 3], [0, 0, 4], [1, 2, 3]]), 1),
-                 c(np.array([0.0, 2.0, 3.0])), c(np.array([0.0, 2.0, 0.0]))]  # fmt: skip
+CASES["prod"] = [
+    c(f(2, 3)),
+    c(f()),
+    c(f(0)),
+    *typed(),
+    *over(ONE),
+    c(np.array([[0.0, 2, 3], [0, 0, 4], [1, 2, 3]]), 1),
+    c(np.array([0.0, 2.0, 3.0])),
+    c(np.array([0.0, 2.0, 0.0])),
+]
 for _name in ("amax", "amin"):
-    CASES[_name] = [c(f(2, 3)), c(f()), c(f(0)), c(TIES), c(TIES, 1), c(NANS.astype(np.float32), 1), *typed(), *typed(1),
-                    *over(tuple(d for d in SETS if d not in [(0, -1), (0, 0)]))]  # fmt: skip
+    CASES[_name] = [
+        c(f(2, 3)),
+        c(f()),
+        c(f(0)),
+        c(TIES),
+        c(TIES, 1),
+        c(NANS.astype(np.float32), 1),
+        *typed(),
+        *typed(1),
+        *over(tuple(d for d in SETS if d not in [(0, -1), (0, 0)])),
+    ]
 for _name in ("max", "min"):
-    CASES[_name] = [c(f(2, 3)), c(f()), c(f(0)), c(TIES), c(TIES, 1), c(TIES, 0), c(NANS), c(NANS, 1), *typed(), *typed(1),
-                    *over(ONE), c(f(2, 3), f(3)), c(f(2, 3), 1, True)]  # fmt: skip
+    CASES[_name] = [
+        c(f(2, 3)),
+        c(f()),
+        c(f(0)),
+        c(TIES),
+        c(TIES, 1),
+        c(TIES, 0),
+        c(NANS),
+        c(NANS, 1),
+        *typed(),
+        *typed(1),
+        *over(ONE),
+        c(f(2, 3), f(3)),
+        c(f(2, 3), 1, True),
+    ]
 for _name in ("argmax", "argmin"):
     CASES[_name] = [
         c(f(2, 3)),
@@ -77,14 +116,38 @@ for _name in ("argmax", "argmin"):
         *over((None, *ONE)),
     ]
 for _name in ("all", "any"):
-    CASES[_name] = [c(f(2, 3)), c(f()), c(f(0)), *typed(), *typed(1), *over((0, 1, -1, 2, 5, (0, 1))),
-                    c(np.array([[True, False], [True, True]]), 1), c(np.array([0.0, np.nan]))]  # fmt: skip
-CASES["logsumexp"] = [*typed(1), *over((0, 1, -1, 2, 5, (0, 1))), c(f(2, 3) * 1000, 1), c(np.full((2, 2), -np.inf), 1),
-                      c(np.array([[np.inf, 1.0]]), 1), c(f(2, 3), dim=(0, 1))]  # fmt: skip
+    CASES[_name] = [
+        c(f(2, 3)),
+        c(f()),
+        c(f(0)),
+        *typed(),
+        *typed(1),
+        *over((0, 1, -1, 2, 5, (0, 1))),
+        c(np.array([[True, False], [True, True]]), 1),
+        c(np.array([0.0, np.nan])),
+    ]
+CASES["logsumexp"] = [
+    *typed(1),
+    *over((0, 1, -1, 2, 5, (0, 1))),
+    c(f(2, 3) * 1000, 1),
+    c(np.full((2, 2), -np.inf), 1),
+    c(np.array([[np.inf, 1.0]]), 1),
+    c(f(2, 3), dim=(0, 1)),
+]
 CASES["cumsum"] = [*typed(1), *over(ONE, keepdim=False), c(f(2, 3), dim=0)]
 CASES["norm"] = [c(f(2, 3), p) for p in (1, 2, 3, 0.5, 0, "fro", np.inf, -np.inf, "bogus")]
-CASES["norm"] += [c(f(2, 3)), c(f()), c(np.zeros(3)), c(np.zeros((2, 3)), 2, 1), c(f(2, 3), 2, dim=(0, 1)), *typed(),
-                  *over((0, 1, -1, (0, 1), 5), 2), *over((0, -1), 3), c(f(3), dim=0), c(np.zeros(3), 3)]  # fmt: skip
+CASES["norm"] += [
+    c(f(2, 3)),
+    c(f()),
+    c(np.zeros(3)),
+    c(np.zeros((2, 3)), 2, 1),
+    c(f(2, 3), 2, dim=(0, 1)),
+    *typed(),
+    *over((0, 1, -1, (0, 1), 5), 2),
+    *over((0, -1), 3),
+    c(f(3), dim=0),
+    c(np.zeros(3), 3),
+]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -31,15 +31,23 @@ CASES: dict[str, list[Any]] = {
     "take": [c(f(2, 3), key=k) for k in KEYS],
     "put_zeros": [c(np.zeros((2, 3))[k] + f(1)[0], shape=(2, 3), key=k) for k in KEYS],
     "put": [c(f(2, 3), f(*np.zeros((2, 3))[k].shape), key=k, accumulate=True) for k in KEYS]
-    + [c(f(3, 2), f(2, 2), key=(np.array([2, 0]),), accumulate=False), c(f(2, 3), f(4), key=KEYS[2], accumulate=False)],
+    + [
+        c(f(3, 2), f(2, 2), key=(np.array([2, 0]),), accumulate=False),
+        c(f(2, 3), f(4), key=KEYS[2], accumulate=False),
+    ],
     "gather": [c(f(2, 3), IDX, axis=0), c(f(2, 3), IDX[:1], axis=1)],
     "scatter_add_zeros": [c(f(2, 3), IDX, axis=0, shape=(2, 3)), c(f(2, 3), IDX, axis=1, shape=(2, 4))],
     "scatter_add": [c(f(2, 3), IDX, f(2, 3), axis=0), c(f(2, 3), IDX[:1, :2], f(2, 3), axis=1)],
-    "scatter": [c(f(3, 3), np.array([[0, 2, 1]]), f(1, 3), axis=0), c(f(3, 3), np.array([[0, 2]]), f(2, 3), axis=1),
-                c(f(3, 3), np.array([[0, 2, 1]]), np.asarray(0.5), axis=0)],
+    "scatter": [
+        c(f(3, 3), np.array([[0, 2, 1]]), f(1, 3), axis=0),
+        c(f(3, 3), np.array([[0, 2]]), f(2, 3), axis=1),
+        c(f(3, 3), np.array([[0, 2, 1]]), np.asarray(0.5), axis=0),
+    ],
     "triangle": [c(f(3, 4), diagonal=d, upper=u) for d in (-1, 0, 1) for u in (True, False)],
-    "sort": [c(rng.permutation(6).reshape(2, 3) * 0.3, axis=a, descending=d) for a in (0, 1) for d in (True, False)],
-}  # fmt: skip
+    "sort": [
+        c(rng.permutation(6).reshape(2, 3) * 0.3, axis=a, descending=d) for a in (0, 1) for d in (True, False)
+    ],
+}
 NO_GRADIENT = {"nonzero": c(f(3))}
 """The result are indices."""
 
