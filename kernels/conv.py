@@ -51,14 +51,17 @@ def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) 
     N, H, W, _ = x.shape
     OH, OW = window.out_size(H, W)
     O = w.shape[0]  # noqa: E741
-    out = numpy.empty((N, OH, OW, O), x.dtype)
-    out_rows = out.reshape(-1, O)
-    kernel = w.transpose(0, 2, 3, 1).reshape(O, -1)
-    o = O // groups
-    for group in range(groups):
-        to = slice(group * o, (group + 1) * o)
-        for rows, cols in _blocks(x, (OH, OW), window, group, w.shape[1]):
-            numpy.matmul(cols, kernel[to].T, out=out_rows[rows, to])
+    out = (numpy.zeros if _is_depthwise(w, groups) else numpy.empty)((N, OH, OW, O), x.dtype)
+    if _is_depthwise(w, groups):
+        _depthwise(x, out, _by_tap(w), _flat(window), _OUT)
+    else:
+        out_rows = out.reshape(-1, O)
+        kernel = w.transpose(0, 2, 3, 1).reshape(O, -1)
+        o = O // groups
+        for group in range(groups):
+            to = slice(group * o, (group + 1) * o)
+            for rows, cols in _blocks(x, (OH, OW), window, group, w.shape[1]):
+                numpy.matmul(cols, kernel[to].T, out=out_rows[rows, to])
     if bias is not None:
         lines = out.reshape(-1, OW * O)  # far quicker than pixel by pixel if O is small
         lines += numpy.tile(bias, OW)
@@ -82,6 +85,9 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Pai
             numpy.matmul(g_rows[:, of], kernel[of], out=gx.reshape(-1, c * groups)[:, to])
         return gx.transpose(0, 3, 1, 2)
     gx = numpy.zeros((N, *size, c * groups), g.dtype)
+    if _is_depthwise(w, groups):
+        _depthwise(gx, g, _by_tap(w), _flat(window), _IMAGE)
+        return gx.transpose(0, 3, 1, 2)
     lines, step = N * OH, _lines_per_block(OW, kernel.shape[1] * g.itemsize)
     cols = numpy.empty((min(step, lines) * OW, kernel.shape[1]), g.dtype)
     for group in range(groups):
@@ -101,6 +107,11 @@ def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array
     g, x = to_channels_last(g), to_channels_last(x)
     _, OH, OW, O = g.shape  # noqa: E741
     o, c = O // groups, x.shape[3] // groups
+    if o == c == 1 and groups > 1:
+        parts = numpy.zeros((len(g), *window.kernel, O), g.dtype)  # image by image: long sums lose digits
+        for image, out, part in zip(x, g, parts, strict=True):
+            _depthwise(image[None], out[None], part, _flat(window), _FILTERS)
+        return parts.sum(0)[None].transpose(3, 0, 1, 2)
     g_rows = g.reshape(-1, O)
     gw = numpy.zeros((window.kernel[0] * window.kernel[1] * c, O), g.dtype)
     for group in range(groups):
@@ -143,12 +154,53 @@ def _is_pointwise(window: Window) -> bool:
     return window.kernel == (1, 1) and window.stride == (1, 1) and window.padding == (0, 0)
 
 
+def _is_depthwise(w: Array, groups: int) -> bool:
+    return groups > 1 and bool(w.shape[:2] == (groups, 1))
+
+
+def _by_tap(w: Array) -> Array:
+    """Return filters (C, 1, KH, KW) as (KH, KW, C)."""
+    return numpy.ascontiguousarray(w[:, 0].transpose(1, 2, 0))
+
+
 def _flat(window: Window) -> tuple[int, ...]:
     return tuple(n for pair in window for n in pair)
 
 
 # The kernels below compute the start of each stretch as a signed number and walk it by an unsigned index: that of a
 # signed one may be negative, and Numba's test for it keeps the loop from being vectorised.
+
+
+_OUT, _IMAGE, _FILTERS = range(3)
+
+
+@jit
+def _depthwise(x, out, w, window, wanted):  # type: ignore[no-untyped-def]
+    """Add to ``out`` what it is, or to ``x`` or ``w`` its gradient, given the two others: each filter, one channel."""
+    KH, KW, sh, sw, ph, pw, dh, dw = window
+    _, H, W, C = x.shape
+    N, OH, OW, _ = out.shape
+    image, result, filters, channels = x.reshape(-1), out.reshape(-1), w.reshape(-1), numpy.uint64(C)
+    for line in range(N * OH):
+        n, oh = line // OH, line % OH
+        for ow in range(OW):
+            to = numpy.uint64((line * OW + ow) * C)
+            for i in range(KH):
+                ih = oh * sh - ph + i * dh
+                for j in range(KW):
+                    iw = ow * sw - pw + j * dw
+                    if ih < 0 or ih >= H or iw < 0 or iw >= W:
+                        continue
+                    at, tap = numpy.uint64(((n * H + ih) * W + iw) * C), numpy.uint64((i * KW + j) * C)
+                    if wanted == 0:
+                        for c in range(channels):
+                            result[to + c] += image[at + c] * filters[tap + c]
+                    elif wanted == 1:
+                        for c in range(channels):
+                            image[at + c] += result[to + c] * filters[tap + c]
+                    else:
+                        for c in range(channels):
+                            filters[tap + c] += result[to + c] * image[at + c]
 
 
 @jit
@@ -191,15 +243,24 @@ def _im2col_one_channel(x, cols, start, stop, OH, OW, window):  # type: ignore[n
     KH, KW, sh, _, ph, pw, dh, dw = window
     _, H, W = x.shape
     flat, out = x.reshape(-1), cols.reshape(-1)
-    for line in range(start, stop):
-        n, oh = line // OH, line % OH
-        for i in range(KH):
-            ih = oh * sh - ph + i * dh
-            row_inside = ih >= 0 and ih < H
-            for j in range(KW):
-                to = (i * KW + j) * cols.shape[1] + (line - start) * OW
-                shift = j * dw - pw
-                first = min(max(0, -shift), OW) if row_inside else OW
+    pixels = cols.shape[1]
+    for i in range(KH):
+        for j in range(KW):
+            shift = j * dw - pw
+            line = start
+            while line < stop:
+                to = (i * KW + j) * pixels + (line - start) * OW
+                if (
+                    i > 0 and sh == 1 and dh == 1
+                ):  # what the tap above saw one line further down, in one stretch
+                    known = (min(stop, (line // OH + 1) * OH) - 1 - line) * OW
+                    here, above = numpy.uint64(to), numpy.uint64(to - KW * pixels + OW)
+                    for t in range(numpy.uint64(known)):
+                        out[here + t] = out[above + t]
+                    line += known // OW
+                    to += known
+                n, ih = line // OH, line % OH * sh - ph + i * dh
+                first = min(max(0, -shift), OW) if ih >= 0 and ih < H else OW
                 last = max(first, min(OW, W - shift))
                 before, after = numpy.uint64(to), numpy.uint64(to + last)
                 for t in range(numpy.uint64(first)):
@@ -209,6 +270,7 @@ def _im2col_one_channel(x, cols, start, stop, OH, OW, window):  # type: ignore[n
                     out[middle + t] = flat[at + t]
                 for t in range(numpy.uint64(OW - last)):
                     out[after + t] = 0
+                line += 1
 
 
 @jit

@@ -49,8 +49,35 @@ def test_convolution(window, groups, dtype):
     equal_to_reference(conv, "conv2d_weight_grad", dtype, g, x, window, groups)
 
 
+@pytest.mark.parametrize("c", [1, 3])
+@pytest.mark.parametrize("window", [*WINDOWS, conv.Window((3, 3), (1, 1), (1, 2), (1, 1))])
+def test_convolution_in_blocks_that_end_inside_an_image(window, c, monkeypatch):
+    monkeypatch.setattr(conv, "_BLOCK_PIXELS", 30)
+    monkeypatch.setattr(conv, "_BLOCK_BYTES", 1)
+    x, w = some(3, c, 9, 8), some(2, c, *window.kernel)
+    g = some(3, 2, *window.out_size(9, 8))
+
+    equal_to_reference(conv, "conv2d", "float64", x, w, some(2), window, 1)
+    equal_to_reference(conv, "conv2d_input_grad", "float64", g, w, window, 1, (9, 8))
+    equal_to_reference(conv, "conv2d_weight_grad", "float64", g, x, window, 1)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("window", [*WINDOWS, conv.Window((3, 3), (1, 1), (9, 9), (2, 4))])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_depthwise_convolution(window, dtype):
+    x, w = some(3, 9, 9, 8), some(9, 1, *window.kernel)
+    g = some(3, 9, *window.out_size(9, 8))
+
+    equal_to_reference(conv, "conv2d", dtype, x, w, some(9), window, 9)
+    equal_to_reference(conv, "conv2d_input_grad", dtype, g, w, window, 9, (9, 8))
+    equal_to_reference(conv, "conv2d_weight_grad", dtype, g, x, window, 9)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    "window",
+    [*WINDOWS, *(conv.Window((3, 3), (1, 1), p, d) for p, d in (((1, 2), (1, 1)), ((9, 9), (2, 4))))],
+)
 def test_convolution_of_one_channel(window, dtype):
     x, w = some(3, 1, 9, 8), some(2, 1, *window.kernel)
     g = some(3, 2, *window.out_size(9, 8))
