@@ -21,7 +21,8 @@ _NAMES = {
         "randn_like randperm seed set_rng_state"
     ),
     "disttrain.functions.creation": (
-        "arange as_tensor empty empty_like eye from_numpy full full_like linspace ones ones_like tensor zeros zeros_like"
+        "arange as_tensor empty empty_like eye from_numpy full full_like linspace ones ones_like tensor zeros "
+        "zeros_like"
     ),
     "disttrain.functions.elementwise": (
         "abs add addcdiv addcmul atan bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp cos cosh div eq exp "
@@ -56,7 +57,18 @@ _ALIASES = {
     "long": ("disttrain.dtypes", "int64"),
     "short": ("disttrain.dtypes", "int16"),
 }
-_MODULES = ("autograd", "collectives", "data", "distributed", "errors", "nn", "optim", "random", "testing", "utils")
+_MODULES = (
+    "autograd",
+    "collectives",
+    "data",
+    "distributed",
+    "errors",
+    "nn",
+    "optim",
+    "random",
+    "testing",
+    "utils",
+)
 
 __all__ = ["__version__", *sorted({*_HOME, *_ALIASES, *_MODULES})]
 

@@ -90,12 +90,12 @@ def erf(x: float) -> float:
 
 def largest(row: Array) -> float:
     """Largest of one or more elements; in a kernel 16 at a time. If one is NaN, it or some other element."""
-    return max(row)
+    return float(max(row))
 
 
 def total(row: Array) -> float:
     """Sum; in a kernel in a fixed order, that of 16 interleaved sums, which vectorises."""
-    return sum(row)
+    return float(sum(row))
 
 
 @functools.cache
