@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "disttrain.tensors": "Tensor Size is_tensor",
-    "disttrain.autograd": "enable_grad is_grad_enabled no_grad set_grad_enabled",
+    "disttrain.autograd": "enable_grad inference_mode is_grad_enabled no_grad set_grad_enabled",
     "disttrain.devices": "device",
     "disttrain.dtypes": "bfloat16 dtype float16 float32 float64 int16 int32 int64 int8 promote_types uint8",
     "disttrain.random": (
@@ -30,6 +30,7 @@ _NAMES = {
         "logical_not logical_or logical_xor lt masked_fill maximum minimum mul ne neg pow reciprocal relu remainder "
         "round rsqrt sigmoid sign sin sinh sqrt square sub tan tanh trunc where"
     ),
+    "disttrain.functions.compare": "allclose equal isclose",
     "disttrain.functions.reduce": (
         "all amax amin any argmax argmin cumsum logsumexp max mean min norm prod std sum var"
     ),
@@ -60,6 +61,7 @@ _ALIASES = {
 _MODULES = (
     "autograd",
     "collectives",
+    "cuda",
     "data",
     "distributed",
     "errors",

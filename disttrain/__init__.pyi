@@ -2,6 +2,7 @@
 
 from disttrain import autograd as autograd
 from disttrain import collectives as collectives
+from disttrain import cuda as cuda
 from disttrain import data as data
 from disttrain import distributed as distributed
 from disttrain import errors as errors
@@ -11,6 +12,7 @@ from disttrain import random as random
 from disttrain import testing as testing
 from disttrain import utils as utils
 from disttrain.autograd import enable_grad as enable_grad
+from disttrain.autograd import inference_mode as inference_mode
 from disttrain.autograd import is_grad_enabled as is_grad_enabled
 from disttrain.autograd import no_grad as no_grad
 from disttrain.autograd import set_grad_enabled as set_grad_enabled
@@ -38,6 +40,9 @@ from disttrain.dtypes import promote_types as promote_types
 from disttrain.dtypes import uint8 as uint8
 from disttrain.functions.activation import log_softmax as log_softmax
 from disttrain.functions.activation import softmax as softmax
+from disttrain.functions.compare import allclose as allclose
+from disttrain.functions.compare import equal as equal
+from disttrain.functions.compare import isclose as isclose
 from disttrain.functions.creation import arange as arange
 from disttrain.functions.creation import as_tensor as as_tensor
 from disttrain.functions.creation import empty as empty

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,31 @@ from disttrain.errors import GradientError
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
 
-__all__ = ["backward", "enable_grad", "grad", "is_grad_enabled", "no_grad", "set_grad_enabled"]
+__all__ = [
+    "backward",
+    "enable_grad",
+    "grad",
+    "inference_mode",
+    "is_grad_enabled",
+    "no_grad",
+    "set_grad_enabled",
+]
+
+
+def inference_mode(mode: bool | Callable[..., Any] = True) -> Any:
+    """Record nothing, as :class:`no_grad`; ``mode=False`` changes nothing.
+
+    Unlike PyTorch's, what is made inside may be used outside in what is recorded.
+    """
+    if callable(mode):  # `@inference_mode` without parentheses
+        return no_grad(mode)
+    return no_grad() if mode else set_grad_enabled(is_grad_enabled())
+
 
 _weight: ContextVar[float | None] = ContextVar("backward_weight", default=None)
 """The ``weight`` given to the backward that is running, for those who average gradients."""
+_accumulates: ContextVar[bool] = ContextVar("backward_accumulates", default=True)
+"""Whether the pass that is running brings gradients to all leaves, and not only to those that were asked for."""
 
 
 def _as_sequence(x: Any) -> Sequence[Any]:
@@ -95,6 +116,7 @@ def grad(
     grad_outputs: Any = None,
     retain_graph: bool | None = None,
     create_graph: bool = False,
+    only_inputs: bool = True,
     allow_unused: bool | None = None,
     *,
     materialize_grads: bool = False,
@@ -107,12 +129,16 @@ def grad(
         grad_outputs: gradients of the outputs.
         retain_graph: keep the graph for another pass; by default if ``create_graph``.
         create_graph: record the pass, so that the result can be differentiated again.
+        only_inputs: there for PyTorch's signature; must be true.
         allow_unused: return ``None`` for an input that the outputs do not depend on, instead of raising.
         materialize_grads: return zeros for such an input.
 
     Raises:
         GradientError: an input does not require grad, or the outputs do not depend on it.
+        ValueError: ``only_inputs`` is false.
     """
+    if not only_inputs:
+        raise ValueError("only_inputs=False does not exist; use backward() to accumulate into all leaves")
     outs, ins = _as_sequence(outputs), _as_sequence(inputs)
     grads = _as_sequence(grad_outputs) if grad_outputs is not None else (None,) * len(outs)
     found = engine.run_backward(

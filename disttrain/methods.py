@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from disttrain.functions import activation, common, linalg
+from disttrain.functions import activation, common, compare, linalg
 from disttrain.functions import elementwise as e
 from disttrain.functions import index as i
 from disttrain.functions import reduce as r
@@ -47,6 +47,7 @@ class ElementwiseMethods:
         e.bitwise_xor,
         e.bitwise_not,
     )
+    equal, isclose, allclose = compare.equal, compare.isclose, compare.allclose
     isnan, isinf, isfinite = e.isnan, e.isinf, e.isfinite
 
     add_, sub_, mul_, div_, pow_ = e.add_, e.sub_, e.mul_, e.div_, e.pow_

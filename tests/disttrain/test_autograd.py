@@ -410,3 +410,35 @@ def test_errors_say_what_to_do() -> None:
         y.backward()
     with pytest.raises(GradientError, match="allow_unused=True"):
         dt.autograd.grad((x * 2).sum(), dt.ones(1, requires_grad=True))
+
+
+def test_inference_mode_records_nothing_as_a_block_and_as_a_decorator():
+    x = dt.ones(2, requires_grad=True)
+
+    @dt.inference_mode()
+    def called(y):
+        return y * 2
+
+    @dt.inference_mode
+    def bare(y):
+        return y * 2
+
+    with dt.inference_mode():
+        inside = x * 2
+    with dt.inference_mode(mode=False):
+        recorded = x * 2
+    assert not inside.requires_grad
+    assert recorded.requires_grad
+    assert not called(x).requires_grad
+    assert not bare(x).requires_grad
+    assert (x * 2).requires_grad
+
+
+def test_grad_takes_only_inputs_where_pytorch_does():
+    x = dt.ones(2, requires_grad=True)
+
+    (g,) = dt.autograd.grad((x * x).sum(), x, None, None, False, True)
+
+    assert g.tolist() == [2, 2]
+    with pytest.raises(ValueError, match="only_inputs"):
+        dt.autograd.grad(x.sum(), x, only_inputs=False)
