@@ -423,13 +423,14 @@ def _check_classes(name: str, x: Array, target: Array, axis: int, ignore_index: 
 def _class_rows(x: Array, axis: int) -> tuple[Array, tuple[int, ...]]:
     """Return ``x`` as a contiguous matrix (elements, classes), and the shape of the elements."""
     xp = get_array_module(x)
-    last = xp.ascontiguousarray(xp.moveaxis(x, axis, -1))
+    last = xp.ascontiguousarray(x if axis == x.ndim - 1 else xp.moveaxis(x, axis, -1))
     shape = last.shape[:-1]
     return last.reshape(math.prod(shape), x.shape[axis]), shape
 
 
 def _from_class_rows(rows: Array, shape: tuple[int, ...], axis: int) -> Array:
-    return get_array_module(rows).moveaxis(rows.reshape(*shape, rows.shape[1]), -1, axis)
+    x = rows.reshape(*shape, rows.shape[1])
+    return x if axis == x.ndim - 1 else get_array_module(rows).moveaxis(x, -1, axis)
 
 
 def _class_weights(weight: Array | None, like: Array, classes: int) -> Array:
