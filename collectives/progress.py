@@ -145,7 +145,7 @@ class Progress:
                 pace = self._poll()
                 if pace is Pace.IDLE:
                     self._wake.clear()
-                    if self._inbox:  # submitted after the poll, before the clear
+                    if self._inbox or self._stop:  # came after the poll, before the clear
                         self._wake.set()
             pause(pace)
 
