@@ -54,7 +54,10 @@ HEADER_BYTES = _HEADER.size
 RECORD_BYTES = 512
 """Size of the description that each rank sends once headers differ."""
 
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_NOT_THE_CALLER = (
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
+    os.path.dirname(numpy.__file__) + os.sep,  # its context managers wrap functions of ours
+)
 NO_TAG: Tag = (-1, -1, -1)
 AT_THE_END = ("the end of the program", 0)
 """The ``source`` of the call that a rank makes by ending."""
@@ -124,7 +127,7 @@ class Call:
 
     @property
     def place(self) -> str:
-        """``file:line`` of the caller outside this package."""
+        """``file:line`` of the caller outside this package (and NumPy)."""
         name, line = self.source
         if not line:
             return name
@@ -149,7 +152,7 @@ class Call:
 
 def _caller() -> tuple[str, int]:
     frame = first = sys._getframe(2)
-    while frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_code.co_filename.startswith(_NOT_THE_CALLER):
         if frame.f_back is None:
             frame = first
             break

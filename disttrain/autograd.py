@@ -94,13 +94,22 @@ def backward(
             engine.run_backward(roots, retain_graph=retain, create_graph=create_graph)
             return
         leaves = _as_sequence(inputs)
-        edges = [_edge_of(t) for t in leaves]
-        found = engine.run_backward(roots, retain_graph=retain, create_graph=create_graph, wanted=edges)
+        found = _run_to(
+            roots, [_edge_of(t) for t in leaves], retain_graph=retain, create_graph=create_graph
+        )
         for t, g in zip(leaves, found, strict=True):
             if g is not None:
                 t._accumulate(g)
     finally:
         _weight.reset(token)
+
+
+def _run_to(roots: list[tuple[Any, Any]], wanted: list[engine.Edge], **modes: bool) -> list[Any]:
+    token = _accumulates.set(False)
+    try:
+        return engine.run_backward(roots, wanted=wanted, **modes)
+    finally:
+        _accumulates.reset(token)
 
 
 def _edge_of(t: Tensor) -> engine.Edge:
@@ -141,11 +150,11 @@ def grad(
         raise ValueError("only_inputs=False does not exist; use backward() to accumulate into all leaves")
     outs, ins = _as_sequence(outputs), _as_sequence(inputs)
     grads = _as_sequence(grad_outputs) if grad_outputs is not None else (None,) * len(outs)
-    found = engine.run_backward(
+    found = _run_to(
         _roots(outs, grads, create_graph),
+        [_edge_of(t) for t in ins],
         create_graph=create_graph,
         retain_graph=create_graph if retain_graph is None else retain_graph,
-        wanted=[_edge_of(t) for t in ins],
     )
     results = []
     for i, (t, g) in enumerate(zip(ins, found, strict=True)):
@@ -163,3 +172,8 @@ def grad(
 def backward_weight() -> float | None:
     """Return the ``weight`` given to the backward pass that is running, for those who average gradients."""
     return _weight.get()
+
+
+def accumulates() -> bool:
+    """Return whether the pass that is running brings gradients to all leaves; one of :func:`grad` does not."""
+    return _accumulates.get()

@@ -23,6 +23,8 @@ class RankContext:
         """Number of samples in the batch that a DataLoader dealt last; the default weight of a backward."""
         self.order_seed: int | None = None
         """The seed of rank 0, once a parallel wrapper has asked for it: it orders data sets on all ranks."""
+        self.wrappers = 0
+        """Number of parallel wrappers that the rank has made."""
         self.initialized = False
         """Whether ``distributed.init_process_group`` has run."""
 

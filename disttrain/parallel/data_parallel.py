@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import collectives, context
-from disttrain.autograd import backward_weight
-from disttrain.collectives.env import current_env
+from disttrain.autograd import accumulates, backward_weight
 from disttrain.engine import Slot, is_grad_enabled, queue_callback
 from disttrain.kernels.arrays import Array
 from disttrain.nn.module import Module
 from disttrain.random import default_generator
-from disttrain.tensors import Tensor
+from disttrain.tensors import RemovableHandle, Tensor
 
 if TYPE_CHECKING:
     from disttrain.collectives.communicator import Communicator, Work
@@ -28,7 +27,8 @@ class Bucket:
     """Gradients that are reduced in one call: parameters of one type whose gradients backward makes one after another.
 
     Behind the gradients travel, in the same call, one mark for each parameter (did this rank use it?) and the
-    weight of the rank's samples. For half-precision gradients these travel beside them, in float32.
+    weight of the rank's samples. Gradients in half precision are weighted, summed and divided in float32, so that
+    no factor takes them out of their range, and are rounded once.
     """
 
     def __init__(self, params: list[Tensor]) -> None:
@@ -36,18 +36,37 @@ class Bucket:
         kind = params[0]._array.dtype
         ends = np.cumsum([0, *[p.numel() for p in params]])
         size, tail = int(ends[-1]), len(params) + 1
-        beside = kind.itemsize == 2
-        self.flat: Array = np.zeros(size if beside else size + tail, kind)
-        self.grads = self.flat[:size]
-        self.tail: Array = np.zeros(tail, np.float32) if beside else self.flat[size:]
-        self.messages = [self.flat, self.tail] if beside else [self.flat]
-        for p, begin in zip(params, ends, strict=False):
-            p._slot = Slot(self.flat, int(begin), p._array.shape)
+        self.half = kind.itemsize == 2
+        self.message: Array = np.zeros(size + tail, np.float32 if self.half else kind)
+        """What the ranks sum."""
+        self.sums = self.message[:size]
+        self.tail = self.message[size:]
+        self.grads: Array = np.zeros(size, kind) if self.half else self.sums
+        """The memory of the gradients."""
+        self.slots = [
+            Slot(self.grads, int(begin), p._array.shape) for p, begin in zip(params, ends, strict=False)
+        ]
         self.missing = len(params)
         """How many gradients this backward has still to make."""
         self.weighted = False
         """Whether the gradients were multiplied by the rank's weight as they were copied here."""
-        self.works: list[Work] = []
+        self.work: Work | None = None
+
+    def take_slots(self) -> None:
+        """Let the gradients of the parameters be made here, also after the module has been moved about.
+
+        Raises:
+            RuntimeError: a parameter has another type or shape than when it was wrapped.
+        """
+        for p, slot in zip(self.params, self.slots, strict=True):
+            if p._slot is slot:
+                continue
+            if p._array.dtype != slot.array.dtype or p._array.shape != slot.array.shape:
+                raise RuntimeError(
+                    f"a parameter was of shape {list(slot.array.shape)} and {slot.array.dtype} when it was wrapped, "
+                    f"and is now of shape {list(p.shape)} and {p._array.dtype}; convert the module first, then wrap it"
+                )
+            p._slot = slot
 
     def fill(self, first_weight: float, weight: float) -> None:
         """Make the bucket ready to be summed over the ranks.
@@ -56,35 +75,45 @@ class Bucket:
             first_weight: weight in whose units the gradients are, unless they are ``weighted``.
             weight: of this rank in the average.
         """
-        for i, p in enumerate(self.params):
-            slot = p._slot
-            assert slot is not None
-            used = p._grad is not None
-            self.tail[i] = used
-            if not used:
+        for i, (p, slot) in enumerate(zip(self.params, self.slots, strict=True)):
+            grad = p._grad
+            self.tail[i] = grad is not None
+            if grad is None:
+                _vacate(p, slot)
                 slot.array[...] = 0
-            elif p._grad._array is not slot.array:  # type: ignore[union-attr]
-                slot.array[...] = p._grad._array  # type: ignore[union-attr]
+            elif grad._array is not slot.array:
+                _vacate(p, slot)
+                slot.array[...] = grad._array
         self.tail[-1] = weight
+        if self.half:
+            self.sums[...] = self.grads
         if weight == 0:
-            self.grads[...] = 0
+            self.sums[...] = 0
         elif not self.weighted and first_weight != 1:
-            self.grads *= self.grads.dtype.type(first_weight)
+            self.sums *= self.sums.dtype.type(first_weight)
 
     def average(self) -> None:
         """Turn the sum over the ranks into the average, and hand it to the parameters that some rank used."""
         total = self.tail[-1]
         if total != 0 and total != 1:
-            self.grads /= self.grads.dtype.type(total)
-        for used, p in zip(self.tail, self.params, strict=False):
-            slot = p._slot
-            assert slot is not None
+            self.sums /= total
+        if self.half:
+            with np.errstate(all="ignore"):  # too large for the type: infinite, as anywhere
+                self.grads[...] = self.sums
+        for used, p, slot in zip(self.tail, self.params, self.slots, strict=False):
             if used == 0:
                 continue
             if p._grad is None or p._grad._array is not slot.array:
                 p._give_slot()
             else:
                 p._grad._version_counter[0] += 1
+
+
+def _vacate(p: Tensor, slot: Slot) -> None:
+    """Before ``slot`` is overwritten: the gradient that somebody has kept of ``p`` stays what it was."""
+    kept = p._given_grad() if p._given_grad is not None else None
+    if kept is not None and kept._array is slot.array:
+        kept._array = slot.array.copy()
 
 
 class DistributedDataParallel(Module):
@@ -109,6 +138,8 @@ class DistributedDataParallel(Module):
 
     Raises:
         ValueError: the module has no parameter that requires a gradient, or a bucket size that is not positive.
+            Or some, but not all, of the parameters of another wrapper are in the module; if all are, this
+            wrapper replaces that one.
         CollectiveMismatch: the ranks' modules differ in structure.
     """
 
@@ -140,14 +171,22 @@ class DistributedDataParallel(Module):
         self._synchronize = True
         """Whether the backward of the next forward averages; see :meth:`no_sync`."""
         self._averages = True
-        """Whether the backward of the last forward does."""
+        """Whether the backward that runs does."""
+        self._begun: set[_Beginning] = set()
+        """Where the backward that runs has come through outputs; empty if none runs."""
         self._running = False
         self._rounds = 0
         self._weights: list[float] = []
         """Weights of the backwards since gradients were averaged last."""
         self._first_weight = 1.0
         self._started = 0
+        self._number = 0
+        """Number of this wrapper among those of rank 0."""
+        self._replaced = False
+        self._handles: list[RemovableHandle] = []
         self._buckets: list[Bucket] = []
+        if self._comm.size > 1:
+            self._replace_others(module)
         for p in params:
             p._synchronized = True
         if self._comm.size == 1:
@@ -156,26 +195,53 @@ class DistributedDataParallel(Module):
             Bucket(group) for group in _grouped(params[::-1], (bucket_cap_mb or _BUCKET_MB) * 2**20)
         ]
         for bucket in self._buckets:
+            bucket.take_slots()
             for p in bucket.params:
-                p.register_post_accumulate_grad_hook(_Arrival(self, bucket))
-        self._share_seed()
+                self._handles.append(p.register_post_accumulate_grad_hook(_Arrival(self, bucket)))
+        self._agree()
         if init_sync:
             self._take_from_rank_0([*module.parameters(), *module.buffers()])
 
+    def _replace_others(self, module: Module) -> None:
+        ours = {id(p) for p in module.parameters()}
+        hooks = [h for p in module.parameters() for h in (p._post_hooks or {}).values()]
+        for other in dict.fromkeys(h.owner for h in hooks if isinstance(h, _Arrival)):
+            theirs = [p for bucket in other._buckets for p in bucket.params]
+            left = sum(id(p) not in ours for p in theirs)
+            if left:
+                raise ValueError(
+                    f"{len(theirs) - left} parameters of the module belong to another DistributedDataParallel, which "
+                    f"has {left} more; wrap one module that contains them all, so that each is averaged once"
+                )
+            for handle in other._handles:
+                handle.remove()
+            for p in theirs:
+                p._synchronized = False
+            other._replaced = True
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module; the backward of what it returns will average the gradients."""
+        """Call the module; the backward of what it returns will average the gradients.
+
+        Raises:
+            RuntimeError: another wrapper, made later, averages the parameters now; or their type has changed.
+        """
         if self._comm.size == 1:
             return self.module(*args, **kwargs)
+        if self._replaced:
+            raise RuntimeError(
+                "a DistributedDataParallel that was made later has the parameters of this one; call that one"
+            )
+        self._give_up()  # a backward that raised has not come to its end
+        for bucket in self._buckets:
+            bucket.take_slots()
         recording = is_grad_enabled()
-        self._running = False  # a backward that raised left it behind
         if recording and self._synchronize and self._broadcast_buffers and self.training:
             self._take_from_rank_0(list(self.module.buffers()))
         out = self.module(*args, **kwargs)
         if recording:
-            self._averages = self._synchronize
             for t in _tensors_in(out):
                 if t.requires_grad:
-                    t.register_hook(self._begin)
+                    t.register_hook(_Beginning(self, self._synchronize))
         return out
 
     @contextmanager
@@ -187,11 +253,13 @@ class DistributedDataParallel(Module):
         finally:
             self._synchronize = before
 
-    def _share_seed(self) -> None:
-        """Let rank 0's seed order the data sets of all ranks: scripts may seed each rank differently."""
-        seed = np.array([default_generator().initial_seed()], np.uint64)
-        self._comm.broadcast(seed)
-        context.current().order_seed = int(seed[0])
+    def _agree(self) -> None:
+        """Take from rank 0 this wrapper's number, and the seed that orders data sets: ranks may seed differently."""
+        rank = context.current()
+        told = np.array([rank.wrappers, default_generator().initial_seed()], np.uint64)
+        rank.wrappers += 1
+        self._comm.broadcast(told)
+        self._number, rank.order_seed = (int(word) for word in told)
 
     def _take_from_rank_0(self, tensors: list[Tensor]) -> None:
         for kind in dict.fromkeys(t._array.dtype for t in tensors):
@@ -206,12 +274,17 @@ class DistributedDataParallel(Module):
 
     # -------------------------------------------------------------------------------------- one backward
 
-    def _begin(self, _: Tensor | None = None) -> None:
+    def _begin(self, averages: bool) -> None:
         """Prepare for the gradients of the backward that is beginning; called more than once in some."""
         if self._running:
+            self._averages |= averages
             return
-        self._running = True
         queue_callback(self._end)
+        self._running = True
+        self._averages = averages
+        if all(p._grad is None for bucket in self._buckets for p in bucket.params):
+            # Whatever was accumulated has been thrown away.
+            self._weights.clear()
         weight = backward_weight()
         if weight is None:
             dealt = context.current().samples
@@ -224,13 +297,22 @@ class DistributedDataParallel(Module):
         self._started = 0
         for bucket in self._buckets:
             bucket.missing = len(bucket.params)
-            bucket.weighted = self._averages and first and all(p._grad is None for p in bucket.params)
-            for p in bucket.params:
-                assert p._slot is not None
-                p._slot.scale = weight if bucket.weighted else scale
+            bucket.weighted = (
+                averages and first and not bucket.half and all(p._grad is None for p in bucket.params)
+            )
+            for slot in bucket.slots:
+                slot.scale = weight if bucket.weighted else scale
+
+    def _came_through(self, beginning: _Beginning) -> None:
+        """Backward has come through an output of the module, which it does once."""
+        if beginning in self._begun:
+            self._give_up()
+        self._begin(beginning.averages)
+        self._begun.add(beginning)
 
     def _arrived(self, bucket: Bucket) -> None:
-        self._begin()
+        if not self._running:  # not by an output of forward: by the module itself, say
+            self._begin(self._synchronize)
         bucket.missing -= 1
         if not self._averages:
             return
@@ -242,38 +324,64 @@ class DistributedDataParallel(Module):
         index = self._started
         bucket = self._buckets[index]
         bucket.fill(self._first_weight, sum(self._weights) / len(self._weights))
-        tag = (current_env().generation, self._rounds, index)
-        bucket.works = [self._comm.start_all_reduce(m, m, tag=tag) for m in bucket.messages]
+        tag = (self._number, self._rounds, index)
+        bucket.work = self._comm.start_all_reduce(bucket.message, bucket.message, tag=tag)
         self._started += 1
 
     def _end(self) -> None:
         """Send what is left and wait for the averages."""
-        self._running = False
         if self._averages:
             while self._started < len(self._buckets):
                 self._start_next()
             for bucket in self._buckets:
-                for work in bucket.works:
-                    work.wait()
-                bucket.works = []
+                assert bucket.work is not None
+                bucket.work.wait()
+                bucket.work = None
                 bucket.average()
             self._rounds += 1
             self._weights.clear()
+        self._finish()
+
+    def _give_up(self) -> None:
+        """Forget a backward that has raised, once nothing reads or writes the buckets any more."""
+        if not self._running:
+            return
         for bucket in self._buckets:
-            for p in bucket.params:
-                if p._slot is not None:
-                    p._slot.scale = 1.0
+            if bucket.work is not None:
+                bucket.work.wait()
+                bucket.work = None
+        self._weights.pop()
+        self._finish()
+
+    def _finish(self) -> None:
+        self._running = False
+        self._begun.clear()
+        for bucket in self._buckets:
+            for slot in bucket.slots:
+                slot.scale = 1.0
+
+
+class _Beginning:
+    """Tells the wrapper that backward has come to an output of its module."""
+
+    def __init__(self, owner: DistributedDataParallel, averages: bool) -> None:
+        self._owner = owner
+        self.averages = averages
+
+    def __call__(self, _: Tensor) -> None:
+        if accumulates():
+            self._owner._came_through(self)
 
 
 class _Arrival:
     """Tells the wrapper that the gradient of a parameter is complete."""
 
     def __init__(self, owner: DistributedDataParallel, bucket: Bucket) -> None:
-        self._owner = owner
+        self.owner = owner
         self._bucket = bucket
 
     def __call__(self, _: Tensor) -> None:
-        self._owner._arrived(self._bucket)
+        self.owner._arrived(self._bucket)
 
 
 def _grouped(params: list[Tensor], cap: float) -> Iterator[list[Tensor]]:

@@ -288,3 +288,230 @@ def test_a_loader_that_has_ended_gives_no_weight():
         return grads_of(model)
 
     assert_all_equal(world(2, body), alone())
+
+
+def layer_of_one(kind=None):
+    layer = dt.nn.Linear(1, 1, bias=False)
+    return layer if kind is None else layer.to(kind)
+
+
+def grad_of_one(body):
+    """Return the gradient of the one weight, which both ranks must agree on."""
+    first, second = world(2, body)
+    assert first == second
+    return first
+
+
+def test_two_models_alike_are_not_mixed_up():
+    def body(rank):
+        a, b = DistributedDataParallel(layer_of_one()), DistributedDataParallel(layer_of_one())
+        x = dt.ones(1, 1)
+        outs = [a(x), b(10 * x)] if rank == 0 else [b(10 * x), a(x)]  # and so backward in another order
+        (outs[0] + outs[1]).sum().backward()
+
+    with pytest.raises(RankFailed) as failed:
+        world(2, body)
+
+    assert isinstance(failed.value.exception, CollectiveMismatch)
+    assert "test_data_parallel.py" in str(failed.value.exception)
+    assert "numpy" not in str(failed.value.exception)
+
+
+def test_gradients_that_were_thrown_away_do_not_count():
+    def body(rank):
+        layer = layer_of_one()
+        model = DistributedDataParallel(layer)
+        with model.no_sync():
+            model(dt.ones(1, 1)).sum().backward(weight=4)
+        model.zero_grad()
+        model(dt.ones(1, 1) * (rank + 1)).sum().backward(weight=[1, 3][rank])
+        return layer.weight.grad.item()
+
+    assert grad_of_one(body) == (1 * 1 + 3 * 2) / 4
+
+
+@pytest.mark.parametrize("again", ["backward", "forward and backward"])
+def test_backward_after_one_that_raised(again):
+    def body(rank):
+        layer, other = layer_of_one(), layer_of_one()
+        model = DistributedDataParallel(dt.nn.ModuleList([layer, other]), bucket_cap_mb=1e-6)
+        model.module.forward = lambda x: layer(x) + 0 * other(x)
+        fails = [True]
+
+        def fail_once(g):
+            if fails:
+                fails.clear()
+                raise ZeroDivisionError
+
+        layer.weight.register_hook(fail_once)
+        out = model(dt.ones(1, 1) * (rank + 1))
+        with pytest.raises(ZeroDivisionError):
+            out.sum().backward(retain_graph=True, weight=8)
+        model.zero_grad()
+        if again != "backward":
+            out = model(dt.ones(1, 1) * (rank + 1))
+        out.sum().backward(weight=[1, 3][rank])
+        return layer.weight.grad.item()
+
+    assert grad_of_one(body) == (1 * 1 + 3 * 2) / 4
+
+
+def test_a_graph_made_outside_of_no_sync_averages():
+    def body(rank):
+        layer = layer_of_one()
+        model = DistributedDataParallel(layer)
+        x = dt.ones(1, 1) * (rank + 1)
+        out = model(x)
+        with model.no_sync():
+            inside = model(x)
+        inside.sum().backward()
+        out.sum().backward()
+        return layer.weight.grad.item()
+
+    assert grad_of_one(body) == 3
+
+
+def test_autograd_grad_is_no_backward_of_the_step():
+    calls = []
+
+    def body(rank):
+        layer = layer_of_one()
+        model = DistributedDataParallel(layer)
+        x = dt.ones(1, 1) * (rank + 1)
+        with model.no_sync():
+            model(x).sum().backward(weight=2)
+        reduce = model._comm.start_all_reduce
+        model._comm.start_all_reduce = lambda *a, **k: (calls.append(1), reduce(*a, **k))[1]
+        dt.autograd.grad(model(x).sum(), [layer.weight])
+        model(x).sum().backward(weight=2)
+        return layer.weight.grad.item()
+
+    assert grad_of_one(body) == 3
+    assert len(calls) == 2  # one for each rank
+
+
+def test_a_gradient_penalty_is_averaged():
+    def body(rank):
+        layer = layer_of_one()
+        model = DistributedDataParallel(layer)
+        x = (dt.ones(1, 1) * (rank + 1)).requires_grad_()
+        (slope,) = dt.autograd.grad((model(x) ** 2).sum(), [x], create_graph=True)  # 2 w^2 x
+        slope.sum().backward()  # 4 w x
+        return layer.weight.grad.item() / layer.weight.item()
+
+    np.testing.assert_allclose(grad_of_one(body), 4 * 1.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_weights_do_not_overflow_half_precision(accumulate):
+    def body(rank):
+        layer = layer_of_one(dt.float16)
+        model = DistributedDataParallel(layer)
+        x = dt.ones(1, 1, dtype=dt.float16)
+        if accumulate:
+            with model.no_sync():
+                (model(x) * 1000).sum().backward(weight=512)
+        (model(x) * 1000).sum().backward(weight=512)
+        return layer.weight.grad.item()
+
+    assert grad_of_one(body) == 1000 * (1 + accumulate)
+
+
+def test_a_gradient_that_was_kept_stays_what_it_was():
+    def body(rank):
+        model = DistributedDataParallel(Branches())
+        left = model.module.left.bias
+        model(dt.ones(1, 5), left=True).sum().backward()
+        kept = left.grad
+        model.zero_grad()
+        model(dt.ones(1, 5), left=rank == 1).sum().backward()
+        return kept.tolist()
+
+    assert world(2, body) == [[1, 1, 1]] * 2
+
+
+def test_a_module_converted_after_it_was_wrapped_is_refused():
+    def body(rank):
+        model = DistributedDataParallel(layer_of_one())
+        model.double()
+        model(dt.ones(1, 1, dtype=dt.float64))
+
+    with pytest.raises(RankFailed, match="convert the module first, then wrap it"):
+        world(2, body)
+
+
+def test_a_module_moved_to_memory_of_its_own_is_averaged():
+    def body(rank):
+        layer = layer_of_one()
+        model = DistributedDataParallel(layer)
+        model.double().float()
+        optimizer = dt.optim.SGD(model.parameters(), lr=0.0)
+        model(dt.ones(1, 1) * (rank + 1)).sum().backward()
+        optimizer.step()
+        return layer.weight.grad.item()
+
+    assert grad_of_one(body) == 1.5
+
+
+def test_a_module_may_be_wrapped_again():
+    calls = []
+
+    def body(rank):
+        layer = layer_of_one()
+        old = DistributedDataParallel(layer)
+        model = DistributedDataParallel(layer)
+        reduce = model._comm.start_all_reduce
+        model._comm.start_all_reduce = lambda *a, **k: (calls.append(1), reduce(*a, **k))[1]
+        model(dt.ones(1, 1) * (rank + 1)).sum().backward()
+        with pytest.raises(RuntimeError, match="made later has the parameters of this one"):
+            old(dt.ones(1, 1))
+        return layer.weight.grad.item()
+
+    assert grad_of_one(body) == 1.5
+    assert len(calls) == 2  # one for each rank
+
+
+def test_a_parameter_of_two_wrappers_is_refused():
+    def body(rank):
+        shared = layer_of_one()
+        DistributedDataParallel(dt.nn.Sequential(shared, layer_of_one()))
+        DistributedDataParallel(dt.nn.Sequential(shared, layer_of_one()))
+
+    with pytest.raises(RankFailed, match="1 parameters of the module belong to another DistributedDataPar"):
+        world(2, body)
+
+
+def test_an_adversarial_pair_of_models():
+    torch = pytest.importorskip("torch")
+
+    def step(lib, g, d, z, real, optimizers):
+        for p in d.parameters():
+            p.grad = None
+        (d(g(z).detach()).mean() - d(real).mean()).backward()
+        optimizers[0].step()
+        for p in g.parameters():
+            p.grad = None
+        (-d(g(z)).mean()).backward()
+        optimizers[1].step()
+
+    def body(rank):
+        g, d = make_model(0), dt.nn.Sequential(dt.nn.Linear(3, 4), dt.nn.Tanh(), dt.nn.Linear(4, 1)).double()
+        start = [{k: v.numpy().copy() for k, v in m.state_dict().items()} for m in (g, d)]
+        wrapped = DistributedDataParallel(g), DistributedDataParallel(d)
+        optimizers = [dt.optim.SGD(d.parameters(), lr=0.1), dt.optim.SGD(g.parameters(), lr=0.1)]
+        rows = slice(6 * rank, 6 * rank + 6)
+        for _ in range(3):
+            step(dt, *wrapped, dt.tensor(X[rows]), dt.tensor(Y[rows]), optimizers)
+        return start, [p.detach().numpy().copy() for m in (g, d) for p in m.parameters()]
+
+    (start, ours), (_, others) = world(2, body)
+
+    g = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).double()
+    d = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
+    for m, state in zip((g, d), start, strict=True):
+        m.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
+    optimizers = [torch.optim.SGD(d.parameters(), lr=0.1), torch.optim.SGD(g.parameters(), lr=0.1)]
+    for _ in range(3):
+        step(torch, g, d, torch.tensor(X), torch.tensor(Y), optimizers)
+    theirs = [p.detach().numpy() for m in (g, d) for p in m.parameters()]
+    assert_all_equal([ours, others], theirs)
