@@ -60,8 +60,10 @@ def conv2d_vjp(g: Any, needs: Needs, x: Any, w: Any, window: Window, groups: int
 def _channel_sum(g: Any) -> Any:
     if not is_array(g):
         return call(reduce.sum, g, axes=(0, 2, 3), keepdims=False)
-    rows = kernels.to_channels_last(widen(g)).reshape(-1, g.shape[1])
-    return get_array_module(g).ones(len(rows), rows.dtype) @ rows  # twice as fast as a sum over axis 0
+    N, C, H, W = g.shape
+    lines = kernels.to_channels_last(widen(g)).reshape(N * H, W * C)
+    line = get_array_module(g).ones(len(lines), lines.dtype) @ lines  # far quicker than a sum over axis 0
+    return line.reshape(W, C).sum(0)
 
 
 def conv2d_input_grad(g: Array, w: Array, *, window: Window, groups: int, size: Pair) -> Result:
