@@ -7,9 +7,10 @@ at the next step.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,8 +32,25 @@ class Run:
     """Number of the step that they are about to make, counted from 1."""
 
 
+_ALONE = 2
+"""References to an array that nobody but its tensor has: the tensor's, and that of the argument."""
+
+
+def group_by_memory(params: Sequence[Tensor]) -> list[FlatParameters]:
+    """Return the parameters by type and device, those apart whose memory somebody else has too.
+
+    Such memory (of a state dict that was taken before, of weights that share it through ``data``) must stay what the
+    parameter is. The arrays of an optimizer that is being replaced do not count.
+    """
+    flats: dict[Any, list[Tensor]] = {}
+    for p in params:
+        shared = sys.getrefcount(p._array) > _ALONE + (p._array.base is not None)
+        flats.setdefault((p._array.dtype, str(p.device), id(p) if shared else 0), []).append(p)
+    return [FlatParameters(flats[key]) for key in sorted(flats, key=str)]
+
+
 class FlatParameters:
-    """Parameters (all of one dtype, on one device) as views of one buffer.
+    """Parameters (all of one dtype, on one device) as views of one buffer; a lone one keeps its own memory.
 
     Args:
         params: leaf tensors; laid down in reverse order.
@@ -43,11 +61,16 @@ class FlatParameters:
         first = self.params[0]._array
         ends = np.cumsum([0, *[p.numel() for p in self.params]])
         self.begins = [int(b) for b in ends]
-        self.array: Array = get_array_module(first).empty(int(ends[-1]), first.dtype)
-        self.views = [
-            self.array[a:b].reshape(p.shape)
-            for p, a, b in zip(self.params, self.begins, self.begins[1:], strict=False)
-        ]
+        self.array: Array
+        self.views: list[Array]
+        if len(self.params) == 1 and first.flags.c_contiguous:
+            self.array, self.views = first.reshape(-1), [first]
+        else:
+            self.array = get_array_module(first).empty(int(ends[-1]), first.dtype)
+            self.views = [
+                self.array[a:b].reshape(p.shape)
+                for p, a, b in zip(self.params, self.begins, self.begins[1:], strict=False)
+            ]
         self.state: dict[str, Array] = {}
         """Buffers of the optimizer, of the size and order of ``array``."""
         self.steps = [0] * len(self.params)
@@ -97,16 +120,19 @@ class FlatParameters:
                 continue
             slot = p._slot
             assert slot is not None
-            if p._grad._array is not slot.array:
-                slot.array[...] = p._grad._array
+            if p._grad._array is slot.array:
+                source, offset = slot.flat, slot.offset
+            else:  # put there by the user, who may have kept what is in the slot
+                grad = p._grad._array
+                source, offset = get_array_module(grad).ascontiguousarray(grad).reshape(-1), 0
             self.steps[i] += 1
             begin, end = self.begins[i], self.begins[i + 1]
             together = (
                 run is not None
                 and run.end == begin
                 and run.step == self.steps[i]
-                and slot.flat is flat
-                and slot.offset == flat_end
+                and source is flat
+                and offset == flat_end
             )
             if together:
                 assert run is not None
@@ -116,7 +142,7 @@ class FlatParameters:
                     run.grad = flat[flat_end - (run.end - run.begin) : flat_end]
                     yield run
                 run = Run(begin, end, None, self.steps[i])
-            flat, flat_end = slot.flat, slot.offset + end - begin
+            flat, flat_end = source, offset + end - begin
             p._version_counter[0] += 1
         if run is not None:
             run.grad = flat[flat_end - (run.end - run.begin) : flat_end]

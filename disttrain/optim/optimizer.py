@@ -11,7 +11,7 @@ from disttrain.collectives.env import current_env
 from disttrain.engine import enable_grad
 from disttrain.errors import UnwrappedModel
 from disttrain.kernels.arrays import Array
-from disttrain.optim.flat import FlatParameters
+from disttrain.optim.flat import FlatParameters, group_by_memory
 from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -86,14 +86,8 @@ class Optimizer:
         group["params"] = params
         for name, value in self.defaults.items():
             group.setdefault(name, value)
-        kinds = {(p._array.dtype, str(p.device)) for p in params}
         self.param_groups.append(group)
-        self._flats.append(
-            [
-                FlatParameters([p for p in params if (p._array.dtype, str(p.device)) == kind])
-                for kind in sorted(kinds, key=str)
-            ]
-        )
+        self._flats.append(group_by_memory(params))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients; with ``set_to_none=False`` fill them with zeros."""

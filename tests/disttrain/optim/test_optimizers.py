@@ -232,3 +232,60 @@ def test_a_schedule_continues():
         return scheduler.get_last_lr()
 
     assert run(False) == run(True)
+
+
+def steps_of(params, update):
+    """Return what ``SGD.step()`` does after the loss ``update``, as the calls of ``update`` that it makes."""
+    optimizer = dt.optim.SGD(params, lr=0.1)
+    calls = []
+    step = optimizer.update
+    optimizer.update = lambda *args: (calls.append(1), step(*args))[1]
+    update().backward()
+    optimizer.step()
+    return len(calls)
+
+
+def test_fresh_parameters_step_together():
+    model = dt.nn.Sequential(dt.nn.Linear(2, 3), dt.nn.LayerNorm(3), dt.nn.Linear(3, 1))
+
+    assert steps_of(model.parameters(), lambda: model(dt.ones(1, 2)).sum()) == 1
+    assert steps_of(model.parameters(), lambda: model(dt.ones(1, 2)).sum()) == 1  # a second optimizer
+
+
+def test_a_state_dict_taken_before_the_optimizer_was_made_follows_the_parameters():
+    model = dt.nn.Linear(2, 1)
+    state, array = model.state_dict(), model.bias.detach().numpy()
+    optimizer = dt.optim.Adam(model.parameters(), lr=0.1)
+
+    model(dt.ones(1, 2)).sum().backward()
+    optimizer.step()
+
+    np.testing.assert_array_equal(state["weight"].numpy(), model.weight.detach().numpy())
+    np.testing.assert_array_equal(array, model.bias.detach().numpy())
+
+
+def test_parameters_that_share_memory_through_data_go_on_sharing_it():
+    a = dt.nn.Parameter(dt.ones(3))
+    b = dt.nn.Parameter(a.data)
+    optimizer = dt.optim.SGD([a, b], lr=0.1)
+
+    (a.sum() + 2 * b.sum()).backward()
+    optimizer.step()
+
+    for p in (a, b):
+        np.testing.assert_allclose(p.detach().numpy(), [0.7] * 3, rtol=1e-6)
+
+
+def test_a_gradient_that_was_replaced_stays_what_it_was():
+    p, q = dt.nn.Parameter(dt.ones(2)), dt.nn.Parameter(dt.ones(2, 2))
+    optimizer = dt.optim.SGD([p, q], lr=1.0)
+    (p.sum() + q.sum()).backward()
+    kept = p.grad
+
+    p.grad = kept * 5
+    q.grad = (dt.arange(4.0).reshape(2, 2)).t()
+    optimizer.step()
+
+    assert kept.tolist() == [1, 1]
+    assert p.tolist() == [-4, -4]
+    assert q.tolist() == [[1, -1], [0, -2]]
