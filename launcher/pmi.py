@@ -5,6 +5,7 @@ The protocol (MPICH, ``src/pmi/src/pmi_v1.c`` and the "simple" PMI wire format) 
 ``MPI_Init``, ``MPI_Finalize`` and ``MPI_Abort`` need; ``MPI_Comm_spawn`` is refused.
 """
 
+import re
 import socket
 from contextlib import suppress
 from typing import Final
@@ -22,6 +23,7 @@ VARIABLES: Final = (
 """What an outer launcher may have left in the environment; a worker must not see it."""
 
 _MAX_LINE: Final = 64 << 10
+_MAX_COMPLAINTS: Final = 20
 
 
 class PmiServer:
@@ -41,6 +43,7 @@ class PmiServer:
     def connect(self, process: int) -> tuple[socket.socket, socket.socket]:
         """Return the server's and the child's end; the caller closes the child's once it has inherited it."""
         server, child = socket.socketpair()
+        server.setblocking(False)  # one that asks and never reads must not stop the launcher
         self._sockets[process] = server
         self._unread[process] = b""
         return server, child
@@ -53,6 +56,8 @@ class PmiServer:
         """Serve what ``process`` asks; return False when its connection has ended (it is closed then)."""
         try:
             data = self._sockets[process].recv(65536)
+        except BlockingIOError:
+            return True
         except OSError:
             data = b""
         *lines, rest = (self._unread[process] + data).split(b"\n")
@@ -107,10 +112,11 @@ class PmiServer:
             case "finalize":
                 self._say(process, "cmd=finalize_ack")
             case "abort":
-                code = request.get("exitcode", "1")
-                self.aborts[process] = int(code) if code.lstrip("-").isdigit() else 1
+                code = re.fullmatch(r"-?[0-9]{1,10}", request.get("exitcode", ""))
+                self.aborts[process] = int(code[0]) if code else 1
             case command:
-                self.complaints.append(
-                    f"process {process} asked for {str(command)[:40]!r}, which is not served"
-                )
+                if len(self.complaints) < _MAX_COMPLAINTS:
+                    self.complaints.append(
+                        f"process {process} asked for {str(command)[:40]!r}, which is not served"
+                    )
                 self._say(process, f"cmd={command}_result rc=-1 msg=unsupported")

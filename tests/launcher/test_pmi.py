@@ -69,3 +69,31 @@ def test_the_end_of_a_connection_is_told(world):
     child.close()
 
     assert not server.read(0)
+
+
+@pytest.mark.parametrize("code", ["--5", "²", "9" * 5000, "", "x"])
+def test_an_abort_with_a_code_that_is_no_number_is_an_abort(world, code):
+    server, (child, _) = world
+    child.sendall(f"cmd=abort exitcode={code}\n".encode())
+
+    assert server.read(0)
+
+    assert server.aborts == {0: 1}
+
+
+def test_a_process_that_asks_for_nonsense_for_ever_is_not_remembered_for_ever(world):
+    server, (child, _) = world
+    child.sendall(b"cmd=nonsense\n" * 100)
+
+    assert server.read(0)
+
+    assert 0 < len(server.complaints) < 50
+
+
+@pytest.mark.timeout(20)
+def test_a_process_that_never_reads_its_answers_does_not_stop_the_launcher(world):
+    server, (child, _) = world
+
+    for _ in range(100):
+        child.sendall(b"cmd=get_appnum\n" * 1000)
+        assert server.read(0)
