@@ -73,6 +73,8 @@ class Progress:
         self._lock = threading.Lock()
         self._inbox: deque[Operation] = deque()
         self._lanes: dict[Hashable, deque[Operation]] = {}
+        self._abandoned: list[Operation] = []
+        """Those that timed out: a late peer may still write into their buffers, which must not be freed."""
         self._waiting = 0
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -177,6 +179,7 @@ class Progress:
                 waited = time.monotonic() - operation.since
                 if waited > self._timeout:
                     error = operation.on_timeout(operation, waited)
+                    self._abandoned.append(operation)
                     while lane:  # the lane is out of step with its peers for good
                         lane.popleft().finish(error)
                     return True

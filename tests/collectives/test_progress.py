@@ -1,38 +1,43 @@
-"""The driver of operations in flight."""
+"""What becomes of operations that never come to their end."""
 
-import threading
+import gc
+import weakref
 
+import pytest
+
+from disttrain.collectives.call import Call
+from disttrain.collectives.errors import CollectiveTimeout
 from disttrain.collectives.progress import Operation, Progress
 
 
-class LateEvent(threading.Event):
-    """An event that somebody else sets just before it is cleared."""
+class Request:
+    """A transfer that never completes; its buffers live as long as it does."""
 
-    def __init__(self, between):
-        super().__init__()
-        self.between = between
-
-    def clear(self):
-        self.between()
-        super().clear()
+    def __call__(self):
+        return False
 
 
-def test_closing_just_before_the_background_thread_goes_idle_ends_it():
-    progress = Progress(timeout=10)
-    came = threading.Event()
-
-    def close_begins():
-        progress._stop = True
-        progress._wake.set()
+def waiting(call):
+    request = Request()
 
     def steps():
-        yield came.is_set, True
+        yield request, True
 
-    progress._wake = LateEvent(close_begins)
-    progress.submit(Operation("lane", [], steps(), lambda operation, waited: TimeoutError()))
-    progress.background()
-    thread = progress._thread
-    came.set()
+    operation = Operation("lane", [call], steps(), lambda *_: CollectiveTimeout("too late"))
+    return operation, weakref.ref(request)
 
-    thread.join(5)
-    assert not thread.is_alive()
+
+@pytest.mark.timeout(20)
+def test_buffers_of_an_operation_that_timed_out_are_kept_for_a_late_peer_to_write_into():
+    progress = Progress(timeout=0.01)
+    call = Call("barrier")
+    operation, request = waiting(call)
+    progress.submit(operation)
+    progress.drive(lambda: call.finished)
+
+    del operation
+    gc.collect()
+
+    assert isinstance(call.error, CollectiveTimeout)
+    assert request() is not None
+    progress.close()
