@@ -97,7 +97,7 @@ class MpiTransport:
                 "MPI was initialised for fewer threads than MPI_THREAD_MULTIPLE; let disttrain initialise it "
                 "(connect before anything else calls MPI), or use an MPI library that has it"
             )
-        self.library: str = mpi.Get_library_version().splitlines()[0].replace("\t", " ").strip("\0 ")
+        self.library: str = " ".join(mpi.Get_library_version().splitlines()[0].strip("\0").split())
         size = mpi.COMM_WORLD.Get_size()
         if size != env.processes:
             raise RuntimeError(

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -182,6 +183,12 @@ class LogPump(threading.Thread):
         except (OSError, ValueError):
             self._closed.add(to_stderr)
             self.dropped += lines
+            self._discard(to_stderr)
+
+    def _discard(self, to_stderr: bool) -> None:
+        """Send what a buffer still holds nowhere: Python flushes it at exit, and would exit with 120."""
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._outputs[to_stderr].fileno())
 
 
 def _fit(text: bytes, columns: int) -> bytes:
