@@ -140,8 +140,9 @@ class Optimizer:
                 if p._grad is not None and not p._synchronized and not p._grad._synchronized:
                     raise UnwrappedModel(
                         f"optimizer.step() in a world of {self._world_size} ranks on a parameter of shape "
-                        f"{list(p.shape)} whose gradient was not averaged over the ranks: they would train apart; wrap "
-                        f"the model: model = disttrain.nn.parallel.DistributedDataParallel(model)"
+                        f"{list(p.shape)} whose gradient was not averaged over the ranks: they would train apart; "
+                        f"wrap the model, after the last change of it: model = "
+                        f"disttrain.nn.parallel.DistributedDataParallel(model)"
                     )
 
     @property

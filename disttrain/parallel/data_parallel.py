@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -253,6 +254,12 @@ class DistributedDataParallel(Module):
         finally:
             self._synchronize = before
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> DistributedDataParallel:
+        raise TypeError(
+            "a DistributedDataParallel belongs to the ranks that made it together and cannot be copied by one; copy "
+            "its .module, and wrap the copy on all ranks if it is to be trained"
+        )
+
     def _agree(self) -> None:
         """Take from rank 0 this wrapper's number, and the seed that orders data sets: ranks may seed differently."""
         rank = context.current()
@@ -279,7 +286,12 @@ class DistributedDataParallel(Module):
         if self._running:
             self._averages |= averages
             return
-        queue_callback(self._end)
+        try:
+            queue_callback(self._end)
+        except RuntimeError:
+            raise RuntimeError(
+                "backward(inputs=...) does not average gradients over the ranks; call backward() without inputs"
+            ) from None
         self._running = True
         self._averages = averages
         if all(p._grad is None for bucket in self._buckets for p in bucket.params):
@@ -403,6 +415,9 @@ def _tensors_in(out: Any) -> Iterator[Tensor]:
     elif isinstance(out, dict):
         for value in out.values():
             yield from _tensors_in(value)
+    elif dataclasses.is_dataclass(out):
+        for field in dataclasses.fields(out):
+            yield from _tensors_in(getattr(out, field.name))
     elif isinstance(out, list | tuple):
         for value in out:
             yield from _tensors_in(value)

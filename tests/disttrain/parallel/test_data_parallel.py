@@ -1,5 +1,8 @@
 """Data parallelism on ranks that are threads; on processes see tests/integration."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -515,3 +518,63 @@ def test_an_adversarial_pair_of_models():
         step(torch, g, d, torch.tensor(X), torch.tensor(Y), optimizers)
     theirs = [p.detach().numpy() for m in (g, d) for p in m.parameters()]
     assert_all_equal([ours, others], theirs)
+
+
+@dataclasses.dataclass
+class Output:
+    loss: dt.Tensor
+
+
+def test_outputs_may_be_in_a_dataclass():
+    def body(rank):
+        layer, unused = layer_of_one(), layer_of_one()
+        model = DistributedDataParallel(dt.nn.ModuleList([layer, unused]))
+        model.module.forward = lambda x: Output((layer if rank == 0 else (lambda x: x))(x).sum())
+        model(dt.ones(1, 1).requires_grad_()).loss.backward()  # rank 1 reaches no parameter
+        return layer.weight.grad.item()
+
+    assert grad_of_one(body) == 0.5
+
+
+def test_backward_to_chosen_inputs_is_refused():
+    def body(rank):
+        model = DistributedDataParallel(layer_of_one())
+        model(dt.ones(1, 1)).sum().backward(inputs=list(model.parameters()))
+
+    with pytest.raises(RankFailed, match=r"call backward\(\) without inputs"):
+        world(2, body)
+
+
+def test_a_wrapper_cannot_be_copied_but_its_module_can():
+    def body(rank):
+        model = DistributedDataParallel(layer_of_one())
+        with pytest.raises(TypeError, match=r"copy its \.module"):
+            copy.deepcopy(model)
+        copied = copy.deepcopy(model.module)
+        model(dt.ones(1, 1) * (rank + 1)).sum().backward()
+        copied(dt.ones(1, 1) * (rank + 1)).sum().backward()
+        with pytest.raises(dt.errors.UnwrappedModel):
+            dt.optim.SGD(copied.parameters(), lr=0.1).step()
+        return model.module.weight.grad.item()
+
+    assert grad_of_one(body) == 1.5
+
+
+@pytest.mark.parametrize("change", ["append", "unfreeze", "assign"])
+def test_a_parameter_that_came_after_the_wrapper_cannot_step(change):
+    def body(rank):
+        first, second = layer_of_one(), layer_of_one()
+        second.requires_grad_(change != "unfreeze")
+        module = dt.nn.Sequential(first, *([] if change == "append" else [second]))
+        model = DistributedDataParallel(module)
+        if change == "append":
+            module.append(second)
+        second.requires_grad_()
+        if change == "assign":
+            model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+        optimizer = dt.optim.SGD(model.parameters(), lr=0.1)
+        model(dt.ones(1, 1)).sum().backward()
+        with pytest.raises(dt.errors.UnwrappedModel, match="after the last change"):
+            optimizer.step()
+
+    world(2, body)
