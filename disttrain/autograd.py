@@ -32,7 +32,7 @@ def inference_mode(mode: bool | Callable[..., Any] = True) -> Any:
     Unlike PyTorch's, what is made inside may be used outside in what is recorded.
     """
     if callable(mode):  # `@inference_mode` without parentheses
-        return no_grad(mode)
+        return no_grad()(mode)
     return no_grad() if mode else set_grad_enabled(is_grad_enabled())
 
 
