@@ -210,24 +210,12 @@ class Tensor(ElementwiseMethods, ReduceMethods, ShapeMethods, LinalgMethods, Ind
         ``non_blocking`` and ``copy``.
         """
         copy = kwargs.pop("copy", False)
-        kwargs.pop("non_blocking", None)
-        kind, where = kwargs.pop("dtype", None), kwargs.pop("device", None)
-        if kwargs:
-            raise TypeError(f"to() got an unexpected keyword argument {next(iter(kwargs))!r}")
-        for a in args:
-            if isinstance(a, Tensor):
-                kind, where = a.dtype, a.device
-            elif isinstance(a, str | Device | int) and not isinstance(a, bool):
-                where = a
-            elif a is not None and not isinstance(a, bool):
-                kind = a
+        kind, where = destination(args, kwargs)
         t = self
-        if kind is not None:
-            wanted = dtypes.as_dtype(kind).numpy
-            if wanted != self._array.dtype:
-                t = engine.apply(shape_ops.astype, self, dtype=wanted)
-        if where is not None and Device(where) != t.device:
-            t = engine.apply(move, t, device=Device(where))
+        if kind is not None and kind.numpy != self._array.dtype:
+            t = engine.apply(shape_ops.astype, self, dtype=kind.numpy)
+        if where is not None and where != t.device:
+            t = engine.apply(move, t, device=where)
         return t.clone() if copy and t is self else t
 
     def type(self, dtype: Any) -> Tensor:
@@ -623,6 +611,27 @@ class Tensor(ElementwiseMethods, ReduceMethods, ShapeMethods, LinalgMethods, Ind
 
 
 engine.Tensor_ = Tensor
+
+
+def destination(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dtypes.dtype | None, Device | None]:
+    """Return the dtype and the device that arguments of ``to()`` name; see :meth:`Tensor.to`.
+
+    Raises:
+        TypeError: an argument is unknown, or names neither.
+        ValueError: there is no such device.
+    """
+    kind, where = kwargs.pop("dtype", None), kwargs.pop("device", None)
+    kwargs.pop("non_blocking", None)
+    if kwargs:
+        raise TypeError(f"to() got an unexpected keyword argument {next(iter(kwargs))!r}")
+    for a in args:
+        if isinstance(a, Tensor):
+            kind, where = a.dtype, a.device
+        elif isinstance(a, str | Device | int) and not isinstance(a, bool):
+            where = a
+        elif a is not None and not isinstance(a, bool):
+            kind = a
+    return None if kind is None else dtypes.as_dtype(kind), None if where is None else Device(where)
 
 
 def is_tensor(obj: object) -> bool:

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from disttrain import dtypes
-from disttrain.devices import device as Device
 from disttrain.engine import no_grad
 from disttrain.nn.hooks import BackwardHooks
 from disttrain.nn.parameter import Buffer, Parameter
-from disttrain.tensors import RemovableHandle, Tensor
+from disttrain.tensors import RemovableHandle, Tensor, destination
 
 Self = TypeVar("Self", bound="Module")
 T = TypeVar("T")
@@ -345,24 +344,12 @@ class Module:
         Raises:
             TypeError: ``dtype`` is no floating point type.
         """
-        kind, where = kwargs.pop("dtype", None), kwargs.pop("device", None)
-        kwargs.pop("non_blocking", None)
-        if kwargs:
-            raise TypeError(f"to() got an unexpected keyword argument {next(iter(kwargs))!r}")
-        for a in args:
-            if isinstance(a, Tensor):
-                kind, where = a.dtype, a.device
-            elif isinstance(a, str | Device | int) and not isinstance(a, bool):
-                where = a
-            elif a is not None and not isinstance(a, bool):
-                kind = a
-        if kind is not None:
-            kind = dtypes.as_dtype(kind)
-            if not kind.is_floating_point:
-                raise TypeError(
-                    f"a module can be converted to a floating point dtype only, got {kind}; convert single tensors "
-                    f"with Tensor.to()"
-                )
+        kind, where = destination(args, kwargs)
+        if kind is not None and not kind.is_floating_point:
+            raise TypeError(
+                f"a module can be converted to a floating point dtype only, got {kind}; convert single tensors "
+                f"with Tensor.to()"
+            )
 
         def convert(t: Tensor) -> Tensor:
             return t.to(where, kind if t.is_floating_point() else None)
