@@ -16,7 +16,7 @@ from typing import Any
 import numpy
 
 from disttrain.collectives.env import WorkerEnv
-from disttrain.collectives.errors import TransportUnavailable
+from disttrain.collectives.errors import PeerFailed, TransportUnavailable
 from disttrain.collectives.transport import Channel, Request
 from disttrain.kernels.arrays import Array
 
@@ -37,11 +37,10 @@ class MpiChannel:
         everyone = bytearray(len(mine) * self.size)
         byte = self._mpi.BYTE
         request = self._comm.Iallgather([mine, len(mine), byte], [everyone, len(mine), byte])
-        return request.Test, everyone
+        return self._tested(request.Test), everyone
 
     def all_reduce(self, x: Array, op: str) -> Request:
-        test: Request = self._comm.Iallreduce(self._mpi.IN_PLACE, x, self._ops[op]).Test
-        return test
+        return self._tested(self._comm.Iallreduce(self._mpi.IN_PLACE, x, self._ops[op]).Test)
 
     def exchange(
         self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]], lane: int = 0
@@ -50,9 +49,19 @@ class MpiChannel:
         requests = [self._comm.Irecv([_bytes(x), x.nbytes, byte], p, lane) for p, x in receives if x.nbytes]
         requests += [self._comm.Isend([_bytes(x), x.nbytes, byte], p, lane) for p, x in sends if x.nbytes]
         if len(requests) == 1:
-            test: Request = requests[0].Test
-            return test
-        return lambda: self._mpi.Request.Testall(requests)
+            return self._tested(requests[0].Test)
+        return self._tested(lambda: self._mpi.Request.Testall(requests))
+
+    def _tested(self, test: Request) -> Request:
+        def has_completed() -> bool:
+            try:
+                return test()
+            except self._mpi.Exception as error:
+                raise PeerFailed(
+                    f"another process went away in the middle of a transfer ({error})"
+                ) from error
+
+        return has_completed
 
     def narrow(self, processes: Sequence[int]) -> tuple[Request, Callable[[], Channel]]:
         # MPI has no non-blocking form of this, and two groups may be split at the same time in one order here

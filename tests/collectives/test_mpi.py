@@ -1,0 +1,57 @@
+"""What the MPI transport makes of the errors of MPI, which a stand-in raises here."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from disttrain.collectives.errors import PeerFailed
+from disttrain.collectives.mpi import MpiChannel
+
+
+class LostPeer(Exception):
+    pass
+
+
+def fail(*_):
+    raise LostPeer("MPI_ERR_OTHER: the process has gone")
+
+
+REQUEST = SimpleNamespace(Test=fail)
+MPI = SimpleNamespace(
+    Exception=LostPeer,
+    BYTE=None,
+    IN_PLACE=None,
+    SUM=None,
+    PROD=None,
+    MIN=None,
+    MAX=None,
+    Request=SimpleNamespace(Testall=fail),
+)
+COMM = SimpleNamespace(
+    Get_rank=lambda: 0,
+    Get_size=lambda: 2,
+    Iallgather=lambda *_: REQUEST,
+    Iallreduce=lambda *_: REQUEST,
+    Irecv=lambda *_: REQUEST,
+    Isend=lambda *_: REQUEST,
+)
+X = np.zeros(3)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda channel: channel.gather_headers(b"header")[0],
+        lambda channel: channel.all_reduce(X, "sum"),
+        lambda channel: channel.exchange([(1, X)], []),
+        lambda channel: channel.exchange([(1, X)], [(1, X)]),
+    ],
+)
+def test_an_error_in_the_middle_of_a_transfer_is_a_peers_failure(start):
+    test = start(MpiChannel(MPI, COMM))
+
+    with pytest.raises(PeerFailed, match="the process has gone") as failed:
+        test()
+
+    assert isinstance(failed.value.__cause__, LostPeer)
