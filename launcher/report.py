@@ -9,6 +9,7 @@ from typing import Final
 
 _MAX_HEADLINE: Final = 300
 _MAX_TRACEBACK: Final = 60
+_MAX_LINE: Final = 2000
 _LOG_LINES: Final = 8
 _OUR_FRAMES: Final = ("launcher/worker", "launcher/program", "launcher/hosted")
 
@@ -76,7 +77,8 @@ class RunReport:
         where = f"(host {first.host}, pid {first.pid})"
         lines = [f"disttrain: {name_ranks(first.ranks)} {where} {_headline(first.what)}"]
         if first.traceback:
-            lines += _indent(_middle_out(first.traceback.rstrip().split("\n"), _MAX_TRACEBACK))
+            shown = _middle_out(first.traceback.rstrip().split("\n"), _MAX_TRACEBACK)
+            lines += _indent(line if len(line) <= _MAX_LINE else f"{line[:_MAX_LINE]} ..." for line in shown)
         elif first.log:
             lines += [
                 "  last lines that it printed:",

@@ -75,3 +75,10 @@ def test_names_of_ranks(ranks, text):
 def test_signals_without_a_name():
     assert describe_signal(9).startswith("was killed by SIGKILL (")
     assert describe_signal(40) == "was killed by signal 40"
+
+
+def test_a_line_of_a_traceback_that_is_too_long_is_cut():
+    text = report((failure(0, 1.0, traceback="Traceback\n  frame\nValueError: " + "x" * 60_000),)).text()
+
+    assert max(map(len, text.splitlines())) < 2100
+    assert text.splitlines()[3].endswith("xxx ...")
