@@ -124,9 +124,11 @@ def write_whole(path: str, content: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+    except BaseException as error:
+        with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError):  # which may name no file, or the temporary one
+            raise OSError(error.errno, error.strerror, path) from error
         raise
     entry = os.open(folder, os.O_RDONLY)
     try:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import stat
 import struct
 import sys
@@ -605,3 +606,15 @@ def test_a_folder_a_pipe_and_a_text_file_are_refused(tmp_path: Path):
         load(tmp_path / "none")
     with pytest.raises(TypeError, match="binary mode"):
         load(io.StringIO("{}"))
+
+
+def test_a_file_that_cannot_be_written_is_named_as_the_caller_named_it(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(FileNotFoundError, match=re.escape(f"'{tmp_path / 'nowhere' / 'a.dt'}'")):
+        dt.save(1, tmp_path / "nowhere" / "a.dt")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: '{tmp_path / 'a.dt'}'")):
+        dt.save(1, tmp_path / "a.dt")
+    assert list(tmp_path.iterdir()) == []
