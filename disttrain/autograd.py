@@ -94,9 +94,7 @@ def backward(
             engine.run_backward(roots, retain_graph=retain, create_graph=create_graph)
             return
         leaves = _as_sequence(inputs)
-        found = _run_to(
-            roots, [_edge_of(t) for t in leaves], retain_graph=retain, create_graph=create_graph
-        )
+        found = _run_to(roots, [_edge_of(t) for t in leaves], retain_graph=retain, create_graph=create_graph)
         for t, g in zip(leaves, found, strict=True):
             if g is not None:
                 t._accumulate(g)

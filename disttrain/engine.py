@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
@@ -89,7 +90,7 @@ class Node:
 class Slot:
     """A stretch of a flat buffer where the gradient of one leaf lives, given by an optimizer or a parallel wrapper."""
 
-    __slots__ = ("array", "flat", "offset", "scale")
+    __slots__ = ("_alone", "array", "flat", "offset", "scale")
 
     def __init__(self, flat: Array, offset: int, shape: tuple[int, ...]) -> None:
         self.flat = flat
@@ -97,6 +98,13 @@ class Slot:
         self.array = flat[offset : offset + int(np.prod(shape, dtype=np.int64))].reshape(shape)
         self.scale = 1.0
         """Factor of every gradient that is accumulated here: the weight of this rank's samples."""
+        self._alone = sys.getrefcount(self.array)
+
+    def is_held(self, leaf: Tensor) -> bool:
+        """Return whether somebody keeps the memory: with ``p.grad.detach()`` or ``p.grad.numpy()``, say."""
+        given = leaf._given_grad() if leaf._given_grad is not None else None
+        known = self._alone + (given is not None and given._array is self.array)
+        return sys.getrefcount(self.array) > known
 
 
 # ---------------------------------------------------------------------------------------------- recording
@@ -608,8 +616,10 @@ def accumulate_grad(leaf: Tensor, g: Any) -> None:
             g = g * np.asarray(slot.scale, g.dtype)
         get_array_module(g).add(into, g, out=into)
         leaf._grad._version_counter[0] += 1
-    elif slot is None:
+    elif slot is None or slot.is_held(leaf):
         leaf._grad = Tensor_(g.copy())  # never g itself: other leaves may have got the same array
+        if slot is not None and slot.scale != 1.0:
+            leaf._grad._array *= np.asarray(slot.scale, g.dtype)
     else:
         given = leaf._given_grad() if leaf._given_grad is not None else None
         if given is not None and given._array is slot.array:

@@ -34,9 +34,17 @@ class Bucket:
 
     def __init__(self, params: list[Tensor]) -> None:
         self.params = params
-        kind = params[0]._array.dtype
-        ends = np.cumsum([0, *[p.numel() for p in params]])
-        size, tail = int(ends[-1]), len(params) + 1
+        self._allocate()
+        self.missing = len(params)
+        """How many gradients this backward has still to make."""
+        self.weighted = False
+        """Whether the gradients were multiplied by the rank's weight as they were copied here."""
+        self.work: Work | None = None
+
+    def _allocate(self) -> None:
+        kind = self.params[0]._array.dtype
+        ends = np.cumsum([0, *[p.numel() for p in self.params]])
+        size, tail = int(ends[-1]), len(self.params) + 1
         self.half = kind.itemsize == 2
         self.message: Array = np.zeros(size + tail, np.float32 if self.half else kind)
         """What the ranks sum."""
@@ -45,13 +53,8 @@ class Bucket:
         self.grads: Array = np.zeros(size, kind) if self.half else self.sums
         """The memory of the gradients."""
         self.slots = [
-            Slot(self.grads, int(begin), p._array.shape) for p, begin in zip(params, ends, strict=False)
+            Slot(self.grads, int(begin), p._array.shape) for p, begin in zip(self.params, ends, strict=False)
         ]
-        self.missing = len(params)
-        """How many gradients this backward has still to make."""
-        self.weighted = False
-        """Whether the gradients were multiplied by the rank's weight as they were copied here."""
-        self.work: Work | None = None
 
     def take_slots(self) -> None:
         """Let the gradients of the parameters be made here, also after the module has been moved about.
@@ -76,6 +79,12 @@ class Bucket:
             first_weight: weight in whose units the gradients are, unless they are ``weighted``.
             weight: of this rank in the average.
         """
+        if any(
+            (p._grad is None or p._grad._array is not slot.array) and slot.is_held(p)
+            for p, slot in zip(self.params, self.slots, strict=True)
+        ):  # somebody keeps an old gradient's memory
+            self._allocate()
+            self.take_slots()
         for i, (p, slot) in enumerate(zip(self.params, self.slots, strict=True)):
             grad = p._grad
             self.tail[i] = grad is not None

@@ -148,6 +148,21 @@ def test_a_kept_gradient_stays_what_it_was():
     assert w.grad.tolist() == [5, 5, 5]
 
 
+@pytest.mark.parametrize("keep", [lambda g: g.numpy(), lambda g: g.detach(), lambda g: g.data])
+def test_the_memory_of_a_kept_gradient_stays_what_it_was(keep):
+    w = dt.ones(3, requires_grad=True)
+    optimizer = dt.optim.SGD([w, dt.ones(2, requires_grad=True)], lr=1.0)
+    w.sum().backward()
+    kept = keep(w.grad)
+    optimizer.zero_grad()
+    (w * 5).sum().backward()
+    optimizer.step()
+
+    assert kept.tolist() == [1, 1, 1]
+    assert w.grad.tolist() == [5, 5, 5]
+    assert w.tolist() == [-4, -4, -4]
+
+
 def test_closure_is_called_with_gradients_on():
     w = dt.ones(1, requires_grad=True)
     optimizer = dt.optim.SGD([w], lr=0.1)

@@ -578,3 +578,27 @@ def test_a_parameter_that_came_after_the_wrapper_cannot_step(change):
             optimizer.step()
 
     world(2, body)
+
+
+@pytest.mark.parametrize("weight", [1, 3])
+def test_the_memory_of_a_kept_gradient_stays_what_it_was(weight):
+    def body(rank):
+        layer = dt.nn.Linear(2, 1)
+        model = DistributedDataParallel(layer)
+        optimizer = dt.optim.SGD(model.parameters(), lr=1.0)
+        model(dt.ones(1, 2)).sum().backward(weight=weight)
+        kept = layer.weight.grad.numpy(), layer.bias.grad.detach()
+        optimizer.zero_grad()
+        model(dt.full((1, 2), rank + 4.0)).sum().backward(weight=weight)
+        before = layer.weight.detach().numpy().copy()
+        optimizer.step()
+        return (
+            kept[0].tolist(),
+            kept[1].tolist(),
+            layer.weight.grad.tolist(),
+            before - layer.weight.detach().numpy(),
+        )
+
+    for weight_grad, bias_grad, new, step in world(2, body):
+        assert (weight_grad, bias_grad, new) == ([[1, 1]], [1], [[4.5, 4.5]])
+        np.testing.assert_allclose(step, [[4.5, 4.5]], rtol=1e-6)
