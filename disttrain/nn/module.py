@@ -442,12 +442,12 @@ class Module:
         missing = [name for name in own if name not in state_dict]
         unexpected = [name for name in state_dict if name not in own]
         problems = []
+        if strict and missing:
+            problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{n}"' for n in missing) + ".")
         if strict and unexpected:
             problems.append(
                 "Unexpected key(s) in state_dict: " + ", ".join(f'"{n}"' for n in unexpected) + "."
             )
-        if strict and missing:
-            problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{n}"' for n in missing) + ".")
         for name, value in own.items():
             given = state_dict.get(name, value)
             if not isinstance(given, Tensor):
