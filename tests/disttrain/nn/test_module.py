@@ -284,8 +284,8 @@ def test_a_state_that_does_not_fit_is_refused_whole_with_all_reasons():
 
     assert str(error.value).split("\n\t") == [
         "Error(s) in loading state_dict for Net:",
-        'Unexpected key(s) in state_dict: "third.weight", "more".',
         'Missing key(s) in state_dict: "first.bias", "norm.running_var".',
+        'Unexpected key(s) in state_dict: "third.weight", "more".',
         "size mismatch for scale: copying a param with shape disttrain.Size([5]) from checkpoint, the shape in "
         "current model is disttrain.Size([4]).",
         "shift must be a Tensor, got list.",
