@@ -61,8 +61,8 @@ def _format(shown: np.ndarray[Any, Any]) -> tuple[int, Callable[[Any], str]]:
     """Return the width that all elements need and how one is written: whole, with 4 digits, or by powers of 10."""
     show: Callable[[Any], str] = str
     if shown.dtype.kind == "f":
+        shown = shown[np.isfinite(shown) & (shown != 0)]  # the others are not aligned
         values = np.abs(shown.astype(np.float64))
-        values = values[np.isfinite(values) & (values != 0)]
         low, high = (values.min(), values.max()) if values.size else (1.0, 1.0)
         whole = bool(np.all(values == np.trunc(values)))
         if high / low > 1000 or high > 1e8 or (not whole and low < 1e-4):
@@ -71,7 +71,7 @@ def _format(shown: np.ndarray[Any, Any]) -> tuple[int, Callable[[Any], str]]:
             show = "{:.4f}".format
         else:
             show = _whole
-    return max(len(show(v)) for v in shown.ravel().tolist()), show
+    return max((len(show(v)) for v in shown.ravel().tolist()), default=1), show
 
 
 def _whole(v: float) -> str:
