@@ -8,7 +8,7 @@ from typing import Any
 from disttrain.functions.creation import empty
 from disttrain.nn import functional as F
 from disttrain.nn import init
-from disttrain.nn.functional import Pair, pair
+from disttrain.nn.functional.checks import Pair, pair
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import Parameter
 from disttrain.tensors import Tensor

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from disttrain.nn import functional as F
-from disttrain.nn.functional import Pair
+from disttrain.nn.functional.checks import Pair
 from disttrain.nn.module import Module
 from disttrain.tensors import Tensor
 

@@ -1,4 +1,4 @@
-"""Functions of gradients and parameters, as ``torch.nn.utils``."""
+"""Clipping of gradients, as ``torch.nn.utils``."""
 
 from __future__ import annotations
 
@@ -9,19 +9,10 @@ from typing import Any
 import numpy as np
 
 from disttrain.engine import no_grad
-from disttrain.functions.shape import cat
 from disttrain.kernels.arrays import get_array_module
 from disttrain.kernels.optim import sum_of_squares
 from disttrain.ops.activation import widen
 from disttrain.tensors import Tensor
-
-__all__ = [
-    "clip_grad_norm_",
-    "clip_grad_value_",
-    "get_total_norm",
-    "parameters_to_vector",
-    "vector_to_parameters",
-]
 
 
 def clip_grad_norm_(
@@ -95,31 +86,6 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     with no_grad():
         for g in _gradients(parameters):
             g.clamp_(-float(clip_value), float(clip_value))
-
-
-def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
-    """Return all elements of ``parameters``, one after another, as one vector."""
-    return cat([p.reshape(-1) for p in parameters])
-
-
-def vector_to_parameters(vec: Tensor, parameters: Iterable[Tensor]) -> None:
-    """Write the elements of ``vec`` into ``parameters``, one after another.
-
-    Raises:
-        TypeError: ``vec`` is no Tensor.
-        ValueError: it has another number of elements than all parameters together; nothing is written.
-    """
-    if not isinstance(vec, Tensor):
-        raise TypeError(f"expected a Tensor, got {type(vec).__name__}")
-    into = list(parameters)
-    count = sum(p.numel() for p in into)
-    if vec.ndim != 1 or vec.numel() != count:
-        raise ValueError(f"the parameters have {count} elements, got a tensor of shape {tuple(vec.shape)}")
-    begin = 0
-    with no_grad():
-        for p in into:
-            p.copy_(vec[begin : begin + p.numel()].reshape(p.shape))
-            begin += p.numel()
 
 
 def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:

@@ -1,0 +1,12 @@
+"""Functions of gradients and parameters, as ``torch.nn.utils``."""
+
+from disttrain.nn.utils.clip import clip_grad_norm_, clip_grad_value_, get_total_norm
+from disttrain.nn.utils.vector import parameters_to_vector, vector_to_parameters
+
+__all__ = [
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "get_total_norm",
+    "parameters_to_vector",
+    "vector_to_parameters",
+]
