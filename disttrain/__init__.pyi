@@ -29,13 +29,13 @@ from disttrain.dtypes import float32 as float
 from disttrain.dtypes import float32 as float32
 from disttrain.dtypes import float64 as double
 from disttrain.dtypes import float64 as float64
-from disttrain.dtypes import int8 as int8
 from disttrain.dtypes import int16 as int16
 from disttrain.dtypes import int16 as short
 from disttrain.dtypes import int32 as int
 from disttrain.dtypes import int32 as int32
 from disttrain.dtypes import int64 as int64
 from disttrain.dtypes import int64 as long
+from disttrain.dtypes import int8 as int8
 from disttrain.dtypes import promote_types as promote_types
 from disttrain.dtypes import uint8 as uint8
 from disttrain.functions.activation import log_softmax as log_softmax
@@ -86,9 +86,9 @@ from disttrain.functions.elementwise import isnan as isnan
 from disttrain.functions.elementwise import le as le
 from disttrain.functions.elementwise import lerp as lerp
 from disttrain.functions.elementwise import log as log
+from disttrain.functions.elementwise import log10 as log10
 from disttrain.functions.elementwise import log1p as log1p
 from disttrain.functions.elementwise import log2 as log2
-from disttrain.functions.elementwise import log10 as log10
 from disttrain.functions.elementwise import logical_and as logical_and
 from disttrain.functions.elementwise import logical_not as logical_not
 from disttrain.functions.elementwise import logical_or as logical_or
