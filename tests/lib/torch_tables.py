@@ -16,7 +16,7 @@ import sys
 import types
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -442,22 +442,24 @@ def main() -> int:
     names = options.names or OPERATORS
     if options.all:
         names = [n for n in table() if resolve(n) is not None]
+    return report((run(name, options.dtypes, more=options.more) for name in names), options.show)
+
+
+def report(scores: Iterable[Score], shown: int) -> int:
+    """Print what differs and how many cases agree; return whether any differs."""
     total, failed = Counter[str](), Counter[str]()
-    for name in names:
-        score = run(name, options.dtypes, more=options.more)
+    for score in scores:
         total += score.ran
         failed += Counter({a: len(f) for a, f in score.failed.items()})
         if score.failed or not score.ran:
-            print(
-                f"{name}: "
-                + ", ".join(f"{a} {len(score.failed.get(a, ()))} of {n} fail" for a, n in score.ran.items())
-            )
+            counts = [f"{a} {len(score.failed.get(a, ()))} of {n} fail" for a, n in score.ran.items()]
+            print(f"{score.name}: {', '.join(counts)}")
             for failures in score.failed.values():
-                for f in failures[: options.show]:
+                for f in failures[:shown]:
                     print("    " + f)
     for aspect, n in total.items():
         print(f"{aspect}: {n - failed[aspect]} of {n} agree, {100 * (n - failed[aspect]) / n:.2f} %")
-    return bool(failed)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
