@@ -3,7 +3,6 @@
 from disttrain.functions.activation import elu, gelu, leaky_relu, log_softmax, relu, silu, softmax, softplus
 from disttrain.functions.creation import one_hot
 from disttrain.functions.elementwise import sigmoid, tanh
-from disttrain.functions.shape import pad
 from disttrain.nn.functional.conv import conv2d
 from disttrain.nn.functional.dropout import dropout
 from disttrain.nn.functional.linear import bilinear, linear
@@ -16,6 +15,7 @@ from disttrain.nn.functional.loss import (
     nll_loss,
 )
 from disttrain.nn.functional.normalization import batch_norm, layer_norm, normalize
+from disttrain.nn.functional.padding import pad
 from disttrain.nn.functional.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from disttrain.nn.functional.sparse import embedding
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from disttrain import engine
-from disttrain.functions.shape import pad
 from disttrain.nn.functional.checks import Pair, check_dtypes, images, pair
+from disttrain.nn.functional.padding import pad
 from disttrain.ops import conv
 from disttrain.tensors import Tensor
 
