@@ -34,6 +34,7 @@ _NAMES = {
     "disttrain.functions.reduce": (
         "all amax amin any argmax argmin cumsum logsumexp max mean min norm prod std sum var"
     ),
+    "disttrain.functions.sort": "argsort sort topk",
     "disttrain.functions.shape": (
         "broadcast_tensors broadcast_to cat chunk clone concat concatenate diagonal flatten flip movedim narrow "
         "permute ravel repeat reshape roll select split squeeze stack swapaxes t tile transpose unbind unflatten "
@@ -41,7 +42,7 @@ _NAMES = {
     ),
     "disttrain.functions.linalg": "addmm bmm dot matmul mm mv outer",
     "disttrain.functions.index": (
-        "argsort gather index_select masked_select nonzero scatter scatter_add sort take_along_dim topk tril triu"
+        "gather index_select masked_select nonzero scatter scatter_add take_along_dim tril triu"
     ),
     "disttrain.serialization": "load save",
     "disttrain.defaults": "get_default_dtype result_type set_default_dtype",
@@ -82,6 +83,10 @@ def __getattr__(name: str) -> Any:
     if not module:
         raise AttributeError(f"disttrain has no {name!r}")
     value = getattr(importlib.import_module(module), original)
+    if module.startswith(("disttrain.functions.", "disttrain.random")):
+        from disttrain.functions.out import TAKES_OUT, with_out
+
+        value = with_out(value) if name in TAKES_OUT else value
     globals()[name] = value
     return value
 

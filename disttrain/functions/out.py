@@ -1,0 +1,97 @@
+"""The ``out=`` argument of functions: the result is written into tensors that the caller has."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from disttrain import engine
+
+_NAMES = """
+abs acos acosh add addbmm addcdiv addcmul addmm addmv addr all amax amin aminmax angle any arange argmax
+argmin asin asinh atan atan2 atanh baddbmm bernoulli bitwise_and bitwise_left_shift bitwise_not bitwise_or
+bitwise_right_shift bitwise_xor bmm bucketize cat ceil cholesky cholesky_inverse cholesky_solve clamp
+clamp_max clamp_min clip column_stack complex concat concatenate conj_physical copysign cos cosh cross
+cummax cummin cumprod cumsum deg2rad diag diff digamma div divide dot dstack empty empty_like empty_permuted
+empty_strided eq equal erf erfc erfinv exp exp2 expm1 eye fix float_power floor floor_divide fmax fmin fmod
+frac frexp full gather gcd ge geqrf ger greater greater_equal gt hamming_window hash_tensor heaviside histc
+histogram histogramdd hspmm hstack hypot i0 igamma igammac index_add index_reduce index_select inner inverse
+isin isneginf isposinf kron kthvalue lcm ldexp le lerp less less_equal lgamma linspace log log10 log1p log2
+log_softmax logaddexp logaddexp2 logcumsumexp logical_and logical_not logical_or logical_xor logit logspace
+logsumexp lt lu lu_solve lu_unpack masked_select matmul matrix_power max maximum mean min minimum mm mode
+msort mul multinomial multiply mv mvlgamma nan_to_num nanmean nanquantile nansum ne neg negative nextafter
+nonzero norm normal not_equal ones ones_like ormqr outer polar polygamma pow qr quantile rad2deg rand
+rand_like randint randint_like randn randn_like randperm range reciprocal remainder renorm round row_stack
+rsqrt scatter scatter_add scatter_reduce searchsorted sgn sigmoid sign signbit sin sinc sinh slice_scatter
+softmax sort sqrt square sspaddmm stack std std_mean sub subtract svd take take_along_dim tan tanh tensordot
+topk triangular_solve tril triu true_divide trunc var var_mean vdot vstack where xlogy zeros zeros_like
+"""
+TAKES_OUT = frozenset(_NAMES.split())
+"""PyTorch's functions that have ``out=``; the façade wraps those of them that are here."""
+
+
+def with_out(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` with PyTorch's keyword ``out``: a tensor, or a tuple of them for several results.
+
+    Written in one place, around functions that know nothing of it: methods and operators do not pay for it.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, out: Any = None, **options: Any) -> Any:
+        if out is None:
+            return function(*args, **options)
+        return _write(function, out, args, options)
+
+    return call
+
+
+def _write(function: Callable[..., Any], out: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    name = function.__name__
+    several = isinstance(out, tuple | list)
+    targets = list(out) if several else [out]
+    for target in targets:
+        if not isinstance(target, engine.Tensor_):
+            raise TypeError(f"{name}(): out must be a Tensor, got {type(target).__name__}: {target!r:.80}")
+    if engine.is_grad_enabled() and any(map(_wants_gradient, (*targets, *args, *options.values()))):
+        raise RuntimeError(
+            f"{name}(): functions with out=... do not record gradients, but one of the arguments requires one; "
+            f"leave out= away, or call it under disttrain.no_grad()"
+        )
+    with engine.no_grad():
+        result = function(*args, **options)
+        results = list(result) if isinstance(result, tuple | list) else [result]
+        if len(results) != len(targets):
+            raise TypeError(f"{name}(): out must hold {len(results)} tensors, got {len(targets)}")
+        for target, value in zip(targets, results, strict=True):
+            _put(name, target, value)
+    if not several:
+        return out
+    return type(result)(*targets) if hasattr(result, "_fields") else type(out)(targets)
+
+
+def _wants_gradient(x: Any) -> bool:
+    if isinstance(x, tuple | list):
+        return any(map(_wants_gradient, x))
+    return isinstance(x, engine.Tensor_) and bool(x.requires_grad)
+
+
+def _put(name: str, target: Any, value: Any) -> None:
+    """Write ``value`` into ``target``, which takes its shape, as PyTorch resizes it."""
+    have, want = value.dtype, target.dtype
+    if have.category > want.category:
+        raise RuntimeError(
+            f"{name}(): the result is {have}, which cannot be written into out= of {want}; give one of {have}"
+        )
+    if target.shape != value.shape:
+        if target.numel():
+            warnings.warn(
+                f"{name}(): out= has shape {list(target.shape)} and is resized to {list(value.shape)}; empty it "
+                f"first with out.resize_(0), or give one that fits",
+                stacklevel=4,
+            )
+        target._array = value.to(want)._array.copy()
+        target._version_counter[0] += 1
+    else:
+        target.copy_(value)
