@@ -81,7 +81,7 @@ def test_small_and_large_sgd_steps_have_the_same_bits(options, dtype, monkeypatc
     small, large = [[a.copy() for a in arrays] for _ in range(2)]
 
     for (param, grad, buf), limit in ((small, 10**9), (large, 0)):
-        monkeypatch.setattr(optim, "_SMALL", limit)
+        monkeypatch.setattr(optim.common, "SMALL", limit)
         for step in range(3):
             momentum_buf = buf if options.get("momentum") else None
             optim.sgd_step(param, grad, momentum_buf, lr=0.05, first_step=step == 0, **options)
@@ -98,7 +98,7 @@ def test_small_and_large_adam_steps_have_the_same_bits(options, dtype, monkeypat
     small, large = [[a.copy() for a in arrays] for _ in range(2)]
 
     for (param, grad, m, v, largest), limit in ((small, 10**9), (large, 0)):
-        monkeypatch.setattr(optim, "_SMALL", limit)
+        monkeypatch.setattr(optim.common, "SMALL", limit)
         for step in range(1, 4):
             optim.adam_step(
                 param, grad, m, v, largest if amsgrad else None, lr=0.05, eps=1e-6, step=step, **options
