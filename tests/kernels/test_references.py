@@ -1,12 +1,13 @@
 """Each compiled kernel equals the plain array operations beside it, in every type it accepts."""
 
+import copy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from disttrain.kernels import conv, embedding, gelu, norm, pool, relu, softmax
+from disttrain.kernels import conv, embedding, gelu, norm, pool, relu, rnn, softmax
 
 rng = np.random.default_rng(0)
 FLOATS = ["float32", "float64"]
@@ -156,6 +157,43 @@ def test_embedding_gradient(skip, dtype):
     equal_to_reference(embedding, "add_rows", dtype, some(40, 5), rng.integers(0, 7, 40), 7, skip)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_recurrent_steps(dtype):
+    def same(name, written, *arrays):
+        """Compare what a step writes into its arrays."""
+        arrays = [a.astype(dtype) if isinstance(a, np.ndarray) else a for a in arrays]
+        ours, theirs = copy.deepcopy(arrays), copy.deepcopy(arrays)
+        getattr(rnn, name)(*ours)
+        getattr(rnn, f"{name}_reference")(*theirs)
+        near(tuple(ours[i] for i in written), tuple(theirs[i] for i in written), dtype)
+
+    B, H = 5, 37
+    one, y, d = some(B, H), rng.random((B, H)), np.empty((B, H))
+    for relu_ in (False, True):
+        same("rnn_step", (0, 3), some(B, H) * 3, some(B, H), relu_, d)
+        same("rnn_step_grad", (3,), np.maximum(some(B, H), 0), one, relu_, d)
+    same("lstm_step", (0, 2, 3), some(B, 4 * H) * 3, some(B, 4 * H), one, d)
+    same("lstm_step_grad", (3, 4), rng.random((B, 4 * H)), one, some(B, H), some(B, H), np.empty((B, 4 * H)))
+    same("gru_step", (0, 3), some(B, 3 * H) * 3, some(B, 3 * H), one, d)
+    same(
+        "gru_step_grad",
+        (3, 4, 5),
+        *(rng.random((B, 3 * H)), y, one, some(B, H), np.empty((B, 3 * H)), np.empty((B, 3 * H))),
+    )
+
+
+def test_the_hyperbolic_tangent_in_float32_is_right_to_the_last_places():
+    x = np.concatenate(
+        [np.linspace(-12, 12, 100_001), np.geomspace(1e-30, 1, 1000), [np.inf, -np.inf, np.nan]]
+    )
+    x = x.astype(np.float32)[None]
+    y, out = x.copy(), np.empty_like(x)
+
+    rnn.rnn_step(y, np.zeros_like(x), False, out)
+
+    np.testing.assert_allclose(out, np.tanh(x.astype(np.float64)), 2e-7)
+
+
 def test_scalar_functions_in_float32_are_right_to_the_last_place():
     x = np.concatenate([np.linspace(-87, 88, 100_001), [-np.inf, np.inf, np.nan, 200, -200]]).astype(
         np.float32
@@ -172,7 +210,7 @@ def test_scalar_functions_in_float32_are_right_to_the_last_place():
 
 
 def test_importing_kernels_and_operations_loads_no_numba():
-    modules = "conv, pool, norm, activation, loss, embedding, dropout"
+    modules = "conv, pool, norm, activation, loss, embedding, dropout, rnn"
     code = f"import sys; from disttrain.kernels import optim; from disttrain.ops import {modules};"
 
     loaded = subprocess.run(
