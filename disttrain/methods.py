@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from disttrain.functions import activation, common, compare, linalg
+from disttrain.functions import activation, common, compare, linalg, sort
 from disttrain.functions import elementwise as e
 from disttrain.functions import index as i
 from disttrain.functions import reduce as r
@@ -92,6 +92,10 @@ class ReduceMethods:
     softmax, log_softmax = activation.softmax, activation.log_softmax
 
 
+class SortMethods:
+    sort, argsort, topk = sort.sort, sort.argsort, sort.topk
+
+
 class ShapeMethods:
     reshape, view, view_as, reshape_as, flatten, ravel = (
         s.reshape,
@@ -146,6 +150,6 @@ class LinalgMethods:
 class IndexMethods:
     gather, take_along_dim, index_select = i.gather, i.take_along_dim, i.index_select
     scatter, scatter_add, scatter_, scatter_add_ = i.scatter, i.scatter_add, i.scatter_, i.scatter_add_
-    masked_select, sort, argsort, topk, nonzero = i.masked_select, i.sort, i.argsort, i.topk, i.nonzero
+    masked_select, nonzero = i.masked_select, i.nonzero
     tril, triu = i.tril, i.triu
     __getitem__, __setitem__ = i.getitem, i.setitem

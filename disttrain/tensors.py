@@ -13,7 +13,14 @@ from disttrain.devices import device as Device
 from disttrain.devices import move
 from disttrain.errors import GradientError
 from disttrain.kernels.arrays import Array, is_array, to_host
-from disttrain.methods import ElementwiseMethods, IndexMethods, LinalgMethods, ReduceMethods, ShapeMethods
+from disttrain.methods import (
+    ElementwiseMethods,
+    IndexMethods,
+    LinalgMethods,
+    ReduceMethods,
+    ShapeMethods,
+    SortMethods,
+)
 from disttrain.ops import shape as shape_ops
 
 
@@ -55,7 +62,7 @@ class RemovableHandle:
         self.remove()
 
 
-class Tensor(ElementwiseMethods, ReduceMethods, ShapeMethods, LinalgMethods, IndexMethods):
+class Tensor(ElementwiseMethods, ReduceMethods, SortMethods, ShapeMethods, LinalgMethods, IndexMethods):
     """A multi-dimensional array of one type that records the operations on it, as ``torch.Tensor``.
 
     Make one with :func:`disttrain.tensor`, :func:`disttrain.zeros` and their like; ``Tensor(array)`` wraps an

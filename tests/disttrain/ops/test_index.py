@@ -44,9 +44,6 @@ CASES: dict[str, list[Any]] = {
         c(f(3, 3), np.array([[0, 2, 1]]), np.asarray(0.5), axis=0),
     ],
     "triangle": [c(f(3, 4), diagonal=d, upper=u) for d in (-1, 0, 1) for u in (True, False)],
-    "sort": [
-        c(rng.permutation(6).reshape(2, 3) * 0.3, axis=a, descending=d) for a in (0, 1) for d in (True, False)
-    ],
 }
 NO_GRADIENT = {"nonzero": c(f(3))}
 """The result are indices."""
