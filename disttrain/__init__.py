@@ -81,7 +81,9 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"disttrain.{name}")
     module, original = (_HOME[name], name) if name in _HOME else _ALIASES.get(name, ("", ""))
     if not module:
-        raise AttributeError(f"disttrain has no {name!r}")
+        from disttrain import missing
+
+        raise missing.error("", name)
     value = getattr(importlib.import_module(module), original)
     if module.startswith(("disttrain.functions.", "disttrain.random")):
         from disttrain.functions.out import TAKES_OUT, with_out

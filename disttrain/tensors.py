@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from disttrain import autograd, dtypes, engine
+from disttrain.absent import AbsentMethods
 from disttrain.devices import device as Device
 from disttrain.devices import move
 from disttrain.errors import GradientError
@@ -62,7 +63,15 @@ class RemovableHandle:
         self.remove()
 
 
-class Tensor(ElementwiseMethods, ReduceMethods, SortMethods, ShapeMethods, LinalgMethods, IndexMethods):
+class Tensor(
+    ElementwiseMethods,
+    ReduceMethods,
+    SortMethods,
+    ShapeMethods,
+    LinalgMethods,
+    IndexMethods,
+    AbsentMethods,
+):
     """A multi-dimensional array of one type that records the operations on it, as ``torch.Tensor``.
 
     Make one with :func:`disttrain.tensor`, :func:`disttrain.zeros` and their like; ``Tensor(array)`` wraps an
