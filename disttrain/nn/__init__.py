@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from disttrain import missing
 from disttrain.nn import functional, init, utils
 from disttrain.nn.activation import (
     ELU,
@@ -26,11 +27,15 @@ from disttrain.nn.module import Module
 from disttrain.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm
 from disttrain.nn.parameter import Buffer, Parameter
 from disttrain.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from disttrain.nn.rnn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNBase, RNNCell, RNNCellBase
 from disttrain.nn.sparse import Embedding
 
 __all__ = [
     "ELU",
     "GELU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BCELoss",
@@ -44,8 +49,10 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flatten",
+    "GRUCell",
     "Identity",
     "L1Loss",
+    "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -58,6 +65,9 @@ __all__ = [
     "NLLLoss",
     "Parameter",
     "ParameterList",
+    "RNNBase",
+    "RNNCell",
+    "RNNCellBase",
     "ReLU",
     "Sequential",
     "SiLU",
@@ -74,6 +84,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "parallel":
-        return importlib.import_module("disttrain.nn.parallel")
-    raise AttributeError(f"disttrain.nn has no {name!r}")
+    if name in ("modules", "parallel"):
+        return importlib.import_module(f"disttrain.nn.{name}")
+    raise missing.error("nn", name)

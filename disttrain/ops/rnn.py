@@ -129,7 +129,7 @@ def lstm(
     c_before, before = xp.empty((R, H), gates.dtype), xp.empty((R, P), gates.dtype)
     out = xp.empty((R, P), gates.dtype)
     projection = None if w_hr is None else widen(w_hr)
-    hidden = None if projection is None else xp.empty_like(c)
+    hidden = xp.empty_like(c) if projection is not None else c  # before the projection
     for rows, b in _steps(batch_sizes, reverse):
         before[rows], c_before[rows] = h[:b], c[:b]
         if projection is None:
@@ -168,7 +168,7 @@ def lstm_vjp(
     d = xp.empty_like(gates)
     w = widen(w_hh)
     projection = None if w_hr is None else widen(w_hr)
-    projected = None if projection is None else xp.empty_like(before)
+    projected = xp.empty_like(before) if projection is not None else before
     for rows, b in reversed(_steps(batch_sizes, reverse)):
         if g_out is not None:
             dh[:b] += g_out[rows]
@@ -181,7 +181,7 @@ def lstm_vjp(
         dh[:b] = d[rows] @ w
     dx, dw_ih, dw_hh, db = _products(needs, (0, 3, 4, 5, 6), x, w_ih, before, d, d)
     dw_hr = None
-    if projected is not None and needs[7]:
+    if w_hr is not None and needs[7]:
         i, f, n, o = (_part(gates, k, 4) for k in range(4))
         dw_hr = projected.T @ (o * xp.tanh(f * c_before + i * n))
     grads = (dx, dh, dc, dw_ih, dw_hh, db, db, dw_hr)
@@ -261,6 +261,31 @@ def gru_vjp(
     db_hh = d_recurrent.sum(0) if needs[5] else None
     grads = (dx, dh, dw_ih, dw_hh, db_ih, db_hh)
     return _of_types(needs, grads, (x, h0, w_ih, w_hh, b_ih, b_hh))
+
+
+def take_rows(x: Array, *, rows: Array) -> Result:
+    """``x[rows]``, for rows that are all different: how sequences are packed."""
+    return x[rows], (rows, x.shape[0]), take_rows_vjp
+
+
+def take_rows_vjp(g: Any, needs: Needs, rows: Any, size: int) -> Grads:
+    return (call(put_rows, g, rows=_plain(rows), size=size, fill=0.0),)
+
+
+def put_rows(x: Array, *, rows: Array, size: int, fill: float) -> Result:
+    """``size`` rows of ``fill``, with ``x`` in ``rows``, which are all different: how packed sequences are padded."""
+    out = get_array_module(x).full((size, *x.shape[1:]), fill, x.dtype)
+    out[rows] = x
+    return out, (rows,), put_rows_vjp
+
+
+def put_rows_vjp(g: Any, needs: Needs, rows: Any) -> Grads:
+    return (call(take_rows, g, rows=_plain(rows)),)
+
+
+def _plain(x: Any) -> Array:
+    """Return the array of what backward got as an array, or as a Tensor where it is recorded."""
+    return getattr(x, "_array", x)
 
 
 # ---------------------------------------------------------------------------------------------- shared, on arrays

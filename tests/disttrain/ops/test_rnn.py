@@ -7,14 +7,14 @@ from disttrain.ops.rnn import gru, lstm, rnn
 
 rng = np.random.default_rng(0)
 SIZES = [(3, 3, 3), (3, 2, 1), (1,), (2, 2, 1, 1)]
-I, H, P = 3, 4, 2
+F, H, P = 3, 4, 2
 
 
 def arguments(op, sizes, bias=True, project=False):
     gates = {rnn: 1, lstm: 4, gru: 3}[op]
     out = P if project else H
     states = [(sizes[0], out), (sizes[0], H)] if op is lstm else [(sizes[0], out)]
-    shapes = [(sum(sizes), I), *states, (gates * H, I), (gates * H, out)]
+    shapes = [(sum(sizes), F), *states, (gates * H, F), (gates * H, out)]
     arrays = [rng.standard_normal(s) for s in shapes]
     arrays += [rng.standard_normal(gates * H) for _ in range(2)] if bias else [None, None]
     return [*arrays, rng.standard_normal((P, H))] if project else arrays

@@ -1,0 +1,636 @@
+"""Recurrent layers and cells."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from disttrain import engine
+from disttrain.functions.creation import empty, zeros
+from disttrain.functions.index import index_select
+from disttrain.functions.join import cat, stack
+from disttrain.nn import functional as F
+from disttrain.nn import init
+from disttrain.nn.module import Module
+from disttrain.nn.parameter import Parameter
+from disttrain.nn.utils.rnn import PackedSequence
+from disttrain.ops import rnn as ops
+from disttrain.ops.types import Op
+from disttrain.tensors import Tensor
+
+_OPS: dict[str, Op] = {"RNN_TANH": ops.rnn, "RNN_RELU": ops.rnn, "LSTM": ops.lstm, "GRU": ops.gru}
+_GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
+_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+
+
+class RNNBase(Module):
+    """What :class:`RNN`, :class:`LSTM` and :class:`GRU` share.
+
+    The parameters of layer k are ``weight_ih_lk``, ``weight_hh_lk``, ``bias_ih_lk``, ``bias_hh_lk`` and, with a
+    projection, ``weight_hr_lk``; those of the backward direction end in ``_reverse``.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if mode not in _GATES:
+            raise ValueError(f"Unrecognized RNN mode: {mode}; one of {', '.join(_GATES)}")
+        _check_sizes(input_size, hidden_size, num_layers, proj_size, dropout)
+        for name, flag in (("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+        self.mode = mode
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self._all_weights: list[list[str]] = []
+        rows, out = _GATES[mode] * hidden_size, proj_size or hidden_size
+        for layer in range(num_layers):
+            width = input_size if layer == 0 else out * (2 if bidirectional else 1)
+            shapes = {"weight_ih": (rows, width), "weight_hh": (rows, out)}
+            if bias:
+                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}  # type: ignore[dict-item]
+            if proj_size:
+                shapes["weight_hr"] = (proj_size, hidden_size)
+            for end in ("", "_reverse") if bidirectional else ("",):
+                names = {f"{kind}_l{layer}{end}": shape for kind, shape in shapes.items()}
+                for name, shape in names.items():
+                    setattr(self, name, Parameter(empty(*shape, dtype=dtype, device=device)))
+                self._all_weights.append(list(names))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters again: evenly in ±1 / sqrt(hidden_size)."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            init.uniform_(parameter, -bound, bound)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: the layer needs no particular place for its weights."""
+
+    @property
+    def all_weights(self) -> list[list[Any]]:
+        """The weights of each layer and direction."""
+        return [[getattr(self, name) for name in names] for names in self._all_weights]
+
+    @property
+    def _flat_weights_names(self) -> list[str]:
+        return [name for names in self._all_weights for name in names]
+
+    @property
+    def _flat_weights(self) -> list[Any]:
+        return [getattr(self, name) for name in self._flat_weights_names]
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        """Check dtype and shape of the input ``(T, B, input_size)``, or packed ``(rows, input_size)``.
+
+        Raises:
+            ValueError: the input has another dtype than the weights.
+            RuntimeError: another number of dimensions or features.
+        """
+        kind = getattr(self, self._all_weights[0][0]).dtype
+        if input.dtype is not kind:
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({kind}). Convert input: "
+                f"input.to({kind}), or convert model: model.to({input.dtype})"
+            )
+        dims = 3 if batch_sizes is None else 2
+        if input.ndim != dims:
+            raise RuntimeError(f"input must have {dims} dimensions, got {input.ndim}")
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
+            )
+
+    def check_hidden_size(
+        self, hx: Tensor, expected_hidden_size: tuple[int, ...], msg: str = "Expected hidden size {}, got {}"
+    ) -> None:
+        """Check the shape of a state.
+
+        Raises:
+            RuntimeError: it has another one than expected.
+        """
+        if tuple(hx.shape) != expected_hidden_size:
+            raise RuntimeError(msg.format(expected_hidden_size, list(hx.shape)))
+
+    def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
+        """Return the shape that the hidden state must have for this input."""
+        if batch_sizes is not None:
+            batch = int(batch_sizes._array[0])
+        else:
+            batch = input.shape[0 if self.batch_first else 1]
+        return self.num_layers * (1 + self.bidirectional), batch, self.proj_size or self.hidden_size
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Run the layers.
+
+        Args:
+            input: ``(T, B, input_size)``, ``(B, T, input_size)`` if ``batch_first``, ``(T, input_size)`` for one
+                sequence, or a ``PackedSequence``.
+            hx: the state to begin with, zeros by default: ``(layers * directions, B, hidden_size)``, without B for
+                one sequence; for an LSTM a tuple of hidden state (``proj_size`` features if that is set) and cells.
+
+        Returns:
+            What the last layer gives at each step, in the form of ``input``, and the state after the last step.
+
+        Raises:
+            ValueError: the input has a wrong number of dimensions or another dtype than the weights.
+            RuntimeError: sizes that do not fit.
+        """
+        cells = self.mode == "LSTM"
+        packed = isinstance(input, PackedSequence)
+        if packed:
+            data, batch_sizes, order, back = input
+            single = False
+        else:
+            if input.ndim not in (2, 3):
+                raise ValueError(
+                    f"{self._get_name()}: Expected input to be 2D or 3D, got {input.ndim}D instead"
+                )
+            single, batch_sizes, order, back = input.ndim == 2, None, None, None
+            data = input.unsqueeze(0 if self.batch_first else 1) if single else input
+        states = self._states(hx, single, packed)
+        self.check_input(data, batch_sizes)
+        expected = self.get_expected_hidden_size(data, batch_sizes)
+        shapes = [expected, (*expected[:2], self.hidden_size)] if cells else [expected]
+        if states is None:
+            states = [zeros(*shape, dtype=data.dtype, device=data.device) for shape in shapes]
+        else:
+            for k, (state, shape) in enumerate(zip(states, shapes, strict=True)):
+                what = f"hidden[{k}]" if cells else "hidden"
+                self.check_hidden_size(state, shape, f"Expected {what} size {{}}, got {{}}")
+                if state.dtype is not data.dtype:
+                    raise RuntimeError(
+                        f"expected {what} to have the dtype of the input, {data.dtype}, got {state.dtype}"
+                    )
+            if order is not None:
+                states = [index_select(s, 1, order) for s in states]
+        if packed:
+            rows, sizes = data, tuple(batch_sizes.tolist())
+        else:
+            data = data.transpose(0, 1) if self.batch_first else data
+            steps, batch, _ = data.shape
+            if not steps:
+                raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+            rows, sizes = data.reshape(steps * batch, self.input_size), (batch,) * steps
+        rows, last = self._layers(rows, states, sizes)
+        if back is not None:
+            last = [index_select(s, 1, back) for s in last]
+        if packed:
+            return PackedSequence(rows, batch_sizes, order, back), tuple(last) if cells else last[0]
+        out = rows.reshape(steps, batch, rows.shape[1])
+        out = out.transpose(0, 1) if self.batch_first else out
+        if single:
+            out = out.squeeze(0 if self.batch_first else 1)
+            last = [s.squeeze(1) for s in last]
+        return out, tuple(last) if cells else last[0]
+
+    def _states(self, hx: Any, single: bool, packed: bool) -> list[Tensor] | None:
+        """Return the states that the user gave, each with a batch dimension."""
+        if hx is None:
+            return None
+        states = [hx]
+        if self.mode == "LSTM":
+            if not isinstance(hx, tuple | list | Tensor) or len(hx) != 2:
+                raise RuntimeError(
+                    f"LSTM: hx must be a tuple of hidden state and cells, got {type(hx).__name__}"
+                )
+            states = [hx[0], hx[1]]
+        dims = 2 if single else 3
+        if not packed and any(s.ndim != dims for s in states):
+            kind = "unbatched 2-D" if single else "batched 3-D"
+            if len(states) == 2:
+                got = f"hx and cx should also be {dims}-D but got ({states[0].ndim}-D, {states[1].ndim}-D) tensors"
+            else:
+                got = f"hx should also be {dims}-D but got {states[0].ndim}-D tensor"
+            raise RuntimeError(f"For {kind} input, {got}")
+        return [s.unsqueeze(1) for s in states] if single else states
+
+    def _layers(
+        self, rows: Tensor, states: list[Tensor], sizes: tuple[int, ...]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the rows that the last layer gives, and the last states of all layers."""
+        last: list[list[Tensor]] = [[] for _ in states]
+        directions = 1 + self.bidirectional
+        for layer in range(self.num_layers):
+            outs = []
+            for direction in range(directions):
+                k = layer * directions + direction
+                out, *ends = engine.apply(
+                    _OPS[self.mode],
+                    rows,
+                    *[s[k] for s in states],
+                    *self._weights(k),
+                    batch_sizes=sizes,
+                    **_options(self.mode, direction),
+                )
+                outs.append(out)
+                for ends_so_far, end in zip(last, ends, strict=True):
+                    ends_so_far.append(end)
+            rows = outs[0] if directions == 1 else cat(outs, 1)
+            if self.dropout and layer < self.num_layers - 1:
+                rows = F.dropout(rows, self.dropout, self.training)
+        return rows, [ends[0].unsqueeze(0) if len(ends) == 1 else stack(ends) for ends in last]
+
+    def _weights(self, k: int) -> list[Any]:
+        """Return the arguments of the op for one layer and direction."""
+        weights = [getattr(self, name) for name in self._all_weights[k]]
+        return weights if self.bias else [*weights[:2], None, None, *weights[2:]]
+
+    def extra_repr(self) -> str:
+        words = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = {
+            "proj_size": 0,
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0,
+            "bidirectional": False,
+        }
+        words += [f"{n}={getattr(self, n)}" for n, default in defaults.items() if getattr(self, n) != default]
+        return ", ".join(words)
+
+
+def _options(mode: str, direction: int) -> dict[str, Any]:
+    options: dict[str, Any] = {"reverse": bool(direction)}
+    return options | {"relu": mode == "RNN_RELU"} if mode.startswith("RNN") else options
+
+
+def _check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: int, dropout: Any) -> None:
+    if isinstance(dropout, bool) or not isinstance(dropout, numbers.Number | str):
+        raise ValueError(f"dropout should be a number in range [0, 1], got {dropout!r}")
+    if not 0 <= float(dropout) <= 1:  # type: ignore[arg-type]
+        raise ValueError(
+            f"dropout should be a number in range [0, 1] representing the probability of an element being zeroed, "
+            f"got {dropout}"
+        )
+    for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+        if not isinstance(value, int):
+            raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
+        if value <= 0:
+            raise ValueError(f"{name} must be greater than zero, got {value}")
+    if proj_size < 0:
+        raise ValueError(
+            f"proj_size should be a positive integer or zero to disable projections, got {proj_size}"
+        )
+    if proj_size >= hidden_size:
+        raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
+
+
+def _without_projection(proj_size: int) -> None:
+    if proj_size:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+
+
+class RNN(RNNBase):
+    """Elman's network: ``h = tanh(x @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh)`` at each step.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: features of the hidden state.
+        num_layers: layers on top of one another.
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+        bias: learn biases.
+        batch_first: the batch is the first dimension of input and output; never of the states.
+        dropout: probability of :func:`~disttrain.nn.functional.dropout` after each layer but the last.
+        bidirectional: a second network reads each sequence from its end; the features of both are joined.
+        device: where the parameters are.
+        dtype: of the parameters, by default the default dtype.
+        proj_size: only an LSTM can have it.
+
+    Raises:
+        ValueError: a size that is not positive, an unknown nonlinearity, a dropout that is no probability.
+        TypeError: a size that is no integer, or a flag that is no bool.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        proj_size: int = 0,
+    ) -> None:
+        _without_projection(proj_size)
+        if nonlinearity not in _MODES:
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(
+            _MODES[nonlinearity],
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+        self.nonlinearity = nonlinearity
+
+
+class LSTM(RNNBase):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997).
+
+    Args:
+        input_size: features of the input.
+        hidden_size: features of the cells, and of the hidden state without projection.
+        num_layers: layers on top of one another.
+        bias: learn biases.
+        batch_first: the batch is the first dimension of input and output; never of the states.
+        dropout: probability of :func:`~disttrain.nn.functional.dropout` after each layer but the last.
+        bidirectional: a second network reads each sequence from its end; the features of both are joined.
+        proj_size: project the hidden state to so many features (Sak et al. 2014); 0 for no projection.
+        device: where the parameters are.
+        dtype: of the parameters, by default the default dtype.
+
+    Raises:
+        ValueError: a size that is not positive, a projection not smaller than ``hidden_size``, a dropout that is no
+            probability.
+        TypeError: a size that is no integer, or a flag that is no bool.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
+
+
+class GRU(RNNBase):
+    """Gated recurrent units (Cho et al. 2014), whose reset gate acts on the product with ``weight_hh``.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: features of the hidden state.
+        num_layers: layers on top of one another.
+        bias: learn biases.
+        batch_first: the batch is the first dimension of input and output; never of the states.
+        dropout: probability of :func:`~disttrain.nn.functional.dropout` after each layer but the last.
+        bidirectional: a second network reads each sequence from its end; the features of both are joined.
+        device: where the parameters are.
+        dtype: of the parameters, by default the default dtype.
+        proj_size: only an LSTM can have it.
+
+    Raises:
+        ValueError: a size that is not positive, a dropout that is no probability.
+        TypeError: a size that is no integer, or a flag that is no bool.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        proj_size: int = 0,
+    ) -> None:
+        _without_projection(proj_size)
+        super().__init__(
+            "GRU",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+
+
+class RNNCellBase(Module):
+    """What :class:`RNNCell`, :class:`LSTMCell` and :class:`GRUCell` share: weights and checks."""
+
+    weight_ih: Parameter
+    weight_hh: Parameter
+    bias_ih: Parameter | None
+    bias_hh: Parameter | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        num_chunks: int,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        rows = num_chunks * hidden_size
+
+        def new(*shape: int) -> Parameter:
+            return Parameter(empty(*shape, dtype=dtype, device=device))
+
+        self.weight_ih = new(rows, input_size)
+        self.weight_hh = new(rows, hidden_size)
+        self.register_parameter("bias_ih", new(rows) if bias else None)
+        self.register_parameter("bias_hh", new(rows) if bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters again: evenly in ±1 / sqrt(hidden_size)."""
+        bound = 1 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0
+        for parameter in self.parameters():
+            init.uniform_(parameter, -bound, bound)
+
+    def _step(self, mode: str, input: Tensor, states: tuple[Any, ...] | None, what: tuple[str, ...]) -> Any:
+        """Return what the op gives for one step, without the batch dimension if ``input`` has none."""
+        name = self._get_name()
+        if input.ndim not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.ndim}D instead")
+        for word, state in zip(what, states or (), strict=False):
+            if state.ndim not in (1, 2):
+                raise ValueError(f"{name}: Expected {word} to be 1D or 2D, got {state.ndim}D instead")
+        single = input.ndim == 1
+        x = input.unsqueeze(0) if single else input
+        batch = x.shape[0]
+        if x.shape[1] != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}"
+            )
+        kind = self.weight_ih.dtype
+        if states is None:
+            zero = zeros(batch, self.hidden_size, dtype=input.dtype, device=input.device)
+            states = (zero,) * len(what)
+        elif single:
+            states = tuple([s.unsqueeze(0) for s in states])
+        for k, state in enumerate(states):
+            if state.shape[0] != batch:
+                raise RuntimeError(
+                    f"Input batch size {batch} doesn't match hidden{k} batch size {state.shape[0]}"
+                )
+            if state.ndim != 2 or state.shape[1] != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{k} has inconsistent hidden_size: got {state.shape[-1]}, expected {self.hidden_size}"
+                )
+        if any(t.dtype is not kind for t in (x, *states)):
+            got = ", ".join(str(t.dtype) for t in (x, *states))
+            raise RuntimeError(f"{name}: input, state and weights must have one dtype, {kind}, got {got}")
+        outs = engine.apply(
+            _OPS[mode],
+            x,
+            *states,
+            self.weight_ih,
+            self.weight_hh,
+            self.bias_ih,
+            self.bias_hh,
+            batch_sizes=(batch,),
+            **_options(mode, 0),
+        )
+        return tuple([o.squeeze(0) for o in outs]) if single else outs
+
+    def extra_repr(self) -> str:
+        words = f"{self.input_size}, {self.hidden_size}"
+        if self.bias is not True:
+            words += f", bias={self.bias}"
+        nonlinearity = getattr(self, "nonlinearity", "tanh")
+        return words if nonlinearity == "tanh" else f"{words}, nonlinearity={nonlinearity}"
+
+
+class RNNCell(RNNCellBase):
+    """One step of :class:`RNN`.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: features of the hidden state.
+        bias: learn biases.
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+        device: where the parameters are.
+        dtype: of the parameters, by default the default dtype.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 1, device, dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Return the new hidden state ``(B, hidden_size)`` for ``(B, input_size)`` and a state, by default zeros.
+
+        Raises:
+            ValueError: not one or two dimensions.
+            RuntimeError: sizes or dtypes that do not fit, or an unknown nonlinearity.
+        """
+        if self.nonlinearity not in _MODES:
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}; 'tanh' or 'relu'")
+        states = None if hx is None else (hx,)
+        return self._step(_MODES[self.nonlinearity], input, states, ("hidden",))[0]  # type: ignore[no-any-return]
+
+
+class LSTMCell(RNNCellBase):
+    """One step of :class:`LSTM`.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: features of the hidden state and of the cells.
+        bias: learn biases.
+        device: where the parameters are.
+        dtype: of the parameters, by default the default dtype.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 4, device, dtype)
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the new hidden state and cells ``(B, hidden_size)`` for ``(B, input_size)`` and both before.
+
+        Raises:
+            ValueError: not one or two dimensions.
+            RuntimeError: sizes or dtypes that do not fit.
+        """
+        states = None if hx is None else (hx[0], hx[1])
+        out, _, cells = self._step("LSTM", input, states, ("hx[0]", "hx[1]"))
+        return out, cells
+
+
+class GRUCell(RNNCellBase):
+    """One step of :class:`GRU`.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: features of the hidden state.
+        bias: learn biases.
+        device: where the parameters are.
+        dtype: of the parameters, by default the default dtype.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 3, device, dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Return the new hidden state ``(B, hidden_size)`` for ``(B, input_size)`` and a state, by default zeros.
+
+        Raises:
+            ValueError: not one or two dimensions.
+            RuntimeError: sizes or dtypes that do not fit.
+        """
+        states = None if hx is None else (hx,)
+        return self._step("GRU", input, states, ("hidden",))[0]  # type: ignore[no-any-return]
