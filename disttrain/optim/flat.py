@@ -8,28 +8,33 @@ at the next step.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from disttrain.defaults import get_default_dtype
 from disttrain.engine import Slot
-from disttrain.kernels.arrays import Array, get_array_module
-
-if TYPE_CHECKING:
-    from disttrain.tensors import Tensor
+from disttrain.kernels.arrays import Array, get_array_module, to_host
+from disttrain.tensors import Tensor
 
 
 @dataclass
 class Run:
     """A stretch of neighbours, in the parameters' buffer and in that of the gradients, that step alike."""
 
-    begin: int
-    end: int
+    param: Array
     grad: Array
-    step: int
-    """Number of the step that they are about to make, counted from 1."""
+    state: dict[str, Array]
+    scalars: dict[str, float]
+    """State that is one number for each parameter, of them all the same; written back after the step."""
+    scalar_type: Any
+    """In which these numbers are kept."""
+    fresh: bool
+    """Whether the parameters' state has just been made."""
+    ends: list[int]
+    """Where each parameter ends in ``param``."""
 
 
 _ALONE = 2
@@ -43,9 +48,12 @@ def group_by_memory(params: Sequence[Tensor]) -> list[FlatParameters]:
     parameter is. The arrays of an optimizer that is being replaced do not count.
     """
     flats: dict[Any, list[Tensor]] = {}
-    for p in params:
+    seen: set[int] = set()
+    for i, p in enumerate(params):
         shared = sys.getrefcount(p._array) > _ALONE + (p._array.base is not None)
-        flats.setdefault((p._array.dtype, str(p.device), id(p) if shared else 0), []).append(p)
+        again = i + 1 if id(p) in seen else 0  # given twice, it steps twice
+        seen.add(id(p))
+        flats.setdefault((p._array.dtype, str(p.device), id(p) if shared else 0, again), []).append(p)
     return [FlatParameters(flats[key]) for key in sorted(flats, key=str)]
 
 
@@ -63,8 +71,15 @@ class FlatParameters:
         self.begins = [int(b) for b in ends]
         self.array: Array
         self.views: list[Array]
-        if len(self.params) == 1 and first.flags.c_contiguous:
-            self.array, self.views = first.reshape(-1), [first]
+        self.home: Array = None
+        """Memory of a lone parameter that is not contiguous: each step is made in ``array`` and copied there."""
+        if len(self.params) == 1:
+            self.views = [first]
+            if first.flags.c_contiguous:
+                self.array = first.reshape(-1)
+            else:
+                self.home = first
+                self.array = get_array_module(first).empty(first.size, first.dtype)
         else:
             self.array = get_array_module(first).empty(int(ends[-1]), first.dtype)
             self.views = [
@@ -72,8 +87,10 @@ class FlatParameters:
                 for p, a, b in zip(self.params, self.begins, self.begins[1:], strict=False)
             ]
         self.state: dict[str, Array] = {}
-        """Buffers of the optimizer, of the size and order of ``array``."""
-        self.steps = [0] * len(self.params)
+        """Buffers of the optimizer, of the size and order of ``array``, or of one number for each parameter."""
+        self.places: dict[str, list[Array]] = {}
+        """By name of a state, the part of its buffer that belongs to each parameter."""
+        self.scalar_type = get_default_dtype().numpy.type
         self._collect()
         self._give_slots()
 
@@ -100,50 +117,139 @@ class FlatParameters:
             if p._slot is None:
                 p._slot = Slot(grads, begin, p._array.shape)
 
-    def buffer(self, name: str) -> Array:
-        """Return the optimizer's buffer ``name``, made of zeros at its first use; float32 for half-precision."""
-        found = self.state.get(name)
+    def _places(self, name: str, scalar: bool) -> list[Array]:
+        """Return the parts of a state's buffer, which is made at its first use; float32 for half precision."""
+        found = self.places.get(name)
         if found is None:
-            kind = np.float32 if self.array.dtype.itemsize == 2 else self.array.dtype
-            found = self.state[name] = get_array_module(self.array).zeros(self.array.shape, kind)
+            if scalar:
+                buffer = self.state[name] = np.zeros(len(self.params), self.scalar_type)
+                found = [buffer[i : i + 1].reshape(()) for i in range(len(self.params))]
+            else:
+                kind = np.float32 if self.array.dtype.itemsize == 2 else self.array.dtype
+                buffer = self.state[name] = get_array_module(self.array).zeros(self.array.shape, kind)
+                found = [
+                    buffer[a:b].reshape(p.shape)
+                    for p, a, b in zip(self.params, self.begins, self.begins[1:], strict=False)
+                ]
+            self.places[name] = found
         return found
 
-    def runs(self) -> Iterator[Run]:
-        """Count a step of every parameter that has a gradient, and yield them in as few stretches as can be."""
+    def _take_state(
+        self,
+        i: int,
+        state: dict[str, Any],
+        places: list[tuple[str, list[Array]]],
+        group: dict[str, Any],
+        initial: Callable[[dict[str, Any], str], float],
+    ) -> bool:
+        """Let the state of a parameter be in the buffers; return whether a part of it had to be made."""
+        fresh = False
+        for name, parts in places:
+            held, part = state.get(name), parts[i]
+            if isinstance(held, Tensor) and held._array is part:
+                continue
+            if held is None:
+                part[...] = initial(group, name)
+                fresh = True
+            elif isinstance(held, Tensor):
+                part[...] = to_host(held._array) if isinstance(part, np.ndarray) else held._array
+            else:  # a number, as PyTorch's optimizers once kept their steps
+                part[...] = held
+            state[name] = Tensor(part)
+        return fresh
+
+    def make_state(
+        self,
+        state: dict[Any, dict[str, Any]],
+        group: dict[str, Any],
+        buffers: tuple[str, ...],
+        scalars: tuple[str, ...],
+        initial: Callable[[dict[str, Any], str], float],
+    ) -> None:
+        """Make the state of all parameters; see :meth:`runs`."""
+        places = [(n, self._places(n, True)) for n in scalars] + [
+            (n, self._places(n, False)) for n in buffers
+        ]
+        for i, p in enumerate(self.params):
+            self._take_state(i, state[p], places, group, initial)
+
+    def runs(
+        self,
+        state: dict[Any, dict[str, Any]],
+        group: dict[str, Any],
+        buffers: tuple[str, ...],
+        scalars: tuple[str, ...],
+        initial: Callable[[dict[str, Any], str], float],
+    ) -> Iterator[Run]:
+        """Yield the parameters that have a gradient in as few stretches as can be; after each, keep its numbers.
+
+        Args:
+            state: of each parameter, by name.
+            group: options.
+            buffers: names of the state that is of the size of the parameters.
+            scalars: names of the state that is one number for each parameter.
+            initial: what state is filled with, by group and name.
+        """
         self._collect()
         self._give_slots()
-        run: Run | None = None
+        if self.home is not None:
+            self.array.reshape(self.home.shape)[...] = self.home
+        places = [(n, self._places(n, True)) for n in scalars] + [
+            (n, self._places(n, False)) for n in buffers
+        ]
+        used: list[tuple[int, bool]] = []
+        for i, p in enumerate(self.params):
+            if p._grad is not None:
+                p._version_counter[0] += 1
+                fresh = self._take_state(i, state[p], places, group, initial) if places else False
+                used.append((i, fresh))
+        numbers = [self.state[n].tolist() for n in scalars]
+        first = last = -1
+        key: Any = None
         flat: Array = None
         flat_end = 0
-        for i, p in enumerate(self.params):
-            if p._grad is None:
-                continue
-            slot = p._slot
+        for i, fresh in used:
+            p = self.params[i]
+            slot, grad = p._slot, p._grad
             assert slot is not None
-            if p._grad._array is slot.array:
+            assert grad is not None
+            if grad._array is slot.array:
                 source, offset = slot.flat, slot.offset
             else:  # put there by the user, who may have kept what is in the slot
-                grad = p._grad._array
-                source, offset = get_array_module(grad).ascontiguousarray(grad).reshape(-1), 0
-            self.steps[i] += 1
-            begin, end = self.begins[i], self.begins[i + 1]
-            together = (
-                run is not None
-                and run.end == begin
-                and run.step == self.steps[i]
-                and source is flat
-                and offset == flat_end
-            )
-            if together:
-                assert run is not None
-                run.end = end
-            else:
-                if run is not None:
-                    run.grad = flat[flat_end - (run.end - run.begin) : flat_end]
-                    yield run
-                run = Run(begin, end, None, self.steps[i])
-            flat, flat_end = source, offset + end - begin
-            p._version_counter[0] += 1
-        if run is not None:
-            run.grad = flat[flat_end - (run.end - run.begin) : flat_end]
-            yield run
+                source, offset = get_array_module(grad._array).ascontiguousarray(grad._array).reshape(-1), 0
+            mine = (fresh, *[n[i] for n in numbers])
+            if last < 0 or i != last + 1 or source is not flat or offset != flat_end or mine != key:
+                if last >= 0:
+                    yield from self._run(first, last, flat, flat_end, key, buffers, scalars)
+                first, key = i, mine
+            last = i
+            flat, flat_end = source, offset + self.begins[i + 1] - self.begins[i]
+        if last >= 0:
+            yield from self._run(first, last, flat, flat_end, key, buffers, scalars)
+
+    def _run(
+        self,
+        first: int,
+        last: int,
+        flat: Array,
+        flat_end: int,
+        key: tuple[Any, ...],
+        buffers: tuple[str, ...],
+        scalars: tuple[str, ...],
+    ) -> Iterator[Run]:
+        begin, end = self.begins[first], self.begins[last + 1]
+        part = slice(begin, end)
+        run = Run(
+            self.array[part],
+            flat[flat_end - (end - begin) : flat_end],
+            {name: self.state[name][part] for name in buffers},
+            dict(zip(scalars, key[1:], strict=True)),
+            self.scalar_type,
+            key[0],
+            [e - begin for e in self.begins[first + 1 : last + 2]],
+        )
+        yield run
+        for name, value in run.scalars.items():
+            self.state[name][first : last + 1] = value
+        if self.home is not None:
+            self.home[...] = self.array.reshape(self.home.shape)

@@ -1,46 +1,65 @@
-"""What all optimizers share: groups of parameters, their state, and the walk over them."""
+"""What all optimizers share: groups of parameters, their options and their state."""
 
 from __future__ import annotations
 
+import copy
+import functools
+import warnings
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from disttrain.collectives.env import current_env
-from disttrain.engine import enable_grad
 from disttrain.errors import UnwrappedModel
-from disttrain.kernels.arrays import Array
-from disttrain.optim.flat import FlatParameters, group_by_memory
-from disttrain.tensors import Tensor
+from disttrain.tensors import RemovableHandle, Tensor
 
 if TYPE_CHECKING:
     Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+    Hooks = OrderedDict[int, Callable[..., Any]]
+
+
+class _Required:
+    def __repr__(self) -> str:
+        return "<required parameter>"
+
+
+required: Any = _Required()
+"""As a default: every group must give this option itself."""
 
 
 class Optimizer:
     """Base of all optimizers, as ``torch.optim.Optimizer``.
 
-    A subclass names its state buffers in :meth:`buffers` and writes one step over flat arrays in :meth:`update`.
+    A subclass writes :meth:`step`, which walks ``param_groups`` and keeps what it remembers of a parameter in
+    ``state[parameter]``.
 
     Args:
-        params: parameters, or dicts with ``params`` and options that differ from the defaults.
+        params: parameters, pairs of a name and a parameter, or dicts with ``params`` and options that differ from
+            the defaults.
         defaults: the options of groups that do not say otherwise.
 
     Raises:
-        ValueError: no parameter, or one that is in two groups.
+        ValueError: no parameter, one that is in two groups or no leaf, or names for some parameters only.
         TypeError: something that is no Tensor.
+
+    Warns:
+        UserWarning: a parameter is twice in one group.
     """
+
+    _opt_called = False
+    """Whether :meth:`step` has been called since a scheduler was made."""
+    _stepping = False
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self.defaults = defaults
-        self.param_groups: list[dict[str, Any]] = []
-        self._flats: list[list[FlatParameters]] = []
+        self._make_hooks()
         self._world_size = current_env().world_size
         if isinstance(params, Tensor):
             raise TypeError(
-                "params must be a sequence of Tensors or of dicts, got one Tensor; put it in a list"
+                "params must be an iterable of Tensors or of dicts, got one Tensor; put it in a list"
             )
+        self.state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
+        self.param_groups: list[dict[str, Any]] = []
         groups: list[Any] = list(params)
         if not groups:
             raise ValueError("optimizer got an empty parameter list")
@@ -49,45 +68,106 @@ class Optimizer:
         for group in groups:
             self.add_param_group(group)
 
-    def buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
-        """Return the names of the state buffers that a group needs."""
-        raise NotImplementedError
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        step = cls.__dict__.get("step")
+        if step is not None and not hasattr(step, "hooked"):
+            cls.step = _hooked(step)  # type: ignore[method-assign]
 
-    def update(
-        self, group: dict[str, Any], param: Array, grad: Array, state: dict[str, Array], step: int
-    ) -> None:
-        """Step once over flat float32 or float64 arrays of one size: change ``param`` and ``state`` in place."""
-        raise NotImplementedError
+    def _make_hooks(self) -> None:
+        self._step_pre_hooks: Hooks = OrderedDict()
+        self._step_post_hooks: Hooks = OrderedDict()
+        self._state_dict_pre_hooks: Hooks = OrderedDict()
+        self._state_dict_post_hooks: Hooks = OrderedDict()
+        self._load_pre_hooks: Hooks = OrderedDict()
+        self._load_post_hooks: Hooks = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"defaults": self.defaults, "state": self.state, "param_groups": self.param_groups}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if "_step_pre_hooks" not in vars(self):
+            self._make_hooks()
+            self._world_size = current_env().world_size
+        for group in self.param_groups:  # saved by a version that had fewer options
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def __repr__(self) -> str:
+        groups = []
+        for i, group in enumerate(self.param_groups):
+            options = "".join(f"    {k}: {group[k]}\n" for k in sorted(group) if k != "params")
+            groups.append(f"\nParameter Group {i}\n{options}")
+        return f"{type(self).__name__} ({''.join(groups)})"
+
+    # -------------------------------------------------------------------------------------- groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own.
 
+        Args:
+            param_group: is kept; has ``params``, and gets the options that it lacks.
+
         Raises:
-            ValueError: a parameter is in another group already, twice in this one, or no leaf.
+            TypeError: not a dict, a set of parameters (it has no order), or something that is no Tensor.
+            ValueError: a parameter is in another group already or no leaf, an option is missing, or only some
+                parameters have names.
+
+        Warns:
+            UserWarning: a parameter is twice in this group.
         """
-        group = dict(param_group)
-        given = group["params"]
-        params = (
-            [given] if isinstance(given, Tensor) else [p[1] if isinstance(p, tuple) else p for p in given]
-        )
-        known = {id(p) for g in self.param_groups for p in g["params"]}
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
+        given = param_group["params"]
+        if isinstance(given, set | frozenset):
+            raise TypeError(
+                "params must be in an order that does not change between runs, got a set; use a list"
+            )
+        given = [given] if isinstance(given, Tensor) else list(given)
+        names = [p[0] for p in given if isinstance(p, tuple)]
+        params = [p[1] if isinstance(p, tuple) else p for p in given]
+        if names and len(names) < len(params):
+            raise ValueError(
+                f"give all parameters with names or all without; {len(names)} of {len(params)} have a name"
+            )
         for p in params:
             if not isinstance(p, Tensor):
                 raise TypeError(f"an optimizer can only optimize Tensors, got {type(p).__name__}")
-            if not p.is_leaf:
+            if not p.is_leaf and p._retained is None:
                 raise ValueError(
                     f"can't optimize a tensor that is no leaf (shape {list(p.shape)}, made by {p.grad_fn})"
                 )
-            if id(p) in known:
+        named = bool(names) or "param_names" in param_group
+        for group in self.param_groups:
+            if ("param_names" in group) != named:
                 raise ValueError(
-                    f"a parameter of shape {list(p.shape)} appears in more than one place; give each once"
+                    f"give all groups with names of the parameters or all without; this group is "
+                    f"{'with' if named else 'without'} names"
                 )
-            known.add(id(p))
-        group["params"] = params
         for name, value in self.defaults.items():
-            group.setdefault(name, value)
-        self.param_groups.append(group)
-        self._flats.append(group_by_memory(params))
+            if value is required and name not in param_group:
+                raise ValueError(f"the group must say {name!r}, which has no default")
+        ids = {id(p) for p in params}
+        if len(ids) < len(params):
+            warnings.warn(
+                f"{len(params) - len(ids)} parameters are more than once in one group, and step as often; "
+                f"give each once",
+                UserWarning,
+                stacklevel=3,
+            )
+        for group in self.param_groups:
+            for p in group["params"]:
+                if id(p) in ids:
+                    raise ValueError(
+                        f"a parameter of shape {list(p.shape)} appears in more than one group; give each once"
+                    )
+        param_group["params"] = params
+        if names:
+            param_group["param_names"] = names
+        for name, value in self.defaults.items():
+            param_group.setdefault(name, value)
+        self.param_groups.append(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients; with ``set_to_none=False`` fill them with zeros."""
@@ -98,7 +178,8 @@ class Optimizer:
                 if set_to_none:
                     p._grad = None
                 else:
-                    p._grad = p._grad.detach()
+                    if p._grad.requires_grad:
+                        p._grad = p._grad.detach()
                     p._grad.zero_()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -113,28 +194,12 @@ class Optimizer:
         Raises:
             UnwrappedModel: in a world of several ranks, parameters that no parallel wrapper keeps equal.
         """
-        loss = None
-        if closure is not None:
-            with enable_grad():
-                loss = closure()
-        if self._world_size > 1:
-            self._check_wrapped()
-        for group, flats in zip(self.param_groups, self._flats, strict=True):
-            names = self.buffers(group)
-            for flat in flats:
-                for run in flat.runs():
-                    part = slice(run.begin, run.end)
-                    state = {name: flat.buffer(name)[part] for name in names}
-                    param = flat.array[part]
-                    if param.dtype.itemsize > 2:
-                        self.update(group, param, run.grad, state, run.step)
-                    else:  # half precision steps in float32 and is rounded once
-                        wide = param.astype(np.float32)
-                        self.update(group, wide, run.grad.astype(np.float32), state, run.step)
-                        param[...] = wide
-        return loss
+        raise NotImplementedError(f"{type(self).__name__} does not say how to step")
 
     def _check_wrapped(self) -> None:
+        """Raise if ranks would train apart."""
+        if self._world_size == 1:
+            return
         for group in self.param_groups:
             for p in group["params"]:
                 if p._grad is not None and not p._synchronized and not p._grad._synchronized:
@@ -145,75 +210,213 @@ class Optimizer:
                         f"disttrain.nn.parallel.DistributedDataParallel(model)"
                     )
 
-    @property
-    def state(self) -> dict[Tensor, dict[str, Any]]:
-        """What the optimizer remembers of each parameter that has made a step: the number of steps and its buffers."""
-        found: dict[Tensor, dict[str, Any]] = {}
-        for flats in self._flats:
-            for flat in flats:
-                for i, p in enumerate(flat.params):
-                    if flat.steps[i]:
-                        part = slice(flat.begins[i], flat.begins[i + 1])
-                        found[p] = {"step": flat.steps[i]} | {
-                            name: Tensor(buffer[part].reshape(p.shape)) for name, buffer in flat.state.items()
-                        }
-        return found
+    # -------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
         """Return the options of all groups and the state of all parameters, these numbered in order; not copied."""
-        number = {id(p): i for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
-        return {
-            "state": {number[id(p)]: s for p, s in self.state.items()},
-            "param_groups": [
-                {k: v for k, v in g.items() if k != "params"}
-                | {"params": [number[id(p)] for p in g["params"]]}
-                for g in self.param_groups
-            ],
-        }
+        for hook in list(self._state_dict_pre_hooks.values()):
+            hook(self)
+        number: dict[int, int] = {}
+        for i, p in enumerate(p for g in self.param_groups for p in g["params"]):
+            number.setdefault(id(p), i)
+        groups = []
+        for group in self.param_groups:
+            packed = {k: v for k, v in group.items() if k != "params"}
+            packed["params"] = [number[id(p)] for p in group["params"]]
+            groups.append(packed)
+        state = {number[id(k)] if isinstance(k, Tensor) else k: v for k, v in self.state.items()}
+        found: dict[str, Any] = {"state": state, "param_groups": groups}
+        for hook in list(self._state_dict_post_hooks.values()):
+            changed = hook(self, found)
+            if changed is not None:
+                found = changed
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned. A state that does not fit changes nothing.
 
+        Floating point tensors get the type of their parameter, ``step`` apart.
+
         Raises:
-            ValueError: other groups, other numbers of parameters, or other shapes; names all that do not fit.
+            ValueError: other groups, other numbers of parameters, or (by optimizers that know theirs) other shapes;
+                names all that do not fit.
         """
-        groups = state_dict["param_groups"]
+        state_dict = dict(state_dict)
+        for hook in list(self._load_pre_hooks.values()):
+            changed = hook(self, state_dict)
+            if changed is not None:
+                state_dict = changed
+        groups = copy.deepcopy(state_dict["param_groups"])
         ours, theirs = ([len(g["params"]) for g in gs] for gs in (self.param_groups, groups))
         if ours != theirs:
             raise ValueError(f"the loaded state has groups of {theirs} parameters, this optimizer of {ours}")
-        params = [p for g in self.param_groups for p in g["params"]]
-        numbers = [n for g in groups for n in g["params"]]
-        state = {id(p): state_dict["state"].get(n, {}) for p, n in zip(params, numbers, strict=True)}
-        wrong = [
-            f"{name} of parameter {i} has shape {list(value.shape)}, expected {list(p.shape)}"
-            for i, p in enumerate(params)
-            for name, value in state[id(p)].items()
-            if name != "step" and isinstance(value, Tensor) and value.shape != p.shape
-        ]
-        if wrong:
-            raise ValueError("the loaded state does not fit: " + "; ".join(wrong))
-        for group, saved in zip(self.param_groups, groups, strict=True):
-            group.update({k: v for k, v in saved.items() if k != "params"})
-        for flats in self._flats:
-            for flat in flats:
-                flat.state.clear()
-                for i, p in enumerate(flat.params):
-                    loaded = state[id(p)]
-                    flat.steps[i] = int(loaded.get("step", 1 if loaded else 0))
-                    for name, value in loaded.items():
-                        if isinstance(value, Tensor) and name != "step":
-                            flat.buffer(name)[flat.begins[i] : flat.begins[i + 1]] = value._array.reshape(-1)
+        of_number = {
+            n: p
+            for old, new in zip(self.param_groups, groups, strict=True)
+            for p, n in zip(old["params"], new["params"], strict=True)
+        }
+        state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
+        for number, value in state_dict["state"].items():
+            p = of_number.get(number)
+            state[number if p is None else p] = value if p is None else self._fit(p, value)
+        self._check_loaded(state, groups)
+        for old, new in zip(self.param_groups, groups, strict=True):
+            new["params"] = old["params"]
+            if "param_names" in old:
+                new.setdefault("param_names", old["param_names"])
+        self.__setstate__({"state": state, "param_groups": groups})
+        for hook in list(self._load_post_hooks.values()):
+            hook(self)
 
-    def __repr__(self) -> str:
-        lines = []
-        for i, group in enumerate(self.param_groups):
-            lines.append(f"Parameter Group {i}")
-            lines += [f"    {k}: {v}" for k, v in sorted(group.items()) if k != "params"]
-        return f"{type(self).__name__} (\n" + "\n".join(lines) + "\n)"
+    def _fit(self, param: Tensor, value: Any, key: Any = None) -> Any:
+        """Return a loaded value in the type and on the device of ``param``; containers are copied."""
+        if isinstance(value, Tensor):
+            if key == "step":
+                return value
+            if param.dtype.is_floating_point:
+                return value.to(device=param.device, dtype=self._state_dtype(param, value))
+            return value.to(device=param.device)
+        if isinstance(value, dict):
+            return {k: self._fit(param, v, k) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._fit(param, v) for v in value)
+        return value
+
+    def _state_dtype(self, param: Tensor, value: Tensor) -> Any:
+        return param.dtype
+
+    def _check_loaded(self, state: dict[Any, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
+        """Raise ValueError if a loaded state cannot be that of the parameters."""
+
+    # -------------------------------------------------------------------------------------- hooks
+
+    def register_step_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call ``hook(optimizer, args, kwargs)`` before each step; it may return a new pair ``args, kwargs``.
+
+        ``args`` begins with the optimizer.
+        """
+        return RemovableHandle(self._step_pre_hooks, hook)
+
+    def register_step_post_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call ``hook(optimizer, args, kwargs)`` after each step; ``args`` begins with the optimizer."""
+        return RemovableHandle(self._step_post_hooks, hook)
+
+    def register_state_dict_pre_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> RemovableHandle:
+        """Call ``hook(optimizer)`` before :meth:`state_dict`; with ``prepend`` before the other hooks."""
+        return _register(self._state_dict_pre_hooks, hook, prepend)
+
+    def register_state_dict_post_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> RemovableHandle:
+        """Call ``hook(optimizer, state_dict)`` on what :meth:`state_dict` will return; it may return another."""
+        return _register(self._state_dict_post_hooks, hook, prepend)
+
+    def register_load_state_dict_pre_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> RemovableHandle:
+        """Call ``hook(optimizer, state_dict)`` on a shallow copy of what is to be loaded; it may return another."""
+        return _register(self._load_pre_hooks, hook, prepend)
+
+    def register_load_state_dict_post_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> RemovableHandle:
+        """Call ``hook(optimizer)`` after :meth:`load_state_dict`; with ``prepend`` before the other hooks."""
+        return _register(self._load_post_hooks, hook, prepend)
 
 
-def check_not_negative(**options: float) -> None:
+_global_pre_hooks: Hooks = OrderedDict()
+_global_post_hooks: Hooks = OrderedDict()
+
+
+def register_optimizer_step_pre_hook(hook: Callable[..., Any]) -> RemovableHandle:
+    """Call ``hook(optimizer, args, kwargs)`` before each step of any optimizer of this process."""
+    return RemovableHandle(_global_pre_hooks, hook)
+
+
+def register_optimizer_step_post_hook(hook: Callable[..., Any]) -> RemovableHandle:
+    """Call ``hook(optimizer, args, kwargs)`` after each step of any optimizer of this process."""
+    return RemovableHandle(_global_post_hooks, hook)
+
+
+def _register(hooks: Hooks, hook: Callable[..., Any], prepend: bool) -> RemovableHandle:
+    handle = RemovableHandle(hooks, hook)
+    if prepend:
+        hooks.move_to_end(handle.id, last=False)
+    return handle
+
+
+def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the ``step`` of a subclass with all that happens around a step."""
+
+    @functools.wraps(step)
+    def hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if self._stepping:  # by way of super().step()
+            return step(self, *args, **kwargs)
+        self._opt_called = True
+        given: tuple[Any, ...] = (self, *args)
+        for hook in [*_global_pre_hooks.values(), *self._step_pre_hooks.values()]:
+            changed = hook(self, given, kwargs)
+            if changed is not None:
+                if not isinstance(changed, tuple) or len(changed) != 2:
+                    raise RuntimeError(
+                        f"a hook before step() must return None or a pair (args, kwargs), got {changed!r}"
+                    )
+                given, kwargs = changed
+        if all(a is None for a in (*given[1:], *kwargs.values())):  # a closure makes gradients first
+            self._check_wrapped()
+        self._stepping = True
+        try:
+            result = step(*given, **kwargs)
+        finally:
+            self._stepping = False
+        for hook in [*self._step_post_hooks.values(), *_global_post_hooks.values()]:
+            hook(self, given, kwargs)
+        return result
+
+    hooked.hooked = True  # type: ignore[attr-defined]
+    return hooked
+
+
+# ---------------------------------------------------------------------------------------------- checks of options
+
+
+def check_lr(lr: Any) -> None:
+    """Raise ValueError for a negative learning rate, or one in a tensor of several elements."""
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"a learning rate in a Tensor must be one element, got shape {list(lr.shape)}")
+    if not lr >= 0:
+        raise ValueError(f"lr must not be negative, got {lr}")
+
+
+def check_not_negative(**options: Any) -> None:
     """Raise ValueError for the first option below zero."""
     for name, value in options.items():
         if not value >= 0:
             raise ValueError(f"{name} must not be negative, got {value}")
+
+
+def check_betas(betas: Any) -> None:
+    """Raise ValueError for the first beta outside [0, 1)."""
+    for i in (0, 1):
+        if not 0 <= betas[i] < 1:
+            raise ValueError(f"betas[{i}] must be in [0, 1), got {betas[i]}")
+
+
+def check_implementation(differentiable: bool, foreach: Any = None, fused: Any = None) -> None:
+    """Raise for switches between PyTorch's implementations that exclude each other, or that are not here.
+
+    Raises:
+        RuntimeError: two of them at once.
+        NotImplementedError: steps that autograd records.
+    """
+    if fused and differentiable:
+        raise RuntimeError("fused=True and differentiable=True exclude each other; choose one")
+    if fused and foreach:
+        raise RuntimeError("fused=True and foreach=True exclude each other; choose one")
+    if differentiable:
+        raise NotImplementedError(
+            "differentiable=True is not in disttrain: an optimizer's step is not recorded; write the update with "
+            "tensor operations to differentiate it"
+        )

@@ -190,6 +190,22 @@ def test_half_precision_steps_in_float32():
     assert w.tolist() == [0.5, 0.5, 0.5]
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_a_parameter_that_is_given_twice_steps_twice(name):
+    ends = []
+    for framework in (dt, torch):
+        p, q = (framework.ones(2, dtype=framework.float64).requires_grad_() for _ in range(2))
+        with pytest.warns(UserWarning, match="more than once|duplicate"):
+            optimizer = getattr(framework.optim, name)([p, q, p], lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (p * p + 2 * q * q).sum().backward()
+            optimizer.step()
+        ends.append([*p.tolist(), *q.tolist()])
+
+    np.testing.assert_allclose(*ends, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
@@ -197,7 +213,7 @@ def test_half_precision_steps_in_float32():
         (lambda p: dt.optim.SGD([p], nesterov=True), "nesterov needs a momentum"),
         (lambda p: dt.optim.Adam([p], betas=(1.0, 0.9)), r"betas\[0\] must be in \[0, 1\), got 1.0"),
         (lambda p: dt.optim.SGD([]), "empty parameter list"),
-        (lambda p: dt.optim.SGD([p, p]), "more than one place"),
+        (lambda p: dt.optim.SGD([{"params": [p]}, {"params": [p]}]), "more than one group"),
         (lambda p: dt.optim.SGD([p * 2]), "is no leaf"),
     ],
 )

@@ -1,0 +1,97 @@
+"""The optimizers that step over flat buffers, all parameters of a group at once."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from disttrain import dtypes
+from disttrain.engine import enable_grad
+from disttrain.optim.flat import FlatParameters, Run, group_by_memory
+from disttrain.optim.optimizer import Optimizer
+from disttrain.tensors import Tensor
+
+
+class FusedOptimizer(Optimizer):
+    """An optimizer whose step is one pass over flat buffers.
+
+    A subclass names its state in :meth:`buffers` and ``scalars``, and writes one step in :meth:`update`. What
+    ``state`` holds are views of the flat buffers; what somebody puts there is taken in at the next step.
+    """
+
+    scalars: tuple[str, ...] = ("step",)
+    """State that is one number per parameter; ``step``, if it is there, is counted before :meth:`update`."""
+
+    def buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Return the names of the state that is of the size of the parameters."""
+        raise NotImplementedError
+
+    def initial(self, group: dict[str, Any], name: str) -> float:
+        """Return what a state is filled with."""
+        return 0.0
+
+    def update(self, group: dict[str, Any], run: Run) -> None:
+        """Step once over flat float32 or float64 arrays of one size: change ``run.param`` and the state in place."""
+        raise NotImplementedError
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self._flats_of(len(self.param_groups) - 1)  # gives the gradients their places
+
+    def _flats_of(self, index: int) -> list[FlatParameters]:
+        """Return the parameters of a group as they lie in memory, which is arranged anew if they are others."""
+        cache: list[tuple[list[Tensor], list[FlatParameters]]] = vars(self).setdefault("_flats", [])
+        params = self.param_groups[index]["params"]
+        if index < len(cache):
+            known, flats = cache[index]
+            if len(known) == len(params) and all(map(operator.is_, known, params)):
+                return flats
+        flats = group_by_memory(params)
+        cache[index : index + 1] = [(list(params), flats)]
+        return flats
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+            self._check_wrapped()
+        for i, group in enumerate(self.param_groups):
+            buffers = self.buffers(group)
+            for flat in self._flats_of(i):
+                for run in flat.runs(self.state, group, buffers, self.scalars, self.initial):
+                    if "step" in run.scalars:
+                        run.scalars["step"] += 1
+                    if run.param.dtype.itemsize > 2:
+                        self.update(group, run)
+                    else:  # half precision steps in float32 and is rounded once
+                        param = run.param
+                        run.param, run.grad = param.astype(np.float32), run.grad.astype(np.float32)
+                        self.update(group, run)
+                        param[...] = run.param
+        return loss
+
+    def _make_state(self) -> None:
+        """Make the state of all parameters now, not at their first step."""
+        for i, group in enumerate(self.param_groups):
+            for flat in self._flats_of(i):
+                flat.make_state(self.state, group, self.buffers(group), self.scalars, self.initial)
+
+    def _state_dtype(self, param: Tensor, value: Tensor) -> Any:
+        return dtypes.float32 if param.itemsize == 2 else param.dtype
+
+    def _check_loaded(self, state: dict[Any, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
+        params = [p for group in self.param_groups for p in group["params"]]
+        owner = [group for group, old in zip(groups, self.param_groups, strict=True) for _ in old["params"]]
+        wrong = [
+            f"{name} of parameter {i} has shape {list(value.shape)}, expected {list(p.shape)}"
+            for i, (p, group) in enumerate(zip(params, owner, strict=True))
+            if p in state
+            for name in self.buffers(self.defaults | group)
+            if isinstance(value := state[p].get(name), Tensor) and value.shape != p.shape
+        ]
+        if wrong:
+            raise ValueError("the loaded state does not fit: " + "; ".join(wrong))
