@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
+import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
-_NAMES: Final = Path(__file__).with_name("pytorch_names.txt")
+_NAMES: Final = os.path.join(os.path.dirname(__file__), "pytorch_names.txt")
 _ELSEWHERE: Final = ("", "nn.functional", "nn", "optim", "Tensor", "linalg", "special", "nn.utils", "nn.init")
 """Where a name that is asked of the wrong namespace may be."""
 _INSTEAD: Final = {
@@ -25,7 +24,9 @@ _INSTEAD: Final = {
 def pytorch_names() -> dict[str, frozenset[str]]:
     """Return PyTorch's public names by module: ``""`` is ``torch``, then ``"nn"``, …, and ``"Tensor"``."""
     names: dict[str, frozenset[str]] = {}
-    for section in _NAMES.read_text(encoding="ascii").split("\n[")[1:]:
+    with open(_NAMES, encoding="ascii") as file:
+        sections = file.read().split("\n[")[1:]
+    for section in sections:
         module, _, words = section.partition("]")
         names[module] = frozenset(words.split())
     from disttrain.absent import TENSOR_NAMES
@@ -48,14 +49,24 @@ def names_here(namespace: str) -> list[str]:
     return list(public)
 
 
-def error(namespace: str, name: str) -> AttributeError:
-    """Return the exception for ``name``, which ``namespace`` does not have.
+class MissingName(AttributeError):
+    """A name that a namespace does not have. Its text is made when it is shown: ``hasattr`` must be quick."""
 
-    Names that begin with an underscore are asked by protocols (NumPy's, copy's), which want a quick no.
+    def __init__(self, namespace: str, name: str) -> None:
+        super().__init__(namespace, name, name=name)
+
+    def __str__(self) -> str:
+        return text(*self.args)
+
+
+def error(namespace: str, name: str) -> AttributeError:
+    """Return the exception for ``name``, which ``namespace`` (``""``, ``"nn"``, …, ``"Tensor"``) does not have.
+
+    Names that begin with an underscore are asked by protocols (NumPy's, copy's) and are nobody's mistake.
     """
     if name.startswith("_"):
         return AttributeError(f"{_full(namespace)} has no {name!r}", name=name)
-    return AttributeError(text(namespace, name), name=name)
+    return MissingName(namespace, name)
 
 
 @functools.cache
@@ -74,6 +85,8 @@ def text(namespace: str, name: str) -> str:
 
 def nearest(namespace: str, name: str, count: int = 3) -> list[str]:
     """Return full names here that are like ``name``: the same one elsewhere first, then similar ones beside it."""
+    import difflib
+
     known = pytorch_names()
     bare = name.rstrip("_")
     found = [
@@ -88,7 +101,7 @@ def nearest(namespace: str, name: str, count: int = 3) -> list[str]:
     return list(dict.fromkeys(found))[:count]
 
 
-def of(module: str) -> Callable[[str], NoReturn]:
+def of(module: str) -> Callable[[str], Any]:
     """Return the ``__getattr__`` of a module of ours, for names that it does not have."""
     namespace = module.partition(".")[2]
 
