@@ -81,9 +81,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"disttrain.{name}")
     module, original = (_HOME[name], name) if name in _HOME else _ALIASES.get(name, ("", ""))
     if not module:
-        from disttrain import missing
-
-        raise missing.error("", name)
+        raise importlib.import_module("disttrain.missing").error("", name)
     value = getattr(importlib.import_module(module), original)
     if module.startswith(("disttrain.functions.", "disttrain.random")):
         from disttrain.functions.out import TAKES_OUT, with_out
