@@ -6,11 +6,11 @@ They are not recorded. ``generator=None`` draws from the calling rank's generato
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import random
+from disttrain import missing, random
 from disttrain.engine import no_grad
 from disttrain.random import Generator
 from disttrain.tensors import Tensor
@@ -215,3 +215,7 @@ def _fans(tensor: Tensor) -> tuple[int, int]:
 def _write(tensor: Tensor, values: Any) -> Tensor:
     with no_grad():
         return tensor.copy_(Tensor(values).to(tensor.dtype).to(tensor.device))
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)
