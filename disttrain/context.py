@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from disttrain import dtypes
 from disttrain.collectives.env import hosted_env
@@ -32,8 +32,8 @@ class RankContext:
 _process = RankContext()
 _current: ContextVar[RankContext | None] = ContextVar("rank_context", default=None)
 
-grad_enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
-"""Whether operations are recorded. By thread, as in PyTorch, and so not part of :class:`RankContext`."""
+grad_enabled: ContextVar[Any] = ContextVar("grad_enabled", default=True)
+"""Whether operations are recorded: true or false; see ``disttrain.modes``. By thread, as in PyTorch, and so not part of :class:`RankContext`."""
 
 
 def current() -> RankContext:

@@ -9,11 +9,9 @@ complete, and may be sent to other ranks, as early as can be.
 from __future__ import annotations
 
 import heapq
-import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ContextDecorator
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,70 +19,48 @@ import numpy as np
 from disttrain.context import grad_enabled
 from disttrain.errors import GradientError
 from disttrain.kernels.arrays import Array, get_array_module, is_array
+from disttrain.modes import (
+    Counter,
+    Recording,
+    changed,
+    enable_grad,
+    is_grad_enabled,
+    is_inference_mode_enabled,
+    new_counter,
+    no_grad,
+    set_grad_enabled,
+)
+from disttrain.nodes import AFTER, BEFORE, Edge, Node, Packed, PackedTensor
 from disttrain.ops.shape import sum_to_shape, view_scatter, view_scatter_vjp
 from disttrain.ops.types import SAVED_FOR, Op, Vjp, call, no_vjp
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
 
+__all__ = [
+    "Edge",
+    "Node",
+    "Slot",
+    "accumulate_grad",
+    "adopt",
+    "apply",
+    "apply_view",
+    "check_in_place",
+    "enable_grad",
+    "is_grad_enabled",
+    "is_inference_mode_enabled",
+    "new_counter",
+    "no_grad",
+    "observe",
+    "queue_callback",
+    "rebase",
+    "refresh_view",
+    "run_backward",
+    "set_grad_enabled",
+    "write_in_place",
+]
+
 Tensor_: Any = None  # the class Tensor, put here by disttrain.tensors, whose methods need this module first
-
-Edge = tuple[Any, int]
-"""Where a gradient goes: (node, number of its output) or (leaf Tensor, 0)."""
-
-_sequence = itertools.count()
-
-
-class Node:
-    """One recorded operation: what ``grad_fn`` shows, and what exporters walk."""
-
-    __slots__ = (
-        "edges",
-        "hooks",
-        "inputs",
-        "op",
-        "options",
-        "outputs",
-        "saved",
-        "sequence",
-        "versions",
-        "vjp",
-    )
-
-    def __init__(
-        self,
-        op: Op,
-        options: dict[str, Any],
-        vjp: Vjp,
-        saved: tuple[Any, ...] | None,
-        edges: tuple[Edge | None, ...],
-        inputs: Sequence[Any],
-        outputs: int,
-    ) -> None:
-        self.op = op
-        self.options = options
-        self.vjp = vjp
-        self.saved = saved
-        self.edges = edges
-        self.inputs = [
-            (a.shape, a.dtype) if e is not None else None for a, e in zip(inputs, edges, strict=True)
-        ]
-        """Shape and dtype of each argument that wants a gradient."""
-        self.outputs = outputs
-        self.sequence = next(_sequence)
-        self.hooks: dict[int, dict[int, Callable[..., Any]]] | None = None
-        """By output: functions of the gradient, in the order of their registration."""
-        self.versions: list[tuple[int, list[int], int, int | None]] = []
-        """For each saved array that belongs to a Tensor: its place in ``saved``, the version counter, the
-        version when saved, and which argument it is (an output if it is ``None``)."""
-
-    @property
-    def name(self) -> str:
-        """Name of the operation."""
-        return self.op.__name__
-
-    def __repr__(self) -> str:
-        return f"<{self.name}>"
 
 
 class Slot:
@@ -130,18 +106,21 @@ def apply(op: Op, *inputs: Any, **options: Any) -> Any:
         shapes = " and ".join([str(list(a.shape)) for a in arrays if is_array(a)])
         raise RuntimeError(f"{op.__name__}(): shapes {shapes} do not broadcast to one shape") from e
     node = None
-    versions: list[list[int]] = []
+    mode = grad_enabled.get()
     if type(out) is tuple:
-        versions = [[0] for _ in out]
-        if vjp is not no_vjp and grad_enabled.get():
-            node = _record(op, options, vjp, saved, inputs, arrays, out, versions)
+        versions = [new_counter() for _ in out]
+        if vjp is not no_vjp and mode:
+            node = _record(op, options, vjp, saved, inputs, arrays, out, versions, mode)
         return tuple([_wrap(o, node, i, versions[i]) for i, o in enumerate(out)])
     if not is_array(out):  # NumPy turns arrays without dimensions into scalars
         scalar, out = out, np.asarray(out)
         saved = tuple([out if s is scalar else s for s in saved])
-    version = [0]
-    if vjp is not no_vjp and grad_enabled.get():
-        node = _record(op, options, vjp, saved, inputs, arrays, (out,), (version,))
+    if mode is True or mode is False or not mode.inference:
+        version = [0]
+        if vjp is not no_vjp and mode:
+            node = _record(op, options, vjp, saved, inputs, arrays, (out,), (version,), mode)
+    else:
+        version = Counter((0,))
     return _wrap(out, node, 0, version)
 
 
@@ -154,6 +133,7 @@ def _record(
     arrays: Sequence[Any],
     outs: tuple[Array, ...],
     versions: Sequence[list[int]],
+    mode: bool | Recording,
 ) -> Node | None:
     edges = tuple([i._edge() if isinstance(i, Tensor_) else None for i in inputs])
     if not any(edges):
@@ -171,13 +151,33 @@ def _record(
             if s is a:
                 if isinstance(inputs[j], Tensor_):
                     counter = inputs[j]._version_counter
+                    if type(counter) is not list:
+                        raise GradientError(
+                            f"Inference tensors cannot be saved for backward: {op.__name__} needs its argument {j}, "
+                            f"of shape {list(a.shape)}, which was made in inference_mode(); clone() it first, or use "
+                            f"no_grad() in place of inference_mode()"
+                        )
                     node.versions.append((k, counter, counter[0], j))
                 break
         else:
             for j, o in enumerate(outs):
                 if s is o:
                     node.versions.append((k, versions[j], 0, None))
+    if mode is not True:
+        observe(node, mode, arrays, outs)
     return node
+
+
+def observe(node: Node, mode: Any, arrays: Sequence[Any], outs: Sequence[Array]) -> None:
+    """Do with a new node what a mode beyond "on" asks for: check what it computed, pack what it saved."""
+    if mode.watch is not None:
+        mode.watch.forward(node, arrays, outs)
+    hooks = mode.hooks[-1] if mode.hooks else None
+    if hooks is None or not isinstance(node.saved, tuple) or not any(map(is_array, node.saved)):
+        return
+    with no_grad():
+        node.saved = Packed([PackedTensor(hooks, Tensor_(s)) if is_array(s) else s for s in node.saved])
+    node.versions = [(k, [0], 0, j) for k, _, _, j in node.versions]  # what comes back is not what was saved
 
 
 def _wrap(out: Array, node: Node | None, index: int, version: list[int]) -> Tensor:
@@ -226,6 +226,9 @@ def write_in_place(x: Tensor, op: Op, *others: Any, **options: Any) -> Tensor:
         RuntimeError: the output has another shape than ``x``, or a type that ``x`` cannot hold.
     """
     check_in_place(x)
+    mode = grad_enabled.get()
+    if mode is not True and mode is not False and mode.hooks:
+        return adopt(x, apply(op, _apart(x), *others, **options))
     result: Tensor = apply(op, x, *others, **options)
     node = result._node
     if node is not None and node.saved is not None:
@@ -236,10 +239,26 @@ def write_in_place(x: Tensor, op: Op, *others: Any, **options: Any) -> Tensor:
     return adopt(x, result)
 
 
+def _apart(x: Tensor) -> Tensor:
+    """Return ``x`` with its history in memory of its own, so that hooks may keep what is about to be overwritten."""
+    edge = x._edge()
+    t: Tensor = Tensor_(x._array.copy())
+    if edge is not None:
+        t._node, t._index = edge
+    return t
+
+
 def check_in_place(x: Tensor) -> None:
-    """Raise the error that PyTorch raises where a change of ``x`` in place would lose its gradient."""
+    """Raise the error that PyTorch raises where ``x`` must not be changed in place, or would lose its gradient."""
+    if type(x._version_counter) is not list and not is_inference_mode_enabled():
+        raise RuntimeError(
+            "Inplace update to inference tensor outside InferenceMode is not allowed: the tensor was made in "
+            "inference_mode(); clone() it first, or use no_grad() in place of inference_mode()"
+        )
     if not grad_enabled.get():
         return
+    if x._frozen is not None:
+        raise GradientError(x._frozen)
     root = x if x._base is None else x._base
     if root._node is None and root._requires_grad:
         what = "a leaf tensor" if root is x else "a view of a leaf tensor"
@@ -301,72 +320,14 @@ def rebase(x: Tensor, edge: Edge | None) -> None:
         (base._array, x._array),
         1,
     )
+    mode = grad_enabled.get()
+    if mode is not True:
+        observe(node, mode, (), ())
     base._node, base._index = node, 0
     base._history += 1
     if base._retained is not None:
         base._retain()
     refresh_view(x)
-
-
-# ---------------------------------------------------------------------------------------------- grad mode
-
-
-class set_grad_enabled(ContextDecorator):
-    """Switch recording on or off, at once and until the end of a ``with`` block, as ``torch.set_grad_enabled``."""
-
-    def __init__(self, mode: bool) -> None:
-        self.mode = bool(mode)
-        self._tokens: list[Token[bool]] = [grad_enabled.set(self.mode)]
-
-    def __enter__(self) -> None:
-        if not self._tokens:
-            self._tokens.append(grad_enabled.set(self.mode))
-
-    def __exit__(self, *exc: object) -> None:
-        grad_enabled.reset(self._tokens.pop())
-
-    def __call__(self, func: Any) -> Any:
-        grad_enabled.reset(self._tokens.pop())  # a decorator switches nothing yet
-        return super().__call__(func)
-
-    def _recreate_cm(self) -> Any:
-        return type(self)(self.mode)
-
-
-class _GradMode(ContextDecorator):
-    mode: bool
-
-    def __init__(self) -> None:
-        self._tokens: list[Token[bool]] = []
-
-    def __enter__(self) -> None:
-        self._tokens.append(grad_enabled.set(self.mode))
-
-    def __exit__(self, *exc: object) -> None:
-        grad_enabled.reset(self._tokens.pop())
-
-    def _recreate_cm(self) -> Any:
-        return type(self)()  # one object for each call of a decorated function: calls may overlap in threads
-
-    def __new__(cls, func: Any = None) -> Any:
-        return super().__new__(cls) if func is None else cls()(func)  # `@no_grad` without parentheses
-
-
-class no_grad(_GradMode):
-    """Record nothing in a ``with`` block or a decorated function, as ``torch.no_grad``."""
-
-    mode = False
-
-
-class enable_grad(_GradMode):
-    """Record again inside :class:`no_grad`, as ``torch.enable_grad``."""
-
-    mode = True
-
-
-def is_grad_enabled() -> bool:
-    """Return whether operations are recorded in this thread."""
-    return grad_enabled.get()
 
 
 # ---------------------------------------------------------------------------------------------- backward
@@ -406,9 +367,13 @@ def run_backward(
         One gradient per wanted edge, ``None`` where nothing arrived.
     """
     callbacks: list[Callable[[], None]] = []
-    token, mode = _callbacks.set(callbacks), grad_enabled.set(create_graph)
+    before = grad_enabled.get()
+    token, mode = _callbacks.set(callbacks), grad_enabled.set(changed(grad=create_graph))
     try:
-        found = _walk(roots, retain_graph, create_graph, wanted)
+        visit = _visit
+        if not isinstance(before, bool) and before.watch is not None:
+            visit = before.watch.visiting(_visit)
+        found = _walk(roots, retain_graph, create_graph, wanted, visit)
         for callback in callbacks:
             callback()
         return found
@@ -419,7 +384,11 @@ def run_backward(
 
 @np.errstate(all="ignore")  # infinities and nan go where they go, without a warning, as in PyTorch
 def _walk(
-    roots: Iterable[tuple[Edge, Any]], retain_graph: bool, create_graph: bool, wanted: Sequence[Edge] | None
+    roots: Iterable[tuple[Edge, Any]],
+    retain_graph: bool,
+    create_graph: bool,
+    wanted: Sequence[Edge] | None,
+    visit: Callable[..., Sequence[Any]],
 ) -> list[Any]:
     roots = list(roots)
     users, nodes = _count_users([edge[0] for edge, _ in roots])
@@ -440,7 +409,7 @@ def _walk(
     def send(target: Any, index: int, g: Any) -> None:
         slots = buffers.get(target)
         if slots is None:
-            slots = buffers[target] = [None] * (target.outputs if type(target) is Node else 1)
+            slots = buffers[target] = [None] * (target.outputs if isinstance(target, Node) else 1)
         before = slots[index]
         if before is None:
             slots[index] = g
@@ -459,7 +428,7 @@ def _walk(
         left = users[target] = users[target] - 1
         if left:
             return
-        if type(target) is Node:
+        if isinstance(target, Node):
             heapq.heappush(ready, (-target.sequence, target))
             return
         g = buffers.pop(target, (None,))[0]
@@ -483,16 +452,25 @@ def _walk(
         if gs is not None:
             if node.hooks:
                 for index, hooks in node.hooks.items():
-                    if gs[index] is not None:
+                    if index >= 0 and gs[index] is not None:
                         gs[index] = _run_hooks(hooks, gs[index], create_graph)
             if capture:
                 for index, g in enumerate(gs):
                     if (id(node), index) in capture:
                         capture[id(node), index] = g
             if useful is None or node in useful:
-                grads = _visit(node, gs if node.outputs > 1 else gs[0], create_graph, receivers)
-                if not retain_graph and node.saved and any(map(is_array, node.saved)):
-                    node.saved = _FREED
+                if node.hooks and BEFORE in node.hooks:
+                    gs = _run_node_hooks(node, BEFORE, create_graph, gs)
+                grads = visit(node, gs if node.outputs > 1 else gs[0], create_graph, receivers)
+                if node.hooks and AFTER in node.hooks:
+                    grads = _run_node_hooks(node, AFTER, create_graph, grads, gs)
+                if not retain_graph:
+                    saved = node.saved
+                    if saved:
+                        if type(saved) is not tuple or any(map(is_array, saved)):
+                            node.saved = _FREED
+                    elif saved is None:
+                        node.release()  # type: ignore[attr-defined]
         for edge, g, meta in zip(node.edges, grads, node.inputs, strict=True):
             if edge is None:
                 continue
@@ -525,7 +503,7 @@ def _count_users(roots: list[Any]) -> tuple[dict[Any, int], list[Node]]:
             stack.append(target)
     while stack:
         node = stack.pop()
-        if type(node) is not Node:
+        if not isinstance(node, Node):
             continue
         nodes.append(node)
         for edge in node.edges:
@@ -553,28 +531,63 @@ def _run_hooks(hooks: dict[int, Callable[..., Any]], g: Any, create_graph: bool)
     """Return the gradient after each hook, which sees and may replace it as a Tensor."""
     t = g if create_graph else Tensor_(g)
     for hook in list(hooks.values()):
-        changed = hook(t)
-        if changed is not None:
-            t = changed
+        new = hook(t)
+        if new is None:
+            continue
+        if not isinstance(new, Tensor_):
+            raise TypeError(f"a hook must return a Tensor or None, got {type(new).__name__}: {new!r:.80}")
+        if new._array.shape != t._array.shape or new._array.dtype != t._array.dtype:
+            raise GradientError(
+                f"a hook has changed the gradient from shape {list(t.shape)} and {t.dtype} to {list(new.shape)} and "
+                f"{new.dtype}; both must stay"
+            )
+        t = new
     return t if create_graph else t._array
+
+
+def _run_node_hooks(
+    node: Node, when: int, create_graph: bool, grads: Sequence[Any], incoming: Sequence[Any] | None = None
+) -> list[Any]:
+    """Return the gradients after the hooks of a node, which see all of them as Tensors."""
+
+    def tensors(gs: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple([g if g is None or not is_array(g) else Tensor_(g) for g in gs])
+
+    assert node.hooks is not None
+    now = tensors(grads)
+    for hook in list(node.hooks[when].values()):
+        new = hook(now) if incoming is None else hook(now, tensors(incoming))
+        if new is None:
+            continue
+        new = new if isinstance(new, tuple | list) else (new,)
+        if len(new) != len(now):
+            raise GradientError(
+                f"a hook of {node.op.__name__} must return {len(now)} gradients, got {len(new)}"
+            )
+        now = tuple(new)
+    return [g if g is None or create_graph else g._array for g in now]
 
 
 def _visit(node: Node, g: Any, create_graph: bool, receivers: set[Any] | None) -> Sequence[Any]:
     """Return the gradients of the node's arguments."""
+    needs = tuple([e is not None and (receivers is None or e[0] in receivers) for e in node.edges])
     saved = node.saved
     if saved is _FREED:
         raise GradientError(
-            f"backward through {node.name} a second time, after what it saved has been freed; "
+            f"Trying to backward through the graph a second time: what {node.op.__name__} saved has been freed; "
             f"give retain_graph=True to the first backward() or grad()"
         )
-    assert saved is not None
+    if type(saved) is not tuple:
+        if saved is None:
+            return node.backward(g, needs, create_graph)  # type: ignore[attr-defined,no-any-return]
+        saved = saved.unpack()  # type: ignore[union-attr]
     for k, counter, version, _ in node.versions:
         if counter[0] != version:
             raise GradientError(
-                f"a tensor of shape {tuple(saved[k].shape)} that {node.name} needs for its gradient was changed in "
-                f"place: it is at version {counter[0]}, expected {version}; clone() it before the change"
+                f"one of the variables needed for gradient computation has been modified by an inplace operation: a "
+                f"tensor of shape {tuple(saved[k].shape)} that {node.op.__name__} needs is at version {counter[0]}, "
+                f"expected {version}; clone() it before the change"
             )
-    needs = tuple([e is not None and (receivers is None or e[0] in receivers) for e in node.edges])
     if create_graph:
         saved = _as_tensors(node, saved)
     return node.vjp(g, needs, *saved)
@@ -591,7 +604,7 @@ def _as_tensors(node: Node, saved: tuple[Any, ...]) -> tuple[Any, ...]:
         if k in sources:
             j = sources[k]
             edge = (node, 0) if j is None else node.edges[j]
-        if edge is not None and type(edge[0]) is not Node:
+        if edge is not None and not isinstance(edge[0], Node):
             tensors[k] = edge[0]
         else:
             tensors[k] = t = Tensor_(s)

@@ -1,6 +1,7 @@
 """The exceptions of disttrain. Wrong arguments raise ``ValueError`` or ``TypeError``; the rest is this tree.
 
 * ``GradientError(RuntimeError)``: backward cannot go the way that was asked
+* ``AnomalyError(RuntimeError)``: anomaly mode found the first value that is not finite
 * ``UnwrappedModel(RuntimeError)``: an optimizer step in a world of several ranks on parameters nobody keeps equal
 * ``FileDamaged(ValueError)``: a file of ours that does not hold what it says
 * ``CollectiveError(RuntimeError)`` and what is below it: see ``disttrain.collectives.errors``
@@ -9,6 +10,10 @@
 
 class GradientError(RuntimeError):
     """Backward cannot go the way that was asked: a freed graph, a changed value, a non-scalar root."""
+
+
+class AnomalyError(RuntimeError):
+    """The first value that is not finite, with the operation and the user's line that made it."""
 
 
 class UnwrappedModel(RuntimeError):

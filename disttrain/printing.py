@@ -33,7 +33,7 @@ def tensor_repr(t: Tensor) -> str:
     if t.dtype not in (context.current().default_dtype, dtypes.int64, dtypes.bool_):
         parts.append(f"dtype={t.dtype!r}")
     if t.grad_fn is not None:
-        parts.append(f"grad_fn={t.grad_fn!r}")
+        parts.append(f"grad_fn=<{t.grad_fn.name()}>")
     elif t.requires_grad:
         parts.append("requires_grad=True")
     text = prefix + parts[0]

@@ -22,6 +22,7 @@ from disttrain.methods import (
     ShapeMethods,
     SortMethods,
 )
+from disttrain.nodes import Node, RemovableHandle
 from disttrain.ops import shape as shape_ops
 
 
@@ -39,28 +40,6 @@ class Size(tuple[int, ...]):
 
     def __repr__(self) -> str:
         return f"disttrain.Size({list(self)})"
-
-
-class RemovableHandle:
-    """What registering a hook returns, as ``torch.utils.hooks.RemovableHandle``."""
-
-    _next = 0
-
-    def __init__(self, hooks: dict[int, Callable[..., Any]], hook: Callable[..., Any]) -> None:
-        self.id = RemovableHandle._next
-        RemovableHandle._next += 1
-        self._hooks = hooks
-        hooks[self.id] = hook
-
-    def remove(self) -> None:
-        """Call the hook no more."""
-        self._hooks.pop(self.id, None)
-
-    def __enter__(self) -> RemovableHandle:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.remove()
 
 
 class Tensor(
@@ -83,7 +62,7 @@ class Tensor(
     """One number, shared by all tensors over the same memory: how often it was changed in place."""
     _requires_grad = False
     _grad: Tensor | None = None
-    _node: engine.Node | None = None
+    _node: Node | None = None
     """The operation that made this tensor, if it is recorded; a leaf has none."""
     _index = 0
     """Which output of the operation this tensor is."""
@@ -99,8 +78,12 @@ class Tensor(
     """Of a leaf: functions of its gradient."""
     _post_hooks: dict[int, Callable[..., Any]] | None = None
     """Of a leaf: functions of the leaf, called once its gradient has been accumulated."""
+    _after_hooks: dict[int, Callable[..., Any]] | None = None
+    """Of a leaf: functions of ``()`` and a tuple of its gradient, called once that has been accumulated."""
     _retained: RemovableHandle | None = None
     """Of a result whose gradient is kept: what ends that."""
+    _frozen: str | None = None
+    """Why this tensor must not be changed in place in what is recorded."""
     _slot: engine.Slot | None = None
     """Of a leaf: where its gradient lives."""
     _given_grad: weakref.ref[Tensor] | None = None
@@ -118,7 +101,7 @@ class Tensor(
             data = tensor(data).to(dtypes.float32)._array
         dtypes.of(data)
         self._array = data
-        self._version_counter = [0]
+        self._version_counter = engine.new_counter()
 
     @classmethod
     def full_(cls, value: Any) -> Tensor:
@@ -191,9 +174,11 @@ class Tensor(
         strides = tuple(s // self._array.itemsize for s in self._array.strides)
         return strides if dim is None else strides[dim]
 
-    def is_contiguous(self) -> bool:
-        """Return whether the memory is row-major."""
-        return bool(self._array.flags.c_contiguous)
+    def storage_offset(self) -> int:
+        """Return where the first element lies, in elements from that of the tensor that this one is a view of."""
+        if self._base is None:
+            return 0
+        return (self.data_ptr() - self._base.data_ptr()) // int(self._array.itemsize)
 
     def is_floating_point(self) -> bool:
         """Return whether the elements are floating point numbers."""
@@ -211,11 +196,31 @@ class Tensor(
     @property
     def mT(self) -> Tensor:
         """A view with the last two dimensions exchanged."""
+        if self.ndim < 2:
+            raise RuntimeError(f"mT needs matrices, got shape {list(self.shape)}")
         return self.transpose(-2, -1)
 
     @property
+    def H(self) -> Tensor:
+        """A view of a matrix transposed."""
+        if self.ndim not in (0, 2):
+            raise RuntimeError(f"H needs a matrix, got shape {list(self.shape)}; use mH for several")
+        return self.t()
+
+    @property
+    def mH(self) -> Tensor:
+        """:attr:`mT`."""
+        return self.mT
+
+    @property
     def _version(self) -> int:
+        if self.is_inference():
+            raise RuntimeError("Inference tensors do not track version counter.")
         return self._version_counter[0]
+
+    def is_inference(self) -> Any:
+        """Return whether this tensor, or the memory that it is a view of, was made in ``inference_mode``."""
+        return type(self._version_counter) is not list
 
     # -------------------------------------------------------------------------------------- conversion
 
@@ -473,6 +478,10 @@ class Tensor(
             return self
         if requires_grad and not self.dtype.is_floating_point:
             raise RuntimeError(f"only floating point tensors can require gradients, got {self.dtype}")
+        if self.is_inference() and not engine.is_inference_mode_enabled() and self._requires_grad != requires_grad:
+            raise RuntimeError(
+                "Setting requires_grad=True on inference tensor outside InferenceMode is not allowed; clone() it first"
+            )
         self._requires_grad = bool(requires_grad)
         return self
 
@@ -483,7 +492,7 @@ class Tensor(
         return self._node is None
 
     @property
-    def grad_fn(self) -> engine.Node | None:
+    def grad_fn(self) -> Node | None:
         """The recorded operation that made this tensor."""
         self._edge()
         return self._node
@@ -505,8 +514,17 @@ class Tensor(
                 )
         self._grad = value
 
+    @property
+    def output_nr(self) -> Any:
+        """Which output of its ``grad_fn`` this tensor is; 0 for a leaf."""
+        return self._index if self.grad_fn is not None else 0
+
     def _accumulate(self, g: Any) -> None:
         engine.accumulate_grad(self, g)
+        if self._after_hooks:
+            gradient = g if isinstance(g, Tensor) else Tensor(g)
+            for hook in list(self._after_hooks.values()):
+                hook((), (gradient,))
         if self._post_hooks:
             for hook in list(self._post_hooks.values()):
                 hook(self)
@@ -611,7 +629,15 @@ class Tensor(
             return RemovableHandle(self._hooks, hook)
         if node.hooks is None:
             node.hooks = {}
-        return RemovableHandle(node.hooks.setdefault(self._index, {}), hook)
+        handle = RemovableHandle(node.hooks.setdefault(self._index, {}), hook)
+        if self._retained is not None:
+            self._retain()  # what is kept is what the last hook made of it
+        return handle
+
+    @property
+    def retains_grad(self) -> Any:
+        """Whether the gradient of this tensor is kept although it is no leaf."""
+        return self._retained is not None
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> RemovableHandle:
         """Call ``hook`` with this leaf after each accumulation of its gradient.

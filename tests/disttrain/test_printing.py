@@ -63,4 +63,4 @@ def test_what_needs_a_gradient_says_so():
     theirs = torch.ones(3, 12, requires_grad=True)
 
     assert repr(ours) == repr(theirs)
-    assert repr(ours.sum() / 2) == "tensor(18., grad_fn=<div>)"
+    assert repr(ours.sum() / 2) == repr(theirs.sum() / 2)
