@@ -13,7 +13,10 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "disttrain.tensors": "Tensor Size is_tensor",
-    "disttrain.autograd": "enable_grad inference_mode is_grad_enabled no_grad set_grad_enabled",
+    "disttrain.autograd": (
+        "enable_grad inference_mode is_anomaly_check_nan_enabled is_anomaly_enabled is_grad_enabled "
+        "is_inference_mode_enabled no_grad set_grad_enabled"
+    ),
     "disttrain.devices": "device",
     "disttrain.dtypes": "bfloat16 dtype float16 float32 float64 int16 int32 int64 int8 promote_types uint8",
     "disttrain.random": (
@@ -36,13 +39,26 @@ _NAMES = {
     ),
     "disttrain.functions.sort": "argsort sort topk",
     "disttrain.functions.shape": (
-        "broadcast_tensors broadcast_to cat chunk clone concat concatenate diagonal flatten flip movedim narrow "
-        "permute ravel repeat reshape roll select split squeeze stack swapaxes t tile transpose unbind unflatten "
-        "unsqueeze"
+        "adjoint as_strided broadcast_shapes broadcast_tensors broadcast_to clone flatten movedim moveaxis narrow "
+        "narrow_copy permute ravel reshape select squeeze swapaxes swapdims t transpose unflatten unsqueeze"
+    ),
+    "disttrain.functions.join": (
+        "atleast_1d atleast_2d atleast_3d block_diag cartesian_prod cat chunk column_stack combinations concat "
+        "concatenate dsplit dstack hsplit hstack meshgrid row_stack split split_with_sizes stack tensor_split unbind "
+        "vsplit vstack"
+    ),
+    "disttrain.functions.rearrange": "flip fliplr flipud repeat_interleave roll rot90 tile",
+    "disttrain.functions.diagonals": (
+        "diag diag_embed diagflat diagonal diagonal_scatter select_scatter slice_scatter trace tril "
+        "tril_indices triu triu_indices"
     ),
     "disttrain.functions.linalg": "addmm bmm dot matmul mm mv outer",
-    "disttrain.functions.index": (
-        "gather index_select masked_select nonzero scatter scatter_add take_along_dim tril triu"
+    "disttrain.functions.index": "argwhere index_put index_select masked_scatter masked_select nonzero put take",
+    "disttrain.functions.scatter": (
+        "gather index_add index_copy index_fill scatter scatter_add scatter_reduce take_along_dim"
+    ),
+    "disttrain.layouts": (
+        "channels_last channels_last_3d contiguous_format layout memory_format preserve_format strided"
     ),
     "disttrain.serialization": "load save",
     "disttrain.defaults": "get_default_dtype result_type set_default_dtype",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from disttrain.functions import activation, common, compare, linalg, sort
+from disttrain.functions import activation, common, compare, join, linalg, rearrange, sort
+from disttrain.functions import diagonals as d
 from disttrain.functions import elementwise as e
 from disttrain.functions import index as i
 from disttrain.functions import reduce as r
+from disttrain.functions import scatter as sc
 from disttrain.functions import shape as s
 
 if TYPE_CHECKING:
@@ -97,38 +99,28 @@ class SortMethods:
 
 
 class ShapeMethods:
-    reshape, view, view_as, reshape_as, flatten, ravel = (
-        s.reshape,
-        s.view,
-        s.view_as,
-        s.reshape_as,
-        s.flatten,
-        s.ravel,
-    )
-    unflatten, permute, transpose, swapaxes, t, movedim = (
-        s.unflatten,
-        s.permute,
-        s.transpose,
-        s.swapaxes,
-        s.t,
-        s.movedim,
-    )
-    squeeze, unsqueeze, expand, expand_as, broadcast_to = (
-        s.squeeze,
-        s.unsqueeze,
-        s.expand,
-        s.expand_as,
-        s.broadcast_to,
-    )
-    repeat, tile, narrow, select, split, chunk = s.repeat, s.tile, s.narrow, s.select, s.split, s.chunk
-    unbind, flip, roll, diagonal, clone, contiguous = (
-        s.unbind,
-        s.flip,
-        s.roll,
-        s.diagonal,
-        s.clone,
-        s.contiguous,
-    )
+    reshape, view, view_as, reshape_as = s.reshape, s.view, s.view_as, s.reshape_as
+    flatten, ravel, unflatten, squeeze, unsqueeze = s.flatten, s.ravel, s.unflatten, s.squeeze, s.unsqueeze
+    permute, transpose, swapaxes, swapdims, t = s.permute, s.transpose, s.swapaxes, s.swapdims, s.t
+    adjoint, movedim, moveaxis = s.adjoint, s.movedim, s.moveaxis
+    expand, expand_as, broadcast_to = s.expand, s.expand_as, s.broadcast_to
+    narrow, narrow_copy, select, unfold, as_strided = s.narrow, s.narrow_copy, s.select, s.unfold, s.as_strided
+    clone, contiguous, is_contiguous = s.clone, s.contiguous, s.is_contiguous
+    squeeze_, unsqueeze_, transpose_, t_ = s.squeeze_, s.unsqueeze_, s.transpose_, s.t_
+    swapaxes_, swapdims_, as_strided_ = s.swapaxes_, s.swapdims_, s.as_strided_
+    resize_, resize_as_ = s.resize_, s.resize_as_
+
+    split, split_with_sizes, chunk, unbind = join.split, join.split_with_sizes, join.chunk, join.unbind
+    tensor_split, hsplit, vsplit, dsplit = join.tensor_split, join.hsplit, join.vsplit, join.dsplit
+
+    repeat, tile, repeat_interleave = rearrange.repeat, rearrange.tile, rearrange.repeat_interleave
+    flip, fliplr, flipud = rearrange.flip, rearrange.fliplr, rearrange.flipud
+    rot90, roll = rearrange.rot90, rearrange.roll
+
+    diagonal, diag, diag_embed, diagflat = d.diagonal, d.diag, d.diag_embed, d.diagflat
+    trace, tril, triu, tril_, triu_ = d.trace, d.tril, d.triu, d.tril_, d.triu_
+    diagonal_scatter, select_scatter = d.diagonal_scatter, d.select_scatter
+    slice_scatter = d.slice_scatter
 
 
 class LinalgMethods:
@@ -148,8 +140,12 @@ class LinalgMethods:
 
 
 class IndexMethods:
-    gather, take_along_dim, index_select = i.gather, i.take_along_dim, i.index_select
-    scatter, scatter_add, scatter_, scatter_add_ = i.scatter, i.scatter_add, i.scatter_, i.scatter_add_
-    masked_select, nonzero = i.masked_select, i.nonzero
-    tril, triu = i.tril, i.triu
     __getitem__, __setitem__ = i.getitem, i.setitem
+    index_put, index_put_, index_select = i.index_put, i.index_put_, i.index_select
+    take, put, put_, nonzero, argwhere = i.take, i.put, i.put_, i.nonzero, i.argwhere
+    masked_select, masked_scatter, masked_scatter_ = i.masked_select, i.masked_scatter, i.masked_scatter_
+    gather, take_along_dim = sc.gather, sc.take_along_dim
+    scatter, scatter_add, scatter_reduce = sc.scatter, sc.scatter_add, sc.scatter_reduce
+    scatter_, scatter_add_, scatter_reduce_ = sc.scatter_, sc.scatter_add_, sc.scatter_reduce_
+    index_add, index_copy, index_fill = sc.index_add, sc.index_copy, sc.index_fill
+    index_add_, index_copy_, index_fill_ = sc.index_add_, sc.index_copy_, sc.index_fill_

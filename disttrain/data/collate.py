@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from disttrain.functions.creation import as_tensor, from_numpy
-from disttrain.functions.shape import stack
+from disttrain.functions.join import stack
 from disttrain.tensors import Tensor
 
 

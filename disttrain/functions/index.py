@@ -1,14 +1,15 @@
-"""Indexing, gathering, scattering, with PyTorch's names."""
+"""Elements read and written by keys, index and mask tensors, with PyTorch's names."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from disttrain import engine
 from disttrain.functions.common import need_tensors, normalize_dim, overwrite
-from disttrain.functions.shape import broadcast_tensors
+from disttrain.functions.shape import broadcast_tensors, expand
 from disttrain.kernels.arrays import is_array
 from disttrain.ops import index as ops
 from disttrain.ops import shape as shape_ops
@@ -16,22 +17,28 @@ from disttrain.ops import shape as shape_ops
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
 
+_WHOLE = slice(None)
+
 
 def _parts(key: Any) -> list[Any]:
     """Return the parts of a key: integers, slices, ``None``, ``...``, and arrays of indices or booleans."""
+    if isinstance(key, list) and _is_several(key):
+        key = tuple(key)
     out: list[Any] = []
     for k in key if isinstance(key, tuple) else (key,):
         if isinstance(k, engine.Tensor_):
-            if k.dtype.is_floating_point:
-                raise IndexError(f"tensors used as indices must hold integers or booleans, got {k.dtype}")
             k = k._array
-        elif isinstance(k, bool | np.bool_ | list | range):
-            k = np.asarray(k)
-            if k.dtype.kind == "f" and not k.size:
-                k = k.astype(np.int64)
+            if k.dtype == np.uint8:  # a mask of old
+                k = k.astype(np.bool_)
+            if k.dtype.kind not in "bi" or k.dtype.itemsize == 2 or k.dtype == np.int8:
+                raise IndexError(
+                    f"tensors used as indices must be int64, int32, uint8 or bool, got {k.dtype}"
+                )
+        elif isinstance(k, bool | np.bool_ | list | range | tuple):
+            k = _as_index(k)
         elif isinstance(k, slice):
-            k = slice(*[None if e is None else int(e) for e in (k.start, k.stop, k.step)])
-            if k.step is not None and k.step < 0:
+            k = slice(*[None if e is None else _whole(e) for e in (k.start, k.stop, k.step)])
+            if k.step is not None and k.step <= 0:
                 raise ValueError(f"step must be greater than zero, got {k.step}; use flip()")
         elif not (k is None or k is Ellipsis or isinstance(k, int | np.integer | np.ndarray)):
             kind = TypeError if isinstance(k, str) else IndexError
@@ -46,26 +53,59 @@ def _parts(key: Any) -> list[Any]:
     return out
 
 
+def _is_several(key: list[Any]) -> bool:
+    """Return whether PyTorch takes a list for a tuple of keys and not for indices."""
+    return len(key) < 32 and any(
+        k is None or k is Ellipsis or isinstance(k, list | tuple | slice | engine.Tensor_) for k in key
+    )
+
+
+def _as_index(k: Any) -> Any:
+    if isinstance(k, list | tuple) and any(isinstance(e, engine.Tensor_) for e in k):
+        from disttrain.functions.creation import tensor
+
+        return tensor(list(k))._array
+    array = np.asarray(k)
+    return array.astype(np.int64) if array.dtype.kind == "f" and not array.size else array
+
+
+def _whole(e: Any) -> int:
+    if isinstance(e, float):
+        raise TypeError(f"the bounds of a slice must be integers or None, got {e!r}")
+    return int(e)
+
+
 def _split(key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...] | None]:
     """Return a key as a basic one, which takes a view, and one of arrays (or ``None``) to index that view with.
 
     PyTorch takes integers first. NumPy, given both at once, would count them among the arrays.
     """
+    if type(key) is int:
+        return (key, ...), None
     basic: list[Any] = []
     arrays: list[Any] = []
     for k in _parts(key):
         if is_array(k):
-            basic += [slice(None)] * (k.ndim if k.dtype.kind == "b" else 1)
+            basic += [_WHOLE] * (k.ndim if k.dtype.kind == "b" else 1)
             arrays.append(k)
             continue
         basic.append(k)
         if k is Ellipsis:
             arrays.append(k)
         elif not isinstance(k, int):
-            arrays.append(slice(None))
+            arrays.append(_WHOLE)
     if not any(k is Ellipsis for k in basic):
         basic.append(Ellipsis)
     return tuple(basic), tuple(arrays) if any(map(is_array, arrays)) else None
+
+
+def _view(input: Tensor, basic: tuple[Any, ...], arrays: Any) -> Tensor:
+    """Return the part of ``input`` that a basic key takes; itself if that is all and arrays follow."""
+    if arrays is not None and all(k is Ellipsis or (type(k) is slice and k == _WHOLE) for k in basic):
+        if len(basic) - 1 > input.ndim:
+            raise IndexError(f"too many indices for a tensor of shape {list(input.shape)}")
+        return input
+    return engine.apply_view(shape_ops.index, input, key=basic)
 
 
 def getitem(input: Tensor, key: Any) -> Tensor:
@@ -75,7 +115,7 @@ def getitem(input: Tensor, key: Any) -> Tensor:
         IndexError: an index is out of range, or of a type that cannot index.
     """
     basic, arrays = _split(key)
-    part = engine.apply_view(shape_ops.index, input, key=basic)
+    part = _view(input, basic, arrays)
     return part if arrays is None else engine.apply(ops.take, part, key=arrays)
 
 
@@ -88,148 +128,200 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
     """
     basic, arrays = _split(key)
     if not isinstance(value, engine.Tensor_):
-        if isinstance(value, str):
-            raise TypeError(f"a tensor of {input.dtype} cannot hold {value!r}")
-        value = engine.Tensor_(np.asarray(value, input._array.dtype))
-    part = engine.apply_view(shape_ops.index, input, key=basic)
+        value = _as_value(value, input._array.dtype)
+    part = _view(input, basic, arrays)
     if arrays is None:
         while value.ndim > part.ndim and value.shape[0] == 1:
             value = value.reshape(value.shape[1:])
         part.copy_(value)
         return
-    if value.ndim and value.dtype is not input.dtype:
-        raise RuntimeError(
-            f"values of {value.dtype} cannot be written by index tensors into {input.dtype}; "
-            f"convert them with .to()"
-        )
-    engine.write_in_place(part, ops.put, value.to(input.dtype), key=arrays, accumulate=False)
+    one = value.numel() == 1 and all(not is_array(k) or k.dtype.kind == "b" for k in arrays)
+    _put(part, arrays, value, accumulate=False, convert=not value.ndim or one)
 
 
-def _index_array(index: Tensor) -> Any:
-    if index.dtype.category != 1:
-        raise RuntimeError(f"an index must hold integers (int64), got {index.dtype}")
+def _as_value(value: Any, dtype: np.dtype[Any]) -> Tensor:
+    if isinstance(value, str | list | tuple) or value is None:
+        raise TypeError(f"a tensor cannot hold {value!r:.80}; make it a tensor first")
+    try:
+        if isinstance(value, int) and dtype == np.uint8 and -256 < value < 0:
+            value += 256  # as PyTorch
+        return engine.Tensor_(np.asarray(value, dtype))  # type: ignore[no-any-return]
+    except (OverflowError, ValueError) as e:
+        raise RuntimeError(f"a tensor of {dtype} cannot hold {value!r}: {e}") from None
+
+
+def _put(x: Tensor, key: Any, value: Tensor, *, accumulate: bool, convert: bool = False) -> Tensor:
+    """Write (or add) ``value`` at ``x[key]``."""
+    if value.dtype is not x.dtype:
+        if not convert:
+            raise RuntimeError(
+                f"values of {value.dtype} cannot be written by index tensors into {x.dtype}; "
+                f"convert them with .to()"
+            )
+        value = value.to(x.dtype)
+    return engine.write_in_place(x, ops.put, value, key=key, accumulate=accumulate)
+
+
+def _key_of(indices: Sequence[Tensor | None], ndim: int) -> tuple[Any, ...]:
+    if not isinstance(indices, list | tuple):
+        raise TypeError(f"index_put() needs a sequence of index Tensors, got {type(indices).__name__}")
+    key: list[Any] = [_WHOLE if k is None else _parts(k)[0] for k in indices]
+    key = [np.asarray(k) if isinstance(k, int) else k for k in key]
+    if sum(k.ndim if is_array(k) and k.dtype.kind == "b" else 1 for k in key) > ndim:
+        raise IndexError(f"index_put(): too many indices ({len(key)}) for a tensor of {ndim} dimensions")
+    return tuple(key)
+
+
+def index_put(
+    input: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Tensor:
+    """A copy of ``input`` with ``values`` written (or added) at the key that the index tensors make.
+
+    Raises:
+        IndexError: an index is out of range.
+        RuntimeError: ``values`` do not fit, or have another type.
+    """
+    need_tensors("index_put", input, values)
+    key = _key_of(indices, input.ndim)
+    if values.dtype is not input.dtype:
+        raise RuntimeError(f"index_put(): values must be of {input.dtype} as input is, got {values.dtype}")
+    if not key:
+        key = (Ellipsis, np.asarray(True))
+    return engine.apply(ops.put, input, values, key=key, accumulate=accumulate)  # type: ignore[no-any-return]
+
+
+def index_put_(
+    input: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Tensor:
+    """:func:`index_put` in place."""
+    need_tensors("index_put_", input, values)
+    return _put(input, _key_of(indices, input.ndim), values, accumulate=accumulate)
+
+
+def index_array(name: str, index: Any, *, only: str = "int64 int32") -> Any:
+    """Return the array of an index tensor.
+
+    Raises:
+        TypeError: it is no tensor.
+        RuntimeError: it is of no type among ``only``.
+    """
+    need_tensors(name, index)
+    if index.dtype.name not in only.split():
+        raise RuntimeError(f"{name}(): index must be {only.replace(' ', ' or ')}, got {index.dtype}")
     return index._array
 
 
-def _in_range(name: str, index: Any, size: int, error: type[Exception] = RuntimeError) -> None:
+def need_in_range(name: str, index: Any, size: int, error: type[Exception] = RuntimeError) -> None:
+    """Raise ``error`` unless all indices are in ``[0, size)``."""
     if index.size and not (index.min() >= 0 and index.max() < size):
         bad = index[(index < 0) | (index >= size)].flat[0]
         raise error(f"{name}(): index {bad} is out of range for a dimension of size {size}")
 
 
-def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
-    """``out[i][j] = input[index[i][j]][j]`` for ``dim`` 0."""
-    d, where = normalize_dim(dim, input.ndim), _index_array(index)
-    if index.ndim != input.ndim:
-        raise RuntimeError(
-            f"gather(): index has {index.ndim} dimensions, input {input.ndim}; they must be equal"
-        )
-    if not input.ndim:
-        return gather(input.reshape(1), 0, index.reshape(1)).reshape(())
-    _in_range("gather", where, input.shape[d])
-    return engine.apply(ops.gather, input, where, axis=d)  # type: ignore[no-any-return]
-
-
-def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
-    """The elements at ``indices`` along ``dim``, both broadcast in the others; of the flattened tensor without it.
+def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    """The elements ``index`` (a vector, int64 or int32) of dimension ``dim``.
 
     Raises:
-        RuntimeError: the numbers of dimensions differ, or an index is out of range.
+        IndexError: an index is out of range, or ``index`` is no vector.
     """
-    need_tensors("take_along_dim", input, indices)
-    if dim is None:
-        return gather(input.reshape(-1), 0, indices.reshape(-1))
-    if input.ndim != indices.ndim:
-        raise RuntimeError(
-            f"take_along_dim(): input has {input.ndim} dimensions, indices {indices.ndim}; they must be equal"
-        )
-    d = normalize_dim(dim, input.ndim)
-    size = list(
-        np.broadcast_shapes(*([1 if i == d else n for i, n in enumerate(t.shape)] for t in (input, indices)))
-    )
-    x = input.expand([n if i != d else -1 for i, n in enumerate(size)])
-    return gather(x, d, indices.expand([n if i != d else -1 for i, n in enumerate(size)]))
-
-
-def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
-    """The elements ``index`` (a vector) of dimension ``dim``."""
-    d, where = normalize_dim(dim, input.ndim), _index_array(index)
+    d, where = normalize_dim(dim, input.ndim), index_array("index_select", index)
     if where.ndim > 1:
         raise IndexError(f"index_select(): index must be a vector, got shape {list(where.shape)}")
     if not input.ndim:
         return index_select(input.reshape(1), 0, index).reshape(())
-    _in_range("index_select", where, input.shape[d], IndexError)
-    return engine.apply(ops.take, input, key=(*[slice(None)] * d, where.reshape(-1)))  # type: ignore[no-any-return]
+    need_in_range("index_select", where, input._array.shape[d], IndexError)
+    return engine.apply(ops.take, input, key=(*[_WHOLE] * d, where.reshape(-1)))  # type: ignore[no-any-return]
 
 
-def _scatter_arguments(name: str, input: Tensor, dim: int, index: Tensor, src: Any) -> tuple[int, Any]:
-    """Return the dimension, counted from the front, and the index array, after the checks of scatter."""
-    d, where = normalize_dim(dim, input.ndim), _index_array(index)
+def take(input: Tensor, index: Tensor) -> Tensor:
+    """The elements whose numbers, row-major, are in ``index`` (int64, may be negative), in its shape.
+
+    Raises:
+        IndexError: an index is out of range.
+    """
+    where = index_array("take", index, only="int64")
+    n = input.numel()
+    if where.size and not n:
+        raise IndexError("take(): cannot take from a tensor without elements")
+    if where.size and not (where.min() >= -n and where.max() < n):
+        raise IndexError(f"take(): indices must be in [{-n}, {n}), got {where.min()} to {where.max()}")
     if not where.size:
-        return d, where.reshape((0,) * input.ndim)
-    others = [input, src] if isinstance(src, engine.Tensor_) else [input]
-    for x in others:
-        if x.ndim != where.ndim:
-            raise RuntimeError(
-                f"{name}(): index has {where.ndim} dimensions, but a tensor of shape {list(x.shape)}"
-            )
-        if x is src and src.dtype is not input.dtype:
-            raise RuntimeError(f"{name}(): src must be of {input.dtype} as input is, got {src.dtype}")
-        for i, (n, m) in enumerate(zip(where.shape, x.shape, strict=True)):
-            if n > m and not (x is input and i == d):
-                raise RuntimeError(
-                    f"{name}(): index of shape {list(where.shape)} goes beyond a tensor of {list(x.shape)}"
-                )
-    _in_range(name, where, input.shape[d])
-    return d, where
+        where = where.reshape(where.shape)
+    return engine.apply(ops.take, input.reshape(-1), key=(where,))  # type: ignore[no-any-return]
 
 
-def scatter(input: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:
-    """A copy of ``input`` with ``src`` (a tensor or a number) written at ``index`` along ``dim``."""
-    d, where = _scatter_arguments("scatter", input, dim, index, src)
-    value = src if isinstance(src, engine.Tensor_) else engine.Tensor_(np.asarray(src, input._array.dtype))
-    return engine.apply(ops.scatter, input, where, value, axis=d)  # type: ignore[no-any-return]
+def put(input: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
+    """A copy of ``input`` with ``source`` written (or added) at the elements with the numbers ``index``, row-major.
+
+    Raises:
+        IndexError: an index is out of range.
+        RuntimeError: ``source`` has another type or number of elements than it should.
+    """
+    where, n = index_array("put", index, only="int64"), input.numel()
+    need_tensors("put", source)
+    if source.dtype is not input.dtype:
+        raise RuntimeError(f"put(): source must be of {input.dtype} as input is, got {source.dtype}")
+    if source.numel() != where.size:
+        raise RuntimeError(f"put(): {source.numel()} elements for {where.size} indices")
+    if where.size and not n:
+        raise IndexError("put(): cannot put into a tensor without elements")
+    if where.size and not (where.min() >= -n and where.max() < n):
+        raise IndexError(f"put(): indices must be in [{-n}, {n}), got {where.min()} to {where.max()}")
+    key = (where.reshape(-1),)
+    flat = engine.apply(ops.put, input.reshape(-1), source.reshape(-1), key=key, accumulate=accumulate)
+    return flat.reshape(input.shape)  # type: ignore[no-any-return]
 
 
-def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
-    """A copy of ``input`` with ``src`` added at ``index`` along ``dim``."""
-    d, where = _scatter_arguments("scatter_add", input, dim, index, src)
-    return engine.apply(ops.scatter_add, input, where, src, axis=d)  # type: ignore[no-any-return]
-
-
-def scatter_(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None) -> Tensor:
-    """:func:`scatter` in place."""
-    return overwrite(input, scatter, dim, index, value if src is None else src)
-
-
-def scatter_add_(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
-    """:func:`scatter_add` in place."""
-    return overwrite(input, scatter_add, dim, index, src)
+def put_(input: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
+    """:func:`put` in place."""
+    return overwrite(input, put, index, source, accumulate)
 
 
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:
     """The elements where ``mask`` (boolean, broadcast) holds, in one dimension."""
+    need_tensors("masked_select", input, mask)
     if mask.dtype.category:
         raise RuntimeError(f"masked_select(): the mask must be boolean, got {mask.dtype}")
     x, where = broadcast_tensors(input, mask)
     return getitem(x, where)
 
 
+def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    """A copy of ``input`` with the elements of ``source``, in their order, where ``mask`` (boolean, broadcast) holds.
+
+    Raises:
+        RuntimeError: ``source`` has too few elements or another type, or the mask is not boolean.
+    """
+    need_tensors("masked_scatter", input, mask, source)
+    if mask.dtype.category:
+        raise RuntimeError(f"masked_scatter(): the mask must be boolean, got {mask.dtype}")
+    if source.dtype is not input.dtype:
+        raise RuntimeError(
+            f"masked_scatter(): source must be of {input.dtype} as input is, got {source.dtype}"
+        )
+    x, where = broadcast_tensors(input, mask)
+    count = int(np.count_nonzero(where._array))
+    if count > source.numel():
+        raise RuntimeError(
+            f"masked_scatter(): the mask holds {count} times, source has {source.numel()} elements"
+        )
+    value = source.reshape(-1)[:count]
+    return engine.apply(ops.put, x, value, key=(where._array,), accumulate=False)  # type: ignore[no-any-return]
+
+
+def masked_scatter_(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    """:func:`masked_scatter` in place."""
+    return overwrite(input, masked_scatter, mask, source)
+
+
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """The indices of the elements that are not zero: ``(count, ndim)`` int64, or a tuple with one per dimension."""
+    if as_tuple and not input.ndim:
+        input = expand(input, 1)
     rows = engine.apply(ops.nonzero, input)
-    return tuple(rows[:, i] for i in range(max(input.ndim, 1))) if as_tuple else rows
+    return tuple(rows[:, i] for i in range(input.ndim)) if as_tuple else rows
 
 
-def tril(input: Tensor, diagonal: int = 0) -> Tensor:
-    """Zeros above a diagonal of the last two dimensions."""
-    if input.ndim < 2:
-        raise RuntimeError(f"tril() and triu() need at least 2 dimensions, got shape {list(input.shape)}")
-    return engine.apply(ops.triangle, input, diagonal=diagonal, upper=False)  # type: ignore[no-any-return]
-
-
-def triu(input: Tensor, diagonal: int = 0) -> Tensor:
-    """Zeros below a diagonal of the last two dimensions."""
-    if input.ndim < 2:
-        raise RuntimeError(f"tril() and triu() need at least 2 dimensions, got shape {list(input.shape)}")
-    return engine.apply(ops.triangle, input, diagonal=diagonal, upper=True)  # type: ignore[no-any-return]
+def argwhere(input: Tensor) -> Tensor:
+    """The indices of the elements that are not zero, ``(count, ndim)`` int64."""
+    return nonzero(input)  # type: ignore[no-any-return]

@@ -1,19 +1,36 @@
-"""Functions that move elements, with PyTorch's names. Where PyTorch gives a view, so does this."""
+"""Other shapes of the same elements, with PyTorch's names. Where PyTorch gives a view, so does this."""
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import engine
-from disttrain.functions.common import cast, normalize_dim, normalize_dims, promote, sizes
+from disttrain import dtypes, engine, layouts
+from disttrain.functions.common import normalize_dim, normalize_dims, sizes
 from disttrain.ops import shape as ops
+from disttrain.ops import strided
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
+
+
+def given(name: str, keyword: str, args: Sequence[Any], value: Any) -> tuple[int, ...]:
+    """Return integers given as ``f(2, 3)``, as ``f((2, 3))``, or by keyword.
+
+    Raises:
+        TypeError: they are given twice or not at all, or are no integers.
+    """
+    if value is not None:
+        if args:
+            raise TypeError(f"{name}() got {keyword} twice: {args!r} and {value!r}")
+        args = (value,)
+    elif not args:
+        raise TypeError(f"{name}() needs {keyword}")
+    return sizes(args)
 
 
 def _resolve(shape: tuple[int, ...], numel: int, name: str, old: tuple[int, ...]) -> tuple[int, ...]:
@@ -34,35 +51,68 @@ def _resolve(shape: tuple[int, ...], numel: int, name: str, old: tuple[int, ...]
     return shape
 
 
-def reshape(input: Tensor, *shape: Any) -> Tensor:
+def reshape(input: Tensor, *sizes: Any, shape: Any = None) -> Tensor:
     """The same elements in another shape, a view where the memory allows it; one size may be -1.
 
     Raises:
         RuntimeError: the shape holds another number of elements.
     """
-    size = _resolve(sizes(shape), input.numel(), "reshape", input.shape)
-    return engine.apply_view(ops.reshape, input, shape=size)
+    wanted = given("reshape", "shape", sizes, shape)
+    wanted = _resolve(wanted, input._array.size, "reshape", input._array.shape)
+    return engine.apply_view(ops.reshape, input, shape=wanted)
 
 
-def view(input: Tensor, *shape: Any) -> Any:
-    """The same memory in another shape; with a dtype of the same width, the same bytes as that type.
+def view(input: Tensor, *sizes: Any, size: Any = None, dtype: Any = None) -> Tensor:
+    """The same memory in another shape; or, given a dtype, the same bytes as that type.
+
+    With a narrower or wider type the last dimension grows or shrinks.
 
     Raises:
-        RuntimeError: the memory cannot be seen in that shape, or the shape holds another number of elements.
+        RuntimeError: the memory cannot be seen so, or the shape holds another number of elements.
     """
-    size = _resolve(sizes(shape), input.numel(), "view", input.shape)
-    t = engine.apply_view(ops.reshape, input, shape=size)
-    if t._array.size and not np.may_share_memory(t._array, input._array):
+    if dtype is None and len(sizes) == 1 and isinstance(sizes[0], dtypes.dtype):
+        dtype, sizes = sizes[0], ()
+    if dtype is not None:
+        return _view_as_type(input, dtypes.as_dtype(dtype))
+    wanted = given("view", "size", sizes, size)
+    wanted = _resolve(wanted, input._array.size, "view", input._array.shape)
+    t = engine.apply_view(ops.reshape, input, shape=wanted)
+    if t._base is None and t._array.size:
         raise RuntimeError(
             f"view(): a tensor of shape {list(input.shape)} and strides {list(input.stride())} cannot be "
-            f"seen as {list(size)} without a copy; use reshape()"
+            f"seen as {list(wanted)} without a copy; use reshape()"
         )
     return t
 
 
+def _view_as_type(input: Tensor, dtype: dtypes.dtype) -> Tensor:
+    old = input._array.itemsize
+    if dtype.itemsize != old:
+        if not input.ndim:
+            raise RuntimeError(
+                f"view(): a tensor without dimensions cannot be seen as {dtype}, whose elements have another width"
+            )
+        if input.shape[-1] > 1 and input.stride(-1) != 1:
+            raise RuntimeError(
+                f"view(): the last stride must be 1 to see {input.dtype} as {dtype}, got {input.stride(-1)}"
+            )
+        if input.shape[-1] * old % dtype.itemsize:
+            raise RuntimeError(
+                f"view(): the last dimension must be divisible by {dtype.itemsize // old} to see {input.dtype} as "
+                f"{dtype}, got {input.shape[-1]}"
+            )
+        if any(s * old % dtype.itemsize for s in input.stride()[:-1]):
+            raise RuntimeError(
+                f"view(): strides {list(input.stride())} of {input.dtype} are no whole elements of {dtype}"
+            )
+    if dtype is input.dtype:
+        return engine.apply_view(ops.reshape, input, shape=input._array.shape)
+    return engine.apply_view(strided.reinterpret, input, dtype=dtype.numpy)
+
+
 def view_as(input: Tensor, other: Tensor) -> Tensor:
     """``input.view(other.shape)``."""
-    return view(input, other.shape)  # type: ignore[no-any-return]
+    return view(input, other.shape)
 
 
 def reshape_as(input: Tensor, other: Tensor) -> Tensor:
@@ -81,48 +131,66 @@ def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
         raise RuntimeError(f"flatten(): start_dim {start_dim} comes after end_dim {end_dim}")
     if not input.ndim:
         return reshape(input, 1)
-    shape = input.shape
+    shape = input._array.shape
     if first == last:
         return input
-    return reshape(input, *shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :])
+    return reshape(input, (*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]))
 
 
 def ravel(input: Tensor) -> Tensor:
     """All elements in one dimension."""
-    return reshape(input, -1) if input.numel() else reshape(input, 0)
+    return reshape(input, input._array.size)
 
 
 def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
-    """Dimension ``dim`` as several of ``sizes``; one may be -1."""
+    """Dimension ``dim`` as several of ``sizes``; one may be -1.
+
+    Raises:
+        RuntimeError: ``sizes`` are none, or do not make up the dimension.
+    """
     d = normalize_dim(dim, input.ndim)
-    part = _resolve(tuple(sizes), input.shape[d], "unflatten", (input.shape[d],))
-    return view(input, *input.shape[:d], *part, *input.shape[d + 1 :])  # type: ignore[no-any-return]
+    if not input.ndim:
+        raise IndexError("unflatten(): a tensor without dimensions has none to take apart")
+    if not len(sizes):
+        raise RuntimeError("unflatten(): sizes must not be empty")
+    shape = input._array.shape
+    part = _resolve(tuple(map(operator.index, sizes)), shape[d], "unflatten", (shape[d],))
+    return view(input, (*shape[:d], *part, *shape[d + 1 :]))
 
 
-def permute(input: Tensor, *dims: Any) -> Tensor:
+def permute(input: Tensor, *order: Any, dims: Any = None) -> Tensor:
     """A view with the dimensions in the order ``dims``.
 
     Raises:
         RuntimeError: ``dims`` is not an order of all dimensions.
     """
-    order = tuple(normalize_dim(d, input.ndim) for d in sizes(dims))
-    if sorted(order) != list(range(input.ndim)):
+    wanted = given("permute", "dims", order, dims)
+    axes = tuple(normalize_dim(d, input.ndim) for d in wanted)
+    if sorted(axes) != list(range(input.ndim)):
         raise RuntimeError(
-            f"permute(): dims must name each of {input.ndim} dimensions once, got {list(sizes(dims))}"
+            f"permute(): dims must name each of {input.ndim} dimensions once, got {list(wanted)}"
         )
-    return engine.apply_view(ops.transpose, input, axes=order)
+    return engine.apply_view(ops.transpose, input, axes=axes)
 
 
 def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
     """A view with two dimensions exchanged."""
-    order = list(range(input.ndim))
-    a, b = normalize_dim(dim0, input.ndim), normalize_dim(dim1, input.ndim)
-    if input.ndim:
+    n = input._array.ndim
+    order = list(range(n))
+    a, b = normalize_dim(dim0, n), normalize_dim(dim1, n)
+    if n:
         order[a], order[b] = order[b], order[a]
     return engine.apply_view(ops.transpose, input, axes=tuple(order))
 
 
-swapaxes = transpose
+def swapaxes(input: Tensor, axis0: int, axis1: int) -> Tensor:
+    """:func:`transpose`."""
+    return transpose(input, axis0, axis1)
+
+
+def swapdims(input: Tensor, dim0: int, dim1: int) -> Tensor:
+    """:func:`transpose`."""
+    return transpose(input, dim0, dim1)
 
 
 def t(input: Tensor) -> Tensor:
@@ -138,6 +206,17 @@ def t(input: Tensor) -> Tensor:
     return engine.apply_view(ops.transpose, input, axes=tuple(range(input.ndim))[::-1])
 
 
+def adjoint(input: Tensor) -> Tensor:
+    """A view with the last two dimensions exchanged.
+
+    Raises:
+        RuntimeError: the tensor has one dimension.
+    """
+    if input.ndim == 1:
+        raise RuntimeError("adjoint() needs matrices, got a tensor of one dimension")
+    return transpose(input, -2, -1) if input.ndim else input
+
+
 def movedim(input: Tensor, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
     """A view with dimensions ``source`` moved to ``destination``."""
     src = [normalize_dim(d, input.ndim) for d in ([source] if isinstance(source, int) else source)]
@@ -148,47 +227,60 @@ def movedim(input: Tensor, source: int | Sequence[int], destination: int | Seque
         raise RuntimeError(f"movedim(): {len(src)} source dimensions, but {len(dst)} destinations")
     if len(set(src)) < len(src) or len(set(dst)) < len(dst):
         raise RuntimeError(f"movedim(): a dimension appears twice in source {src} or destination {dst}")
+    if not input.ndim:
+        return permute(input, ())
     order = [d for d in range(input.ndim) if d not in src]
     for d, s in sorted(zip(dst, src, strict=True)):
         order.insert(d, s)
     return permute(input, order)
 
 
+moveaxis = movedim
+
+
 def squeeze(input: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
     """A view without the dimensions of size 1 (among ``dim``, if given)."""
-    drop = normalize_dims(dim, input.ndim) if dim is not None else range(input.ndim)
+    drop: Any = range(input.ndim)
+    if dim is not None:
+        drop = () if not isinstance(dim, int) and not len(dim) else normalize_dims(dim, input.ndim)
     return engine.apply_view(
-        ops.reshape, input, shape=tuple(n for i, n in enumerate(input.shape) if n != 1 or i not in drop)
+        ops.reshape,
+        input,
+        shape=tuple([n for i, n in enumerate(input._array.shape) if n != 1 or i not in drop]),
     )
 
 
 def unsqueeze(input: Tensor, dim: int) -> Tensor:
     """A view with a new dimension of size 1 at ``dim``."""
-    d = normalize_dim(dim, input.ndim + 1)
-    return engine.apply_view(ops.reshape, input, shape=(*input.shape[:d], 1, *input.shape[d:]))
+    shape = input._array.shape
+    d = normalize_dim(dim, len(shape) + 1)
+    return engine.apply_view(ops.reshape, input, shape=(*shape[:d], 1, *shape[d:]))
 
 
-def expand(input: Tensor, *size: Any) -> Tensor:
+def expand(input: Tensor, *sizes: Any, size: Any = None, implicit: bool = False) -> Tensor:
     """A view with dimensions of size 1 repeated without a copy; -1 keeps a size.
 
     Raises:
         RuntimeError: a size other than 1 would have to change.
     """
-    wanted = sizes(size)
-    extra = len(wanted) - input.ndim
+    wanted = given("expand", "size", sizes, size)
+    shape = input._array.shape
+    extra = len(wanted) - len(shape)
     if extra < 0:
-        raise RuntimeError(f"expand(): {len(wanted)} sizes for a tensor of shape {list(input.shape)}")
-    full = [input.shape[i - extra] if n == -1 and i >= extra else n for i, n in enumerate(wanted)]
+        raise RuntimeError(f"expand(): {len(wanted)} sizes for a tensor of shape {list(shape)}")
+    full = [shape[i - extra] if n == -1 and i >= extra else n for i, n in enumerate(wanted)]
     for i, n in enumerate(full):
-        if n < 0 or (i >= extra and input.shape[i - extra] not in (1, n)):
+        if n < 0 or (i >= extra and shape[i - extra] not in (1, n)):
             raise RuntimeError(
-                f"expand(): shape {list(input.shape)} cannot be expanded to {list(wanted)}: "
-                f"dimension {i} has size {input.shape[i - extra] if i >= extra else 'none'}"
+                f"expand(): shape {list(shape)} cannot be expanded to {list(wanted)}: "
+                f"dimension {i} has size {shape[i - extra] if i >= extra else 'none'}"
             )
     return engine.apply_view(ops.broadcast_to, input, shape=tuple(full))
 
 
-broadcast_to = expand
+def broadcast_to(input: Tensor, size: Sequence[int]) -> Tensor:
+    """A view with dimensions of size 1 repeated without a copy; -1 keeps a size."""
+    return expand(input, size)
 
 
 def expand_as(input: Tensor, other: Tensor) -> Tensor:
@@ -196,53 +288,65 @@ def expand_as(input: Tensor, other: Tensor) -> Tensor:
     return expand(input, other.shape)
 
 
-def broadcast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors expanded to their common shape."""
+def broadcast_shapes(*shapes: Any) -> Any:
+    """The shape that tensors of these shapes broadcast to.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    from disttrain.tensors import Size
+
+    full = [(s,) if isinstance(s, int) else tuple(map(operator.index, s)) for s in shapes]
+    if any(n < 0 for s in full for n in s):
+        raise RuntimeError(f"broadcast_shapes(): sizes must not be negative, got {[list(s) for s in full]}")
     try:
-        common = np.broadcast_shapes(*(x.shape for x in tensors))
+        return Size(np.broadcast_shapes(*full))
     except ValueError:
-        shapes = ", ".join(str(list(x.shape)) for x in tensors)
-        raise RuntimeError(f"shapes {shapes} do not broadcast to one shape") from None
+        shown = ", ".join(str(list(s)) for s in full)
+        raise RuntimeError(f"shapes {shown} do not broadcast to one shape") from None
+
+
+def broadcast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors expanded to their common shape.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    if len(tensors) == 1 and isinstance(tensors[0], list | tuple):
+        tensors = tuple(tensors[0])
+    common = broadcast_shapes(*(x._array.shape for x in tensors))
     return tuple(expand(x, common) for x in tensors)
 
 
-def repeat(input: Tensor, *repeats: Any) -> Tensor:
-    """A copy repeated ``repeats`` times along its dimensions; more numbers than dimensions add new ones in front.
-
-    Raises:
-        RuntimeError: there are fewer numbers than dimensions.
-    """
-    times = sizes(repeats)
-    if min(times, default=0) < 0:
-        raise RuntimeError(f"repeat(): the numbers of times must not be negative, got {list(times)}")
-    if len(times) < input.ndim:
-        raise RuntimeError(f"repeat(): {len(times)} numbers for a tensor of shape {list(input.shape)}")
-    grown = reshape(input, (1,) * (len(times) - input.ndim) + tuple(input.shape))
-    return engine.apply(ops.tile, grown, repeats=times)  # type: ignore[no-any-return]
-
-
-def tile(input: Tensor, *dims: Any) -> Tensor:
-    """As :func:`repeat`; missing numbers in front are 1."""
-    times = sizes(dims)
-    return repeat(input, (1,) * (input.ndim - len(times)) + times)
-
-
-def narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
+def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
     """A view of ``length`` elements from ``start`` along ``dim``.
 
     Raises:
-        RuntimeError: the range goes beyond the tensor.
+        RuntimeError: the range goes beyond the tensor, or ``start`` is a tensor that holds no integer.
     """
+    if isinstance(start, engine.Tensor_):
+        if start.ndim or start.dtype.category != 1:
+            raise RuntimeError(
+                f"narrow(): start must be an integer, got a tensor of {start.dtype} and shape {list(start.shape)}"
+            )
+        start = start.item()
     d = normalize_dim(dim, input.ndim)
     if not input.ndim:
         raise RuntimeError("narrow(): a tensor without dimensions cannot be cut")
-    n = input.shape[d]
+    if length < 0:
+        raise RuntimeError(f"narrow(): length must not be negative, got {length}")
+    n = input._array.shape[d]
     if not -n <= start <= n:
         raise IndexError(f"narrow(): start {start} is out of range for dimension {d} of size {n}")
     start = start + n if start < 0 else start
-    if length < 0 or start + length > n:
+    if start + length > n:
         raise RuntimeError(f"narrow(): start {start} and length {length} go beyond dimension {d} of size {n}")
-    return _index(input, d, slice(start, start + length))
+    return along(input, d, slice(start, start + length))
+
+
+def narrow_copy(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
+    """:func:`narrow` in memory of its own."""
+    return clone(narrow(input, dim, start, length))
 
 
 def select(input: Tensor, dim: int, index: int) -> Tensor:
@@ -252,148 +356,185 @@ def select(input: Tensor, dim: int, index: int) -> Tensor:
         IndexError: there is no such element.
     """
     d = normalize_dim(dim, input.ndim)
-    if not input.ndim or not -input.shape[d] <= index < input.shape[d]:
+    index = operator.index(index)
+    if not input.ndim or not -input._array.shape[d] <= index < input._array.shape[d]:
         raise IndexError(
             f"select(): index {index} out of range for dimension {d} of shape {list(input.shape)}"
         )
-    return _index(input, d, index)
+    return along(input, d, index)
 
 
-def _index(input: Tensor, dim: int, where: Any) -> Tensor:
+def along(input: Tensor, dim: int, where: Any) -> Tensor:
+    """Return a view of one element or a slice of a dimension."""
     return engine.apply_view(ops.index, input, key=(*[slice(None)] * dim, where, ...))
 
 
-def split(input: Tensor, split_size_or_sections: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
-    """Views of pieces along ``dim``: of one size (the last may be smaller), or of the sizes given.
+def unfold(input: Tensor, dimension: int, size: int, step: int) -> Tensor:
+    """A view of all windows of ``size`` elements along a dimension, ``step`` apart, each in a new last dimension.
 
     Raises:
-        RuntimeError: the sizes do not add up to the dimension's.
+        RuntimeError: ``size`` is negative or larger than the dimension, or ``step`` is not positive.
     """
+    d = normalize_dim(dimension, input.ndim)
+    n = input._array.shape[d] if input.ndim else 1
+    if not 0 <= size <= n:
+        raise RuntimeError(f"unfold(): size must be in [0, {n}], the size of dimension {d}, got {size}")
+    if step < 1:
+        raise RuntimeError(f"unfold(): step must be positive, got {step}")
     if not input.ndim:
-        raise RuntimeError("split(): a tensor without dimensions cannot be split")
-    d = normalize_dim(dim, input.ndim)
-    n = input.shape[d]
-    if isinstance(split_size_or_sections, int):
-        size = split_size_or_sections
-        if size < 0 or (size == 0 and n):
-            raise RuntimeError(f"split(): the size of a piece must be positive, got {size}")
-        parts = [min(size, n - i) for i in range(0, n, size)] if n else [0]
-    else:
-        parts = list(split_size_or_sections)
-        if sum(parts) != n or min(parts, default=0) < 0:
-            raise RuntimeError(f"split(): sizes {parts} must add up to {n}, the size of dimension {d}")
-    begins = np.cumsum([0, *parts])
-    return tuple(_index(input, d, slice(int(b), int(b) + p)) for b, p in zip(begins, parts, strict=False))
+        return reshape(input, 1)[:size]
+    return engine.apply_view(strided.unfold, input, axis=d, size=size, step=step)
 
 
-def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
-    """Views of at most ``chunks`` pieces of equal size (the last may be smaller) along ``dim``."""
-    if chunks < 1:
-        raise RuntimeError(f"chunk(): the number of chunks must be positive, got {chunks}")
-    if not input.ndim:
-        raise RuntimeError("chunk(): a tensor without dimensions cannot be split")
-    n = input.shape[normalize_dim(dim, input.ndim)]
-    return split(input, -(-n // chunks) if n else [0] * chunks, dim)
-
-
-def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
-    """Views of all elements of dimension ``dim``."""
-    d = normalize_dim(dim, input.ndim)
-    if not input.ndim:
-        raise IndexError("unbind(): a tensor without dimensions cannot be taken apart")
-    return tuple(select(input, d, i) for i in range(input.shape[d]))
-
-
-def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """The tensors one after the other along ``dim``, in their common type.
+def as_strided(
+    input: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> Tensor:
+    """A view of the memory with a shape, strides and a beginning (by default that of ``input``) of one's own.
 
     Raises:
-        ValueError: there are none.
-        RuntimeError: their shapes differ in another dimension.
+        RuntimeError: the numbers of sizes and strides differ, or the view would reach beyond the memory.
     """
-    if not len(tensors):
-        raise ValueError("cat() needs at least one tensor, got none")
-    some = [x for x in tensors if x.shape != (0,)] or list(tensors[:1])
-    d = normalize_dim(dim, some[0].ndim)
-    for i, x in enumerate(some):
-        if not x.ndim:
-            raise RuntimeError(f"cat(): tensor {i} has no dimensions; use stack()")
-        same = x.ndim == some[0].ndim and all(
-            a == b for j, (a, b) in enumerate(zip(x.shape, some[0].shape, strict=True)) if j != d
+    shape, steps = tuple(map(operator.index, size)), tuple(map(operator.index, stride))
+    if len(shape) != len(steps):
+        raise RuntimeError(f"as_strided(): {len(shape)} sizes, but {len(steps)} strides")
+    if min(steps, default=0) < 0 or min(shape, default=0) < 0:
+        raise RuntimeError(
+            f"as_strided(): sizes and strides must not be negative, got {list(shape)} and {list(steps)}"
         )
-        if not same:
-            raise RuntimeError(
-                f"cat(): tensors must have the same shape except in dimension {d}; tensor 0 has "
-                f"{list(some[0].shape)}, tensor {i} has {list(x.shape)}"
-            )
-    return engine.apply(ops.concatenate, *_common(some), axis=d)  # type: ignore[no-any-return]
+    base = input if input._base is None else input._base
+    offset = input.storage_offset() if storage_offset is None else operator.index(storage_offset)
+    layout = base.stride()
+    room, need = strided.extent(base._array.shape, layout), strided.extent(shape, steps)
+    if offset < 0 or (need and offset + need > room):
+        raise RuntimeError(
+            f"as_strided(): sizes {list(shape)}, strides {list(steps)} and storage offset {offset} reach element "
+            f"{offset + need}, beyond the memory of {room}"
+        )
+    if base is input or base._array.dtype == input._array.dtype:
+        return engine.apply_view(
+            strided.as_strided, base, shape=shape, strides=steps, offset=offset, layout=layout
+        )
+    raise RuntimeError("as_strided() of a tensor that is a view as another type; clone() it first")
 
 
-concat = concatenate = cat
+def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
+    """A copy in memory of its own; the gradient passes through."""
+    if memory_format is None or memory_format is layouts.preserve_format:
+        return engine.apply(ops.copy, input)  # type: ignore[no-any-return]
+    return _laid_out(input, memory_format)
 
 
-def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """The tensors along a new dimension ``dim``, in their common type.
+def contiguous(input: Tensor, memory_format: Any = layouts.contiguous_format) -> Tensor:
+    """``input`` itself if its memory is row-major (or in the order asked for), else a copy that is.
 
     Raises:
-        RuntimeError: there are none, or their shapes differ.
+        RuntimeError: the format needs another number of dimensions.
     """
-    if not len(tensors):
-        raise RuntimeError("stack() needs at least one tensor, got none")
-    for i, x in enumerate(tensors):
-        if x.shape != tensors[0].shape:
-            raise RuntimeError(
-                f"stack(): tensors must have one shape; tensor 0 has {list(tensors[0].shape)}, "
-                f"tensor {i} has {list(x.shape)}"
-            )
-    return engine.apply(  # type: ignore[no-any-return]
-        ops.stack, *_common(tensors), axis=normalize_dim(dim, tensors[0].ndim + 1)
-    )
+    if is_contiguous(input, memory_format):
+        return input
+    return _laid_out(input, memory_format)
 
 
-def _common(tensors: Sequence[Tensor]) -> list[Tensor]:
-    if all(x.dtype is tensors[0].dtype for x in tensors):
-        return list(tensors)
-    kind = promote(*[x.reshape(-1) for x in tensors])[0]._array.dtype
-    return [cast(x, kind) for x in tensors]
+def is_contiguous(input: Tensor, memory_format: Any = layouts.contiguous_format) -> bool:
+    """Return whether the memory is row-major (or in the order asked for)."""
+    if memory_format is layouts.contiguous_format:
+        return bool(input._array.flags.c_contiguous)
+    axes = memory_format.axes
+    if axes is None:
+        raise RuntimeError(f"is_contiguous() does not take {memory_format!r}")
+    return len(axes) == input.ndim and bool(input._array.transpose(axes).flags.c_contiguous)
 
 
-def flip(input: Tensor, *dims: Any) -> Tensor:
-    """A copy with the order along ``dims`` reversed."""
-    axes = tuple(normalize_dim(d, input.ndim) for d in sizes(dims))
-    if len(set(axes)) < len(axes):
-        raise RuntimeError(f"flip(): a dimension appears twice in dims={list(sizes(dims))}")
-    if not input.ndim:
-        return clone(input)
-    return engine.apply(ops.flip, input, axes=axes)  # type: ignore[no-any-return]
+def _laid_out(input: Tensor, memory_format: Any) -> Tensor:
+    axes = memory_format.axes
+    if axes is None:
+        return engine.apply(ops.copy, input, order="C")  # type: ignore[no-any-return]
+    if len(axes) != input.ndim:
+        raise RuntimeError(
+            f"{memory_format!r} is for tensors of {len(axes)} dimensions, got shape {list(input.shape)}"
+        )
+    inner = engine.apply(ops.copy, permute(input, axes), order="C")
+    back = tuple(int(a) for a in np.argsort(axes))
+    return engine.apply(ops.transpose, inner, axes=back)  # type: ignore[no-any-return]
 
 
-def roll(input: Tensor, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None) -> Tensor:
-    """A copy shifted along ``dims``; what leaves at one end comes in at the other. Flattened without ``dims``."""
-    by = (shifts,) if isinstance(shifts, int) else tuple(shifts)
-    if dims is None:
-        flat: Tensor = engine.apply(ops.roll, ravel(input), shifts=by, axes=(0,))
-        return reshape(flat, input.shape)
-    axes = (dims,) if isinstance(dims, int) else tuple(dims)
-    if len(by) != len(axes):
-        raise RuntimeError(f"roll(): {len(by)} shifts, but {len(axes)} dims")
-    axes = tuple(normalize_dim(d, input.ndim) for d in axes)
-    return engine.apply(ops.roll, input, shifts=by, axes=axes)  # type: ignore[no-any-return]
+def _become(input: Tensor, changed: Tensor) -> Tensor:
+    """Make ``input`` the view ``changed`` of itself: another shape, the same memory, the history one step longer."""
+    if changed is input:
+        return input
+    engine.check_in_place(input)
+    edge = changed._edge()
+    input._array = changed._array
+    if input._base is not None:
+        input._chain, input._seen = changed._chain, input._base._history
+    if edge is not None and edge[0] is not input:
+        input._node, input._index = edge
+    return input
 
 
-def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    """A view of the diagonal of two dimensions, as the last dimension."""
-    a, b = normalize_dim(dim1, input.ndim), normalize_dim(dim2, input.ndim)
-    if a == b:
-        raise RuntimeError(f"diagonal(): dim1 and dim2 are the same, {dim1} and {dim2}")
-    return engine.apply_view(ops.diagonal, input, offset=offset, axis1=a, axis2=b)
+def squeeze_(input: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
+    """:func:`squeeze` in place."""
+    return _become(input, squeeze(input, dim))
 
 
-def clone(input: Tensor) -> Tensor:
-    """A copy in memory of its own; the gradient passes through."""
-    return engine.apply(ops.copy, input)  # type: ignore[no-any-return]
+def unsqueeze_(input: Tensor, dim: int) -> Tensor:
+    """:func:`unsqueeze` in place."""
+    return _become(input, unsqueeze(input, dim))
 
 
-def contiguous(input: Tensor) -> Tensor:
-    """``input`` itself if its memory is row-major, else a copy that is."""
-    return input if input._array.flags.c_contiguous else engine.apply(ops.copy, input, order="C")
+def transpose_(input: Tensor, dim0: int, dim1: int) -> Tensor:
+    """:func:`transpose` in place."""
+    return _become(input, transpose(input, dim0, dim1))
+
+
+def swapaxes_(input: Tensor, axis0: int, axis1: int) -> Tensor:
+    """:func:`transpose` in place."""
+    return transpose_(input, axis0, axis1)
+
+
+def swapdims_(input: Tensor, dim0: int, dim1: int) -> Tensor:
+    """:func:`transpose` in place."""
+    return transpose_(input, dim0, dim1)
+
+
+def t_(input: Tensor) -> Tensor:
+    """:func:`t` in place."""
+    return _become(input, t(input))
+
+
+def as_strided_(
+    input: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> Tensor:
+    """:func:`as_strided` in place."""
+    return _become(input, as_strided(input, size, stride, storage_offset))
+
+
+def resize_(input: Tensor, *sizes: Any, memory_format: Any = None) -> Tensor:
+    """Give a tensor another shape and number of elements in place; those that are new are not set.
+
+    Raises:
+        RuntimeError: the tensor requires a gradient, or a size is negative.
+    """
+    shape = given("resize_", "size", sizes, None)
+    if input.requires_grad:
+        raise RuntimeError("resize_() of a tensor that requires grad; detach() it first")
+    if min(shape, default=0) < 0:
+        raise RuntimeError(f"resize_(): sizes must not be negative, got {list(shape)}")
+    if shape == input._array.shape:
+        return input
+    count, old = math.prod(shape), input._array
+    base = old if input._base is None else input._base._array
+    flat: Any = base.reshape(-1) if base.flags.c_contiguous else old.reshape(-1)
+    begin = input.storage_offset() if base.flags.c_contiguous else 0
+    if begin + count > flat.size:
+        grown = np.empty(count, old.dtype)
+        grown[: flat.size - begin] = flat[begin:]
+        flat, begin = grown, 0
+    input._array = flat[begin : begin + count].reshape(shape)
+    input._version_counter[0] += 1
+    return input
+
+
+def resize_as_(input: Tensor, other: Tensor, *, memory_format: Any = None) -> Tensor:
+    """``input.resize_(other.shape)``."""
+    return resize_(input, other.shape, memory_format=memory_format)

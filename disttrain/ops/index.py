@@ -1,11 +1,10 @@
-"""Operations that gather and scatter elements by index arrays."""
+"""Operations that take and put elements by keys of index and mask arrays."""
 
 from typing import Any
 
 import numpy as np
 
-from disttrain.ops import shape
-from disttrain.ops.types import Array, Result, call, get_array_module, no_vjp
+from disttrain.ops.types import Array, Result, call, get_array_module, is_array, no_vjp
 
 Needs = tuple[bool, ...]
 Grads = tuple[Any, ...]
@@ -13,7 +12,22 @@ Grads = tuple[Any, ...]
 
 def take(x: Array, *, key: Any) -> Result:
     """``x[key]`` where the key holds index or mask arrays (NumPy's rules): a copy."""
+    axis = _one_axis(key)
+    if axis is not None and key[axis].size > _MANY:
+        return x.take(key[axis], axis), (x.shape, key), take_vjp  # several times as fast
     return x[key], (x.shape, key), take_vjp
+
+
+_MANY = 256
+
+
+def _one_axis(key: Any) -> int | None:
+    """Return the axis that a key indexes by an array of integers, if it takes all of the others."""
+    axis = len(key) - 1
+    last = key[axis]
+    if not is_array(last) or last.dtype.kind == "b":
+        return None
+    return axis if all(type(k) is slice and k == slice(None) for k in key[:axis]) else None
 
 
 def take_vjp(g: Any, needs: Needs, size: tuple[int, ...], key: Any) -> Grads:
@@ -22,12 +36,11 @@ def take_vjp(g: Any, needs: Needs, size: tuple[int, ...], key: Any) -> Grads:
 
 def put_zeros(value: Array, *, shape: tuple[int, ...], key: Any) -> Result:
     """Zeros of ``shape`` with ``value`` added at ``[key]``; indices that repeat add up, in their order."""
-    xp = get_array_module(value)
-    out = xp.zeros(shape, value.dtype)
+    out = get_array_module(value).zeros(shape, value.dtype)
     if _is_mask(key):
         out[key] = value
     else:
-        xp.add.at(out, key, value)
+        _add(out, key, value)
     return out, (key,), put_zeros_vjp
 
 
@@ -41,11 +54,27 @@ def _is_mask(key: Any) -> bool:
     )
 
 
+def _add(out: Array, key: Any, value: Array) -> None:
+    """Add ``value`` at ``out[key]``, where ``out`` is row-major, by number of element: NumPy's fast way."""
+    xp = get_array_module(out)
+    where = xp.arange(out.size).reshape(out.shape)[key]
+    add_at(out, where, xp.broadcast_to(value, where.shape))
+
+
+def add_at(out: Array, where: Array, value: Array) -> None:
+    """Add each element of ``value`` to the element of ``out``, row-major, whose number is in ``where``."""
+    xp = get_array_module(out)
+    if out.dtype.kind == "b":
+        xp.logical_or.at(out.reshape(-1), where.reshape(-1), value.reshape(-1))
+    else:
+        xp.add.at(out.reshape(-1), where.reshape(-1), value.reshape(-1))
+
+
 def put(x: Array, value: Array, *, key: Any, accumulate: bool) -> Result:
     """A copy of ``x`` with ``value`` written (or added) at ``[key]``."""
     out = x.copy()
     if accumulate:
-        get_array_module(x).add.at(out, key, value)
+        _add(out, key, value)
     else:
         out[key] = value
     return out, (key, accumulate), put_vjp
@@ -54,70 +83,8 @@ def put(x: Array, value: Array, *, key: Any, accumulate: bool) -> Result:
 def put_vjp(g: Any, needs: Needs, key: Any, accumulate: bool) -> Grads:
     value = call(take, g, key=key) if needs[1] else None
     if not needs[0] or accumulate:
-        return g, value
+        return g if needs[0] else None, value
     return call(put, g, 0 * call(take, g, key=key), key=key, accumulate=False), value
-
-
-def gather(x: Array, index: Array, *, axis: int) -> Result:
-    """``out[i][j] = x[index[i][j]][j]`` for ``axis`` 0, as ``torch.gather``."""
-    corner = tuple(slice(None) if a == axis else slice(n) for a, n in enumerate(index.shape))
-    out = get_array_module(x).take_along_axis(x[corner], index, axis)
-    return out, (index, axis, x.shape), gather_vjp
-
-
-def gather_vjp(g: Any, needs: Needs, index: Any, axis: int, size: tuple[int, ...]) -> Grads:
-    return call(scatter_add_zeros, g, index, axis=axis, shape=size), None
-
-
-def scatter_add_zeros(value: Array, index: Array, *, axis: int, shape: tuple[int, ...]) -> Result:
-    """Zeros of ``shape`` with ``value`` added at ``index`` along ``axis``: the gradient of :func:`gather`."""
-    xp = get_array_module(value)
-    out = xp.zeros(shape, value.dtype)
-    xp.add.at(out, _grid(index, axis), value)
-    return out, (index, axis), scatter_add_zeros_vjp
-
-
-def scatter_add_zeros_vjp(g: Any, needs: Needs, index: Any, axis: int) -> Grads:
-    return call(gather, g, index, axis=axis), None
-
-
-def scatter_add(x: Array, index: Array, value: Array, *, axis: int) -> Result:
-    """A copy of ``x`` with ``value`` added at ``index`` along ``axis``, as ``torch.scatter_add``."""
-    out = x.copy()
-    get_array_module(x).add.at(out, _grid(index, axis), value[tuple(map(slice, index.shape))])
-    return out, (index, value.shape, axis), scatter_add_vjp
-
-
-def scatter_add_vjp(g: Any, needs: Needs, index: Any, size: tuple[int, ...], axis: int) -> Grads:
-    return g, None, _fit(call(gather, g, index, axis=axis), size) if needs[2] else None
-
-
-def scatter(x: Array, index: Array, value: Array, *, axis: int) -> Result:
-    """A copy of ``x`` with ``value`` written at ``index`` along ``axis``, as ``torch.scatter``."""
-    out = x.copy()
-    out[_grid(index, axis)] = value[tuple(map(slice, index.shape))] if value.ndim else value
-    return out, (index, value.shape, axis), scatter_vjp
-
-
-def scatter_vjp(g: Any, needs: Needs, index: Any, size: tuple[int, ...], axis: int) -> Grads:
-    there = call(gather, g, index, axis=axis)
-    gx = call(scatter, g, index, there * 0, axis=axis) if needs[0] else None
-    if not needs[2]:
-        return gx, None, None
-    return gx, None, _fit(there, size) if size else there  # the engine sums it to a value without dimensions
-
-
-def _fit(g: Any, size: tuple[int, ...]) -> Any:
-    """Return ``g`` with zeros behind it up to ``size``: an index may be smaller than what it scatters."""
-    if tuple(g.shape) == tuple(size):
-        return g
-    return call(shape.pad, g, widths=tuple((0, n - m) for n, m in zip(size, g.shape, strict=True)), value=0)
-
-
-def _grid(index: Any, axis: int) -> tuple[Any, ...]:
-    key: list[Any] = list(np.ogrid[tuple(map(slice, index.shape))])
-    key[axis] = index
-    return tuple(key)
 
 
 def triangle(x: Array, *, diagonal: int, upper: bool) -> Result:

@@ -147,7 +147,7 @@ def _extreme_along(x: Array, where: Array, axis: int, keepdims: bool) -> Result:
 
 
 def along_vjp(g: Any, needs: Needs, where: Any, size: tuple[int, ...], axis: int, keepdims: bool) -> Grads:
-    from disttrain.ops.index import scatter_add_zeros
+    from disttrain.ops.scatter import scatter_add_zeros
 
     top = g[0]
     if not keepdims:

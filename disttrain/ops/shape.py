@@ -109,7 +109,12 @@ def scatter_view_vjp(g: Any, needs: tuple[bool, ...], chain: Chain) -> tuple[Any
 def view_scatter(base: Array, value: Array, *, chain: Chain) -> Result:
     """A copy of ``base`` with ``value`` in the view that ``chain`` takes of it."""
     out = base.copy()
-    _replay(out, chain)[...] = value
+    view = _replay(out, chain)
+    if not view.size or get_array_module(out).may_share_memory(view, out):
+        view[...] = value
+    else:  # in the memory of this copy the chain is no view: write by number of element
+        numbers = _replay(np.arange(out.size).reshape(out.shape), chain)
+        out.reshape(-1)[numbers] = value
     return out, (chain,), view_scatter_vjp
 
 

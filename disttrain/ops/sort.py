@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from disttrain.ops.index import scatter_add_zeros
+from disttrain.ops.scatter import scatter_add_zeros
 from disttrain.ops.types import Array, Result, call, get_array_module
 
 Needs = tuple[bool, ...]

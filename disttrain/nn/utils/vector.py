@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from disttrain.engine import no_grad
-from disttrain.functions.shape import cat
+from disttrain.functions.join import cat
 from disttrain.tensors import Tensor
 
 

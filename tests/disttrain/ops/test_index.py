@@ -1,4 +1,4 @@
-"""Derivatives of gathers and scatters, by central differences; the table is complete."""
+"""Derivatives of what takes and puts by keys, by central differences; the table is complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ def f(*shape: int) -> Any:
     return rng.standard_normal(shape)
 
 
-IDX = np.array([[0, 1, 1], [1, 0, 0]])
 KEYS: list[Any] = [
     (np.array([1, 0, 1]),),
     (slice(None), np.array([2, 2])),
@@ -34,14 +33,6 @@ CASES: dict[str, list[Any]] = {
     + [
         c(f(3, 2), f(2, 2), key=(np.array([2, 0]),), accumulate=False),
         c(f(2, 3), f(4), key=KEYS[2], accumulate=False),
-    ],
-    "gather": [c(f(2, 3), IDX, axis=0), c(f(2, 3), IDX[:1], axis=1)],
-    "scatter_add_zeros": [c(f(2, 3), IDX, axis=0, shape=(2, 3)), c(f(2, 3), IDX, axis=1, shape=(2, 4))],
-    "scatter_add": [c(f(2, 3), IDX, f(2, 3), axis=0), c(f(2, 3), IDX[:1, :2], f(2, 3), axis=1)],
-    "scatter": [
-        c(f(3, 3), np.array([[0, 2, 1]]), f(1, 3), axis=0),
-        c(f(3, 3), np.array([[0, 2]]), f(2, 3), axis=1),
-        c(f(3, 3), np.array([[0, 2, 1]]), np.asarray(0.5), axis=0),
     ],
     "triangle": [c(f(3, 4), diagonal=d, upper=u) for d in (-1, 0, 1) for u in (True, False)],
 }
