@@ -8,7 +8,7 @@ import numpy as np
 from disttrain.kernels import gelu as gelu_kernels
 from disttrain.kernels import relu as relu_kernels
 from disttrain.kernels import softmax as softmax_kernels
-from disttrain.ops import elementwise, reduce
+from disttrain.ops import elementwise, reduce, shape
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array
 
 Needs = tuple[bool, ...]
@@ -48,24 +48,30 @@ def leaky_relu_vjp(g: Any, needs: Needs, x: Any, negative_slope: float) -> Grads
     return (call(elementwise.where, x > 0, g, g * slope),)
 
 
-def elu(x: Array, *, alpha: float) -> Result:
-    """``x`` where positive, else ``alpha * (e ** x - 1)`` (Clevert et al. 2016)."""
+def elu(x: Array, *, alpha: float, scale: float = 1.0, input_scale: float = 1.0) -> Result:
+    """``scale`` times: ``x`` where positive, else ``alpha * (e ** (input_scale * x) - 1)``.
+
+    ELU (Clevert et al. 2016) with both scales 1; SELU (Klambauer et al. 2017) and CELU (Barron 2017) with others.
+    """
     xp = get_array_module(x)
     wide = widen(x)
-    y = xp.where(wide > 0, wide, xp.expm1(xp.minimum(wide, 0)) * wide.dtype.type(alpha))
-    return y.astype(x.dtype, copy=False), (x, alpha), elu_vjp
+    kind = wide.dtype.type
+    below = xp.expm1(xp.minimum(wide, 0) * kind(input_scale)) * kind(alpha)
+    y = xp.where(wide > 0, wide, below) * kind(scale)
+    return y.astype(x.dtype, copy=False), (x, alpha, scale, input_scale), elu_vjp
 
 
-def elu_vjp(g: Any, needs: Needs, x: Any, alpha: float) -> Grads:
+def elu_vjp(g: Any, needs: Needs, x: Any, alpha: float, scale: float, input_scale: float) -> Grads:
+    slope = alpha * scale * input_scale
     if is_array(g):
         xp = get_array_module(g)
         wide = widen(x)
-        slope = xp.where(wide > 0, wide.dtype.type(1), xp.exp(xp.minimum(wide, 0)) * wide.dtype.type(alpha))
-        return ((widen(g) * slope).astype(g.dtype, copy=False),)
-    below = (
-        call(elementwise.exp, call(elementwise.where, x > 0, x * 0, x)) * alpha
-    )  # no overflow where unused
-    return (call(elementwise.where, x > 0, g, g * below),)
+        kind = wide.dtype.type
+        below = xp.exp(xp.minimum(wide, 0) * kind(input_scale)) * kind(slope)
+        return ((widen(g) * xp.where(wide > 0, kind(scale), below)).astype(g.dtype, copy=False),)
+    negative = call(elementwise.where, x < 0, x, x * 0)  # no overflow where unused
+    below = call(elementwise.exp, negative * input_scale) * slope
+    return (call(elementwise.where, x > 0, g * scale, g * below),)
 
 
 def sigmoid(x: Array) -> Result:
@@ -104,6 +110,59 @@ def silu(x: Array) -> Result:
 def silu_vjp(g: Any, needs: Needs, x: Any) -> Grads:
     s = call(sigmoid, x)
     return (g * (s * (x * (1 - s) + 1)),)
+
+
+def mish(x: Array) -> Result:
+    """``x * tanh(log(1 + e ** x))`` (Misra 2020)."""
+    xp = get_array_module(x)
+    wide = widen(x)
+    y = wide * xp.tanh(xp.logaddexp(wide, wide.dtype.type(0)))
+    return y.astype(x.dtype, copy=False), (x,), mish_vjp
+
+
+def mish_vjp(g: Any, needs: Needs, x: Any) -> Grads:
+    wide, h = (widen(x), widen(g)) if is_array(g) else (x, g)
+    t = call(tanh, call(softplus, wide, beta=1.0, threshold=20.0))
+    gx = h * (t + wide * (1 - t * t) * call(sigmoid, wide))
+    return (gx.astype(g.dtype, copy=False) if is_array(g) else gx,)
+
+
+def softsign(x: Array) -> Result:
+    """``x / (1 + |x|)``."""
+    return x / (get_array_module(x).abs(x) + x.dtype.type(1)), (x,), softsign_vjp
+
+
+def softsign_vjp(g: Any, needs: Needs, x: Any) -> Grads:
+    divisor = call(elementwise.abs, x) + (x.dtype.type(1) if is_array(x) else 1)
+    return (g / divisor / divisor,)
+
+
+def logsigmoid(x: Array) -> Result:
+    """``log(sigmoid(x))``, without overflow."""
+    xp = get_array_module(x)
+    wide = widen(x)
+    y = xp.minimum(wide, 0) - xp.log1p(xp.exp(-xp.abs(wide)))
+    return y.astype(x.dtype, copy=False), (x,), logsigmoid_vjp
+
+
+def logsigmoid_vjp(g: Any, needs: Needs, x: Any) -> Grads:
+    return (g * call(sigmoid, -x),)
+
+
+def glu(x: Array, *, dim: int) -> Result:
+    """The first half along axis ``dim`` times the sigmoid of the second (Dauphin et al. 2017)."""
+    a, b = get_array_module(x).split(widen(x), 2, axis=dim)
+    return (a * stable_sigmoid(b)).astype(x.dtype, copy=False), (x, dim), glu_vjp
+
+
+def glu_vjp(g: Any, needs: Needs, x: Any, dim: int) -> Grads:
+    half = x.shape[dim] // 2
+    before = (slice(None),) * dim
+    a = call(shape.index, x, key=(*before, slice(0, half)))
+    b = call(shape.index, x, key=(*before, slice(half, 2 * half)))
+    s = call(sigmoid, b)
+    gated = g * s
+    return (call(shape.concatenate, gated, gated * (a * (1 - s)), axis=dim),)
 
 
 def softplus(x: Array, *, beta: float, threshold: float) -> Result:

@@ -146,10 +146,9 @@ def test_softmax_is_also_a_function_and_a_method():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: F.softmax(x), ValueError, r"softmax\(\) needs the dimension to sum over, got dim=None"),
-        (lambda x: F.softmax(x, 2), IndexError, r"dim must be in \[-2, 2\) for shape \(4, 6\), got 2"),
-        (lambda x: F.softmax(x.long(), 1), TypeError, "needs a floating point tensor, got disttrain.int64"),
-        (lambda x: F.gelu(x, "erf"), ValueError, "got 'erf'"),
+        (lambda x: F.softmax(x, 2), IndexError, "Dimension out of range.*but got 2"),
+        (lambda x: F.softmax(x.long(), 1), NotImplementedError, "needs a floating point tensor, got disttrain.int64"),
+        (lambda x: F.gelu(x, "erf"), RuntimeError, "got 'erf'"),
         (lambda x: F.dropout(x, -0.1), ValueError, r"p must be a probability in \[0, 1\], got -0.1"),
         (
             lambda x: F.linear(x, x.T),

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from disttrain.functions.activation import SELU_ALPHA, SELU_SCALE
 from disttrain.ops import activation as ops
 
 torch = pytest.importorskip("torch", reason="PyTorch is the reference")
@@ -18,6 +19,15 @@ CASES = [
     (ops.silu, F.silu, {}),
     (ops.softplus, lambda x: F.softplus(x, 2, 8), {"beta": 2.0, "threshold": 8.0}),
     (ops.erf, torch.erf, {}),
+    (
+        ops.elu,
+        lambda x: F.selu(x),
+        {"alpha": SELU_ALPHA, "scale": SELU_SCALE},
+    ),
+    (ops.elu, lambda x: F.celu(x, 0.5), {"alpha": 0.5, "input_scale": 2.0}),
+    (ops.mish, F.mish, {}),
+    (ops.softsign, F.softsign, {}),
+    (ops.logsigmoid, F.logsigmoid, {}),
     (ops.gelu, F.gelu, {}),
     (ops.gelu, lambda x: F.gelu(x, approximate="tanh"), {"approximate": "tanh"}),
     (ops.softmax, lambda x: F.softmax(x, 1), {"dim": 1}),
@@ -94,3 +104,12 @@ def test_softmax_names_a_dim_out_of_range():
 def test_gelu_names_an_unknown_approximation():
     with pytest.raises(ValueError, match='approximate must be "none" or "tanh", got \'fast\''):
         ops.gelu(X, approximate="fast")
+
+
+@pytest.mark.parametrize("x", [X[..., :4], STRIDED[..., :4]], ids=["contiguous", "strided"])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_glu_is_that_of_torch(compare, check, x, dim):
+    x = x.repeat(2, 1) if dim == 1 else x
+
+    compare(ops.glu, lambda x: F.glu(x, dim), x, dim=dim)
+    check(ops.glu, x, dim=dim)
