@@ -13,29 +13,26 @@ import numpy
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 
-Pair = tuple[int, int]
+Sizes = tuple[int, ...]
+"""A number for each axis of an image but the first two, (N, C)."""
 _BLOCK_BYTES = 512 * 1024
 _BLOCK_PIXELS = 512
 """A block has at least so many output pixels, even if it is larger then: GEMM repacks the filters for each."""
 
 
 class Window(NamedTuple):
-    """Where a window of a convolution or a pooling stands: pairs are (vertical, horizontal), in pixels."""
+    """Where a window of a convolution or a pooling stands, in pixels: (vertical, horizontal), before them the depth."""
 
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    kernel: Sizes
+    stride: Sizes
+    padding: Sizes
+    dilation: Sizes
 
-    def out_size(self, height: int, width: int) -> Pair:
-        """Return how many windows fit into an image, by row and column; below 1 if none does."""
-        a, b = (
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, k, s, p, d in zip(
-                (height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True
-            )
+    def out_size(self, *size: int) -> Sizes:
+        """Return how many windows fit into an image of ``size`` along each axis; below 1 if none does."""
+        return tuple(
+            [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, *self, strict=True)]
         )
-        return a, b
 
 
 def to_channels_last(x: Array) -> Array:
@@ -68,7 +65,7 @@ def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) 
     return out.transpose(0, 3, 1, 2)
 
 
-def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Pair) -> Array:
+def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Sizes) -> Array:
     """Return the gradient of the input, an image of ``size`` = (H, W)."""
     if get_array_module(g, w) is not numpy:
         return conv2d_input_grad_reference(g, w, window, groups, size)
@@ -78,7 +75,7 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Pai
     g_rows = g.reshape(-1, O)
     kernel = w.transpose(0, 2, 3, 1).reshape(O, -1)
     o = O // groups
-    if _is_pointwise(window):
+    if _is_pointwise(window) and size == (OH, OW):
         gx = numpy.empty((N, *size, c * groups), g.dtype)
         for group in range(groups):
             of, to = slice(group * o, (group + 1) * o), slice(group * c, (group + 1) * c)
@@ -121,14 +118,14 @@ def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array
     return gw.reshape(*window.kernel, c, O).transpose(3, 2, 0, 1)
 
 
-def _blocks(x: Array, out_size: Pair, window: Window, group: int, c: int) -> Iterator[tuple[slice, Array]]:
+def _blocks(x: Array, out_size: Sizes, window: Window, group: int, c: int) -> Iterator[tuple[slice, Array]]:
     """Yield stretches of output pixels, and for each the matrix (pixels, KH * KW * c) of what they see.
 
     The matrix lives in one buffer, which the next block overwrites.
     """
-    N, _, _, C = x.shape
+    N, H, W, C = x.shape
     OH, OW = out_size
-    if _is_pointwise(window):
+    if _is_pointwise(window) and (H, W) == (OH, OW):
         yield slice(0, N * OH * OW), x.reshape(-1, C)[:, group * c : (group + 1) * c]
         return
     taps = window.kernel[0] * window.kernel[1] * c
@@ -327,12 +324,12 @@ def conv2d_reference(x: Array, w: Array, bias: Array | None, window: Window, gro
 
 def conv2d_weight_grad_reference(g: Array, x: Array, window: Window, groups: int) -> Array:
     """What :func:`conv2d_weight_grad` must equal up to rounding."""
-    seen = _split(_windows(x, window), 1, groups)
+    seen = _split(_windows(x, window)[:, :, : g.shape[2], : g.shape[3]], 1, groups)
     gw = get_array_module(x).einsum("ngcyxij,ngoyx->gocij", seen, _split(g, 1, groups))
     return gw.reshape(g.shape[1], *gw.shape[2:])
 
 
-def conv2d_input_grad_reference(g: Array, w: Array, window: Window, groups: int, size: Pair) -> Array:
+def conv2d_input_grad_reference(g: Array, w: Array, window: Window, groups: int, size: Sizes) -> Array:
     """What :func:`conv2d_input_grad` must equal up to rounding."""
     xp = get_array_module(g)
     (KH, KW), (sh, sw), (ph, pw), (dh, dw) = window

@@ -1,4 +1,4 @@
-"""Pooling of images in channels-last memory.
+"""The largest of each window of images, in channels-last memory.
 
 Images are (N, C, H, W) in shape, of any layout; results are views of (N, OH, OW, C) memory. Floating point
 arrays are float32 or float64.
@@ -7,11 +7,12 @@ arrays are float32 or float64.
 import numpy
 
 from disttrain.kernels.arrays import Array, get_array_module
-from disttrain.kernels.conv import Pair, Window, to_channels_last
+from disttrain.kernels.axes import lowest
+from disttrain.kernels.conv import Sizes, Window, to_channels_last
 from disttrain.kernels.jit import jit
 
 
-def max_pool2d(x: Array, window: Window, out_size: Pair) -> tuple[Array, Array]:
+def max_pool2d(x: Array, window: Window, out_size: Sizes) -> tuple[Array, Array]:
     """Return the largest element of each window and where it is in the image, ``row * W + column`` (int32).
 
     The first of equal ones counts, and NaN is larger than anything. Padding never counts.
@@ -22,15 +23,15 @@ def max_pool2d(x: Array, window: Window, out_size: Pair) -> tuple[Array, Array]:
     N, _, _, C = x.shape
     out = numpy.empty((N, *out_size, C), x.dtype)
     where = numpy.empty(out.shape, numpy.int32)
-    _max_pool(x, out, where, tuple(n for pair in window for n in pair))
+    _max_pool(x, out, where, tuple(n for pair in window for n in pair), lowest(x.dtype))
     return out.transpose(0, 3, 1, 2), where.transpose(0, 3, 1, 2)
 
 
-def max_pool2d_reference(x: Array, window: Window, out_size: Pair) -> tuple[Array, Array]:
+def max_pool2d_reference(x: Array, window: Window, out_size: Sizes) -> tuple[Array, Array]:
     """What :func:`max_pool2d` must equal."""
     xp = get_array_module(x)
     N, C, H, W = x.shape
-    out = xp.full((N, C, *out_size), -xp.inf, x.dtype)
+    out = xp.full((N, C, *out_size), lowest(x.dtype), x.dtype)
     where = xp.full(out.shape, -1, xp.int32)
     for inside, seen, start in _taps(window, (H, W), out_size):
         v = x[(..., *seen)]
@@ -43,7 +44,7 @@ def max_pool2d_reference(x: Array, window: Window, out_size: Pair) -> tuple[Arra
     return out, where
 
 
-def _taps(window: Window, size: Pair, out_size: Pair):  # type: ignore[no-untyped-def]
+def _taps(window: Window, size: Sizes, out_size: Sizes):  # type: ignore[no-untyped-def]
     """Yield for each place in the window: the outputs that see the image there, what they see, its start."""
     (KH, KW), (sh, sw), (ph, pw), (dh, dw) = window
     for i in range(KH):
@@ -67,7 +68,7 @@ def _taps(window: Window, size: Pair, out_size: Pair):  # type: ignore[no-untype
 
 
 @jit
-def _max_pool(x, out, where, window):  # type: ignore[no-untyped-def]
+def _max_pool(x, out, where, window, low):  # type: ignore[no-untyped-def]
     KH, KW, sh, sw, ph, pw, dh, dw = window
     _, H, W, C = x.shape
     N, OH, OW, _ = out.shape
@@ -77,7 +78,7 @@ def _max_pool(x, out, where, window):  # type: ignore[no-untyped-def]
         n, oh = row // OH, row % OH
         start = numpy.uint64(row * OW * C)
         for t in range(line):
-            best[start + t] = -numpy.inf
+            best[start + t] = low
             place[start + t] = -1
         for i in range(KH):
             ih = oh * sh - ph + i * dh
@@ -99,7 +100,7 @@ def _max_pool(x, out, where, window):  # type: ignore[no-untyped-def]
                         place[to + c] = here if better else was
 
 
-def max_pool2d_input_grad(g: Array, where: Array, size: Pair) -> Array:
+def max_pool2d_input_grad(g: Array, where: Array, size: Sizes) -> Array:
     """Return ``g`` (N, C, OH, OW) added up at the places ``where`` of an image of ``size``."""
     if get_array_module(g) is not numpy:
         return max_pool2d_input_grad_reference(g, where, size)
@@ -109,7 +110,7 @@ def max_pool2d_input_grad(g: Array, where: Array, size: Pair) -> Array:
     return gx.transpose(0, 3, 1, 2)
 
 
-def max_pool2d_input_grad_reference(g: Array, where: Array, size: Pair) -> Array:
+def max_pool2d_input_grad_reference(g: Array, where: Array, size: Sizes) -> Array:
     """What :func:`max_pool2d_input_grad` must equal."""
     xp = get_array_module(g)
     N, C = g.shape[:2]
@@ -134,25 +135,3 @@ def _scatter_pixels(g, where, gx):  # type: ignore[no-untyped-def]
                 if at >= 0:
                     flat[numpy.uint64((n * H * W + at) * C + c)] += given[t]
                 t += numpy.uint64(1)
-
-
-def sum_pool2d(x: Array, window: Window, out_size: Pair) -> Array:
-    """Return the sum over each window, padding counting as zero."""
-    xp = get_array_module(x)
-    x = to_channels_last(x).transpose(0, 3, 1, 2)
-    N, C, H, W = x.shape
-    out = xp.zeros((N, *out_size, C), x.dtype).transpose(0, 3, 1, 2)
-    for inside, seen, _ in _taps(window, (H, W), out_size):
-        out[(..., *inside)] += x[(..., *seen)]
-    return out
-
-
-def sum_pool2d_input_grad(g: Array, window: Window, size: Pair) -> Array:
-    """Return the gradient of the input of :func:`sum_pool2d`, an image of ``size``."""
-    xp = get_array_module(g)
-    g = to_channels_last(g).transpose(0, 3, 1, 2)
-    N, C, OH, OW = g.shape
-    gx = xp.zeros((N, *size, C), g.dtype).transpose(0, 3, 1, 2)
-    for inside, seen, _ in _taps(window, size, (OH, OW)):
-        gx[(..., *seen)] += g[(..., *inside)]
-    return gx

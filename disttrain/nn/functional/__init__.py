@@ -1,5 +1,8 @@
 """Functions of neural networks without state, with PyTorch's names and defaults (``torch.nn.functional``)."""
 
+from typing import TYPE_CHECKING
+
+from disttrain import missing
 from disttrain.functions.activation import (
     celu,
     celu_,
@@ -35,7 +38,14 @@ from disttrain.functions.activation import (
 from disttrain.functions.creation import one_hot
 from disttrain.functions.elementwise import sigmoid, tanh
 from disttrain.nn.functional.activation import gumbel_softmax, log_softmax, softmax, softmin
-from disttrain.nn.functional.conv import conv2d
+from disttrain.nn.functional.conv import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
 from disttrain.nn.functional.dropout import dropout
 from disttrain.nn.functional.linear import bilinear, linear
 from disttrain.nn.functional.loss import (
@@ -48,24 +58,62 @@ from disttrain.nn.functional.loss import (
 )
 from disttrain.nn.functional.normalization import batch_norm, layer_norm, normalize
 from disttrain.nn.functional.padding import pad
-from disttrain.nn.functional.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from disttrain.nn.functional.pooling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    fractional_max_pool2d,
+    fractional_max_pool3d,
+    lp_pool1d,
+    lp_pool2d,
+    lp_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    max_unpool1d,
+    max_unpool2d,
+    max_unpool3d,
+)
 from disttrain.nn.functional.sparse import embedding
 
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)
+
 __all__ = [
+    "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "avg_pool1d",
     "avg_pool2d",
+    "avg_pool3d",
     "batch_norm",
     "bilinear",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "celu",
     "celu_",
+    "conv1d",
     "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cross_entropy",
     "dropout",
     "elu",
     "elu_",
     "embedding",
+    "fractional_max_pool2d",
+    "fractional_max_pool3d",
     "gelu",
     "glu",
     "gumbel_softmax",
@@ -81,7 +129,15 @@ __all__ = [
     "linear",
     "log_softmax",
     "logsigmoid",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
+    "max_pool1d",
     "max_pool2d",
+    "max_pool3d",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
     "mish",
     "mse_loss",
     "nll_loss",

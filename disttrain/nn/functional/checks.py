@@ -2,42 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable
 from typing import Any
 
 from disttrain.functions.activation import check_float
 from disttrain.tensors import Tensor
 
-Pair = int | Sequence[int]
 
-
-def pair(name: str, what: str, value: Pair) -> tuple[int, int]:
-    """Return ``value``, one number or two, as two.
+def each(name: str, what: str, value: Any, n: int) -> tuple[int, ...]:
+    """Return ``value``, one integer or ``n`` of them, as ``n``.
 
     Raises:
-        ValueError: another number of numbers.
-        TypeError: not whole numbers.
+        RuntimeError: another number of integers.
+        TypeError: not integers.
     """
     if isinstance(value, int):
-        return value, value
-    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
-    if not values or not all(isinstance(v, int) for v in values):
-        raise TypeError(f"{name}: {what} must be one or two integers, got {value!r}")
-    if len(values) > 2:
-        raise ValueError(f"{name}: {what} must be one or two integers, got {value!r}")
-    return values[0], values[-1]
+        return (value,) * n
+    values = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    try:
+        values = tuple(map(operator.index, values))
+    except TypeError:
+        raise TypeError(f"{name}: {what} must be {_integers(n)}, got {value!r}") from None
+    if len(values) not in (1, n):
+        raise RuntimeError(f"{name}: {what} must be {_integers(n)}, got {value!r}")
+    return values * n if len(values) == 1 else values
 
 
-def images(name: str, input: Tensor, channels: str = "C") -> tuple[Tensor, bool]:
-    """Return ``input`` as a batch of images, and whether it was one."""
+def _integers(n: int) -> str:
+    return "an integer" if n == 1 else f"an integer or {n} of them"
+
+
+AXES = ("L", "H, W", "D, H, W")
+"""What the axes of lines, images and volumes are called."""
+
+
+def batch(name: str, input: Tensor, n: int, channels: str = "C") -> tuple[Tensor, bool]:
+    """Return ``input`` as a batch of images of ``n`` axes, and whether it was one.
+
+    Raises:
+        RuntimeError: it is neither ``(N, C, ...)`` nor ``(C, ...)``.
+    """
     shape = input._array.shape
-    if len(shape) == 4:
+    if len(shape) == n + 2:
         return input, True
-    if len(shape) == 3:
+    if len(shape) == n + 1:
         return input.unsqueeze(0), False
-    raise ValueError(
-        f"{name}: expected images (N, {channels}, H, W) or one image ({channels}, H, W), got shape {shape}"
+    raise RuntimeError(
+        f"{name}: expected input of shape (N, {channels}, {AXES[n - 1]}) or ({channels}, {AXES[n - 1]}), "
+        f"got {tuple(shape)}"
     )
+
+
+def check_kind(name: str, input: Any, kinds: str, *types: str) -> None:
+    """Check that ``input`` is a Tensor of one of NumPy's ``kinds`` (``fV``: floating point), or of one of ``types``.
+
+    Raises:
+        TypeError: it is no Tensor.
+        NotImplementedError: it is of another type.
+    """
+    if not isinstance(input, Tensor):
+        raise TypeError(
+            f"{name}() needs a Tensor, got {type(input).__name__}; convert it with disttrain.tensor()"
+        )
+    dtype = input._array.dtype
+    if dtype.kind not in kinds and dtype.name not in types:
+        raise NotImplementedError(
+            f"{name}() needs a floating point tensor, got {input.dtype}; convert it with .float()"
+        )
 
 
 def check_dtypes(name: str, input: Any, weight: Tensor, bias: Tensor | None = None) -> None:
