@@ -7,7 +7,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from disttrain import engine
+from disttrain.modes import is_grad_enabled, no_grad
 
 _NAMES = """
 abs acos acosh add addbmm addcdiv addcmul addmm addmv addr all amax amin aminmax angle any arange argmax
@@ -54,12 +57,14 @@ def _write(function: Callable[..., Any], out: Any, args: tuple[Any, ...], option
     for target in targets:
         if not isinstance(target, engine.Tensor_):
             raise TypeError(f"{name}(): out must be a Tensor, got {type(target).__name__}: {target!r:.80}")
-    if engine.is_grad_enabled() and any(map(_wants_gradient, (*targets, *args, *options.values()))):
+    if is_grad_enabled() and any(map(_wants_gradient, (*targets, *args, *options.values()))):
         raise RuntimeError(
             f"{name}(): functions with out=... do not record gradients, but one of the arguments requires one; "
             f"leave out= away, or call it under disttrain.no_grad()"
         )
-    with engine.no_grad():
+    for target in targets:
+        _check_memory(name, target, args)
+    with no_grad():
         result = function(*args, **options)
         results = list(result) if isinstance(result, tuple | list) else [result]
         if len(results) != len(targets):
@@ -75,6 +80,30 @@ def _wants_gradient(x: Any) -> bool:
     if isinstance(x, tuple | list):
         return any(map(_wants_gradient, x))
     return isinstance(x, engine.Tensor_) and bool(x.requires_grad)
+
+
+def _check_memory(name: str, target: Any, args: tuple[Any, ...]) -> None:
+    """Refuse what PyTorch refuses: elements of ``out`` that are one, or that are in part those of an argument."""
+    array = target._array
+    if any(stride == 0 and size > 1 for stride, size in zip(array.strides, array.shape, strict=True)):
+        raise RuntimeError(f"{name}(): several elements of out= are one in memory; clone() it first")
+    joins = name in ("cat", "concat", "concatenate", "stack")
+    for x in args[0] if joins and args else args:
+        if not isinstance(x, engine.Tensor_):
+            continue
+        a = x._array
+        same = a.ctypes.data == array.ctypes.data and a.shape == array.shape and a.strides == array.strides
+        if (joins or not same) and _share_memory(a, array):
+            raise RuntimeError(
+                f"{name}(): out= and an argument have some elements in common; clone() one of them first"
+            )
+
+
+def _share_memory(a: Any, b: Any) -> bool:
+    try:
+        return bool(np.shares_memory(a, b, max_work=1000))  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:  # then the result, made before it is written, is right all the same
+        return False
 
 
 def _put(name: str, target: Any, value: Any) -> None:

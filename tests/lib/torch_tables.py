@@ -400,7 +400,9 @@ def run_entry(entry: Any, dtypes: str, *, more: bool = False, score: Score | Non
         sample = case.sample_input
         _, refused = attempt(entry.op, sample.input, *sample.args, **sample.kwargs)
         try:
-            args = to_ours((sample.input, *sample.args))  # over the same memory: some calls are wrong for that
+            args = to_ours(
+                (sample.input, *sample.args)
+            )  # over the same memory: some calls are wrong for that
             kwargs = to_ours(sample.kwargs)
         except (Foreign, RuntimeError, ValueError):  # NumPy has at most 64 dimensions
             score.foreign += 1
