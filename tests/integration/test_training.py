@@ -97,3 +97,13 @@ def test_the_benchmark_agrees_with_pytorch():
 
     assert "ERROR" not in out
     assert out.count(" ms") == 4
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_overhead_prints_both_sides():
+    pytest.importorskip("torch", reason="compares with torch")
+
+    out = run([sys.executable, str(SCRIPTS / "bench_overhead.py"), "--against", "torch"])
+
+    assert out.count("ratio") == 4
+    assert out.count("µs") == 6
