@@ -18,6 +18,7 @@ from disttrain.methods import (
     ElementwiseMethods,
     IndexMethods,
     LinalgMethods,
+    RandomMethods,
     ReduceMethods,
     ShapeMethods,
     SortMethods,
@@ -49,8 +50,7 @@ class Tensor(
     ShapeMethods,
     LinalgMethods,
     IndexMethods,
-    AbsentMethods,
-):
+    AbsentMethods, RandomMethods):
     """A multi-dimensional array of one type that records the operations on it, as ``torch.Tensor``.
 
     Make one with :func:`disttrain.tensor`, :func:`disttrain.zeros` and their like; ``Tensor(array)`` wraps an
@@ -372,7 +372,9 @@ class Tensor(
         return tensor_repr(self)
 
     def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if spec and not self.ndim else object.__format__(self, spec)
+        if not self.ndim and (spec or type(self) is Tensor):
+            return format(self.item(), spec)
+        return object.__format__(self, spec)
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> Tensor:
         if self._node is not None:
@@ -418,28 +420,6 @@ class Tensor(
 
     def _like(self, options: dict[str, Any]) -> dict[str, Any]:
         return {"dtype": self.dtype, "device": self.device} | options
-
-    def normal_(self, mean: Any = 0.0, std: Any = 1.0, *, generator: Any = None) -> Tensor:
-        """Write normally distributed numbers."""
-        from disttrain import random
-
-        return self._fill_random(mean + std * random.normal(self.shape, generator))
-
-    def uniform_(self, from_: Any = 0.0, to: Any = 1.0, *, generator: Any = None) -> Tensor:
-        """Write numbers evenly distributed in ``[from_, to)``."""
-        from disttrain import random
-
-        return self._fill_random(from_ + (to - from_) * random.uniform(self.shape, generator))
-
-    def bernoulli_(self, p: Any = 0.5, *, generator: Any = None) -> Tensor:
-        """Write ones with probability ``p``, else zeros."""
-        from disttrain import random
-
-        return self._fill_random(random.uniform(self.shape, generator) < p)
-
-    def _fill_random(self, values: Any) -> Tensor:
-        engine.check_in_place(self)
-        return engine.adopt(self, Tensor(np.asarray(values).astype(self._array.dtype)))
 
     # -------------------------------------------------------------------------------------- autograd
 

@@ -269,13 +269,12 @@ class Optimizer:
             hook(self)
 
     def _fit(self, param: Tensor, value: Any, key: Any = None) -> Any:
-        """Return a loaded value in the type and on the device of ``param``; containers are copied."""
+        """Return a copy of a loaded value in the type and on the device of ``param``."""
         if isinstance(value, Tensor):
             if key == "step":
-                return value
-            if param.dtype.is_floating_point:
-                return value.to(device=param.device, dtype=self._state_dtype(param, value))
-            return value.to(device=param.device)
+                return value.clone()
+            kind = self._state_dtype(param, value) if param.dtype.is_floating_point else value.dtype
+            return value.detach().to(device=param.device, dtype=kind, copy=True)
         if isinstance(value, dict):
             return {k: self._fit(param, v, k) for k, v in value.items()}
         if isinstance(value, list | tuple):
