@@ -83,12 +83,12 @@ trace transpose transpose_ triangular_solve tril tril_ triu triu_ true_divide tr
 type_as unbind unflatten unfold uniform_ unique unique_consecutive unsafe_chunk unsafe_split
 unsafe_split_with_sizes unsqueeze unsqueeze_ untyped_storage values var vdot view view_as volatile vsplit
 where xlogy xlogy_ xpu zero_
-""".split()
+"""
 
 
-def _add(names: list[str]) -> None:
+def _add(names: str) -> None:
     cls: Any = AbsentMethods
-    for name in names:
+    for name in names.split():
         if name not in vars(cls):
             setattr(cls, name, _Absent(name))
 

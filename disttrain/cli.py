@@ -13,6 +13,10 @@ _COMMANDS: Final = {
         "disttrain.launcher.debug:debug",
         "Run all ranks of a script in one process, under a debugger.",
     ),
+    "compat": (
+        "disttrain.compat.command:compat",
+        "List what a PyTorch script uses that is not here, or run it unmodified.",
+    ),
 }
 """Name → where the command is, and its line in the list of commands."""
 

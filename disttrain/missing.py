@@ -13,11 +13,9 @@ _ELSEWHERE: Final = ("", "nn.functional", "nn", "optim", "Tensor", "linalg", "sp
 """Where a name that is asked of the wrong namespace may be."""
 _INSTEAD: Final = {
     "fx": "nothing is traced; Module.named_modules() walks a model",
-    "jit": "nothing is compiled; call the module itself",
-    "onnx": "no exporter; disttrain.save() writes safetensors, which other programs read",
-    "hub": "nothing is downloaded; put the file where disttrain.load() finds it",
-    "multiprocessing.spawn": "start the ranks with `disttrain launch -n N`",
+    "utils.tensorboard": "write losses with print() or a file of your own",
 }
+"""What to do without a name that has no like here."""
 
 
 @functools.cache
@@ -31,7 +29,7 @@ def pytorch_names() -> dict[str, frozenset[str]]:
         names[module] = frozenset(words.split())
     from disttrain.absent import TENSOR_NAMES
 
-    names["Tensor"] = frozenset(TENSOR_NAMES)
+    names["Tensor"] = frozenset(TENSOR_NAMES.split())
     return names
 
 
@@ -113,3 +111,17 @@ def of(module: str) -> Callable[[str], Any]:
 
 def _full(namespace: str) -> str:
     return f"disttrain.{namespace}".rstrip(".")
+
+
+def refused(name: str, why: str) -> Callable[..., Any]:
+    """Return a stand-in for PyTorch's function ``name``: calling it says what to do instead.
+
+    A program that only mentions it runs.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{_full(name)} is not in disttrain: {why}")
+
+    call.__name__ = call.__qualname__ = name.rpartition(".")[2]
+    call.__doc__ = f"Raise NotImplementedError: {why}."
+    return call

@@ -32,6 +32,8 @@ class LaunchConfig:
     args: tuple[str, ...] = ()
     """What the program sees in ``sys.argv[1:]``."""
     is_module: bool = False
+    compat: bool = False
+    """Whether ``import torch`` in the program means disttrain."""
     processes: int = 1
     ranks: int | None = None
     """Number of ranks, if another than ``processes``; reductions then go in one fixed order."""
@@ -64,7 +66,13 @@ class LaunchConfig:
     @property
     def argv(self) -> list[str]:
         """The program as the worker's command line has it."""
-        return [*(["-m"] if self.is_module else []), self.program, *self.args]
+        options = [*(["--compat"] if self.compat else []), *(["-m"] if self.is_module else [])]
+        return [*options, *self.program_argv]
+
+    @property
+    def program_argv(self) -> list[str]:
+        """The program and its arguments."""
+        return [self.program, *self.args]
 
     def placements(self, *, run_id: str, control: str, generation: int = 0) -> list[WorkerEnv]:
         """Return the contract of each process: consecutive ranks, the first processes one more if need be."""

@@ -22,10 +22,17 @@ from disttrain.launcher.report import Failure, RunReport, describe_end, order
 )
 @click.option("--env", multiple=True, metavar="K=V", help="A variable; may be given several times.")
 @click.option("-m", "--module", is_flag=True, help="PROGRAM is a module, as in python -m.")
+@click.option("--compat", is_flag=True, help="PROGRAM is written for PyTorch: `import torch` is disttrain.")
 @click.argument("program")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def debug(
-    ranks: int, timeout: float, env: tuple[str, ...], module: bool, program: str, args: tuple[str, ...]
+    ranks: int,
+    timeout: float,
+    env: tuple[str, ...],
+    module: bool,
+    compat: bool,
+    program: str,
+    args: tuple[str, ...],
 ) -> None:
     """Run PROGRAM with ARGS on V ranks that are threads of this process, one running at a time.
 
@@ -36,6 +43,7 @@ def debug(
             program=program,
             args=args,
             is_module=module,
+            compat=compat,
             ranks=ranks,
             transport="local",
             timeout=timeout,
@@ -54,10 +62,13 @@ def run(config: LaunchConfig) -> int:
     faulthandler.enable()
     sys.breakpointhook = _breakpoint
 
-    from disttrain.launcher.hosted import run_hosted  # loads arrays: after the thread counts are set
+    # These load arrays: after the thread counts are set.
+    from disttrain.launcher.hosted import run_hosted
+    from disttrain.launcher.program import run_for_torch
 
-    argv = config.argv[1:] if config.is_module else config.argv
-    outcomes = run_hosted(place, argv, is_module=config.is_module)
+    if config.compat:
+        run_for_torch()
+    outcomes = run_hosted(place, config.program_argv, is_module=config.is_module)
     seconds = round(time.monotonic() - started, 3)
     failures = [
         Failure(

@@ -28,6 +28,7 @@ from disttrain.launcher.config import TRANSPORTS, ConfigError, LaunchConfig, par
     "--env", multiple=True, metavar="K=V", help="A variable for the workers; may be given several times."
 )
 @click.option("-m", "--module", is_flag=True, help="PROGRAM is a module, as in python -m.")
+@click.option("--compat", is_flag=True, help="PROGRAM is written for PyTorch: `import torch` is disttrain.")
 @click.argument("program")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def launch(
@@ -37,6 +38,7 @@ def launch(
     timeout: float,
     env: tuple[str, ...],
     module: bool,
+    compat: bool,
     program: str,
     args: tuple[str, ...],
 ) -> None:
@@ -49,6 +51,7 @@ def launch(
             program=program,
             args=args,
             is_module=module,
+            compat=compat,
             processes=parse_nproc(nproc),
             ranks=ranks,
             transport=transport,

@@ -1,5 +1,6 @@
 """Running the user's program as Python itself would: as ``__main__``, with its own path and arguments."""
 
+import importlib
 import importlib.util
 import io
 import os
@@ -71,6 +72,11 @@ class Program:
     def run(self, main: ModuleType) -> None:
         """Run the program in the namespace of ``main``."""
         exec(self.code, main.__dict__)
+
+
+def run_for_torch() -> None:
+    """Let ``import torch`` mean disttrain in the program that is run next."""
+    importlib.import_module("disttrain.compat.finder").install()
 
 
 @dataclass(frozen=True)

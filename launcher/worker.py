@@ -1,4 +1,4 @@
-"""The process around the script: ``python -m disttrain.launcher.worker PARENT_PID [-m] PROGRAM ARGS...``.
+"""The process around the script: ``python -m disttrain.launcher.worker PARENT_PID [--compat] [-m] PROGRAM ARGS...``.
 
 It dies with the launcher, runs the program as Python itself would, and reports how it ended.
 """
@@ -13,7 +13,7 @@ import threading
 
 from disttrain.collectives import control
 from disttrain.collectives.env import WorkerEnv
-from disttrain.launcher.program import Outcome, Program, outcome_of
+from disttrain.launcher.program import Outcome, Program, outcome_of, run_for_torch
 
 _PR_SET_PDEATHSIG = 1
 
@@ -33,8 +33,12 @@ def main(argv: list[str]) -> None:
         stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
     _show_notices()
     env = WorkerEnv.from_environ()
-    is_module = argv[1] == "-m"
-    program_argv = argv[2:] if is_module else argv[1:]
+    rest = argv[1:]
+    if rest[0] == "--compat":
+        rest = rest[1:]
+        run_for_torch()
+    is_module = rest[0] == "-m"
+    program_argv = rest[1:] if is_module else rest
     if env.hosted > 1:
         from disttrain.launcher.hosted import run_hosted
 

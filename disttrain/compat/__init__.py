@@ -1,0 +1,1 @@
+"""Running and reading programs that say ``import torch``."""

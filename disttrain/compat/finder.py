@@ -1,0 +1,105 @@
+"""``import torch`` means disttrain: a finder that gives PyTorch's module names to our module objects."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Final
+
+import disttrain
+from disttrain import missing, version
+
+_ROOTS: Final = {"torch": "disttrain", "torchvision": "disttrain.vision"}
+_MOVED: Final = {
+    "torch.autograd.variable": "disttrain.autograd",
+    "torch.nn.parallel.distributed": "disttrain.parallel.data_parallel",
+    "torch.nn.utils.clip_grad": "disttrain.nn.utils.clip",
+    "torch.nn.utils.convert_parameters": "disttrain.nn.utils.vector",
+    "torch.optim.adamw": "disttrain.optim.adam",
+    "torch.utils.data.dataloader": "disttrain.data.loader",
+    "torch.utils.data.dataset": "disttrain.data.dataset",
+    "torch.utils.data.sampler": "disttrain.data.sampler",
+}
+"""Modules that have another name here."""
+_OURS: Final = frozenset(
+    {"cli", "collectives", "compat", "kernels", "launcher", "ops", "functions", "methods"}
+)
+"""Modules of ours that no program can mean by a name of PyTorch's."""
+
+
+class TorchFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds ``torch``, ``torchvision`` and what is below them, and nothing else."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname.partition(".")[0] not in _ROOTS:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        name = module.__name__
+        sys.modules[name] = ours(name)  # the import system takes what stands here now
+
+
+class _Explainer(importlib.abc.MetaPathFinder):
+    """Says of ``from torch import fft`` that it is PyTorch's; last, so that all modules that exist were found."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        namespace, _, name = fullname.removeprefix("disttrain.").rpartition(".")
+        if fullname.startswith("disttrain.") and name in missing.pytorch_names().get(namespace, ()):
+            raise ModuleNotFoundError(missing.text(namespace, name), name=f"torch.{namespace}.{name}")
+        return None
+
+
+def ours(name: str) -> ModuleType:
+    """Return the module of ours that is called ``name`` in PyTorch.
+
+    Raises:
+        ModuleNotFoundError: there is none; the text names what is near.
+    """
+    root, _, rest = name.partition(".")
+    full = _MOVED.get(name, f"{_ROOTS[root]}.{rest}".rstrip("."))
+    if rest.partition(".")[0] not in _OURS:
+        parent, _, last = full.rpartition(".")
+        home = importlib.import_module(parent) if parent else None
+        if home is None or importlib.machinery.PathFinder.find_spec(full, getattr(home, "__path__", ())):
+            return importlib.import_module(full)
+        value = getattr(home, last, None)
+        if isinstance(value, ModuleType):
+            return value
+    namespace, _, last = rest.rpartition(".")
+    text = missing.text(namespace, last) if root == "torch" else f"{name} is not in disttrain.vision"
+    raise ModuleNotFoundError(text, name=name)
+
+
+def install() -> None:
+    """Let ``import torch`` and ``import torchvision`` mean disttrain in this process, whatever is installed.
+
+    ``torch.__version__`` then tells PyTorch's version, for scripts that compare it. A PyTorch that is installed is
+    left alone, which a line on stderr says.
+    """
+    if any(isinstance(f, TorchFinder) for f in sys.meta_path):
+        return
+    here = version.Version(f"{version.PYTORCH}+disttrain{disttrain.__version__}")
+    disttrain.__version__ = version.__version__ = here
+    real = [name for name in _ROOTS if name in sys.modules or importlib.machinery.PathFinder.find_spec(name)]
+    for name in [n for n in sys.modules if n.partition(".")[0] in _ROOTS]:
+        del sys.modules[name]
+    sys.meta_path.insert(0, TorchFinder())
+    sys.meta_path.append(_Explainer())
+    if real and os.environ.get("RANK", "0") == "0":
+        print(
+            f"disttrain: `import {real[0]}` means disttrain in this run; the one that is installed is not used",
+            file=sys.stderr,
+        )

@@ -1,0 +1,30 @@
+"""``torch.cuda.amp``: the names of :mod:`disttrain.amp` with the device filled in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from disttrain import amp, dtypes
+
+__all__ = ["GradScaler", "autocast"]
+
+
+class autocast(amp.autocast):
+    """``disttrain.amp.autocast("cuda", …)``."""
+
+    def __init__(self, enabled: bool = True, dtype: Any = dtypes.float16, cache_enabled: bool = True) -> None:
+        super().__init__("cuda", dtype=dtype, enabled=enabled, cache_enabled=cache_enabled)
+
+
+class GradScaler(amp.GradScaler):
+    """``disttrain.amp.GradScaler("cuda", …)``."""
+
+    def __init__(
+        self,
+        init_scale: float = 2.0**16,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+        enabled: bool = True,
+    ) -> None:
+        super().__init__("cuda", init_scale, growth_factor, backoff_factor, growth_interval, enabled)

@@ -1,0 +1,93 @@
+"""``FloatTensor``, ``LongTensor`` and their like: PyTorch's old names of tensor types, which many scripts still use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from disttrain import dtypes
+from disttrain.functions import creation
+from disttrain.tensors import Size, Tensor
+
+__all__ = [
+    "BFloat16Tensor",
+    "BoolTensor",
+    "ByteTensor",
+    "CharTensor",
+    "DoubleTensor",
+    "FloatTensor",
+    "HalfTensor",
+    "IntTensor",
+    "LongTensor",
+    "ShortTensor",
+]
+
+
+class _TypeOfTensors(type):
+    """A type that CPU tensors of one dtype are instances of."""
+
+    dtype: dtypes.dtype
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, Tensor) and instance.dtype is cls.dtype and instance.device.type == "cpu"
+
+    def __call__(cls, *args: Any) -> Tensor:
+        """Return a tensor: empty, of sizes (elements not set), of a sequence or array, or of another tensor."""
+        if not args:
+            return creation.empty(0, dtype=cls.dtype)
+        first = args[0]
+        if len(args) == 1 and isinstance(first, Tensor):
+            if first.dtype is not cls.dtype:
+                raise TypeError(
+                    f"expected {cls.__name__} (got a tensor of {first.dtype}); use to({cls.dtype})"
+                )
+            return first.detach()
+        if len(args) == 1 and isinstance(first, list | tuple | np.ndarray) and not isinstance(first, Size):
+            return creation.tensor(first, dtype=cls.dtype)
+        return creation.empty(*args, dtype=cls.dtype)
+
+    def __repr__(cls) -> str:
+        return f"<class 'disttrain.{cls.__name__}'>"
+
+
+def _make(name: str, kind: dtypes.dtype) -> Any:
+    doc = f"CPU tensors of {kind.name}, as ``torch.{name}``: a constructor, and a type for ``isinstance``."
+    return _TypeOfTensors(name, (), {"dtype": kind, "__doc__": doc, "__module__": "disttrain"})
+
+
+FloatTensor: Any = _make("FloatTensor", dtypes.float32)
+DoubleTensor: Any = _make("DoubleTensor", dtypes.float64)
+HalfTensor: Any = _make("HalfTensor", dtypes.float16)
+BFloat16Tensor: Any = _make("BFloat16Tensor", dtypes.bfloat16)
+LongTensor: Any = _make("LongTensor", dtypes.int64)
+IntTensor: Any = _make("IntTensor", dtypes.int32)
+ShortTensor: Any = _make("ShortTensor", dtypes.int16)
+CharTensor: Any = _make("CharTensor", dtypes.int8)
+ByteTensor: Any = _make("ByteTensor", dtypes.uint8)
+BoolTensor: Any = _make("BoolTensor", dtypes.bool_)
+
+_BY_DTYPE = {t.dtype: t for t in map(globals().get, __all__) if t is not None}
+
+
+def type_name(tensor: Tensor) -> str:
+    """Return what ``tensor.type()`` returns in PyTorch, such as ``"torch.FloatTensor"``: scripts compare it."""
+    place = "torch.cuda" if tensor.device.type == "cuda" else "torch"
+    return f"{place}.{_BY_DTYPE[tensor.dtype].__name__}"
+
+
+def dtype_of(spec: Any) -> dtypes.dtype | None:
+    """Return the dtype that an old type or its name (``"torch.LongTensor"``) stands for; ``None`` for another thing.
+
+    Raises:
+        ValueError: a text that names no type.
+    """
+    if isinstance(spec, _TypeOfTensors):
+        return spec.dtype
+    if not isinstance(spec, str):
+        return None
+    home, _, name = spec.rpartition(".")
+    found = globals().get(name) if name in __all__ else None
+    if home not in ("torch", "disttrain") or found is None:
+        raise ValueError(f"invalid type: {spec!r}; use a dtype such as disttrain.float32")
+    return found.dtype  # type: ignore[no-any-return]

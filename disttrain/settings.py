@@ -1,0 +1,124 @@
+"""Settings of the process that scripts make before they train."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+from disttrain.devices import device as Device
+
+__all__ = [
+    "are_deterministic_algorithms_enabled",
+    "get_default_device",
+    "get_float32_matmul_precision",
+    "get_num_interop_threads",
+    "get_num_threads",
+    "is_deterministic_algorithms_warn_only_enabled",
+    "set_default_device",
+    "set_float32_matmul_precision",
+    "set_num_interop_threads",
+    "set_num_threads",
+    "use_deterministic_algorithms",
+]
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class _Settings:
+    precision = "highest"
+    deterministic = False
+    warn_only = False
+
+
+_settings = _Settings()
+
+
+def set_float32_matmul_precision(precision: str) -> None:
+    """Keep ``"highest"``, ``"high"`` or ``"medium"``; products are always of full precision, which none forbids.
+
+    Raises:
+        ValueError: another word.
+    """
+    if precision not in ("highest", "high", "medium"):
+        raise ValueError(f"precision must be 'highest', 'high' or 'medium', got {precision!r}")
+    _settings.precision = precision
+
+
+def get_float32_matmul_precision() -> str:
+    """Return what :func:`set_float32_matmul_precision` has set."""
+    return _settings.precision
+
+
+def use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:
+    """Keep the switch: every algorithm here is deterministic, so that there is nothing to choose."""
+    _settings.deterministic, _settings.warn_only = bool(mode), bool(warn_only)
+
+
+def are_deterministic_algorithms_enabled() -> bool:
+    """Return what :func:`use_deterministic_algorithms` has set."""
+    return _settings.deterministic
+
+
+def is_deterministic_algorithms_warn_only_enabled() -> bool:
+    """Return what :func:`use_deterministic_algorithms` has set."""
+    return _settings.warn_only
+
+
+def get_num_threads() -> int:
+    """Return how many threads one operation may use: ``OMP_NUM_THREADS``, else the number of cores."""
+    for name in _THREADS:
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value):
+            return int(value)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_num_threads(n: int) -> None:
+    """Ask for ``n`` threads per operation. It comes too late for the BLAS that is loaded, which a warning says.
+
+    Raises:
+        RuntimeError: ``n`` is not positive.
+    """
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"set_num_threads expects an int, but got {type(n).__name__}")
+    if n < 1:
+        raise RuntimeError(f"set_num_threads expects a positive integer, got {n}")
+    if n != get_num_threads():
+        warnings.warn(
+            f"set_num_threads({n}): the BLAS library has chosen {get_num_threads()}; "
+            f"start the program with OMP_NUM_THREADS={n}",
+            stacklevel=2,
+        )
+
+
+def get_num_interop_threads() -> int:
+    """Return 1: operations run one after the other."""
+    return 1
+
+
+def set_num_interop_threads(n: int) -> None:
+    """Check ``n``: operations run one after the other.
+
+    Raises:
+        RuntimeError: ``n`` is not positive.
+    """
+    if n < 1:
+        raise RuntimeError(f"set_num_interop_threads expects a positive integer, got {n}")
+
+
+def get_default_device() -> Device:
+    """Return ``device("cpu")``: where tensors are made unless one says otherwise."""
+    return Device("cpu")
+
+
+def set_default_device(device: Any) -> None:
+    """Accept ``"cpu"`` and ``None``.
+
+    Raises:
+        NotImplementedError: another device; tensors are made on the CPU unless ``device=`` says otherwise.
+    """
+    if device is not None and Device(device).type != "cpu":
+        raise NotImplementedError(
+            f"set_default_device({str(device)!r}) is not in disttrain: make tensors with device={str(device)!r}"
+        )
