@@ -61,10 +61,27 @@ _NAMES = {
         "channels_last channels_last_3d contiguous_format layout memory_format preserve_format strided"
     ),
     "disttrain.serialization": "load save",
+    "disttrain.amp": "GradScaler autocast is_autocast_available is_autocast_enabled",
+    "disttrain.legacy": (
+        "BFloat16Tensor BoolTensor ByteTensor CharTensor DoubleTensor FloatTensor HalfTensor IntTensor LongTensor "
+        "ShortTensor"
+    ),
+    "disttrain.limits": "finfo iinfo",
+    "disttrain.settings": (
+        "are_deterministic_algorithms_enabled get_default_device get_float32_matmul_precision "
+        "get_num_interop_threads get_num_threads is_deterministic_algorithms_warn_only_enabled set_default_device "
+        "set_float32_matmul_precision set_num_interop_threads set_num_threads use_deterministic_algorithms"
+    ),
     "disttrain.defaults": "get_default_dtype result_type set_default_dtype",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _ALIASES = {
+    "e": ("math", "e"),
+    "inf": ("math", "inf"),
+    "nan": ("math", "nan"),
+    "newaxis": ("numpy", "newaxis"),
+    "pi": ("math", "pi"),
+    "compile": ("disttrain.compiler", "compile"),
     "bool": ("disttrain.dtypes", "bool_"),
     "softmax": ("disttrain.functions.activation", "softmax"),
     "log_softmax": ("disttrain.functions.activation", "log_softmax"),
@@ -76,17 +93,29 @@ _ALIASES = {
     "short": ("disttrain.dtypes", "int16"),
 }
 _MODULES = (
+    "accelerator",
+    "amp",
     "autograd",
+    "backends",
     "collectives",
+    "compiler",
     "cuda",
     "data",
     "distributed",
     "errors",
+    "hub",
+    "jit",
+    "mps",
+    "multiprocessing",
     "nn",
+    "onnx",
     "optim",
     "random",
+    "serialization",
     "testing",
     "utils",
+    "version",
+    "xpu",
 )
 
 __all__ = ["__version__", *sorted({*_HOME, *_ALIASES, *_MODULES})]
