@@ -80,6 +80,7 @@ from disttrain.nn.functional.pooling import (
     max_unpool2d,
     max_unpool3d,
 )
+from disttrain.nn.functional.regression import x
 from disttrain.nn.functional.sparse import embedding
 
 if not TYPE_CHECKING:  # which would take every name for granted
@@ -163,4 +164,5 @@ __all__ = [
     "tanhshrink",
     "threshold",
     "threshold_",
+    "x",
 ]
