@@ -132,7 +132,7 @@ def test_a_step_is_seen_by_the_version_check():
     loss.backward(retain_graph=True)
     optimizer.step()
 
-    with pytest.raises(dt.errors.GradientError, match="changed in place"):
+    with pytest.raises(dt.errors.GradientError, match="inplace operation"):
         loss.backward()
 
 
@@ -220,49 +220,6 @@ def test_a_parameter_that_is_given_twice_steps_twice(name):
 def test_wrong_options_are_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call(dt.ones(2, requires_grad=True))
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("StepLR", {"step_size": 3}),
-        ("StepLR", {"step_size": 2, "gamma": 0.5}),
-        ("CosineAnnealingLR", {"T_max": 5}),
-        ("CosineAnnealingLR", {"T_max": 7, "eta_min": 0.01}),
-    ],
-)
-def test_schedules_are_pytorchs(name, options):
-    rates = []
-    for framework in (dt, torch):
-        optimizer = framework.optim.SGD([framework.ones(1, requires_grad=True)], lr=0.7)
-        scheduler = getattr(framework.optim.lr_scheduler, name)(optimizer, **options)
-        seen = []
-        for _ in range(25):
-            seen.append(scheduler.get_last_lr()[0])
-            (optimizer.param_groups[0]["params"][0] * 1).sum().backward()
-            optimizer.step()
-            scheduler.step()
-        rates.append(seen)
-
-    np.testing.assert_allclose(*rates, rtol=1e-12)
-
-
-def test_a_schedule_continues():
-    def run(resume):
-        optimizer = dt.optim.SGD([dt.ones(1, requires_grad=True)], lr=0.7)
-        scheduler = dt.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
-        for t in range(8):
-            if resume and t == 4:
-                states = optimizer.state_dict(), scheduler.state_dict()
-                optimizer = dt.optim.SGD([dt.ones(1, requires_grad=True)], lr=0.1)
-                optimizer.load_state_dict(states[0])
-                scheduler = dt.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3, last_epoch=3)
-                scheduler.load_state_dict(states[1])
-                optimizer.param_groups[0]["lr"] = states[0]["param_groups"][0]["lr"]
-            scheduler.step()
-        return scheduler.get_last_lr()
-
-    assert run(False) == run(True)
 
 
 def steps_of(params, update):
