@@ -19,13 +19,13 @@ _NAMES = {
     ),
     "disttrain.devices": "device",
     "disttrain.dtypes": "bfloat16 dtype float16 float32 float64 int16 int32 int64 int8 promote_types uint8",
-    "disttrain.random": (
-        "Generator bernoulli get_rng_state initial_seed manual_seed multinomial rand rand_like randint randn "
-        "randn_like randperm seed set_rng_state"
+    "disttrain.random": "Generator get_rng_state initial_seed manual_seed seed set_rng_state",
+    "disttrain.functions.random": (
+        "bernoulli multinomial normal poisson rand rand_like randint randint_like randn randn_like randperm"
     ),
     "disttrain.functions.creation": (
-        "arange as_tensor empty empty_like eye from_numpy full full_like linspace ones ones_like tensor zeros "
-        "zeros_like"
+        "arange as_tensor empty empty_like empty_strided eye from_numpy full full_like linspace logspace ones "
+        "ones_like scalar_tensor tensor zeros zeros_like"
     ),
     "disttrain.functions.elementwise": (
         "abs add addcdiv addcmul atan bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp cos cosh div eq exp "
@@ -52,7 +52,13 @@ _NAMES = {
         "diag diag_embed diagflat diagonal diagonal_scatter select_scatter slice_scatter trace tril "
         "tril_indices triu triu_indices"
     ),
-    "disttrain.functions.linalg": "addmm bmm dot matmul mm mv outer",
+    "disttrain.functions.linalg": (
+        "addbmm addmm addmv addr baddbmm bmm chain_matmul cross dot ger inner kron matmul mm mv outer tensordot vdot"
+    ),
+    "disttrain.functions.decompositions": (
+        "cholesky_inverse cholesky_solve det inverse logdet matrix_exp matrix_power pinverse slogdet triangular_solve"
+    ),
+    "disttrain.functions.einsum": "einsum",
     "disttrain.functions.index": "argwhere index_put index_select masked_scatter masked_select nonzero put take",
     "disttrain.functions.scatter": (
         "gather index_add index_copy index_fill scatter scatter_add scatter_reduce take_along_dim"
@@ -60,6 +66,12 @@ _NAMES = {
     "disttrain.layouts": (
         "channels_last channels_last_3d contiguous_format layout memory_format preserve_format strided"
     ),
+    "disttrain.nn.functional.conv": (
+        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
+    ),
+    "disttrain.nn.functional.normalization": "batch_norm group_norm instance_norm layer_norm rms_norm",
+    "disttrain.nn.functional.pooling": "adaptive_avg_pool1d avg_pool1d max_pool1d max_pool2d max_pool3d",
+    "disttrain.nn.functional.vision": "channel_shuffle pixel_shuffle pixel_unshuffle",
     "disttrain.serialization": "load save",
     "disttrain.amp": "GradScaler autocast is_autocast_available is_autocast_enabled",
     "disttrain.legacy": (
@@ -76,6 +88,10 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _ALIASES = {
+    "cholesky": ("disttrain.functions.decompositions", "top_cholesky"),
+    "qr": ("disttrain.functions.decompositions", "top_qr"),
+    "svd": ("disttrain.functions.decompositions", "top_svd"),
+    "vander": ("disttrain.functions.creation", "top_vander"),
     "e": ("math", "e"),
     "inf": ("math", "inf"),
     "nan": ("math", "nan"),
@@ -105,6 +121,7 @@ _MODULES = (
     "errors",
     "hub",
     "jit",
+    "linalg",
     "mps",
     "multiprocessing",
     "nn",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from disttrain.functions import activation, common, compare, join, linalg, rearrange, sort
+from disttrain.functions import decompositions as de
 from disttrain.functions import diagonals as d
 from disttrain.functions import elementwise as e
 from disttrain.functions import index as i
+from disttrain.functions import random as random_functions
 from disttrain.functions import reduce as r
 from disttrain.functions import scatter as sc
 from disttrain.functions import shape as s
@@ -104,7 +106,13 @@ class ShapeMethods:
     permute, transpose, swapaxes, swapdims, t = s.permute, s.transpose, s.swapaxes, s.swapdims, s.t
     adjoint, movedim, moveaxis = s.adjoint, s.movedim, s.moveaxis
     expand, expand_as, broadcast_to = s.expand, s.expand_as, s.broadcast_to
-    narrow, narrow_copy, select, unfold, as_strided = s.narrow, s.narrow_copy, s.select, s.unfold, s.as_strided
+    narrow, narrow_copy, select, unfold, as_strided = (
+        s.narrow,
+        s.narrow_copy,
+        s.select,
+        s.unfold,
+        s.as_strided,
+    )
     clone, contiguous, is_contiguous = s.clone, s.contiguous, s.is_contiguous
     squeeze_, unsqueeze_, transpose_, t_ = s.squeeze_, s.unsqueeze_, s.transpose_, s.t_
     swapaxes_, swapdims_, as_strided_ = s.swapaxes_, s.swapdims_, s.as_strided_
@@ -124,15 +132,17 @@ class ShapeMethods:
 
 
 class LinalgMethods:
-    matmul, mm, mv, dot, bmm, outer, addmm = (
-        linalg.matmul,
-        linalg.mm,
-        linalg.mv,
-        linalg.dot,
-        linalg.bmm,
-        linalg.outer,
-        linalg.addmm,
-    )
+    matmul, mm, mv, dot, vdot, inner = linalg.matmul, linalg.mm, linalg.mv, linalg.dot, linalg.vdot, linalg.inner
+    bmm, outer, ger, kron, cross = linalg.bmm, linalg.outer, linalg.ger, linalg.kron, linalg.cross
+    addmm, addmv, addr = linalg.addmm, linalg.addmv, linalg.addr
+    baddbmm, addbmm = linalg.baddbmm, linalg.addbmm
+    addmm_, addmv_, addr_ = linalg.addmm_, linalg.addmv_, linalg.addr_
+    baddbmm_, addbmm_ = linalg.baddbmm_, linalg.addbmm_
+    det, logdet, slogdet, inverse, pinverse = de.det, de.logdet, de.slogdet, de.inverse, de.pinverse
+    matrix_power, matrix_exp = de.matrix_power, de.matrix_exp
+    svd, qr, cholesky = de.top_svd, de.top_qr, de.top_cholesky
+    cholesky_solve, cholesky_inverse = de.cholesky_solve, de.cholesky_inverse
+    triangular_solve = de.triangular_solve
     __matmul__ = linalg.matmul
 
     def __rmatmul__(self, other: Any) -> Tensor:
@@ -149,3 +159,15 @@ class IndexMethods:
     scatter_, scatter_add_, scatter_reduce_ = sc.scatter_, sc.scatter_add_, sc.scatter_reduce_
     index_add, index_copy, index_fill = sc.index_add, sc.index_copy, sc.index_fill
     index_add_, index_copy_, index_fill_ = sc.index_add_, sc.index_copy_, sc.index_fill_
+
+
+class RandomMethods:
+    bernoulli, multinomial = random_functions.bernoulli, random_functions.multinomial
+    uniform_, normal_, bernoulli_ = (
+        random_functions.uniform_,
+        random_functions.normal_,
+        random_functions.bernoulli_,
+    )
+    random_, exponential_ = random_functions.random_, random_functions.exponential_
+    geometric_, log_normal_ = random_functions.geometric_, random_functions.log_normal_
+    cauchy_ = random_functions.cauchy_

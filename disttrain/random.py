@@ -1,21 +1,28 @@
 """Random numbers: counter-based, so that a number depends on (seed, rank, draw) and on nothing else.
 
 The generator is Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) as NumPy
-implements it. Key: (seed, stream), where the stream is the rank; counter: (block, draw, 0, purpose). So any
-number of processes that host the same ranks draw the same numbers, and a state is two integers.
+implements it. Key: (seed, stream), where the stream is the rank; counter: (block, draw, 0, purpose), blocks counted
+from 1. So any number of processes that host the same ranks draw the same numbers, and a state is three integers.
+
+A draw is as many 64-bit words as it needs, in the order of the blocks and of the words in a block; where 32-bit words
+are used, the lower half of each comes first. Element ``i`` of a tensor, in row-major order, is made of word ``i`` of
+its draw alone (``poisson`` takes a draw per round of rejection, ``cauchy_`` two words), by the arithmetic that
+``disttrain.kernels.random`` specifies: a device that repeats it gives the same numbers to the last bit.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from disttrain import context, dtypes, engine
 from disttrain.collectives.env import current_env
-from disttrain.functions.common import sizes
+from disttrain.devices import device as Device
+from disttrain.kernels import random as kernels
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -42,17 +49,24 @@ class Generator:
     """A stream of random numbers, as ``torch.Generator``; each rank has one by default.
 
     Args:
-        device: only ``"cpu"`` so far.
+        device: where numbers are wanted; the numbers themselves do not depend on it.
     """
 
     def __init__(self, device: Any = "cpu") -> None:
-        self.device = device
+        self.device = Device(device)
         self._stream = 0
-        self._seed = 0
+        self._seed = 67280421310721  # PyTorch's, so that programs find what they know
         self._draw = 0
 
     def manual_seed(self, seed: int) -> Generator:
-        """Begin the stream of ``seed`` (any 64-bit integer)."""
+        """Begin the stream of ``seed``, any integer of 64 bits, signed or not.
+
+        Raises:
+            RuntimeError: not an integer.
+            ValueError: it has more bits.
+        """
+        if not hasattr(seed, "__index__"):
+            raise RuntimeError(f"manual_seed expected a long, but got {type(seed).__name__}: {seed!r:.80}")
         self._seed, self._draw = _check_seed(seed), 0
         return self
 
@@ -66,21 +80,31 @@ class Generator:
         return self._seed
 
     def get_state(self) -> Tensor:
-        """Return (seed, stream, draw) as an int64 tensor: all there is to know."""
-        words = np.array([self._seed & _MASK, self._stream, self._draw], np.uint64)
-        return engine.Tensor_(words.view(np.int64))  # type: ignore[no-any-return]
+        """Return all there is to know, 24 bytes in a uint8 tensor: seed, stream and draw as little-endian uint64."""
+        words = np.array([self._seed & _MASK, self._stream, self._draw], "<u8")
+        return engine.Tensor_(words.view(np.uint8))  # type: ignore[no-any-return]
 
-    def set_state(self, state: Tensor) -> None:
+    def set_state(self, new_state: Tensor) -> Generator:
         """Continue where :meth:`get_state` was taken.
 
         Raises:
-            ValueError: not three int64.
+            TypeError: not a uint8 tensor.
+            RuntimeError: not of 24 bytes.
         """
-        if state.shape != (3,) or state.dtype is not dtypes.int64:
-            raise ValueError(
-                f"a generator's state is 3 int64, got shape {list(state.shape)} of {state.dtype}"
-            )
-        self._seed, self._stream, self._draw = (int(v) for v in state._array.view(np.uint64))
+        if not isinstance(new_state, engine.Tensor_) or new_state.dtype is not dtypes.uint8:
+            kind = getattr(new_state, "dtype", type(new_state).__name__)
+            raise TypeError(f"RNG state must be a tensor of uint8, got {kind}")
+        if new_state.shape != (24,):
+            raise RuntimeError(f"a generator's state has 24 bytes, got shape {list(new_state.shape)}")
+        words = np.ascontiguousarray(new_state._array).view("<u8")
+        self._seed, self._stream, self._draw = (int(v) for v in words)
+        return self
+
+    def clone_state(self) -> Generator:
+        """Return a generator that goes on from the same state."""
+        other = Generator(self.device)
+        other._seed, other._stream, other._draw = self._seed, self._stream, self._draw
+        return other
 
     def raw(self, count: int) -> np.ndarray[Any, Any]:
         """Return the next draw: ``count`` uint64."""
@@ -104,9 +128,13 @@ def default_generator() -> Generator:
     return ctx.generator
 
 
-def manual_seed(seed: int) -> Generator:
-    """Begin the calling rank's stream of ``seed``; ranks draw different numbers from one seed."""
-    return default_generator().manual_seed(seed)
+def manual_seed(seed: Any) -> Generator:
+    """Begin the calling rank's stream of ``seed``; ranks draw different numbers from one seed.
+
+    Raises:
+        ValueError: ``int(seed)`` fails, or has more than 64 bits.
+    """
+    return default_generator().manual_seed(int(seed))
 
 
 def seed() -> int:
@@ -129,139 +157,70 @@ def set_rng_state(new_state: Tensor) -> None:
     default_generator().set_state(new_state)
 
 
+@contextmanager
+def fork_rng(
+    devices: Any = None,
+    enabled: bool = True,
+    _caller: str = "fork_rng",
+    _devices_kw: str = "devices",
+    device_type: str = "cuda",
+) -> Iterator[None]:
+    """Put the calling rank's generator back at the end of a ``with`` block, as ``torch.random.fork_rng``.
+
+    Args:
+        devices: there for PyTorch's signature; a rank has one generator for all devices.
+        enabled: whether to do anything.
+        device_type: as ``devices``.
+    """
+    if not enabled:
+        yield
+        return
+    state = get_rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
+
+
 # ------------------------------------------------------------------------------------------ as arrays
 
 
+def words64(count: int, generator: Generator | None = None) -> np.ndarray[Any, Any]:
+    """Return the next draw: ``count`` random uint64.
+
+    Raises:
+        TypeError: ``generator`` is none.
+    """
+    if generator is None:
+        return default_generator().raw(count)
+    if not isinstance(generator, Generator):
+        raise TypeError(f"generator must be a Generator, got {type(generator).__name__}: {generator!r:.80}")
+    return generator.raw(count)
+
+
 def bits32(count: int, generator: Generator | None = None) -> np.ndarray[Any, Any]:
-    """Return ``count`` random uint32."""
-    raw = (generator or default_generator()).raw(-(-count // 2))
-    return raw.view(np.uint32)[:count]
+    """Return the next draw: ``count`` random uint32."""
+    return words64(-(-count // 2), generator).view("<u4")[:count].view(np.uint32)
 
 
-def uniform(shape: Sequence[int], generator: Generator | None = None) -> np.ndarray[Any, Any]:
-    """Return float32 numbers evenly distributed in [0, 1), 24 bits each."""
+def uniform(
+    shape: Sequence[int], generator: Generator | None = None, dtype: Any = np.float32
+) -> np.ndarray[Any, Any]:
+    """Return numbers evenly distributed in [0, 1), with as many random bits as ``dtype`` has digits."""
     count = int(np.prod(shape, dtype=np.int64))
-    return ((bits32(count, generator) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)).reshape(
-        tuple(shape)
-    )
+    words = words64(count, generator) if np.dtype(dtype) == np.float64 else bits32(count, generator)
+    return kernels.uniform(words, dtype).reshape(tuple(shape))  # type: ignore[no-any-return]
 
 
-def normal(shape: Sequence[int], generator: Generator | None = None) -> np.ndarray[Any, Any]:
-    """Return float32 numbers of the standard normal distribution (Box and Muller, 1958)."""
+def normal(
+    shape: Sequence[int], generator: Generator | None = None, dtype: Any = np.float32
+) -> np.ndarray[Any, Any]:
+    """Return numbers of the standard normal distribution; float64 for float64, else float32."""
     count = int(np.prod(shape, dtype=np.int64))
-    pairs = -(-count // 2)
-    bits = bits32(2 * pairs, generator).astype(np.float32)
-    radius = np.sqrt(np.float32(-2) * np.log((bits[:pairs] + np.float32(1)) * np.float32(2**-32)))
-    angle = bits[pairs:] * np.float32(2 * np.pi * 2**-32)
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count].reshape(tuple(shape))
+    words = words64(count, generator) if np.dtype(dtype) == np.float64 else bits32(count, generator)
+    return kernels.normal(words).reshape(tuple(shape))  # type: ignore[no-any-return]
 
 
 def permutation(n: int, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the numbers below ``n`` in the order of ``n`` random uint64."""
     return np.argsort(raw[:n], kind="stable")
-
-
-# ------------------------------------------------------------------------------------------ as tensors
-
-
-def _tensor(
-    values: np.ndarray[Any, Any], dtype: Any, requires_grad: bool = False, device: Any = None
-) -> Tensor:
-    kind = context.current().default_dtype if dtype is None else dtypes.as_dtype(dtype)
-    t: Tensor = engine.Tensor_(values.astype(kind.numpy, copy=False)).to(device or "cpu")
-    return t.requires_grad_() if requires_grad else t
-
-
-def rand(
-    *size: Any,
-    generator: Generator | None = None,
-    dtype: Any = None,
-    device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """A tensor of numbers evenly distributed in [0, 1)."""
-    return _tensor(uniform(sizes(size), generator), dtype, requires_grad, device)
-
-
-def randn(
-    *size: Any,
-    generator: Generator | None = None,
-    dtype: Any = None,
-    device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """A tensor of numbers of the standard normal distribution."""
-    return _tensor(normal(sizes(size), generator), dtype, requires_grad, device)
-
-
-def randint(
-    low: Any = 0,
-    high: Any = None,
-    size: Any = None,
-    *,
-    generator: Generator | None = None,
-    dtype: Any = None,
-    device: Any = None,
-) -> Tensor:
-    """A tensor of integers evenly distributed in ``[low, high)``; ``randint(high, size)`` begins at 0.
-
-    Raises:
-        RuntimeError: the range is empty.
-    """
-    if size is None:
-        low, high, size = 0, low, high
-    elif high is None:
-        low, high = 0, low
-    if high <= low:
-        raise RuntimeError(f"randint(): nothing lies in [{low}, {high})")
-    shape = sizes((size,))
-    raw = (generator or default_generator()).raw(int(np.prod(shape, dtype=np.int64)))
-    values = (raw % np.uint64(high - low)).astype(np.int64) + low
-    return _tensor(values.reshape(shape), dtypes.int64 if dtype is None else dtype, device=device)
-
-
-def randperm(n: int, *, generator: Generator | None = None, dtype: Any = None, device: Any = None) -> Tensor:
-    """The integers below ``n`` in random order."""
-    raw = (generator or default_generator()).raw(n)
-    return _tensor(permutation(n, raw), dtypes.int64 if dtype is None else dtype, device=device)
-
-
-def rand_like(input: Tensor, *, dtype: Any = None) -> Tensor:
-    """A tensor like ``input`` of numbers evenly distributed in [0, 1)."""
-    return rand(input.shape, dtype=dtype or input.dtype, device=input.device)
-
-
-def randn_like(input: Tensor, *, dtype: Any = None) -> Tensor:
-    """A tensor like ``input`` of numbers of the standard normal distribution."""
-    return randn(input.shape, dtype=dtype or input.dtype, device=input.device)
-
-
-def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | None = None) -> Tensor:
-    """Ones with the probabilities in ``input`` (or ``p`` everywhere), else zeros."""
-    return _tensor(uniform(input.shape, generator) < (input._array if p is None else p), input.dtype)
-
-
-def multinomial(
-    input: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator | None = None
-) -> Tensor:
-    """``num_samples`` indices drawn from each row of weights: int64 of shape ``(*input.shape[:-1], num_samples)``.
-
-    Raises:
-        RuntimeError: a weight is negative or not finite, or too few are positive.
-    """
-    weights = input._array.astype(np.float64)
-    rows = weights.reshape(-1, weights.shape[-1])
-    if not np.isfinite(rows).all() or (rows < 0).any() or (rows.sum(-1) <= 0).any():
-        raise RuntimeError("multinomial(): weights must be finite, not negative, and not all zero")
-    if not replacement and ((rows > 0).sum(-1) < num_samples).any():
-        raise RuntimeError(f"multinomial(): fewer than {num_samples} positive weights; use replacement=True")
-    shape = (len(rows), num_samples if replacement else rows.shape[1])
-    u = ((generator or default_generator()).raw(shape[0] * shape[1]) >> np.uint64(11)) * 2.0**-53
-    u = u.reshape(shape)
-    if replacement:
-        ends = np.cumsum(rows, -1)
-        picked = np.stack([np.searchsorted(e, v * e[-1], side="right") for e, v in zip(ends, u, strict=True)])
-    else:  # the smallest of exponential times with these rates come in the right distribution
-        with np.errstate(divide="ignore"):
-            picked = np.argsort(-np.log1p(-u) / rows, axis=-1, kind="stable")[:, :num_samples]
-    return engine.Tensor_(picked.astype(np.int64).reshape(*input.shape[:-1], num_samples))  # type: ignore[no-any-return]

@@ -50,7 +50,9 @@ class Tensor(
     ShapeMethods,
     LinalgMethods,
     IndexMethods,
-    AbsentMethods, RandomMethods):
+    RandomMethods,
+    AbsentMethods,
+):
     """A multi-dimensional array of one type that records the operations on it, as ``torch.Tensor``.
 
     Make one with :func:`disttrain.tensor`, :func:`disttrain.zeros` and their like; ``Tensor(array)`` wraps an
@@ -458,7 +460,11 @@ class Tensor(
             return self
         if requires_grad and not self.dtype.is_floating_point:
             raise RuntimeError(f"only floating point tensors can require gradients, got {self.dtype}")
-        if self.is_inference() and not engine.is_inference_mode_enabled() and self._requires_grad != requires_grad:
+        if (
+            self.is_inference()
+            and not engine.is_inference_mode_enabled()
+            and self._requires_grad != requires_grad
+        ):
             raise RuntimeError(
                 "Setting requires_grad=True on inference tensor outside InferenceMode is not allowed; clone() it first"
             )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from disttrain.random import randperm
+from disttrain.functions.random import randperm
 from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import numpy as np
 from disttrain import context, random
 from disttrain.collectives.env import current_env
 from disttrain.data.sharding import share, steps
+from disttrain.functions import random as draws
 from disttrain.random import ORDER, Generator, permutation, philox
 
 if TYPE_CHECKING:
@@ -89,10 +90,10 @@ class RandomSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         n = len(self.data_source)
         if self.replacement:
-            yield from random.randint(0, n, (self.num_samples,), generator=self.generator).tolist()
+            yield from draws.randint(0, n, (self.num_samples,), generator=self.generator).tolist()
             return
         for start in range(0, self.num_samples, n):
-            yield from random.randperm(n, generator=self.generator).tolist()[: self.num_samples - start]
+            yield from draws.randperm(n, generator=self.generator).tolist()[: self.num_samples - start]
 
     def __len__(self) -> int:
         return self.num_samples
@@ -106,7 +107,7 @@ class SubsetRandomSampler(Sampler[int]):
         self.generator = generator
 
     def __iter__(self) -> Iterator[int]:
-        for i in random.randperm(len(self.indices), generator=self.generator).tolist():
+        for i in draws.randperm(len(self.indices), generator=self.generator).tolist():
             yield self.indices[i]
 
     def __len__(self) -> int:
@@ -140,7 +141,7 @@ class WeightedRandomSampler(Sampler[int]):
         self.generator = generator
 
     def __iter__(self) -> Iterator[int]:
-        drawn = random.multinomial(self.weights, self.num_samples, self.replacement, generator=self.generator)
+        drawn = draws.multinomial(self.weights, self.num_samples, self.replacement, generator=self.generator)
         return iter(drawn.tolist())
 
     def __len__(self) -> int:

@@ -30,6 +30,7 @@ rand_like randint randint_like randn randn_like randperm range reciprocal remain
 rsqrt scatter scatter_add scatter_reduce searchsorted sgn sigmoid sign signbit sin sinc sinh slice_scatter
 softmax sort sqrt square sspaddmm stack std std_mean sub subtract svd take take_along_dim tan tanh tensordot
 topk triangular_solve tril triu true_divide trunc var var_mean vdot vstack where xlogy zeros zeros_like
+bernoulli multinomial normal rand randint randn randperm
 """
 TAKES_OUT = frozenset(_NAMES.split())
 """PyTorch's functions that have ``out=``; the façade wraps those of them that are here."""

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from disttrain import engine
+from disttrain.functions.random import rand
 from disttrain.kernels.conv import Window
 from disttrain.nn.functional.checks import batch, check_kind, each
 from disttrain.ops import pool
-from disttrain.random import rand
 from disttrain.tensors import Tensor
 
 Sizes = int | Sequence[int]

@@ -1,0 +1,622 @@
+"""Random tensors, with PyTorch's names: made anew, like others, or written in place.
+
+``generator=None`` draws from the calling rank's generator; ``disttrain.random`` says what a draw is. Elements are made
+in row-major order. ``layout``, ``pin_memory`` and ``memory_format`` are there for PyTorch's signatures.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from disttrain import context, dtypes, engine
+from disttrain.functions.common import copy_
+from disttrain.kernels import random as kernels
+from disttrain.ops import elementwise
+from disttrain.random import Generator, permutation, uniform, words64
+from disttrain.random import normal as standard_normal
+
+if TYPE_CHECKING:
+    from disttrain.tensors import Tensor
+
+_DIGITS = {dtypes.float16: 11, dtypes.bfloat16: 8, dtypes.float32: 24, dtypes.float64: 53}
+"""Binary digits of a floating point type: integers up to two to that power are exact."""
+
+
+def _shape(name: str, size: Any) -> tuple[int, ...]:
+    """Return the sizes in ``size``, the positional arguments or a sequence.
+
+    Raises:
+        RuntimeError: one is negative.
+        TypeError: one is no integer.
+    """
+    if isinstance(size, tuple | list) and len(size) == 1 and isinstance(size[0], tuple | list):
+        size = size[0]
+    if not isinstance(size, tuple | list):
+        size = (size,)
+    for n in size:
+        if isinstance(n, bool) or not hasattr(n, "__index__"):
+            raise TypeError(f"{name}(): sizes must be integers, got {type(n).__name__}: {n!r:.80}")
+    shape = tuple(map(operator.index, size))
+    if any(n < 0 for n in shape):
+        raise RuntimeError(f"Trying to create tensor with negative dimension: {name}() got {list(shape)}")
+    return shape
+
+
+def _kind(name: str, dtype: Any, default: dtypes.dtype | None = None) -> dtypes.dtype:
+    kind = (default or context.current().default_dtype) if dtype is None else dtypes.as_dtype(dtype)
+    if not kind.is_floating_point:
+        raise NotImplementedError(f"{name}() makes floating point numbers, got dtype={kind}")
+    return kind
+
+
+def _finish(values: Any, kind: dtypes.dtype, device: Any, requires_grad: bool) -> Tensor:
+    with np.errstate(over="ignore"):
+        t: Tensor = engine.Tensor_(np.asarray(values).astype(kind.numpy, copy=False))
+    if device is not None:
+        t = t.to(device)
+    return t.requires_grad_() if requires_grad else t
+
+
+def rand(
+    *size: Any,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    pin_memory: bool = False,
+    **sizes: Any,
+) -> Tensor:
+    """A tensor of numbers evenly distributed in [0, 1), as ``torch.rand``."""
+    shape = _sized("rand", size, sizes)
+    kind = _kind("rand", dtype)
+    return _finish(uniform(shape, generator, kind.numpy), kind, device, requires_grad)
+
+
+def randn(
+    *size: Any,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    pin_memory: bool = False,
+    **sizes: Any,
+) -> Tensor:
+    """A tensor of numbers of the standard normal distribution, as ``torch.randn``."""
+    shape = _sized("randn", size, sizes)
+    kind = _kind("randn", dtype)
+    return _finish(standard_normal(shape, generator, kind.numpy), kind, device, requires_grad)
+
+
+def _sized(name: str, size: tuple[Any, ...], sizes: dict[str, Any]) -> tuple[int, ...]:
+    """Return the shape given as ``f(2, 3)``, ``f((2, 3))`` or ``f(size=(2, 3))``."""
+    given = sizes.pop("size", None)
+    if sizes:
+        raise TypeError(f"{name}() got an unexpected keyword argument {next(iter(sizes))!r}")
+    if (given is None) == (not size):
+        raise TypeError(f"{name}() needs its sizes once: {name}(2, 3), {name}((2, 3)) or {name}(size=(2, 3))")
+    return _shape(name, size if given is None else given)
+
+
+def rand_like(
+    input: Tensor,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    pin_memory: bool = False,
+    memory_format: Any = None,
+) -> Tensor:
+    """A tensor like ``input`` of numbers evenly distributed in [0, 1), as ``torch.rand_like``."""
+    kind = _kind("rand_like", dtype, _like("rand_like", input).dtype)
+    return _finish(uniform(input.shape, generator, kind.numpy), kind, device or input.device, requires_grad)
+
+
+def randn_like(
+    input: Tensor,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    pin_memory: bool = False,
+    memory_format: Any = None,
+) -> Tensor:
+    """A tensor like ``input`` of numbers of the standard normal distribution, as ``torch.randn_like``."""
+    kind = _kind("randn_like", dtype, _like("randn_like", input).dtype)
+    values = standard_normal(input.shape, generator, kind.numpy)
+    return _finish(values, kind, device or input.device, requires_grad)
+
+
+def _like(name: str, input: Any) -> Tensor:
+    if not isinstance(input, engine.Tensor_):
+        raise TypeError(f"{name}() needs a Tensor, got {type(input).__name__}: {input!r:.80}")
+    return input  # type: ignore[no-any-return]
+
+
+def randint(
+    low: Any = 0,
+    high: Any = None,
+    size: Any = None,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    pin_memory: bool = False,
+) -> Tensor:
+    """A tensor of integers evenly distributed in ``[low, high)``; ``randint(high, size)`` begins at 0.
+
+    Raises:
+        RuntimeError: the range is empty, or the type cannot hold it.
+        TypeError: an end or a size is no integer.
+    """
+    if size is None:
+        low, high, size = 0, low, high
+    elif high is None:
+        low, high = 0, low
+    if not isinstance(size, tuple | list):
+        raise TypeError(
+            f"randint(): size must be a tuple of integers, got {type(size).__name__}: {size!r:.80}"
+        )
+    shape = _shape("randint", tuple(size))
+    kind = dtypes.int64 if dtype is None else dtypes.as_dtype(dtype)
+    return _finish(_integers("randint", low, high, shape, kind, generator), kind, device, requires_grad)
+
+
+def randint_like(
+    input: Tensor,
+    low: Any = 0,
+    high: Any = None,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    pin_memory: bool = False,
+    memory_format: Any = None,
+) -> Tensor:
+    """A tensor like ``input`` of integers evenly distributed in ``[low, high)``, as :func:`randint`."""
+    if high is None:
+        low, high = 0, low
+    kind = _like("randint_like", input).dtype if dtype is None else dtypes.as_dtype(dtype)
+    values = _integers("randint_like", low, high, input.shape, kind, generator)
+    return _finish(values, kind, device or input.device, requires_grad)
+
+
+def _end(name: str, x: Any) -> int:
+    if isinstance(x, engine.Tensor_) and x.numel() == 1:
+        x = x.item()
+    if not hasattr(x, "__index__"):
+        raise TypeError(
+            f"{name}(): the ends of the range must be integers, got {type(x).__name__}: {x!r:.80}"
+        )
+    return operator.index(x)
+
+
+def _integers(
+    name: str, low: Any, high: Any, shape: tuple[int, ...], kind: dtypes.dtype, generator: Generator | None
+) -> Any:
+    low, high = _end(name, low), _end(name, high)
+    if high <= low:
+        raise RuntimeError(f"random_ expects 'from' to be less than 'to': nothing lies in [{low}, {high})")
+    for what, end in (("from", low), ("to - 1", high - 1)):
+        if not _fits(end, kind):
+            raise RuntimeError(f"{what} is out of bounds for {kind}: {name}() got [{low}, {high})")
+    raw = words64(int(np.prod(shape, dtype=np.int64)), generator)
+    span = high - low
+    offset = raw if span == 1 << 64 else raw % np.uint64(span)
+    return (offset + np.uint64(low & ((1 << 64) - 1))).view(np.int64).reshape(tuple(shape))
+
+
+def _fits(value: int, kind: dtypes.dtype) -> bool:
+    if kind.is_floating_point:
+        return abs(value) <= (65504 if kind is dtypes.float16 else 1 << 127)
+    if kind is dtypes.bool_:
+        return value in (0, 1)
+    info = np.iinfo(kind.numpy)
+    return int(info.min) <= value <= int(info.max)
+
+
+def randperm(
+    n: int,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    pin_memory: bool = False,
+) -> Tensor:
+    """The integers below ``n`` in random order, as ``torch.randperm``.
+
+    Raises:
+        RuntimeError: ``n`` is negative, or more than the type can hold.
+    """
+    n = _end("randperm", n)
+    kind = dtypes.int64 if dtype is None else dtypes.as_dtype(dtype)
+    if n < 0:
+        raise RuntimeError(f"n must be non-negative, got {n}")
+    largest = (
+        1 << _DIGITS[kind]
+        if kind.is_floating_point
+        else (1 if kind is dtypes.bool_ else np.iinfo(kind.numpy).max)
+    )
+    if n - 1 > largest:
+        raise RuntimeError(f"n is too large for result tensor type: randperm({n}) in {kind}")
+    return _finish(permutation(n, words64(n, generator)), kind, device, requires_grad)
+
+
+# ------------------------------------------------------------------------------- from tensors of parameters
+
+
+def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | None = None) -> Tensor:
+    """Ones with the probabilities in ``input`` (or ``p`` everywhere), else zeros, as ``torch.bernoulli``.
+
+    Its gradient is zero.
+
+    Raises:
+        RuntimeError: a probability is not in [0, 1], or integers are given for probabilities.
+    """
+    array = _like("bernoulli", input)._array
+    if p is None:
+        if array.dtype.kind not in "fV":
+            raise RuntimeError(f"bernoulli(): probabilities are floating point numbers, got {input.dtype}")
+        chances = array.astype(np.float64)
+        if chances.size and not ((chances >= 0) & (chances <= 1)).all():
+            raise RuntimeError("Expected p_in >= 0 && p_in <= 1 to be true: bernoulli() needs probabilities")
+    else:
+        chances = np.float64(_probability("bernoulli", p))
+    return _drawn(input, uniform(input.shape, generator, np.float64) < chances)
+
+
+def _probability(name: str, p: Any) -> float:
+    p = float(p)
+    if not 0 <= p <= 1:
+        raise RuntimeError(f"{name} expects p to be in [0, 1], but got p={p}")
+    return p
+
+
+def _drawn(input: Tensor, values: Any) -> Tensor:
+    """Return numbers in the type of ``input`` that depend on it, with gradient zero."""
+    t: Tensor = engine.Tensor_(np.asarray(values).astype(input._array.dtype))
+    return engine.apply(elementwise.copy_from, input, t) if input.requires_grad else t  # type: ignore[no-any-return]
+
+
+def normal(
+    mean: Any = 0.0,
+    std: Any = 1.0,
+    size: Any = None,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    pin_memory: bool = False,
+) -> Tensor:
+    """Normally distributed numbers: a tensor of ``size``, or one for each of a tensor of means or deviations.
+
+    Raises:
+        RuntimeError: a standard deviation is negative.
+        TypeError: neither ``size`` nor a tensor is given, or both.
+    """
+    tensors = [t for t in (mean, std) if isinstance(t, engine.Tensor_)]
+    if bool(tensors) == (size is not None):
+        raise TypeError("normal() needs a tensor of means or deviations, or numbers and size=(...)")
+    if not tensors:
+        _check_std("normal", std)
+        kind = _kind("normal", dtype)
+        z = standard_normal(_shape("normal", size), generator, kind.numpy)
+        return _finish(mean + std * z, kind, device, requires_grad)
+    if tensors[-1] is std and (std._array < 0).any():
+        raise RuntimeError("normal expects all elements of std >= 0.0")
+    _check_std("normal", std)
+    first = tensors[0]
+    kind = _kind("normal", None, first.dtype)
+    for t in tensors:
+        _kind("normal", None, t.dtype)
+    m, s = (x._array if isinstance(x, engine.Tensor_) else x for x in (mean, std))
+    try:
+        shape = np.broadcast_shapes(*[t._array.shape for t in tensors])
+    except ValueError:
+        raise RuntimeError(
+            f"normal(): means of shape {list(mean.shape)} and deviations of {list(std.shape)} do not broadcast"
+        ) from None
+    z = standard_normal(shape, generator, kind.numpy)
+    values = z * np.asarray(s, z.dtype) + np.asarray(m, z.dtype)
+    result = _finish(values, kind, None, False)
+    for t in tensors:
+        if t.requires_grad and t._array.shape == shape:
+            return _drawn(t, values)
+    return result
+
+
+def _check_std(name: str, std: Any) -> None:
+    if not isinstance(std, engine.Tensor_) and not std >= 0:
+        raise RuntimeError(f"{name} expects std >= 0.0, but found std {std}")
+
+
+def multinomial(
+    input: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator | None = None
+) -> Tensor:
+    """``num_samples`` indices drawn from each row of weights: int64 of shape ``(*input.shape[:-1], num_samples)``.
+
+    Args:
+        input: weights, floating point, of one or two dimensions; they need not sum to one.
+        num_samples: how many.
+        replacement: whether an index may come again; else they come in the order of the draws.
+        generator: where random numbers come from.
+
+    Raises:
+        RuntimeError: a weight is negative or not finite, too few are positive, or another argument is wrong.
+    """
+    array = _like("multinomial", input)._array
+    if array.dtype.kind not in "fV":
+        raise RuntimeError(f"multinomial only supports floating-point dtypes for input, got: {input.dtype}")
+    if array.ndim not in (1, 2):
+        raise RuntimeError(f"prob_dist must be 1 or 2 dim, got shape {list(array.shape)}")
+    if not array.shape[-1]:
+        raise RuntimeError(f"prob_dist must have positive last dimension size, got shape {list(array.shape)}")
+    if num_samples <= 0:
+        raise RuntimeError(f"cannot sample n_sample <= 0 samples, got {num_samples}")
+    rows = array.astype(np.float64).reshape(-1, array.shape[-1])
+    if not replacement and num_samples > rows.shape[1]:
+        raise RuntimeError(
+            f"cannot sample n_sample > prob_dist.size(-1) samples without replacement: {num_samples} of {rows.shape[1]}"
+        )
+    if not np.isfinite(rows).all() or (rows < 0).any():
+        raise RuntimeError(
+            "probability tensor contains either `inf`, `nan` or element < 0: weights must be finite, not negative"
+        )
+    if (rows.sum(-1) <= 0).any():
+        raise RuntimeError("invalid multinomial distribution (sum of probabilities <= 0)")
+    if not replacement and ((rows > 0).sum(-1) < num_samples).any():
+        raise RuntimeError(
+            f"invalid multinomial distribution: fewer than {num_samples} positive weights; use replacement=True"
+        )
+    shape = (len(rows), num_samples if replacement else rows.shape[1])
+    u = kernels.open_uniform(words64(shape[0] * shape[1], generator)).reshape(shape)
+    if replacement:
+        ends = np.cumsum(rows, -1)
+        picked = np.stack([np.searchsorted(e, v * e[-1], side="right") for e, v in zip(ends, u, strict=True)])
+    else:  # the smallest of exponential times with these rates come in the right distribution
+        with np.errstate(divide="ignore"):
+            times = -kernels.log(u.reshape(-1)).reshape(shape) / rows
+        picked = np.argsort(times, axis=-1, kind="stable")[:, :num_samples]
+    return engine.Tensor_(picked.astype(np.int64).reshape(*input.shape[:-1], num_samples))  # type: ignore[no-any-return]
+
+
+def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
+    """Numbers of events at the rates in ``input``, in its type, as ``torch.poisson``. Its gradient is zero.
+
+    Raises:
+        RuntimeError: a rate is negative, or the type is not floating point.
+    """
+    array = _like("poisson", input)._array
+    if array.dtype.kind not in "fV":
+        raise RuntimeError(f"poisson(): rates are floating point numbers, got {input.dtype}")
+    rates = array.astype(np.float64).reshape(-1)
+    if not (rates >= 0).all():
+        raise RuntimeError("invalid Poisson rate, expected rate to be non-negative")
+    return _drawn(input, _poisson(rates, generator).reshape(array.shape))
+
+
+def _poisson(rates: Any, generator: Generator | None) -> Any:
+    out = np.zeros_like(rates)
+    u = uniform(rates.shape, generator, np.float64)
+    few = rates < 10
+    if few.any():  # by inversion of the distribution function
+        rate, chance = rates[few], u[few]
+        term = kernels.exp(-rate)
+        below, k = term.copy(), np.zeros_like(rate)
+        for n in range(1, 100):  # beyond that the probability is nil
+            more = chance >= below
+            if not more.any():
+                break
+            k[more] = n
+            term = term * (rate / n)
+            below += term
+        out[few] = k
+    left = np.flatnonzero(~few)
+    while left.size:  # Hörmann's transformed rejection PTRS (Insurance: Mathematics and Economics 12, 1993)
+        words = words64(2 * rates.size, generator)
+        rate = rates[left]
+        u, v = kernels.open_uniform(words[left]) - 0.5, kernels.open_uniform(words[rates.size + left])
+        b = 0.931 + 2.53 * np.sqrt(rate)
+        a = -0.059 + 0.02483 * b
+        inverse_alpha = 1.1239 + 1.1328 / (b - 3.4)
+        us = 0.5 - np.abs(u)
+        k = np.floor((2 * a / us + b) * u + rate + 0.43)
+        sure = (us >= 0.07) & (v <= 0.9277 - 3.6224 / (b - 2))
+        possible = (k >= 0) & ((us >= 0.013) | (v <= us))
+        score = kernels.log(v) + kernels.log(inverse_alpha) - kernels.log(a / (us * us) + b)
+        whole = np.maximum(k, 0)
+        fits = score <= -rate + whole * kernels.log(rate) - kernels.log_gamma(whole + 1)
+        good = sure | (possible & fits)
+        out[left[good]] = k[good]
+        left = left[~good]
+    return out
+
+
+# ------------------------------------------------------------------------------------------------ in place
+
+
+def uniform_(input: Tensor, *args: Any, generator: Generator | None = None, **ends: Any) -> Tensor:
+    """Write numbers evenly distributed in ``[from, to)``, by default [0, 1), as ``Tensor.uniform_``.
+
+    Raises:
+        RuntimeError: the range is upside down or beyond the type.
+    """
+    low, high = _ends("uniform_", args, ends, {"from": 0.0, "to": 1.0})
+    kind = _floats("uniform_", input)
+    if not low <= high:
+        raise RuntimeError(f"uniform_ expects to return a [from, to) range, but found from={low} > to={high}")
+    largest = _largest(input)
+    if not (abs(low) <= largest and abs(high) <= largest):
+        raise RuntimeError(f"uniform_: from={low} or to={high} is out of bounds for {input.dtype}")
+    if not high - low <= largest:
+        raise RuntimeError(f"uniform_ expects to-from <= {largest}, but found to={high} and from={low}")
+    if kind.itemsize == 2:
+        kind = np.dtype(np.float32)
+    u = uniform(input.shape, generator, kind)
+    values = u * kind.type(high - low) + kind.type(low)
+    values = values.astype(input._array.dtype)
+    values[values >= values.dtype.type(high)] = values.dtype.type(low)  # where rounding reached the end
+    return _write(input, values)
+
+
+def _largest(input: Tensor) -> float:
+    kind = np.float32 if input.dtype is dtypes.bfloat16 else input._array.dtype
+    return float(np.finfo(kind).max)
+
+
+def _ends(name: str, args: tuple[Any, ...], given: dict[str, Any], defaults: dict[str, Any]) -> list[Any]:
+    """Return arguments of which one is called ``from``, which Python does not let a function name."""
+    if len(args) > len(defaults):
+        raise TypeError(f"{name}() takes {len(defaults)} arguments, got {len(args)}")
+    values = dict(zip(defaults, args, strict=False))
+    for key, value in given.items():
+        if key not in defaults or key in values:
+            raise TypeError(f"{name}() got an unexpected or repeated argument {key!r}")
+        values[key] = value
+    return [values.get(key, default) for key, default in defaults.items()]
+
+
+def _floats(name: str, input: Tensor) -> np.dtype[Any]:
+    if not input.dtype.is_floating_point:
+        raise NotImplementedError(f"{name}() writes floating point numbers, the tensor has {input.dtype}")
+    return input._array.dtype  # type: ignore[no-any-return]
+
+
+def _write(input: Tensor, values: Any) -> Tensor:
+    with np.errstate(over="ignore", invalid="ignore"):
+        t: Tensor = engine.Tensor_(np.asarray(values).astype(input._array.dtype, copy=False))
+    return copy_(input, t)
+
+
+def normal_(
+    input: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None
+) -> Tensor:
+    """Write normally distributed numbers, as ``Tensor.normal_``.
+
+    Raises:
+        RuntimeError: ``std`` is negative.
+    """
+    kind = _floats("normal_", input)
+    _check_std("normal_", std)
+    z = standard_normal(input.shape, generator, kind)
+    return _write(input, z * z.dtype.type(std) + z.dtype.type(mean))
+
+
+def bernoulli_(input: Tensor, p: Any = 0.5, *, generator: Generator | None = None) -> Tensor:
+    """Write ones with probability ``p``, a number or a tensor of probabilities, else zeros, as ``Tensor.bernoulli_``.
+
+    Raises:
+        RuntimeError: a probability is not in [0, 1], or the tensor of probabilities does not fit.
+    """
+    u = uniform(input.shape, generator, np.float64)
+    if not isinstance(p, engine.Tensor_):
+        return _write(input, u < _probability("bernoulli_", p))
+    if not p.dtype.is_floating_point:
+        raise RuntimeError(f"bernoulli_(): probabilities are floating point numbers, got {p.dtype}")
+    chances = p._array.astype(np.float64)
+    if not ((chances >= 0) & (chances <= 1)).all():
+        raise RuntimeError("Expected p_in >= 0 && p_in <= 1 to be true: bernoulli_() needs probabilities")
+    try:
+        chances = np.broadcast_to(chances, input.shape)
+    except ValueError:
+        raise RuntimeError(
+            f"bernoulli_(): probabilities of shape {list(p.shape)} do not fit a tensor of {list(input.shape)}"
+        ) from None
+    return _write(input, u < chances)
+
+
+def random_(input: Tensor, *args: Any, generator: Generator | None = None, **ends: Any) -> Tensor:
+    """Write integers evenly distributed in ``[from, to)``, as ``Tensor.random_``; ``random_(to)`` begins at 0.
+
+    By default from 0 to the largest that the type holds; for floating point types to the last that is exact.
+
+    Raises:
+        RuntimeError: the range is empty, or beyond the type.
+    """
+    if len(args) == 1 and not ends:
+        args, ends = (), {"to": args[0]}
+    low, high = _ends("random_", args, ends, {"from": 0, "to": None})
+    kind = input.dtype
+    if high is None:
+        if kind.is_floating_point:
+            high = (1 << _DIGITS[kind]) + 1
+        else:
+            high = 2 if kind is dtypes.bool_ else int(np.iinfo(kind.numpy).max) + 1
+    return _write(input, _integers("random_", low, high, input.shape, kind, generator))
+
+
+def exponential_(input: Tensor, lambd: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+    """Write exponentially distributed numbers of rate ``lambd``, as ``Tensor.exponential_``.
+
+    Raises:
+        RuntimeError: the rate is not positive.
+    """
+    _floats("exponential_", input)
+    if not lambd > 0:
+        raise RuntimeError(f"exponential_ expects lambda > 0.0, but found lambda={lambd}")
+    return _write(input, (-kernels.log(_open(input, generator)) / lambd).reshape(input.shape))
+
+
+def _open(input: Tensor, generator: Generator | None) -> Any:
+    return kernels.open_uniform(words64(input.numel(), generator))
+
+
+def geometric_(input: Tensor, p: float, *, generator: Generator | None = None) -> Tensor:
+    """Write how many trials it takes to the first success, of probability ``p`` each, as ``Tensor.geometric_``.
+
+    Raises:
+        RuntimeError: ``p`` is not in (0, 1).
+    """
+    if input.dtype is dtypes.bool_:
+        raise NotImplementedError("geometric_() counts trials, the tensor has booleans")
+    if not 0 < p < 1:
+        raise RuntimeError(f"geometric_ expects p to be in (0, 1), but got p={p}")
+    trials = np.ceil(kernels.log(_open(input, generator)) / kernels.log(np.array([1.0 - p]))[0])
+    return _write(input, trials.reshape(input.shape))
+
+
+def log_normal_(
+    input: Tensor, mean: float = 1.0, std: float = 2.0, *, generator: Generator | None = None
+) -> Tensor:
+    """Write numbers whose logarithms are normally distributed, as ``Tensor.log_normal_``.
+
+    Raises:
+        RuntimeError: ``std`` is not positive.
+    """
+    _floats("log_normal_", input)
+    if not std > 0:
+        raise RuntimeError(f"log_normal_ expects std > 0.0, but found std={std}")
+    z = standard_normal(input.shape, generator, np.float64)
+    return _write(input, kernels.exp(z * float(std) + float(mean)))
+
+
+def cauchy_(
+    input: Tensor, median: float = 0.0, sigma: float = 1.0, *, generator: Generator | None = None
+) -> Tensor:
+    """Write numbers of Cauchy's distribution, as ``Tensor.cauchy_``: the ratio of two normal numbers has it.
+
+    Raises:
+        RuntimeError: ``sigma`` is not positive.
+    """
+    _floats("cauchy_", input)
+    if not sigma > 0:
+        raise RuntimeError(f"cauchy_ expects sigma > 0.0, but found sigma={sigma}")
+    n = input.numel()
+    z = standard_normal((2 * n,), generator, np.float64)
+    return _write(input, (float(median) + float(sigma) * (z[:n] / z[n:])).reshape(input.shape))
