@@ -162,7 +162,7 @@ def _record(
         else:
             for j, o in enumerate(outs):
                 if s is o:
-                    node.versions.append((k, versions[j], 0, None))
+                    node.versions.append((k, versions[j], 0, -1 - j))
     if mode is not True:
         observe(node, mode, arrays, outs)
     return node
@@ -603,7 +603,7 @@ def _as_tensors(node: Node, saved: tuple[Any, ...]) -> tuple[Any, ...]:
         edge: Edge | None = None
         if k in sources:
             j = sources[k]
-            edge = (node, 0) if j is None else node.edges[j]
+            edge = (node, -1 - j) if j < 0 else node.edges[j]
         if edge is not None and not isinstance(edge[0], Node):
             tensors[k] = edge[0]
         else:

@@ -86,9 +86,9 @@ class Node:
         self.sequence = next_sequence()
         self.hooks: dict[int, dict[int, Callable[..., Any]]] | None = None
         """By output: functions of the gradient, in the order of their registration; also ``BEFORE``, ``AFTER``."""
-        self.versions: list[tuple[int, list[int], int, int | None]] = []
+        self.versions: list[tuple[int, list[int], int, int]] = []
         """For each saved array that belongs to a Tensor: its place in ``saved``, the version counter, the
-        version when saved, and which argument it is (an output if it is ``None``)."""
+        version when saved, and which argument it is (-1, -2, … for the first output, the second, …)."""
 
     def name(self) -> str:
         """Return the name of the operation in PyTorch's manner: ``MulBackward0`` for ``mul``."""
