@@ -12,8 +12,8 @@ def dropout(x: Array, keep: Array, *, p: float) -> Result:
 
     Args:
         x: any floating point array.
-        keep: of the shape of ``x``: booleans (kept or not), or uint32 random bits: kept are those that
-            are at least ``p * 2**32``.
+        keep: of the shape of ``x``, or one that broadcasts to it (one number for a channel): booleans (kept or not),
+            or uint32 random bits: kept are those that are at least ``p * 2**32``.
         p: probability that an element is dropped, in [0, 1].
 
     Raises:
@@ -22,7 +22,7 @@ def dropout(x: Array, keep: Array, *, p: float) -> Result:
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must be in [0, 1], got {p}")
-    if keep.shape != x.shape:
+    if keep.shape != x.shape and np.broadcast_shapes(keep.shape, x.shape) != x.shape:
         raise ValueError(f"dropout: keep must have the shape of x, {x.shape}, got {keep.shape}")
     if keep.dtype == np.uint32:
         threshold = round(p * 2**32)

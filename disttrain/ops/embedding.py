@@ -7,40 +7,99 @@ import numpy as np
 from disttrain.kernels.arrays import to_host
 from disttrain.kernels.embedding import add_rows
 from disttrain.ops.activation import widen
-from disttrain.ops.types import Array, Result, call, get_array_module
+from disttrain.ops.types import Array, Result, call, get_array_module, no_vjp
 
 
-def embedding(weight: Array, indices: Array, *, padding_idx: int | None = None) -> Result:
+def embedding(
+    weight: Array, indices: Array, *, padding_idx: int | None = None, by_frequency: bool = False
+) -> Result:
     """Return ``weight[indices]``, of shape ``(*indices.shape, D)``.
 
     Args:
         weight: the table, (V, D).
         indices: integers in [0, V), any shape.
         padding_idx: the row that gets no gradient, as in ``torch.nn.functional.embedding``; may be negative.
+        by_frequency: divide the gradient of each row by the number of its indices.
 
     Raises:
-        TypeError: ``indices`` are not integers.
+        RuntimeError: ``indices`` are not integers, or the table is no matrix.
         IndexError: an index is out of range; names it and its place.
-        ValueError: the table is no matrix, or ``padding_idx`` is out of range.
+        ValueError: ``padding_idx`` is out of range.
     """
     if weight.ndim != 2:
-        raise ValueError(f"embedding: weight must be (V, D), got shape {weight.shape}")
+        raise RuntimeError(f"embedding: weight must be (V, D), got shape {weight.shape}")
     if indices.dtype.kind not in "iu":
-        raise TypeError(f"embedding: indices must be integers, got {indices.dtype}")
+        raise RuntimeError(f"embedding: indices must be integers, got {indices.dtype}")
     rows = weight.shape[0]
     if padding_idx is not None:
         if not -rows <= padding_idx < rows:
             raise ValueError(f"embedding: padding_idx must be in [{-rows}, {rows}), got {padding_idx}")
         padding_idx %= rows
     check_range(indices, rows, "embedding: index")
-    return weight[indices], (indices, rows, padding_idx), embedding_vjp
+    return weight[indices], (indices, rows, padding_idx, by_frequency), embedding_vjp
 
 
 def embedding_vjp(
-    g: Any, needs: tuple[bool, ...], indices: Any, rows: int, padding_idx: int | None
+    g: Any, needs: tuple[bool, ...], indices: Any, rows: int, padding_idx: int | None, by_frequency: bool
 ) -> tuple[Any, ...]:
-    gw = call(embedding_grad, g, indices, rows=rows, padding_idx=padding_idx) if needs[0] else None
-    return gw, None
+    if not needs[0]:
+        return None, None
+    if by_frequency:
+        g = g * call(inverse_frequency, indices, rows=rows, like=g.dtype)
+    return call(embedding_grad, g, indices, rows=rows, padding_idx=padding_idx), None
+
+
+def inverse_frequency(indices: Array, *, rows: int, like: Any) -> Result:
+    """Return for each index 1 over how often it occurs, of shape ``(*indices.shape, 1)``."""
+    xp = get_array_module(indices)
+    counts = xp.bincount(indices.reshape(-1).astype(np.int64, copy=False), minlength=rows)
+    kind = like if isinstance(like, np.dtype) else like.numpy
+    return (1 / counts[indices])[..., None].astype(kind), (), no_vjp
+
+
+def bag_maximum(rows: Array, bags: Array, *, count: int) -> Result:
+    """Return the largest of the rows of each bag, elementwise; 0 for a bag without rows.
+
+    Args:
+        rows: (M, D).
+        bags: the bag of each row, (M,), not descending.
+        count: number of bags.
+    """
+    xp = get_array_module(rows)
+    winners = xp.full((count, rows.shape[1]), -1, np.int64)
+    begins = np.searchsorted(bags, np.arange(count + 1))
+    for b in np.flatnonzero(begins[1:] > begins[:-1]):
+        winners[b] = xp.argmax(rows[begins[b] : begins[b + 1]], 0) + begins[b]
+    return _take_winners(rows, winners), (winners, rows.shape), bag_maximum_vjp
+
+
+def _take_winners(rows: Array, winners: Array) -> Array:
+    xp = get_array_module(rows)
+    if not len(rows):
+        return xp.zeros(winners.shape, rows.dtype)
+    return xp.where(winners >= 0, xp.take_along_axis(rows, xp.maximum(winners, 0), 0), rows.dtype.type(0))
+
+
+def bag_maximum_vjp(g: Any, needs: tuple[bool, ...], winners: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    return call(spread_to_winners, g, winners, shape=shape), None
+
+
+def spread_to_winners(g: Array, winners: Array, *, shape: tuple[int, ...]) -> Result:
+    """Return zeros of ``shape`` with ``g`` where the winners came from."""
+    out = get_array_module(g).zeros(shape, g.dtype)
+    some = winners >= 0
+    columns = np.broadcast_to(np.arange(winners.shape[1]), winners.shape)
+    out[winners[some], columns[some]] = g[some]  # bags have no row in common: no two writes meet
+    return out, (winners,), spread_to_winners_vjp
+
+
+def spread_to_winners_vjp(h: Any, needs: tuple[bool, ...], winners: Any) -> tuple[Any, ...]:
+    return call(pick_winners, h, winners), None
+
+
+def pick_winners(rows: Array, winners: Array) -> Result:
+    """Return the elements of ``rows`` that ``winners`` name, 0 for -1."""
+    return _take_winners(rows, winners), (winners, rows.shape), bag_maximum_vjp
 
 
 def embedding_grad(g: Array, indices: Array, *, rows: int, padding_idx: int | None) -> Result:

@@ -36,15 +36,19 @@ def cross_entropy(
         label_smoothing: part of the target spread evenly over the classes, in [0, 1].
 
     Raises:
-        ValueError: shapes or options that do not fit together.
+        ValueError: another number of targets than of scores, or an unknown reduction.
         IndexError: a class out of range; names it and its place.
-        TypeError: ``target`` is boolean.
+        RuntimeError: other shapes, types or options that do not fit together.
     """
     _check_reduction("cross_entropy", reduction)
     if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
+        raise RuntimeError(f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
     axis = _class_axis("cross_entropy", x, weight)
     if target.dtype.kind in "fV":
+        if ignore_index >= 0:
+            raise RuntimeError(
+                f"cross_entropy: ignore_index is not supported for probabilities, got {ignore_index}"
+            )
         return _cross_entropy_of_probabilities(x, target, weight, axis, reduction, label_smoothing)
     _check_classes("cross_entropy", x, target, axis, ignore_index)
     xp = get_array_module(x)
@@ -107,7 +111,7 @@ def _cross_entropy_of_probabilities(
     x: Array, target: Array, weight: Array | None, axis: int, reduction: str, smoothing: float
 ) -> Result:
     if target.shape != x.shape:
-        raise ValueError(
+        raise RuntimeError(
             f"cross_entropy: probabilities must have the shape of x, {tuple(x.shape)}, "
             f"got {tuple(target.shape)}; "
             f"for class numbers give integers"
@@ -186,9 +190,9 @@ def nll_loss(
         reduction: the mean is over the weights of the classes.
 
     Raises:
-        ValueError: shapes or options that do not fit together.
+        ValueError: another number of targets than of scores, or an unknown reduction.
         IndexError: a class out of range; names it and its place.
-        TypeError: ``target`` does not hold integers.
+        RuntimeError: other shapes or types that do not fit together.
     """
     _check_reduction("nll_loss", reduction)
     axis = _class_axis("nll_loss", logp, weight)
@@ -255,6 +259,24 @@ def mse_loss_vjp(g: Any, needs: Needs, x: Any, target: Any, reduction: str) -> G
     return gx if needs[0] else None, -gx if needs[1] else None
 
 
+def smooth_l1(x: Array, *, beta: float) -> Result:
+    """``|x| - beta / 2``, and ``x ** 2 / (2 * beta)`` where ``|x|`` is below ``beta``."""
+    xp, wide = get_array_module(x), widen(x)
+    kind = wide.dtype.type
+    far = xp.abs(wide)
+    y = xp.where(far < beta, wide * wide * kind(0.5 / beta), far - kind(0.5 * beta))
+    return y.astype(x.dtype, copy=False), (x, beta), smooth_l1_vjp
+
+
+def smooth_l1_vjp(g: Any, needs: Needs, x: Any, beta: float) -> Grads:
+    if is_array(x):
+        xp, wide = get_array_module(x), widen(x)
+        kind = wide.dtype.type
+        slope = xp.minimum(xp.maximum(wide * kind(1 / beta), kind(-1)), kind(1))
+        return ((widen(g) * slope).astype(g.dtype, copy=False),)
+    return (g * call(elementwise.clamp, x * (1 / beta), -1.0, 1.0),)
+
+
 def binary_cross_entropy(
     x: Array, target: Array, weight: Array | None = None, *, reduction: str = "mean"
 ) -> Result:
@@ -269,7 +291,8 @@ def binary_cross_entropy(
         reduction: the mean is over the number of elements.
 
     Raises:
-        ValueError: shapes that do not fit, a value outside of [0, 1] (or NaN), or an unknown reduction.
+        ValueError: the shapes differ, or an unknown reduction.
+        RuntimeError: a value outside of [0, 1] (or NaN), or a weight that does not fit.
     """
     name = "binary_cross_entropy"
     _check_reduction(name, reduction)
@@ -279,7 +302,7 @@ def binary_cross_entropy(
     wide, t = widen(x), widen(target)
     for what, a in (("x", wide), ("target", t)):
         if not bool(((a >= 0) & (a <= 1)).all()):
-            raise ValueError(
+            raise RuntimeError(
                 f"{name}: {what} must be in [0, 1], got {float(a.min())} to {float(a.max())}; for scores use "
                 f"binary_cross_entropy_with_logits"
             )
@@ -393,15 +416,15 @@ def _check_broadcast(name: str, what: str, a: Array | None, x: Array) -> None:
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"{name}: {what} of shape {a.shape} cannot be broadcast to x of shape {x.shape}")
+        raise RuntimeError(f"{name}: {what} of shape {a.shape} cannot be broadcast to x of shape {x.shape}")
 
 
 def _class_axis(name: str, x: Array, weight: Array | None) -> int:
     if x.ndim < 1:
-        raise ValueError(f"{name}: x must be (C,), (N, C) or (N, C, d1, ...), got shape ()")
+        raise RuntimeError(f"{name}: x must be (C,), (N, C) or (N, C, d1, ...), got shape ()")
     axis = 0 if x.ndim == 1 else 1
     if weight is not None and weight.shape != (x.shape[axis],):
-        raise ValueError(
+        raise RuntimeError(
             f"{name}: weight must have shape ({x.shape[axis]},), one for each class, "
             f"got {tuple(weight.shape)}"
         )
@@ -410,10 +433,11 @@ def _class_axis(name: str, x: Array, weight: Array | None) -> int:
 
 def _check_classes(name: str, x: Array, target: Array, axis: int, ignore_index: int) -> None:
     if target.dtype.kind not in "iu":
-        raise TypeError(f"{name}: classes must be integers, got {target.dtype}")
+        raise RuntimeError(f"{name}: classes must be integers, got {target.dtype}")
     expected = x.shape[:axis] + x.shape[axis + 1 :]
     if target.shape != expected:
-        raise ValueError(
+        kind = ValueError if axis and x.shape[:1] != target.shape[:1] else RuntimeError  # as PyTorch
+        raise kind(
             f"{name}: x of shape {tuple(x.shape)} needs a target of shape {tuple(expected)}, "
             f"got {tuple(target.shape)}"
         )

@@ -46,14 +46,22 @@ from disttrain.nn.functional.conv import (
     conv_transpose2d,
     conv_transpose3d,
 )
-from disttrain.nn.functional.dropout import dropout
+from disttrain.nn.functional.ctc import ctc_loss
+from disttrain.nn.functional.distance import cosine_similarity, pairwise_distance, pdist
+from disttrain.nn.functional.dropout import (
+    alpha_dropout,
+    dropout,
+    dropout1d,
+    dropout2d,
+    dropout3d,
+    feature_alpha_dropout,
+)
 from disttrain.nn.functional.linear import bilinear, linear
 from disttrain.nn.functional.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
     cross_entropy,
-    l1_loss,
-    mse_loss,
+    kl_div,
     nll_loss,
 )
 from disttrain.nn.functional.normalization import batch_norm, layer_norm, normalize
@@ -80,8 +88,26 @@ from disttrain.nn.functional.pooling import (
     max_unpool2d,
     max_unpool3d,
 )
-from disttrain.nn.functional.regression import x
-from disttrain.nn.functional.sparse import embedding
+from disttrain.nn.functional.ranking import (
+    cosine_embedding_loss,
+    hinge_embedding_loss,
+    margin_ranking_loss,
+    multi_margin_loss,
+    multilabel_margin_loss,
+    multilabel_soft_margin_loss,
+    soft_margin_loss,
+    triplet_margin_loss,
+    triplet_margin_with_distance_loss,
+)
+from disttrain.nn.functional.regression import (
+    gaussian_nll_loss,
+    huber_loss,
+    l1_loss,
+    mse_loss,
+    poisson_nll_loss,
+    smooth_l1_loss,
+)
+from disttrain.nn.functional.sparse import embedding, embedding_bag
 
 if not TYPE_CHECKING:  # which would take every name for granted
     __getattr__ = missing.of(__name__)
@@ -93,6 +119,7 @@ __all__ = [
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",
+    "alpha_dropout",
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
@@ -108,13 +135,22 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "cosine_embedding_loss",
+    "cosine_similarity",
     "cross_entropy",
+    "ctc_loss",
     "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
     "elu",
     "elu_",
     "embedding",
+    "embedding_bag",
+    "feature_alpha_dropout",
     "fractional_max_pool2d",
     "fractional_max_pool3d",
+    "gaussian_nll_loss",
     "gelu",
     "glu",
     "gumbel_softmax",
@@ -123,6 +159,9 @@ __all__ = [
     "hardswish",
     "hardtanh",
     "hardtanh_",
+    "hinge_embedding_loss",
+    "huber_loss",
+    "kl_div",
     "l1_loss",
     "layer_norm",
     "leaky_relu",
@@ -133,6 +172,7 @@ __all__ = [
     "lp_pool1d",
     "lp_pool2d",
     "lp_pool3d",
+    "margin_ranking_loss",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
@@ -141,10 +181,16 @@ __all__ = [
     "max_unpool3d",
     "mish",
     "mse_loss",
+    "multi_margin_loss",
+    "multilabel_margin_loss",
+    "multilabel_soft_margin_loss",
     "nll_loss",
     "normalize",
     "one_hot",
     "pad",
+    "pairwise_distance",
+    "pdist",
+    "poisson_nll_loss",
     "prelu",
     "relu",
     "relu6",
@@ -155,6 +201,8 @@ __all__ = [
     "selu_",
     "sigmoid",
     "silu",
+    "smooth_l1_loss",
+    "soft_margin_loss",
     "softmax",
     "softmin",
     "softplus",
@@ -164,5 +212,6 @@ __all__ = [
     "tanhshrink",
     "threshold",
     "threshold_",
-    "x",
+    "triplet_margin_loss",
+    "triplet_margin_with_distance_loss",
 ]

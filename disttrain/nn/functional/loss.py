@@ -1,15 +1,19 @@
-"""Loss functions, with PyTorch's names; ``disttrain.nn.functional`` offers them to users.
+"""Losses of classes and probabilities, with PyTorch's names and defaults.
 
-``reduction`` is ``"mean"``, ``"sum"`` or ``"none"``. Nothing is broadcast: a target of the wrong shape is an error.
+``reduction`` is ``"mean"``, ``"sum"`` or ``"none"``; ``size_average`` and ``reduce`` are its deprecated forms.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from disttrain import engine
+from disttrain.dtypes import int64, uint8
 from disttrain.functions.activation import check_float
 from disttrain.functions.common import promote
+from disttrain.functions.elementwise import where
+from disttrain.nn.functional.reduction import chosen, reduced
 from disttrain.ops import loss
 from disttrain.tensors import Tensor
 
@@ -18,8 +22,9 @@ def cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
-    *,
+    size_average: bool | None = None,
     ignore_index: int = -100,
+    reduce: bool | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
@@ -30,17 +35,20 @@ def cross_entropy(
         target: classes, integers in ``[0, C)`` of the shape of ``input`` without ``C``; or the probabilities of
             the classes, of the shape of ``input``.
         weight: weight of each class, ``(C,)``.
+        size_average: deprecated.
         ignore_index: the class of elements that do not count.
+        reduce: deprecated.
         reduction: the mean is over the weights of the classes that occur.
         label_smoothing: part of the target that is spread evenly over the classes.
 
     Raises:
         IndexError: a class out of range; names it and its place.
-        ValueError: shapes or options that do not fit together.
-        TypeError: wrong dtypes.
+        ValueError: another number of targets than of inputs, or an unknown reduction.
+        RuntimeError: other shapes, dtypes or options that do not fit together.
     """
-    check_float("cross_entropy", input)
-    _check_tensor("cross_entropy", target)
+    if size_average is not None or reduce is not None or reduction not in _REDUCTIONS:
+        reduction = chosen(size_average, reduce, reduction)
+    _check_classes("cross_entropy", input, target, weight)
     return engine.apply(  # type: ignore[no-any-return]
         loss.cross_entropy,
         input,
@@ -56,46 +64,27 @@ def nll_loss(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
-    *,
+    size_average: bool | None = None,
     ignore_index: int = -100,
+    reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """The negative of the log-probability of each class; arguments and errors as :func:`cross_entropy`."""
-    check_float("nll_loss", input)
-    _check_tensor("nll_loss", target)
+    if size_average is not None or reduce is not None or reduction not in _REDUCTIONS:
+        reduction = chosen(size_average, reduce, reduction)
+    _check_classes("nll_loss", input, target, weight)
     return engine.apply(  # type: ignore[no-any-return]
         loss.nll_loss, input, target, weight, ignore_index=ignore_index, reduction=reduction
     )
 
 
-def mse_loss(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
-    """``(input - target) ** 2``.
-
-    Raises:
-        ValueError: the shapes differ.
-        TypeError: an argument is no floating point tensor.
-    """
-    a, b = _floats("mse_loss", input, target)
-    return engine.apply(loss.mse_loss, a, b, reduction=reduction)  # type: ignore[no-any-return]
-
-
-def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
-    """``|input - target|``.
-
-    Raises:
-        ValueError: the shapes differ.
-        TypeError: an argument is no floating point tensor.
-    """
-    a, b = _floats("l1_loss", input, target)
-    if a.shape != b.shape:
-        raise ValueError(
-            f"l1_loss: target must have the shape of x, {tuple(a.shape)}, got {tuple(b.shape)}; reshape one of them"
-        )
-    return _reduce("l1_loss", (a - b).abs(), reduction)
-
-
 def binary_cross_entropy(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, *, reduction: str = "mean"
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
     """The cross-entropy of probabilities and probabilities; logarithms are cut off at -100.
 
@@ -103,13 +92,23 @@ def binary_cross_entropy(
         input: probabilities in [0, 1].
         target: probabilities, of the shape of ``input``.
         weight: factor of each element's loss, broadcast to ``input``.
+        size_average: deprecated.
+        reduce: deprecated.
         reduction: the mean is over the elements.
 
     Raises:
-        ValueError: shapes that do not fit, or a value outside of [0, 1].
-        TypeError: an argument is no floating point tensor.
+        ValueError: the shapes differ, or an unknown reduction.
+        RuntimeError: a value outside of [0, 1], or a ``weight`` that does not fit.
     """
-    a, b = _floats("binary_cross_entropy", input, target)
+    reduction = chosen(size_average, reduce, reduction)
+    check_float("binary_cross_entropy", input)
+    _check_tensor("binary_cross_entropy", target)
+    if not target.dtype.is_floating_point:
+        raise RuntimeError(
+            f"binary_cross_entropy: found a target of {target.dtype}, expected {input.dtype}; convert it with .float()"
+        )
+    _check_same_size("binary_cross_entropy", input, target)
+    a, b = _alike(input, target)
     return engine.apply(  # type: ignore[no-any-return]
         loss.binary_cross_entropy, a, b, weight, reduction=reduction
     )
@@ -119,7 +118,8 @@ def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
-    *,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
 ) -> Tensor:
@@ -129,17 +129,65 @@ def binary_cross_entropy_with_logits(
         input: scores.
         target: probabilities, of the shape of ``input``.
         weight: factor of each element's loss, broadcast to ``input``.
+        size_average: deprecated.
+        reduce: deprecated.
         reduction: the mean is over the elements.
         pos_weight: factor of the positive part, broadcast to ``input``.
 
     Raises:
-        ValueError: shapes that do not fit.
-        TypeError: an argument is no floating point tensor.
+        ValueError: the shapes differ, or an unknown reduction.
+        RuntimeError: a ``weight`` or ``pos_weight`` that does not fit.
     """
-    a, b = _floats("binary_cross_entropy_with_logits", input, target)
+    reduction = chosen(size_average, reduce, reduction)
+    check_float("binary_cross_entropy_with_logits", input)
+    _check_tensor("binary_cross_entropy_with_logits", target)
+    _check_same_size("binary_cross_entropy_with_logits", input, target)
+    a, b = _alike(input, target)
     return engine.apply(  # type: ignore[no-any-return]
         loss.binary_cross_entropy_with_logits, a, b, weight, pos_weight, reduction=reduction
     )
+
+
+def kl_div(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    log_target: bool = False,
+) -> Tensor:
+    """``target * (log(target) - input)``, the divergence of Kullback and Leibler (1951).
+
+    Args:
+        input: log-probabilities.
+        target: probabilities, or their logarithms.
+        size_average: deprecated.
+        reduce: deprecated.
+        reduction: ``"none"``, ``"sum"``, ``"batchmean"`` (over the first dimension) or ``"mean"`` (over the elements).
+        log_target: ``target`` holds logarithms.
+
+    Raises:
+        RuntimeError: the shapes do not broadcast.
+        ValueError: an unknown reduction.
+    """
+    by_batch = reduction == "batchmean"
+    if reduction == "mean" and size_average is None and reduce is None:
+        warnings.warn(
+            "reduction: 'mean' divides the total loss by both the batch size and the support size. 'batchmean' "
+            "divides only by the batch size, and aligns with the KL div math definition.",
+            stacklevel=2,
+        )
+    how = chosen(size_average, reduce, "sum" if by_batch else reduction)
+    if log_target:
+        each = target.exp() * (target - input)
+    else:
+        nothing = target == 0  # 0 * log(0) is 0
+        each = target * (where(nothing, 1.0, target).log() - input)
+    total = reduced(each, how)
+    return total / input.shape[0] if by_batch and input.ndim else total
+
+
+_REDUCTIONS = ("mean", "sum", "none")
 
 
 def _check_tensor(name: str, target: Any) -> None:
@@ -149,19 +197,28 @@ def _check_tensor(name: str, target: Any) -> None:
         )
 
 
-def _floats(name: str, input: Tensor, target: Tensor) -> list[Any]:
+def _check_classes(name: str, input: Tensor, target: Tensor, weight: Tensor | None) -> None:
     check_float(name, input)
-    check_float(f"{name}: the target of {name}", target)
+    _check_tensor(name, target)
+    if target.dtype not in (int64, uint8) and not target.dtype.is_floating_point:
+        raise RuntimeError(
+            f"{name}: expected target dtype to be int64 or uint8, but got {target.dtype}; convert it with .long()"
+        )
+    if weight is not None and weight.dtype is not input.dtype:
+        raise RuntimeError(
+            f"{name}: expected a weight of the input's dtype, {input.dtype}, but got {weight.dtype}"
+        )
+
+
+def _check_same_size(name: str, input: Tensor, target: Tensor) -> None:
+    if input._array.shape != target._array.shape:
+        raise ValueError(
+            f"{name}: target must have the shape of input, {tuple(input.shape)}, got {tuple(target.shape)}; "
+            f"reshape one of them"
+        )
+
+
+def _alike(input: Tensor, target: Tensor) -> list[Any]:
     if input._array.dtype == target._array.dtype:
         return [input, target]
     return promote(input, target)
-
-
-def _reduce(name: str, loss: Tensor, reduction: str) -> Tensor:
-    if reduction == "mean":
-        return loss.mean()
-    if reduction == "sum":
-        return loss.sum()
-    if reduction != "none":
-        raise ValueError(f'{name}: reduction must be "none", "mean" or "sum", got {reduction!r}')
-    return loss
