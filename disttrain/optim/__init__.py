@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from disttrain import missing
-from disttrain.optim import lr_scheduler
+from disttrain.optim import lr_scheduler, swa_utils
 from disttrain.optim.adadelta import Adadelta
 from disttrain.optim.adagrad import Adagrad
 from disttrain.optim.adam import Adam, AdamW
@@ -41,4 +41,5 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "lr_scheduler",
+    "swa_utils",
 ]

@@ -1,10 +1,11 @@
 """Functions of gradients and parameters, as ``torch.nn.utils``."""
 
-from disttrain.nn.utils import rnn
 from typing import TYPE_CHECKING
 
 from disttrain import missing
+from disttrain.nn.utils import rnn
 from disttrain.nn.utils.clip import clip_grad_norm_, clip_grad_value_, get_total_norm
+from disttrain.nn.utils.regularization import l1_penalty, l2_penalty
 from disttrain.nn.utils.vector import parameters_to_vector, vector_to_parameters
 
 if not TYPE_CHECKING:  # which would take every name for granted
@@ -14,6 +15,8 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "get_total_norm",
+    "l1_penalty",
+    "l2_penalty",
     "parameters_to_vector",
     "rnn",
     "vector_to_parameters",
