@@ -188,3 +188,65 @@ def _layer_norm_grad(g, x, weight, mean, rstd, gx, gw, gb):  # type: ignore[no-u
         for k in range(K):
             xhat = (x[m, k] - mu) * r
             gx[m, k] = r * (g[m, k] * weight[k] - a - xhat * b)
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+    """Return the rows of ``x`` (M, K) over their root mean square, times ``weight``; and 1 / that root."""
+    if get_array_module(x) is not numpy:
+        return rms_norm_reference(x, weight, eps)
+    out, rstd = numpy.empty_like(x), numpy.empty(len(x), x.dtype)
+    _rms_norm(x, weight, eps, out, rstd)
+    return out, rstd
+
+
+def rms_norm_reference(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+    """What :func:`rms_norm` must equal up to rounding."""
+    xp = get_array_module(x)
+    square = xp.mean(x.astype(xp.float64) ** 2, 1, keepdims=True)
+    rstd = 1 / xp.sqrt(square + eps)
+    return (x * rstd * weight).astype(x.dtype), rstd[:, 0].astype(x.dtype)
+
+
+@jit(fastmath={"reassoc", "contract", "nsz"})
+def _rms_norm(x, weight, eps, out, rstd):  # type: ignore[no-untyped-def]
+    M, K = x.shape
+    for m in range(M):
+        row, to = x[m], out[m]
+        square = 0.0
+        for k in range(K):
+            square += row[k] * row[k]
+        rstd[m] = 1.0 / numpy.sqrt(square / K + eps)
+        for k in range(K):
+            to[k] = row[k] * rstd[m] * weight[k]
+
+
+def rms_norm_grad(g: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
+    """Return the gradients of ``x`` (M, K) and of ``weight`` (K, summed over the rows in order)."""
+    if get_array_module(g) is not numpy:
+        return rms_norm_grad_reference(g, x, weight, rstd)
+    gx, gw = numpy.empty_like(g), numpy.zeros(g.shape[1])
+    _rms_norm_grad(g, x, weight, rstd, gx, gw)
+    return gx, gw.astype(g.dtype)
+
+
+def rms_norm_grad_reference(g: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
+    """What :func:`rms_norm_grad` must equal up to rounding."""
+    xp = get_array_module(g)
+    xhat, h = x * rstd[:, None], g * weight
+    gx = rstd[:, None] * (h - xhat * (h * xhat).mean(1, keepdims=True))
+    return gx, (g * xhat).sum(0, dtype=xp.float64).astype(g.dtype)
+
+
+@jit(fastmath={"reassoc", "contract", "nsz"})
+def _rms_norm_grad(g, x, weight, rstd, gx, gw):  # type: ignore[no-untyped-def]
+    M, K = g.shape
+    for m in range(M):
+        r = rstd[m]
+        b = 0.0
+        for k in range(K):
+            xhat = x[m, k] * r
+            b += g[m, k] * weight[k] * xhat
+            gw[k] += g[m, k] * xhat
+        b /= K
+        for k in range(K):
+            gx[m, k] = r * (g[m, k] * weight[k] - x[m, k] * r * b)

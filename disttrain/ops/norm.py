@@ -1,4 +1,4 @@
-"""Batch and layer normalisation."""
+"""Batch, layer and root mean square normalisation."""
 
 import math
 from typing import Any
@@ -36,10 +36,11 @@ def batch_norm(
         eps: added to the variance.
 
     Raises:
-        ValueError: one value per channel in training, missing running values outside of it, or wrong shapes.
+        ValueError: one value per channel in training.
+        RuntimeError: missing running values outside of training, or wrong shapes.
     """
     if x.ndim < 2:
-        raise ValueError(f"batch_norm: expected (N, C, ...), got shape {x.shape}")
+        raise RuntimeError(f"batch_norm: expected (N, C, ...), got shape {x.shape}")
     C = x.shape[1]
     for name, a in (
         ("weight", weight),
@@ -48,12 +49,12 @@ def batch_norm(
         ("running_var", running_var),
     ):
         if a is not None and a.shape != (C,):
-            raise ValueError(
+            raise RuntimeError(
                 f"batch_norm: {name} must have shape ({C},) for x of shape {x.shape}, got {a.shape}"
             )
     xp = get_array_module(x)
     wide = widen(x)
-    rows = _to_rows(wide)
+    rows = to_rows(wide)
     M = len(rows)
     if training and M:
         if M == 1:
@@ -69,12 +70,12 @@ def batch_norm(
         mean, var = xp.zeros(C), xp.ones(C)
     else:
         if running_mean is None or running_var is None:
-            raise ValueError("batch_norm: outside of training it needs running_mean and running_var")
+            raise RuntimeError("batch_norm: outside of training it needs running_mean and running_var")
         mean, var = running_mean.astype(xp.float64), running_var.astype(xp.float64)
     rstd = 1 / xp.sqrt(var + eps)
     scale = rstd if weight is None else rstd * widen(weight)
     shift = xp.zeros(C) if bias is None else bias
-    out = _from_rows(kernels.channel_affine(rows, mean, scale, shift), x)
+    out = from_rows(kernels.channel_affine(rows, mean, scale, shift), x)
     saved = (x, weight, mean.astype(wide.dtype), rstd.astype(wide.dtype), training, eps)
     return out.astype(x.dtype, copy=False), saved, batch_norm_vjp
 
@@ -86,14 +87,14 @@ def batch_norm_vjp(
     M = math.prod(x.shape[a] for a in axes)
     gx = gw = gb = None
     if is_array(g):
-        rows, seen = _to_rows(widen(g)), _to_rows(widen(x))
+        rows, seen = to_rows(widen(g)), to_rows(widen(x))
         total, dot = kernels.channel_grad_sums(rows, seen, mean)
         if needs[0]:
             a = rstd if weight is None else rstd * widen(weight)
             n = M if training and M else math.inf
             c = a * total / n
             b = a * rstd * rstd * dot / n
-            gx = _from_rows(kernels.channel_grad(rows, seen, mean, a, -b, -c), x).astype(x.dtype, copy=False)
+            gx = from_rows(kernels.channel_grad(rows, seen, mean, a, -b, -c), x).astype(x.dtype, copy=False)
         if any(needs[1:]):
             gw, gb = (dot * rstd).astype(g.dtype), total.astype(g.dtype)
     else:
@@ -119,7 +120,7 @@ def batch_norm_vjp(
     return tuple(v if need else None for v, need in zip((gx, gw, gb), needs, strict=False))
 
 
-def _to_rows(x: Array) -> Array:
+def to_rows(x: Array) -> Array:
     """Return (N, C, ...) as a contiguous matrix (M, C); a view if the memory is channels-last."""
     xp = get_array_module(x)
     return xp.ascontiguousarray(xp.moveaxis(x, 1, -1)).reshape(
@@ -127,7 +128,8 @@ def _to_rows(x: Array) -> Array:
     )
 
 
-def _from_rows(rows: Array, like: Array) -> Array:
+def from_rows(rows: Array, like: Array) -> Array:
+    """Return rows of channels (M, C) in the shape of ``like``, in channels-last memory."""
     shape = (like.shape[0], *like.shape[2:], like.shape[1])
     return get_array_module(rows).moveaxis(rows.reshape(shape), -1, 1)
 
@@ -150,16 +152,10 @@ def layer_norm(
         eps: added to the variance.
 
     Raises:
-        ValueError: shapes that do not fit.
+        RuntimeError: shapes that do not fit.
     """
+    _check_rows("layer_norm", x, normalized_shape, weight=weight, bias=bias)
     n = len(normalized_shape)
-    if n < 1 or tuple(x.shape[-n:]) != tuple(normalized_shape):
-        raise ValueError(
-            f"layer_norm: x must end with normalized_shape {tuple(normalized_shape)}, got {x.shape}"
-        )
-    for name, a in (("weight", weight), ("bias", bias)):
-        if a is not None and a.shape != tuple(normalized_shape):
-            raise ValueError(f"layer_norm: {name} must have shape {tuple(normalized_shape)}, got {a.shape}")
     xp = get_array_module(x)
     K = math.prod(normalized_shape)
     wide = widen(x)
@@ -203,5 +199,67 @@ def layer_norm_vjp(
     return tuple(v if need else None for v, need in zip(grads, needs, strict=False))
 
 
+def _check_rows(name: str, x: Array, normalized_shape: tuple[int, ...], **factors: Array | None) -> None:
+    n, shape = len(normalized_shape), tuple(normalized_shape)
+    if n < 1 or tuple(x.shape[-n:]) != shape:
+        raise RuntimeError(f"{name}: x must end with normalized_shape {shape}, got {x.shape}")
+    for what, a in factors.items():
+        if a is not None and a.shape != shape:
+            raise RuntimeError(f"{name}: {what} must have shape {shape}, got {a.shape}")
+
+
 def _as_row(a: Array, like: Array) -> Array:
     return get_array_module(a).ascontiguousarray(a.reshape(-1).astype(like.dtype, copy=False))
+
+
+def rms_norm(
+    x: Array, weight: Array | None = None, *, normalized_shape: tuple[int, ...], eps: float | None = None
+) -> Result:
+    """Divide by the root mean square over the last axes, as ``F.rms_norm`` (Zhang and Sennrich 2019).
+
+    Args:
+        x: an array whose shape ends with ``normalized_shape``.
+        weight: scale, of ``normalized_shape``, or ``None``.
+        normalized_shape: the axes to normalise over.
+        eps: added to the mean square; by default the spacing of numbers at 1.
+
+    Raises:
+        RuntimeError: shapes that do not fit.
+    """
+    _check_rows("rms_norm", x, normalized_shape, weight=weight)
+    xp = get_array_module(x)
+    K = math.prod(normalized_shape)
+    wide = widen(x)
+    if eps is None:
+        eps = float(xp.finfo(wide.dtype).eps)
+    rows = xp.ascontiguousarray(wide).reshape(math.prod(x.shape[: -len(normalized_shape)]), K)
+    w = xp.ones(K, wide.dtype) if weight is None else _as_row(weight, wide)
+    out, rstd = kernels.rms_norm(rows, w, eps)
+    saved = (x, weight, rstd, len(normalized_shape), eps)
+    return out.reshape(x.shape).astype(x.dtype, copy=False), saved, rms_norm_vjp
+
+
+def rms_norm_vjp(g: Any, needs: Needs, x: Any, weight: Any, rstd: Any, n: int, eps: float) -> Grads:
+    shape, inner = tuple(x.shape), tuple(x.shape[len(x.shape) - n :])
+    K = math.prod(inner)
+    if is_array(g):
+        xp = get_array_module(g)
+        wide = widen(x)
+        rows = xp.ascontiguousarray(wide).reshape(len(rstd), K)
+        w = xp.ones(K, wide.dtype) if weight is None else _as_row(weight, wide)
+        gx, gw = kernels.rms_norm_grad(xp.ascontiguousarray(widen(g)).reshape(rows.shape), rows, w, rstd)
+        grads = (gx.reshape(shape).astype(x.dtype, copy=False), gw.reshape(inner))
+        return tuple(v if need else None for v, need in zip(grads, needs, strict=False))
+    last = tuple(range(len(shape) - n, len(shape)))
+
+    def mean_of(v: Any) -> Any:
+        return call(reduce.sum, v, axes=last, keepdims=True) * (1 / K)
+
+    inverse = (mean_of(x * x) + eps) ** -0.5
+    xhat = x * inverse
+    h = g if weight is None else g * weight
+    grads = (
+        inverse * (h - xhat * mean_of(h * xhat)),
+        call(reduce.sum, g * xhat, axes=tuple(range(len(shape) - n)), keepdims=False),
+    )
+    return tuple(v if need else None for v, need in zip(grads, needs, strict=False))

@@ -38,6 +38,7 @@ from disttrain.functions.activation import (
 from disttrain.functions.creation import one_hot
 from disttrain.functions.elementwise import sigmoid, tanh
 from disttrain.nn.functional.activation import gumbel_softmax, log_softmax, softmax, softmin
+from disttrain.nn.functional.attention import multi_head_attention_forward, scaled_dot_product_attention
 from disttrain.nn.functional.conv import (
     conv1d,
     conv2d,
@@ -56,6 +57,7 @@ from disttrain.nn.functional.dropout import (
     dropout3d,
     feature_alpha_dropout,
 )
+from disttrain.nn.functional.fold import fold, unfold
 from disttrain.nn.functional.linear import bilinear, linear
 from disttrain.nn.functional.loss import (
     binary_cross_entropy,
@@ -64,7 +66,15 @@ from disttrain.nn.functional.loss import (
     kl_div,
     nll_loss,
 )
-from disttrain.nn.functional.normalization import batch_norm, layer_norm, normalize
+from disttrain.nn.functional.normalization import (
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    local_response_norm,
+    normalize,
+    rms_norm,
+)
 from disttrain.nn.functional.padding import pad
 from disttrain.nn.functional.pooling import (
     adaptive_avg_pool1d,
@@ -108,6 +118,17 @@ from disttrain.nn.functional.regression import (
     smooth_l1_loss,
 )
 from disttrain.nn.functional.sparse import embedding, embedding_bag
+from disttrain.nn.functional.vision import (
+    affine_grid,
+    channel_shuffle,
+    grid_sample,
+    interpolate,
+    pixel_shuffle,
+    pixel_unshuffle,
+    upsample,
+    upsample_bilinear,
+    upsample_nearest,
+)
 
 if not TYPE_CHECKING:  # which would take every name for granted
     __getattr__ = missing.of(__name__)
@@ -119,6 +140,7 @@ __all__ = [
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",
+    "affine_grid",
     "alpha_dropout",
     "avg_pool1d",
     "avg_pool2d",
@@ -129,6 +151,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "celu",
     "celu_",
+    "channel_shuffle",
     "conv1d",
     "conv2d",
     "conv3d",
@@ -148,11 +171,14 @@ __all__ = [
     "embedding",
     "embedding_bag",
     "feature_alpha_dropout",
+    "fold",
     "fractional_max_pool2d",
     "fractional_max_pool3d",
     "gaussian_nll_loss",
     "gelu",
     "glu",
+    "grid_sample",
+    "group_norm",
     "gumbel_softmax",
     "hardshrink",
     "hardsigmoid",
@@ -161,12 +187,15 @@ __all__ = [
     "hardtanh_",
     "hinge_embedding_loss",
     "huber_loss",
+    "instance_norm",
+    "interpolate",
     "kl_div",
     "l1_loss",
     "layer_norm",
     "leaky_relu",
     "leaky_relu_",
     "linear",
+    "local_response_norm",
     "log_softmax",
     "logsigmoid",
     "lp_pool1d",
@@ -181,6 +210,7 @@ __all__ = [
     "max_unpool3d",
     "mish",
     "mse_loss",
+    "multi_head_attention_forward",
     "multi_margin_loss",
     "multilabel_margin_loss",
     "multilabel_soft_margin_loss",
@@ -190,13 +220,17 @@ __all__ = [
     "pad",
     "pairwise_distance",
     "pdist",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "poisson_nll_loss",
     "prelu",
     "relu",
     "relu6",
     "relu_",
+    "rms_norm",
     "rrelu",
     "rrelu_",
+    "scaled_dot_product_attention",
     "selu",
     "selu_",
     "sigmoid",
@@ -214,4 +248,8 @@ __all__ = [
     "threshold_",
     "triplet_margin_loss",
     "triplet_margin_with_distance_loss",
+    "unfold",
+    "upsample",
+    "upsample_bilinear",
+    "upsample_nearest",
 ]

@@ -531,11 +531,11 @@ def _fractional(
         )
     if samples is None:
         samples = rand(have[0], have[1], n, dtype=input.dtype)
-    drawn = samples._array
+    drawn = samples._array if batched else samples._array[:1]  # PyTorch takes the first for one image
     if drawn.shape != (have[0], have[1], n) or drawn.dtype != images._array.dtype:
         raise RuntimeError(
             f"{name}: _random_samples must be ({have[0]}, {have[1]}, {n}) of {input.dtype}, got "
-            f"{tuple(drawn.shape)} of {samples.dtype}"
+            f"{tuple(samples.shape)} of {samples.dtype}"
         )
     where = _fractional_places(images._array, kernel, size, drawn)
     out = engine.apply(pool.gather_pixels, images, where)
