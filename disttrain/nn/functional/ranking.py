@@ -190,7 +190,7 @@ def multilabel_margin_loss(
     if classes.numel() and (int(classes.min()) < -1 or int(classes.max()) >= C):
         raise RuntimeError(f"multilabel_margin_loss: each target must be in [-1, {C}), got {target!r:.200}")
     classes = classes.long()
-    given = (classes >= 0).long().cumprod(1).bool()  # up to the first -1
+    given = (classes < 0).long().cumsum(1) == 0  # up to the first -1
     hits = zeros_like(classes).scatter_add(1, classes * given.long(), given.long())
     right = where(given, rows.gather(1, classes * given.long()), 0.0)
     short = (1 - right.reshape(N, C, 1) + rows.reshape(N, 1, C)).clamp(min=0)
