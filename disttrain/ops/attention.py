@@ -1,0 +1,299 @@
+"""Scaled dot product attention (Vaswani et al. 2017), block by block: no array of all scores is ever there.
+
+Backward computes the scores again from queries and keys (Dao et al. 2022). Half precision is computed in float32.
+
+B and H leading axes (the batch and the heads), L queries, S keys, E features of queries and keys, F of values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from disttrain.kernels import attention as kernels
+from disttrain.ops import activation, elementwise, linalg, reduce, shape
+from disttrain.ops.activation import widen
+from disttrain.ops.types import Array, Result, call, get_array_module, is_array
+
+Needs = tuple[bool, ...]
+Grads = tuple[Any, ...]
+
+_BLOCK = 1 << 18
+"""Scores in one block: they fit the second cache with what they are made of."""
+_ROWS = 128
+"""Fewest queries in a block of one head: products of fewer rows are slow."""
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    keep: Array | None = None,
+    *,
+    scale: float,
+    causal: bool = False,
+    p: float = 0.0,
+) -> Result:
+    """``softmax(scale * q @ k.T + mask) @ v``.
+
+    Args:
+        q: queries (*, L, E).
+        k: keys (*, S, E), with the same leading axes.
+        v: values (*, S, F), likewise.
+        mask: what to add to the scores, or booleans: which key a query sees; broadcast to (*, L, S). A query that sees
+            no key gets zeros.
+        keep: booleans (*, L, S): which probabilities dropout keeps; or ``None``.
+        scale: factor of the scores.
+        causal: query i sees the keys 0 to i only.
+        p: probability of dropout, to scale what is kept.
+
+    Returns:
+        (*, L, F), laid out in memory as ``q``.
+    """
+    a = _views(q, k, v, mask, keep)
+    xp = get_array_module(q)
+    kind = widen(q).dtype
+    out = _empty_like(a.q, a.v.shape[-1], kind)
+    lse = xp.empty(a.q.shape[:-1], kind)
+    before, factor = _factors(a, scale)
+    for at in _blocks(a, causal):
+        scores = _scores(a, at, before)
+        flat = scores.reshape(-1, scores.shape[-1])
+        sums, share = xp.empty(len(flat), kind), xp.empty(len(flat), kind)
+        kernels.softmax(flat, factor, causal, at.first, scores.shape[-2], sums, share)
+        lse[at.queries] = sums.reshape(scores.shape[:-1])
+        _drop(scores, a, at, p)
+        into = out[at.queries]
+        xp.matmul(scores, widen(a.v[at.keys]), out=into)
+        into *= share.reshape(*scores.shape[:-1], 1)
+    result = out.astype(q.dtype, copy=False).reshape(*q.shape[:-1], v.shape[-1])
+    kept = out if result.dtype != kind else result  # as precise as it was computed
+    return result, (q, k, v, mask, keep, kept, lse, scale, causal, p), attention_vjp
+
+
+def attention_vjp(
+    g: Any,
+    needs: Needs,
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    keep: Any,
+    out: Any,
+    lse: Any,
+    scale: float,
+    causal: bool,
+    p: float,
+) -> Grads:
+    if not is_array(g):
+        return _recorded(g, needs, q, k, v, mask, keep, scale, causal, p)
+    a = _views(q, k, v, mask, keep)
+    xp = get_array_module(q)
+    kind = lse.dtype
+    up = widen(g).reshape(*a.q.shape[:-1], g.shape[-1])
+    dot = (up * widen(out).reshape(up.shape)).sum(-1)
+    want_q, want_k, want_v = needs[:3]
+    gq, gk, gv = (_empty_like(x, x.shape[-1], kind) for x in (a.q, a.k, a.v))
+    gk[...], gv[...] = 0, 0
+    gm = xp.zeros(a.mask.shape, kind) if needs[3] and a.mask is not None else None
+    before, factor = _factors(a, scale)
+    for at in _blocks(a, causal):
+        probabilities = _scores(a, at, before)
+        M, S = math.prod(probabilities.shape[:-1]), probabilities.shape[-1]
+        flat = probabilities.reshape(M, S)
+        kernels.softmax_again(
+            flat,
+            factor,
+            causal,
+            at.first,
+            probabilities.shape[-2],
+            lse[at.queries].reshape(M),
+        )
+        g_block = up[at.queries]
+        if want_q or want_k or gm is not None:
+            gs = g_block @ widen(a.v[at.keys]).swapaxes(-1, -2)
+            _drop(gs, a, at, p)
+            kernels.softmax_grad(gs.reshape(M, S), flat, dot[at.queries].reshape(M))
+            if gm is not None:
+                into = gm[at.mask]
+                into += shape.sum_to_shape(gs[None], shape=into.shape)[0]
+            gs *= kind.type(scale)
+            if want_q:
+                xp.matmul(gs, widen(a.k[at.keys]), out=gq[at.queries])
+            if want_k:
+                gk[at.keys] += gs.swapaxes(-1, -2) @ widen(a.q[at.queries])
+        if want_v:
+            _drop(probabilities, a, at, p)
+            gv[at.keys] += probabilities.swapaxes(-1, -2) @ g_block
+    grads = [
+        x.astype(to.dtype, copy=False).reshape(to.shape) if need else None
+        for x, to, need in zip((gq, gk, gv), (q, k, v), needs, strict=False)
+    ]
+    if gm is not None:  # as large as the mask, or as what it was expanded to
+        gm = gm.reshape(mask.shape if gm.size == mask.size else (*q.shape[:-3], *gm.shape[1:]))
+    return *grads, gm, None
+
+
+class _Views(NamedTuple):
+    """The arguments with two leading axes each, sharing their memory; those of the mask may have size 1."""
+
+    q: Array
+    k: Array
+    v: Array
+    mask: Array | None
+    keep: Array | None
+
+
+class _Block(NamedTuple):
+    """A part of the scores: keys of the queries, of the keys, of the mask, of what dropout keeps; the first query."""
+
+    queries: Any
+    keys: Any
+    mask: Any
+    keep: Any
+    first: int
+
+
+def _views(q: Array, k: Array, v: Array, mask: Array | None, keep: Array | None) -> _Views:
+    lead = q.shape[:-2]
+    plain = mask is None or math.prod(mask.shape[:-2]) == 1
+    if plain and all(x.flags.c_contiguous for x in (q, k, v)):
+        merged = (1, math.prod(lead))  # one long axis of heads: larger blocks of small heads
+    else:
+        merged = (math.prod(lead[:-1]), lead[-1] if lead else 1)
+    if mask is not None:
+        own = (1,) * (len(lead) + 2 - mask.ndim) + mask.shape
+        if plain:
+            mask = mask.reshape(1, 1, *own[-2:])
+        elif math.prod(own[:-3]) not in (1, merged[0]):  # it varies along some of the axes that are one here
+            own = (*lead[:-1], *own[-3:])
+            mask = get_array_module(mask).broadcast_to(mask, own).reshape(merged[0], *own[-3:])
+        else:
+            mask = mask.reshape(math.prod(own[:-3]), *own[-3:])
+    two = [None if x is None else x.reshape(*merged, *x.shape[-2:]) for x in (q, k, v, keep)]
+    return _Views(two[0], two[1], two[2], mask, two[3])
+
+
+def _blocks(a: _Views, causal: bool) -> Iterator[_Block]:
+    """Yield the parts one after the other: some heads whole, or some queries of one head."""
+    B, H, L, _ = a.q.shape
+    S = a.k.shape[2]
+    heads = min(max(_BLOCK // max(L * S, 1), 1), max(H, 1))
+    rows = L if heads > 1 else min(L, max(_BLOCK // max(S, 1), _ROWS))
+    for b in range(B):
+        for h in range(0, H, heads):
+            for first in range(0, L, max(rows, 1)):
+                which, some = slice(h, h + heads), slice(first, first + rows)
+                seen = slice(0, min(S, first + rows) if causal else S)
+                mask = keep = None
+                if a.mask is not None:
+                    wide = [n != 1 for n in a.mask.shape]
+                    mask = tuple(
+                        part if w else slice(None)
+                        for part, w in zip((slice(b, b + 1), which, some, seen), wide, strict=True)
+                    )
+                if a.keep is not None:
+                    keep = (b, which, some, seen)
+                yield _Block((b, which, some), (b, which, seen), mask, keep, first)
+
+
+def _factors(a: _Views, scale: float) -> tuple[float, float]:
+    """Return by what to multiply the scores, and what the kernel multiplies them with: a positive number."""
+    return (1.0, scale) if a.mask is None and scale > 0 else (scale, 1.0)
+
+
+def _scores(a: _Views, at: _Block, factor: float) -> Array:
+    """Return the scores of a block (heads, queries, keys), times ``factor`` and plus the mask."""
+    scores = widen(a.q[at.queries]) @ widen(a.k[at.keys]).swapaxes(-1, -2)
+    if factor != 1.0:
+        scores *= scores.dtype.type(factor)
+    if a.mask is not None:
+        mask = a.mask[at.mask][0]
+        if mask.dtype == np.bool_:
+            xp = get_array_module(scores)
+            xp.copyto(scores, scores.dtype.type(-xp.inf), where=~mask)
+        else:
+            scores += widen(mask)
+    return scores
+
+
+def _drop(x: Array, a: _Views, at: _Block, p: float) -> None:
+    """Multiply a block by what dropout does."""
+    if a.keep is not None:
+        x *= a.keep[at.keep]
+        x *= x.dtype.type(_factor(p))
+
+
+def _factor(p: float) -> float:
+    return 1 / (1 - p) if p < 1 else 0.0
+
+
+def _empty_like(x: Array, features: int, kind: Any) -> Array:
+    """Return an array of the shape of ``x`` but for the features, and of its layout in memory."""
+    xp = get_array_module(x)
+    order = sorted(range(x.ndim - 1), key=lambda axis: -x.strides[axis])
+    out = xp.empty([*[x.shape[axis] for axis in order], features], kind)
+    return out.transpose(*[order.index(axis) for axis in range(x.ndim - 1)], x.ndim - 1)
+
+
+def _recorded(
+    g: Any,
+    needs: Needs,
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    keep: Any,
+    scale: float,
+    causal: bool,
+    p: float,
+) -> Grads:
+    """Return the gradients where they are recorded: from the arguments, with all scores at once."""
+    scores = _times(q, _swap(k)) * scale
+    size = tuple(scores.shape)
+    hidden = np.zeros(size, np.bool_)
+    if causal:
+        hidden |= ~np.tri(*size[-2:], dtype=np.bool_)
+    if mask is not None:
+        plain = mask._array
+        closed = ~plain if plain.dtype == np.bool_ else np.isneginf(plain)
+        hidden |= closed
+        if plain.dtype != np.bool_:
+            scores = scores + call(elementwise.where, closed, np.zeros((), plain.dtype), mask)
+    blind = hidden.all(-1, keepdims=True)
+    kind = q._array.dtype
+    scores = call(elementwise.where, hidden & ~blind, np.full((), -np.inf, kind), scores)
+    probabilities = call(activation.softmax, scores, dim=len(size) - 1) * call(
+        shape.astype, ~blind, dtype=kind
+    )
+    if keep is not None:
+        weight = keep._array.astype(kind) * kind.type(_factor(p))
+        dropped = probabilities * weight
+    else:
+        weight, dropped = None, probabilities
+    gs = _times(g, _swap(v))
+    if weight is not None:
+        gs = gs * weight
+    total = call(reduce.sum, gs * probabilities, axes=(len(size) - 1,), keepdims=True)
+    gs = probabilities * (gs - total)
+    grads = (
+        _times(gs, k) * scale,
+        _times(_swap(gs), q) * scale,
+        _times(_swap(dropped), g),
+        gs if mask is not None else None,
+        None,
+    )
+    return tuple(x if need else None for x, need in zip(grads, needs, strict=True))
+
+
+def _times(x: Any, y: Any) -> Any:
+    return call(linalg.matmul, x, y)
+
+
+def _swap(x: Any) -> Any:
+    n = x.ndim
+    return call(shape.transpose, x, axes=(*range(n - 2), n - 1, n - 2))
