@@ -18,7 +18,7 @@ from disttrain.ops import axes as axes_ops
 from disttrain.ops.pool import gather_pixels
 from disttrain.tensors import Tensor
 
-_DIMENSIONS = {"linear": 1, "bilinear": 2, "bicubic": 2, "trilinear": 3}
+_DIMENSIONS = {"linear": 1, "bilinear": 2, "bicubic": 2, "lanczos": 2, "trilinear": 3}
 _UNALIGNED = ("nearest", "nearest-exact", "area")
 
 
@@ -41,14 +41,15 @@ def interpolate(
             ``"bilinear"`` and ``"bicubic"`` (Keys 1981, a = -0.75) for images, ``"trilinear"`` for volumes.
         align_corners: place the centres of the first and last pixels over each other, not their outer edges.
         recompute_scale_factor: take the scale from the sizes, which are whole, and not from ``scale_factor``.
-        antialias: when making images smaller, weigh all pixels under the filter; ``"bilinear"`` and ``"bicubic"``.
+        antialias: when making images smaller, weigh all pixels under the filter; ``"bilinear"``, ``"bicubic"``,
+            and ``"lanczos"`` (of three lobes), which needs it.
 
     Raises:
         ValueError: arguments that exclude each other, or too many sizes.
         NotImplementedError: a mode that the number of dimensions or the dtype does not have.
         RuntimeError: images without pixels, before or after.
     """
-    whole = mode in ("nearest", "nearest-exact", "bilinear", "bicubic")
+    whole = mode in ("nearest", "nearest-exact", *_FILTERS)
     check_kind("interpolate", input, "fV", *(["uint8"] if whole else []))
     n = input.ndim - 2
     if mode in _UNALIGNED and align_corners is not None:
@@ -61,8 +62,14 @@ def interpolate(
         raise NotImplementedError(
             f"interpolate: mode {mode!r} does not take an input of shape {tuple(input.shape)}"
         )
-    if antialias and mode not in ("bilinear", "bicubic"):
-        raise ValueError(f"interpolate: antialias needs mode 'bilinear' or 'bicubic', got {mode!r}")
+    if antialias and mode not in _FILTERS:
+        raise ValueError(
+            f"interpolate: antialias needs mode 'bilinear', 'bicubic' or 'lanczos', got {mode!r}"
+        )
+    if mode == "lanczos" and not antialias:
+        raise ValueError("interpolate: mode 'lanczos' needs antialias=True")
+    if mode == "lanczos" and align_corners:
+        raise ValueError("interpolate: mode 'lanczos' does not know align_corners=True")
     old = input._array.shape[2:]
     new, scales = _new_size(old, size, scale_factor)
     if recompute_scale_factor:
@@ -83,13 +90,29 @@ def interpolate(
         for axis, (a, b, s) in enumerate(zip(old, new, scales, strict=True), 2)
     )
     if input._array.dtype == np.uint8 and not mode.startswith("nearest"):
-        return _apply_rounded(input, maps)
+        return _resize_bytes(input, maps)
     return engine.apply(axes_ops.map_axes, input, maps=maps)  # type: ignore[no-any-return]
 
 
-def _apply_rounded(input: Tensor, maps: Maps) -> Tensor:
-    wide = axes_ops.map_axes(input._array.astype(np.float64), maps=maps)[0]
-    return Tensor(np.clip(np.floor(wide + 0.5), 0, 255).astype(np.uint8))
+def _resize_bytes(input: Tensor, maps: Maps) -> Tensor:
+    """Return bytes in another size as PyTorch and Pillow do: axis by axis, the last first, in 16-bit fixed point."""
+    x = input._array
+    for axis, m in reversed(maps):
+        if m.size == m.out_size:
+            continue
+        rows = np.repeat(np.arange(m.out_size), np.diff(m.starts))
+        places, of = np.unique(
+            rows * m.size + m.index, return_inverse=True
+        )  # a pixel twice at the edge counts once
+        exact, bits = np.bincount(of, m.weight), 0
+        while bits < 21 and int(0.5 + exact.max() * 2 ** (bits + 1)) < 1 << 15:
+            bits += 1
+        weight = np.trunc(exact * 2**bits + np.copysign(0.5, exact))
+        starts = np.searchsorted(places // m.size, np.arange(m.out_size + 1))
+        fixed = AxisMap(starts, places % m.size, weight, m.size)
+        wide = axes_ops.map_axes(x.astype(np.int64), maps=((axis, fixed),))[0]
+        x = np.clip((wide + (1 << (bits - 1))) >> bits, 0, 255).astype(np.uint8)
+    return Tensor(x.copy() if x is input._array else x)
 
 
 def _new_size(old: Any, size: Any, scale_factor: Any) -> tuple[tuple[int, ...], tuple[float | None, ...]]:
@@ -113,6 +136,8 @@ def _resize(
 ) -> AxisMap:
     """Return the map of one axis from ``old`` to ``new`` pixels."""
     if mode.startswith("nearest"):
+        if old == new and mode == "nearest":
+            return selection(np.arange(new), old)
         scale = np.float32(1 / factor if factor else old / new)  # in float32, as PyTorch rounds
         place = np.arange(new, dtype=np.float32) + np.float32(0.5 if mode == "nearest-exact" else 0)
         return selection(np.minimum(np.floor(place * scale).astype(np.int64), old - 1), old)
@@ -121,8 +146,10 @@ def _resize(
     else:
         scale = 1 / factor if factor else old / new
     cubic = mode == "bicubic"
+    if antialias and old == new:
+        return selection(np.arange(new), old)
     if antialias:
-        return _filtered(old, new, scale, _cubic_filter if cubic else _hat_filter, 2 if cubic else 1)
+        return _filtered(old, new, scale, *_FILTERS[mode])
     i = np.arange(new)
     at = i * scale if align_corners else (i + 0.5) * scale - 0.5
     if cubic:
@@ -159,6 +186,18 @@ def _cubic_filter(x: Any, a: float = -0.5) -> Any:
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
     return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def _lanczos_filter(x: Any) -> Any:
+    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)
+
+
+_FILTERS: dict[str, tuple[Callable[[Any], Any], int]] = {
+    "bilinear": (_hat_filter, 1),
+    "bicubic": (_cubic_filter, 2),
+    "lanczos": (_lanczos_filter, 3),
+}
+"""What weighs pixels at a distance, and the distance from which that is nothing."""
 
 
 def _filtered(old: int, new: int, scale: float, shape: Callable[[Any], Any], radius: int) -> AxisMap:
@@ -403,7 +442,8 @@ def _inside(x: Tensor, m: int, padding_mode: str, aligned: bool) -> Tensor:
         rest = away - Tensor((turns * span).astype(x._array.dtype))
         odd = Tensor(turns % 2 == 1)
         x = (span - rest).where(odd, rest) + low
-    return x.clamp(0, m - 1)
+    edge = Tensor(np.clip(x._array, 0, m - 1))
+    return x.where((x > 0) & (x < m - 1), edge)  # no gradient at the edge itself, as in PyTorch
 
 
 def _pixels(input: Tensor, at: list[Any]) -> Tensor:
