@@ -31,7 +31,7 @@ from disttrain.modes import (
 from disttrain.nodes import AccumulateGrad, Edge
 
 if TYPE_CHECKING:
-    from disttrain.autograd.gradcheck import gradcheck, gradgradcheck
+    from disttrain.autograd.checks import gradcheck, gradgradcheck
     from disttrain.tensors import Tensor
 
 __all__ = [
@@ -64,7 +64,7 @@ def __getattr__(name: str) -> Any:
     if name == "functional":  # works on Tensors, whose class needs this module first
         return importlib.import_module("disttrain.autograd.functional")
     if name in ("gradcheck", "gradgradcheck"):
-        return getattr(importlib.import_module("disttrain.autograd.gradcheck"), name)
+        return getattr(importlib.import_module("disttrain.autograd.checks"), name)
     raise AttributeError(f"module 'disttrain.autograd' has no attribute {name!r}")
 
 

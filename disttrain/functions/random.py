@@ -280,10 +280,10 @@ def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | N
 
 
 def _probability(name: str, p: Any) -> float:
-    p = float(p)
-    if not 0 <= p <= 1:
-        raise RuntimeError(f"{name} expects p to be in [0, 1], but got p={p}")
-    return p
+    chance = float(p)
+    if not 0 <= chance <= 1:
+        raise RuntimeError(f"{name} expects p to be in [0, 1], but got p={chance}")
+    return chance
 
 
 def _drawn(input: Tensor, values: Any) -> Tensor:
@@ -587,7 +587,7 @@ def geometric_(input: Tensor, p: float, *, generator: Generator | None = None) -
         raise NotImplementedError("geometric_() counts trials, the tensor has booleans")
     if not 0 < p < 1:
         raise RuntimeError(f"geometric_ expects p to be in (0, 1), but got p={p}")
-    trials = np.ceil(kernels.log(_open(input, generator)) / kernels.log(np.array([1.0 - p]))[0])
+    trials = np.ceil(kernels.log(_open(input, generator)) / kernels.log(np.array([1.0 - p])))
     return _write(input, trials.reshape(input.shape))
 
 

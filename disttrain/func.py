@@ -1,0 +1,264 @@
+"""Functions of functions: derivatives as ``torch.func`` spells them, and modules called with other parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from disttrain import autograd, engine
+from disttrain.autograd import functional
+
+if TYPE_CHECKING:
+    from disttrain.nn.module import Module
+
+__all__ = ["functional_call", "grad", "grad_and_value", "hessian", "jacrev", "vjp"]
+
+Argnums = int | tuple[int, ...]
+
+
+def _numbers(name: str, argnums: Argnums, count: int) -> tuple[int, ...]:
+    """Return the positions of arguments, counted from the front.
+
+    Raises:
+        RuntimeError: there is no such argument, or one is named twice.
+    """
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    for i in numbers:
+        if not -count <= i < count:
+            raise RuntimeError(f"{name}(): got argnum={i}, but only {count} positional inputs")
+    found = tuple([i % count for i in numbers])
+    if len(set(found)) < len(found):
+        raise RuntimeError(f"{name}(): argnums elements must be unique, got {argnums}")
+    return found
+
+
+def _leaves(tree: Any) -> list[Any]:
+    if isinstance(tree, engine.Tensor_):
+        return [tree]
+    if isinstance(tree, dict):
+        return [t for v in tree.values() for t in _leaves(v)]
+    if isinstance(tree, tuple | list):
+        return [t for v in tree for t in _leaves(v)]
+    return []
+
+
+def _map(f: Callable[[Any], Any], tree: Any) -> Any:
+    """Return ``tree`` with each Tensor replaced by what ``f`` makes of it."""
+    if isinstance(tree, engine.Tensor_):
+        return f(tree)
+    if isinstance(tree, dict):
+        return type(tree)({k: _map(f, v) for k, v in tree.items()})
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*[_map(f, v) for v in tree])
+    if isinstance(tree, tuple | list):
+        return type(tree)([_map(f, v) for v in tree])
+    return tree
+
+
+def _fresh(tree: Any) -> Any:
+    """Return new tensors to differentiate with respect to, that have the history of those in ``tree``."""
+    return _map(lambda t: t.view_as(t) if t.requires_grad else t.detach().requires_grad_(), tree)
+
+
+def grad_and_value(
+    func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False
+) -> Callable[..., Any]:
+    """Return a function that returns the gradient of ``func`` and its value, as ``torch.func.grad_and_value``.
+
+    Args:
+        func: returns one number, and something else beside it if ``has_aux``.
+        argnums: with respect to which arguments, each a Tensor or a nest of dicts, tuples and lists of Tensors.
+        has_aux: the function returned returns ``(gradient, (value, aux))``.
+
+    Raises:
+        RuntimeError: from the function returned: ``func`` returns no single number, or ``argnums`` are wrong.
+    """
+
+    def both(*args: Any, **kwargs: Any) -> Any:
+        numbers = _numbers("grad", argnums, len(args))
+        outer = engine.is_grad_enabled()
+        with autograd.enable_grad():
+            given = {i: _fresh(args[i]) for i in numbers}
+            out = func(*[given.get(i, a) for i, a in enumerate(args)], **kwargs)
+            aux = None
+            if has_aux:
+                if not (isinstance(out, tuple) and len(out) == 2):
+                    raise RuntimeError("grad(): has_aux=True needs a function that returns (output, aux)")
+                out, aux = out
+            if not isinstance(out, engine.Tensor_):
+                raise RuntimeError(f"grad(): the function must return a Tensor, got {type(out).__name__}")
+            if out.ndim:
+                raise RuntimeError(
+                    f"grad(): the function must return a number, a Tensor without dimensions, got shape "
+                    f"{list(out.shape)}"
+                )
+            leaves = _leaves(list(given.values()))
+            if out.requires_grad:
+                found = autograd.grad(
+                    out, leaves, create_graph=True, allow_unused=True, materialize_grads=True
+                )
+            else:
+                found = tuple([t.detach() * 0 for t in leaves])
+        wants = outer and any(t.requires_grad for t in _leaves([args, kwargs]))
+        finish: Callable[[Any], Any] = (lambda t: t) if wants else (lambda t: t.detach())
+        flat = iter(found)
+        grads = [_map(lambda _: finish(next(flat)), given[i]) for i in numbers]
+        result = tuple(grads) if isinstance(argnums, tuple) else grads[0]
+        value = finish(out)
+        return result, ((value, _map(finish, aux)) if has_aux else value)
+
+    return both
+
+
+def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
+    """Return a function that returns the gradient of ``func``, as ``torch.func.grad``; see :func:`grad_and_value`."""
+    both = grad_and_value(func, argnums, has_aux)
+
+    def only(*args: Any, **kwargs: Any) -> Any:
+        found, value = both(*args, **kwargs)
+        return (found, value[1]) if has_aux else found
+
+    return only
+
+
+def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
+    """Return ``func(*primals)`` and a function from gradients of it to gradients of ``primals``, as ``torch.func.vjp``.
+
+    Args:
+        func: takes and returns Tensors or nests of them.
+        primals: its arguments.
+        has_aux: ``func`` returns something else beside; it is returned third.
+    """
+    with autograd.enable_grad():
+        given = _fresh(primals)
+        out = func(*given)
+        aux = None
+        if has_aux:
+            out, aux = out
+    outs = _leaves(out)
+
+    def back(*cotangents: Any) -> Any:
+        vectors = _leaves(cotangents)
+        if len(vectors) != len(outs):
+            raise RuntimeError(f"vjp(): expected {len(outs)} gradients, got {len(vectors)}")
+        used = [(o, v) for o, v in zip(outs, vectors, strict=True) if o.requires_grad]
+        found = autograd.grad(
+            [o for o, _ in used],
+            _leaves(given),
+            [v for _, v in used],
+            retain_graph=True,
+            create_graph=any(v.requires_grad for v in vectors),
+            materialize_grads=True,
+        )
+        flat = iter(found)
+        return _map(lambda _: next(flat), tuple(given))
+
+    value = _map(lambda t: t.detach(), out)
+    return (value, back, aux) if has_aux else (value, back)
+
+
+def jacrev(func: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., Any]:
+    """Return a function that returns the Jacobian of ``func``, row by row, as ``torch.func.jacrev``.
+
+    Args:
+        func: takes Tensors and returns one or a tuple of them.
+        argnums: with respect to which arguments.
+    """
+
+    def jacobian(*args: Any, **kwargs: Any) -> Any:
+        numbers = _numbers("jacrev", argnums, len(args))
+
+        def inner(*chosen: Any) -> Any:
+            given = dict(zip(numbers, chosen, strict=True))
+            return func(*[given.get(i, a) for i, a in enumerate(args)], **kwargs)
+
+        chosen = tuple([args[i] for i in numbers])
+        recorded = any(t.requires_grad for t in chosen)
+        inputs = chosen if isinstance(argnums, tuple) else chosen[0]
+        return functional.jacobian(inner, inputs, create_graph=recorded)
+
+    return jacobian
+
+
+def hessian(func: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., Any]:
+    """Return a function that returns the Hessian of ``func``, as ``torch.func.hessian``."""
+    return jacrev(jacrev(func, argnums), argnums)
+
+
+def functional_call(
+    module: Module,
+    parameter_and_buffer_dicts: dict[str, Any] | Sequence[dict[str, Any]],
+    args: Any = None,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    tie_weights: bool = True,
+    strict: bool = False,
+) -> Any:
+    """Call ``module`` with other tensors in place of its parameters and buffers, as ``torch.func.functional_call``.
+
+    Args:
+        module: keeps what it has; only this call sees the others.
+        parameter_and_buffer_dicts: tensors by the names of ``named_parameters()`` and ``named_buffers()``, or several
+            such dicts; what they do not name stays.
+        args: the argument, or a tuple of them.
+        kwargs: keyword arguments.
+        tie_weights: whether a tensor that the module has under several names is replaced under all of them.
+        strict: refuse dicts that do not name all.
+
+    Raises:
+        KeyError: a name is not the module's.
+        RuntimeError: see ``strict``.
+        ValueError: the dicts name something twice, or two names of one tied tensor get different tensors.
+    """
+    given: dict[str, Any] = {}
+    dicts: Any = parameter_and_buffer_dicts
+    for d in dicts if isinstance(dicts, tuple | list) else (dicts,):
+        twice = given.keys() & d.keys()
+        if twice:
+            raise ValueError(
+                f"{sorted(twice)} appeared in multiple dictionaries; behavior of functional call is ambiguous"
+            )
+        given |= d
+    args = () if args is None else args if isinstance(args, tuple) else (args,)
+    with _swapped(module, given, tie_weights, strict):
+        return module(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _swapped(module: Module, given: dict[str, Any], tie: bool, strict: bool) -> Any:
+    places: dict[str, tuple[dict[str, Any], str]] = {}
+    tables: tuple[Any, ...]
+    for prefix, sub in module.named_modules(remove_duplicate=False):
+        tables = (sub._parameters, sub._buffers)
+        for table in tables:
+            for name in table:
+                places[f"{prefix}.{name}" if prefix else name] = (table, name)
+    unknown = sorted(given.keys() - places.keys())
+    missing = sorted(k for k in places.keys() - given.keys() if places[k][0][places[k][1]] is not None)
+    if strict and (unknown or missing):
+        raise RuntimeError(
+            f"functional_call(strict=True): unexpected names {unknown}, missing names {missing}"
+        )
+    if unknown:
+        raise KeyError(f"{type(module).__name__} has no parameter or buffer {unknown[0]!r}")
+    replaced = dict(given)
+    if tie:
+        for name, value in given.items():
+            table, key = places[name]
+            for other, (table2, key2) in places.items():
+                tied = other != name and table[key] is not None and table2[key2] is table[key]
+                if tied and replaced.setdefault(other, value) is not value:
+                    raise ValueError(
+                        f"functional_call() got different values for {name!r} and {other!r}, which are tied"
+                    )
+    before = {name: places[name][0][places[name][1]] for name in replaced}
+    try:
+        for name, value in replaced.items():
+            table, key = places[name]
+            table[key] = value
+        yield
+    finally:
+        for name, value in before.items():
+            table, key = places[name]
+            table[key] = value
