@@ -73,7 +73,8 @@ def get_swa_avg_fn() -> Average:
 
     def average(averaged: Tensor, current: Tensor, number: Any) -> Tensor:
         with no_grad():
-            return averaged + (current - averaged) / (number + 1)
+            moved: Tensor = averaged + (current - averaged) / (number + 1)
+            return moved
 
     return average
 

@@ -61,6 +61,7 @@ def rprop_step_reference(
 def _rprop(  # type: ignore[no-untyped-def]
     param, grad, prev, step_size, less, more, smallest, largest, sign
 ):
+    zero = param.dtype.type(0)  # an integer would make the arithmetic float64
     for i in range(param.size):
         g = grad[i] * sign
         agreement = g * prev[i]
@@ -69,7 +70,7 @@ def _rprop(  # type: ignore[no-untyped-def]
             s = s * more
         if agreement < 0:
             s = s * less
-            g = g * 0
+            g = zero
         if s < smallest:
             s = smallest
         if s > largest:
@@ -134,6 +135,7 @@ def lion_step_reference(
 def _lion(  # type: ignore[no-untyped-def]
     param, grad, exp_avg, lr, beta1, one_minus_beta1, beta2, one_minus_beta2, weight_decay, sign
 ):
+    one = param.dtype.type(1)
     for i in range(param.size):
         p = param[i]
         g = grad[i] * sign
@@ -141,8 +143,8 @@ def _lion(  # type: ignore[no-untyped-def]
         c = beta1 * m + one_minus_beta1 * g
         direction = c
         if c > 0:
-            direction = c * 0 + 1
+            direction = one
         if c < 0:
-            direction = c * 0 - 1
+            direction = -one
         param[i] = p - lr * (direction + weight_decay * p)
         exp_avg[i] = beta2 * m + one_minus_beta2 * g

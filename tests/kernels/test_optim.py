@@ -142,3 +142,79 @@ def test_names_buffers_that_do_not_fit():
         optim.sgd_step(x, x, None, lr=1, momentum=0.9)
     with pytest.raises(ValueError, match="step counts from 1, got 0"):
         optim.adam_step(x, x, x, x, None, lr=1, beta1=0.9, beta2=0.9, eps=1, step=0)
+
+
+def steps_of_all(param, buffers, grads):
+    """Make three steps of every element-wise optimizer; return all that they changed."""
+    betas, all_of_it = {"beta1": 0.9, "beta2": 0.99}, []
+
+    def run(kernel, count, *more, **options):
+        p, *state = (a.copy() for a in (param, *buffers[:count]))
+        for t, g in enumerate(grads, 1):
+            kept = g.copy()
+            given = {k: v(t) if callable(v) else v for k, v in options.items()}
+            kernel(p, g, *state, *more, **given)
+            np.testing.assert_array_equal(g, kept)
+        all_of_it.extend([p, *state])
+
+    for extra in ({}, {"weight_decay": 0.1, "maximize": True}):
+        run(optim.asgd_step, 1, eta=0.05, mu=lambda t: 1 / t, lambd=0.1, **extra)
+        run(optim.adagrad_step, 1, lr=0.05, eps=1e-8, **extra)
+        run(optim.rmsprop_step, 1, None, None, lr=0.05, alpha=0.9, eps=1e-8, **extra)
+        run(optim.rmsprop_step, 3, lr=0.05, alpha=0.3, eps=1e-8, momentum=0.5, **extra)
+        run(optim.adadelta_step, 2, lr=0.5, rho=0.9, eps=1e-6, **extra)
+        run(optim.adamax_step, 2, lr=0.05, eps=1e-8, step=lambda t: t, **betas, **extra)
+        run(
+            optim.nadam_step,
+            2,
+            eps=1e-8,
+            step=lambda t: t,
+            grad_factor=0.1,
+            avg_factor=0.2,
+            decay=0.9,
+            **betas,
+            **extra,
+        )
+        run(optim.radam_step, 2, lr=0.05, eps=1e-8, step=lambda t: t + 4, decay=0.9, **betas, **extra)
+        run(optim.lion_step, 1, lr=0.05, **betas, **extra)
+    run(optim.rprop_step, 2, etas=(0.5, 1.2), step_sizes=(1e-6, 50.0))
+    return all_of_it
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_small_and_large_steps_of_all_others_have_the_same_bits(dtype, monkeypatch):
+    param, *grads = flat(3000, dtype, 4)
+    grads[1][:700] = 0
+    buffers = [np.abs(b) for b in flat(3000, dtype, 3)]
+    buffers[0] += 3  # a variance that stays positive
+    buffers[1] *= 0.01
+    results = []
+    for limit in (10**9, 0):
+        monkeypatch.setattr(optim.common, "SMALL", limit)
+        results.append(steps_of_all(param, buffers, grads))
+
+    for small, large in zip(*results, strict=True):
+        np.testing.assert_array_equal(small, large)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 2e-6), ("float64", 1e-14)])
+def test_layerwise_steps_equal_their_references(dtype, limit):
+    ends = [1, 40, 40, 5000]
+    T = np.dtype(dtype).type
+    param, grad, m, v = flat(5000, dtype, 4)
+    v = np.abs(v)
+    param[:1] = 0
+    for sign in (1.0, -1.0):
+        ours, theirs = [[a.copy() for a in (param, grad, m, v)] for _ in range(2)]
+        optim.lars_step(
+            *ours[:3], ends, lr=0.5, momentum=0.9, weight_decay=0.1, trust_coefficient=0.02, maximize=sign < 0
+        )
+        optim.lars_step_reference(*theirs[:3], ends, 0.5, 0.9, 0.1, 0.02, sign)
+        optim.lamb_step(
+            *ours, ends, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-6, weight_decay=0.1, step=3, maximize=sign < 0
+        )
+        scalars = (0.9, 1 - 0.9, 0.99, 1 - 0.99, 1e-6, 0.1, 1 - 0.9**3, 1 - 0.99**3, sign)
+        optim.lamb_step_reference(*theirs, ends, *map(T, scalars), 0.1)
+
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, limit * 10, limit * 10)

@@ -61,8 +61,9 @@ def test_averages_are_pytorchs(options):
         states.append(state_of(averaged))
 
     assert list(states[0]) == list(states[1])
+    rtol = 1e-6 if "multi_avg_fn" in options(dt.optim.swa_utils) else 1e-12  # PyTorch's weight is a float32
     for name, value in states[1].items():
-        np.testing.assert_allclose(states[0][name], value, rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(states[0][name], value, rtol=rtol, err_msg=name)
 
 
 def test_the_averaged_model_is_a_model_of_its_own():
