@@ -215,6 +215,7 @@ def main() -> int:
     parser.add_argument("--dtypes", default="float32,float64")
     parser.add_argument("--show", type=int, default=6, help="failures to print for each layer")
     options = parser.parse_args()
+    warnings.simplefilter("ignore")
     return report((run(name, options.dtypes) for name in options.names or table()), options.show)
 
 
