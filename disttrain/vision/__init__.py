@@ -1,0 +1,11 @@
+"""Images: transforms, data sets and utilities by the names of torchvision, the small part that training programs use.
+
+Images are Pillow's (``pip install 'disttrain[vision]'``) or Tensors of shape ``(..., C, H, W)``.
+"""
+
+from disttrain.vision import datasets, models, transforms, utils
+
+__all__ = ["datasets", "models", "transforms", "utils"]
+
+__version__ = "0.28.0+disttrain"
+"""The torchvision whose names and results are followed."""
