@@ -132,6 +132,7 @@ _MODULES = (
     "testing",
     "utils",
     "version",
+    "vision",
     "xpu",
 )
 
