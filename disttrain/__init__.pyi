@@ -9,10 +9,13 @@ from disttrain import compiler as compiler
 from disttrain import cuda as cuda
 from disttrain import data as data
 from disttrain import distributed as distributed
+from disttrain import distributions as distributions
 from disttrain import errors as errors
+from disttrain import func as func
 from disttrain import hub as hub
 from disttrain import jit as jit
 from disttrain import linalg as linalg
+from disttrain import memory as memory
 from disttrain import mps as mps
 from disttrain import multiprocessing as multiprocessing
 from disttrain import nn as nn
@@ -23,6 +26,7 @@ from disttrain import serialization as serialization
 from disttrain import testing as testing
 from disttrain import utils as utils
 from disttrain import version as version
+from disttrain import vision as vision
 from disttrain import xpu as xpu
 from disttrain.amp import GradScaler as GradScaler
 from disttrain.amp import autocast as autocast

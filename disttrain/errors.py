@@ -2,6 +2,7 @@
 
 * ``GradientError(RuntimeError)``: backward cannot go the way that was asked
 * ``AnomalyError(RuntimeError)``: anomaly mode found the first value that is not finite
+* ``LinAlgError(RuntimeError)``: a matrix that has no inverse, no factorisation of this kind
 * ``UnwrappedModel(RuntimeError)``: an optimizer step in a world of several ranks on parameters nobody keeps equal
 * ``FileDamaged(ValueError)``: a file of ours that does not hold what it says
 * ``CollectiveError(RuntimeError)`` and what is below it: see ``disttrain.collectives.errors``
@@ -14,6 +15,10 @@ class GradientError(RuntimeError):
 
 class AnomalyError(RuntimeError):
     """The first value that is not finite, with the operation and the user's line that made it."""
+
+
+class LinAlgError(RuntimeError):
+    """A matrix has no inverse or no factorisation of the kind that was asked for, as ``torch.linalg.LinAlgError``."""
 
 
 class UnwrappedModel(RuntimeError):

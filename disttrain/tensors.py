@@ -420,7 +420,14 @@ class Tensor(
 
         return creation.full(size, fill_value, **self._like(options))
 
+    def new_empty_strided(self, size: Any, stride: Any, **options: Any) -> Tensor:
+        """Return elements that are not set, with the strides given, in this one's dtype and on its device."""
+        from disttrain.functions import creation
+
+        return creation.empty_strided(size, stride, **self._like(options))
+
     def _like(self, options: dict[str, Any]) -> dict[str, Any]:
+        options = {k: v for k, v in options.items() if v is not None}
         return {"dtype": self.dtype, "device": self.device} | options
 
     # -------------------------------------------------------------------------------------- autograd
