@@ -84,10 +84,11 @@ def _lars(  # type: ignore[no-untyped-def]
 ):
     begin = 0
     for end in ends:
+        x, d, old = param[begin:end], grad[begin:end], velocity[begin:end]
         ww = 0.0
         gg = 0.0
-        for i in range(begin, end):
-            w, g = numpy.float64(param[i]), numpy.float64(grad[i])
+        for i in range(x.size):
+            w, g = numpy.float64(x[i]), numpy.float64(d[i])
             ww += w * w
             gg += g * g
         local = 1.0
@@ -95,11 +96,11 @@ def _lars(  # type: ignore[no-untyped-def]
             local = trust_coefficient * math.sqrt(ww) / (math.sqrt(gg) + weight_decay * math.sqrt(ww))
         kind = param.dtype.type
         rate, keep, l2, s = kind(lr * local), kind(momentum), kind(weight_decay), kind(sign)
-        for i in range(begin, end):
-            w = param[i]
-            v = velocity[i] * keep + rate * (grad[i] * s + l2 * w)
-            velocity[i] = v
-            param[i] = w - v
+        for i in range(x.size):
+            p = x[i]
+            v = old[i] * keep + rate * (d[i] * s + l2 * p)
+            old[i] = v
+            x[i] = p - v
         begin = end
 
 
@@ -183,15 +184,16 @@ def _lamb(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     begin = 0
     for end in ends:
+        x, d, first, second = param[begin:end], grad[begin:end], exp_avg[begin:end], exp_avg_sq[begin:end]
         ww = 0.0
         uu = 0.0
-        for i in range(begin, end):
-            g = grad[i] * sign
-            m = beta1 * exp_avg[i] + one_minus_beta1 * g
-            v = beta2 * exp_avg_sq[i] + one_minus_beta2 * g * g
-            exp_avg[i] = m
-            exp_avg_sq[i] = v
-            p = param[i]
+        for i in range(x.size):
+            g = d[i] * sign
+            m = beta1 * first[i] + one_minus_beta1 * g
+            v = beta2 * second[i] + one_minus_beta2 * g * g
+            first[i] = m
+            second[i] = v
+            p = x[i]
             u = m / correction1 / (math.sqrt(v / correction2) + eps) + weight_decay * p
             w64, u64 = numpy.float64(p), numpy.float64(u)
             ww += w64 * w64
@@ -200,9 +202,9 @@ def _lamb(  # type: ignore[no-untyped-def]
         if ww > 0 and uu > 0:
             trust = math.sqrt(ww) / math.sqrt(uu)
         rate = param.dtype.type(lr * trust)
-        for i in range(begin, end):  # the direction again: quicker than to keep it
-            root = math.sqrt(exp_avg_sq[i] / correction2) + eps
-            param[i] -= rate * (exp_avg[i] / correction1 / root + weight_decay * param[i])
+        for i in range(x.size):  # the direction again: quicker than to keep it
+            root = math.sqrt(second[i] / correction2) + eps
+            x[i] -= rate * (first[i] / correction1 / root + weight_decay * x[i])
         begin = end
 
 
