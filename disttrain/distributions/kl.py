@@ -83,7 +83,8 @@ def _categorical(p: Categorical, q: Categorical) -> Tensor:
     t = p.probs * (p.logits - q.logits)
     t = where((q.probs == 0).expand_as(t), float("inf"), t)
     t = where((p.probs == 0).expand_as(t), 0.0, t)
-    return t.sum(-1)
+    result: Tensor = t.sum(-1)
+    return result
 
 
 @register_kl(Independent, Independent)

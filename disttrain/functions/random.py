@@ -289,7 +289,7 @@ def _probability(name: str, p: Any) -> float:
 def _drawn(input: Tensor, values: Any) -> Tensor:
     """Return numbers in the type of ``input`` that depend on it, with gradient zero."""
     t: Tensor = engine.Tensor_(np.asarray(values).astype(input._array.dtype))
-    return engine.apply(elementwise.copy_from, input, t) if input.requires_grad else t  # type: ignore[no-any-return]
+    return engine.apply(elementwise.copy_from, input, t) if input.requires_grad else t
 
 
 def normal(
@@ -550,7 +550,7 @@ def random_(input: Tensor, *args: Any, generator: Generator | None = None, **end
         RuntimeError: the range is empty, or beyond the type.
     """
     if len(args) == 1 and not ends:
-        args, ends = (), {"to": args[0]}
+        args = (0, *args)
     low, high = _ends("random_", args, ends, {"from": 0, "to": None})
     kind = input.dtype
     if high is None:
