@@ -26,7 +26,8 @@ import secrets
 import stat
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType
 from typing import IO, Any
 
 import numpy as np
@@ -60,7 +61,9 @@ MapLocation = Any
 """``None``, a device or its name, a dict of names, or a function of (tensor, name)."""
 
 
-def save(obj: Any, f: str | os.PathLike[str] | IO[bytes]) -> None:
+def save(
+    obj: Any, f: str | os.PathLike[str] | IO[bytes], *, _use_new_zipfile_serialization: bool = True
+) -> None:
     """Write ``obj`` to a file, as ``torch.save``.
 
     A file at that path is replaced at once when the new one is safely on the disk; if anything fails it stays
@@ -71,6 +74,7 @@ def save(obj: Any, f: str | os.PathLike[str] | IO[bytes]) -> None:
         obj: tensors, modules, NumPy arrays, numbers, strings, bytes, ``None``, dtypes, Sizes and devices, in
             dicts, OrderedDicts, lists, tuples and sets.
         f: a path, or a file object open for writing.
+        _use_new_zipfile_serialization: accepted for PyTorch's sake.
 
     Raises:
         TypeError: something in ``obj`` is of another type; the error says where.
@@ -85,7 +89,11 @@ def save(obj: Any, f: str | os.PathLike[str] | IO[bytes]) -> None:
 
 
 def load(
-    f: str | os.PathLike[str] | IO[bytes], map_location: MapLocation = None, *, weights_only: bool = True
+    f: str | os.PathLike[str] | IO[bytes],
+    map_location: MapLocation = None,
+    *,
+    weights_only: bool | None = None,
+    mmap: bool | None = None,
 ) -> Any:
     """Return the object that :func:`save` has written.
 
@@ -93,6 +101,7 @@ def load(
         f: a path, or a file object open for reading.
         map_location: where tensors go; by default to the device that they were on.
         weights_only: accepted for PyTorch's sake. No file can run code here, so that it makes no difference.
+        mmap: accepted for PyTorch's sake.
 
     Raises:
         FileDamaged: not a file of ours, or not as it was written; names the tensor or the part that is wrong.
@@ -105,6 +114,16 @@ def load(
                 raise FileDamaged(f"{os.fspath(f)} is not a regular file")
             return _Reader(os.fspath(f), file.read(), map_location).object()
     return _Reader(str(getattr(f, "name", "the file object")), f.read(), map_location).object()
+
+
+def add_safe_globals(safe_globals: Sequence[Any]) -> None:
+    """Nothing, as ``torch.serialization.add_safe_globals`` for any list: no file can run code here."""
+
+
+@contextlib.contextmanager
+def safe_globals(safe_globals: Sequence[Any]) -> Iterator[None]:
+    """Nothing, as ``torch.serialization.safe_globals`` for any list: no file can run code here."""
+    yield
 
 
 def write_whole(path: str, content: bytes) -> None:
@@ -194,6 +213,8 @@ class _Writer:
             return self._refer(obj, path, self._describe_tensor)
         if _is_module(obj):
             return self._refer(obj, path, self._describe_module)
+        if kind is FunctionType and (name := f"{obj.__module__}:{obj.__name__}").startswith(_FUNCTIONS):
+            return {"function": name}
         return self._describe_container(obj, path)
 
     def _describe_container(self, obj: Any, path: tuple[Any, ...]) -> Any:
@@ -334,7 +355,9 @@ class _Reader:
         if pickled or content[:2] == b"PK":
             raise FileDamaged(
                 f"{self._source} is a pickle or a PyTorch file, which disttrain does not read "
-                f"because it can run code; save its tensors with safetensors, or convert it in PyTorch"
+                f"because it can run code; where PyTorch is installed, convert it with "
+                f"safetensors.torch.save_file(torch.load(path, weights_only=True), new_path), and read that here "
+                f"with safetensors.numpy.load_file(new_path) and from_numpy()"
             )
         length = int.from_bytes(content[:8], "little")
         if len(content) < 8 or length > min(len(content) - 8, _MAX_HEADER) or content[8:9] != b"{":
@@ -527,6 +550,19 @@ def _from_base64(text: str) -> bytes:
         raise ValueError(str(error)) from None
 
 
+_FUNCTIONS = ("disttrain.functions.", "disttrain.nn.functional.")
+"""Where functions are that a file may name: functions of tensors, without any other effect."""
+
+
+def _function(name: str) -> Any:
+    """Return the function ``module:name`` of ours, for layers that keep one (an activation)."""
+    home, _, function = name.partition(":")
+    found = vars(sys.modules.get(home, sys)).get(function) if name.startswith(_FUNCTIONS) else None
+    if not isinstance(found, FunctionType) or found.__module__ != home:
+        raise ValueError(f"{name!r:.80} is no function that a file may name")
+    return found
+
+
 _LEAVES: dict[str, Callable[[Any], Any]] = {
     "int": lambda text: int(text, 16),
     "float": float,
@@ -535,4 +571,5 @@ _LEAVES: dict[str, Callable[[Any], Any]] = {
     "dtype": dtypes.BY_NAME.__getitem__,
     "Size": Size,
     "device": Device,
+    "function": _function,
 }
