@@ -211,12 +211,11 @@ def solve_triangular(
     _matrices(name, A, square=True)
     _matrices(name, B)
     _same_type(name, A, B)
-    half = triu if upper else tril
+    T = A
     if unitriangular:
-        half_, eye = half(A, 1 if upper else -1), np.eye(A.shape[-1], dtype=A._array.dtype)
-        T = half_ + engine.Tensor_(eye)
-    else:
-        T = half(A)
+        T = (triu if upper else tril)(A, 1 if upper else -1) + engine.Tensor_(
+            np.eye(A.shape[-1], dtype=A._array.dtype)
+        )
     if not left:
         _fits(name, T.mT, B.mT)
         return engine.apply(ops.solve_triangular, T.mT, B.mT, upper=not upper).mT  # type: ignore[no-any-return]
@@ -263,7 +262,7 @@ def pinv(
     """
     _matrices("linalg.pinv", A, square=hermitian)
     atol, rtol = _tolerances(A, atol, rcond if rtol is None else rtol)
-    return engine.apply(ops.pinv, A, atol=atol, rtol=rtol, symmetric=hermitian)  # type: ignore[no-any-return]
+    return engine.apply(ops.pinv, A, least=atol, share=rtol, symmetric=hermitian)  # type: ignore[no-any-return]
 
 
 def pinverse(input: Tensor, rcond: float = 1e-15) -> Tensor:

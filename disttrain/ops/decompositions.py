@@ -65,15 +65,16 @@ def solve_vjp(g: Any, needs: Needs, a: Any, x: Any) -> Grads:
 
 
 def solve_triangular(a: Array, b: Array, *, upper: bool) -> Result:
-    """``x`` with ``a @ x == b`` for triangular ``a``, the other half of which must be zero.
+    """``x`` with ``a @ x == b`` for triangular ``a``, of which one half is read.
 
     A zero on the diagonal gives infinities or nan, as division by it does.
     """
     xp = get_array_module(a)
+    half = (xp.triu if upper else xp.tril)(a)
     if (xp.diagonal(a, 0, -2, -1) != 0).all():
-        x = xp.linalg.solve(a, b)
+        x = xp.linalg.solve(half, b)
     else:
-        x = _substitute(a, b, upper)
+        x = _substitute(half, b, upper)
     return x, (a, x, upper), solve_triangular_vjp
 
 
@@ -114,8 +115,8 @@ def cholesky_solve_vjp(g: Any, needs: Needs, factor: Any, x: Any, upper: bool) -
     return gb, -_mm(factor, both) if upper else -_mm(both, factor)
 
 
-def pinv(x: Array, *, atol: Any, rtol: Any, symmetric: bool) -> Result:
-    """The pseudo-inverses; singular values up to ``max(atol, rtol * largest)`` count as zero.
+def pinv(x: Array, *, least: Any, share: Any, symmetric: bool) -> Result:
+    """The pseudo-inverses; singular values up to ``max(least, share * largest)`` count as zero.
 
     Of ``symmetric`` matrices the lower half is read.
     """
@@ -126,7 +127,7 @@ def pinv(x: Array, *, atol: Any, rtol: Any, symmetric: bool) -> Result:
     else:
         u, s, vh = xp.linalg.svd(x, full_matrices=False)
     size = abs(s)
-    kept = size > xp.maximum(atol, rtol * size.max(-1, initial=0))[..., None]
+    kept = size > xp.maximum(least, share * size.max(-1, initial=0))[..., None]
     inverse = xp.where(kept, 1 / xp.where(kept, s, 1), 0).astype(x.dtype)
     y = _t(vh) @ (inverse[..., None] * _t(u))
     return y, (x, y), pinv_vjp
