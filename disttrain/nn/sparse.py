@@ -135,7 +135,8 @@ class Embedding(_Table):
         """
         _check_matrix(embeddings)
         return cls(
-            *embeddings.shape,
+            embeddings.shape[0],
+            embeddings.shape[1],
             padding_idx=padding_idx,
             max_norm=max_norm,
             norm_type=norm_type,
@@ -234,7 +235,8 @@ class EmbeddingBag(_Table):
         """
         _check_matrix(embeddings)
         table = cls(
-            *embeddings.shape,
+            embeddings.shape[0],
+            embeddings.shape[1],
             max_norm=max_norm,
             norm_type=norm_type,
             scale_grad_by_freq=scale_grad_by_freq,

@@ -68,10 +68,10 @@ def elu_vjp(g: Any, needs: Needs, x: Any, alpha: float, scale: float, input_scal
         wide = widen(x)
         kind = wide.dtype.type
         below = xp.exp(xp.minimum(wide, 0) * kind(input_scale)) * kind(slope)
-        return ((widen(g) * xp.where(wide > 0, kind(scale), below)).astype(g.dtype, copy=False),)
-    negative = call(elementwise.where, x < 0, x, x * 0)  # no overflow where unused
+        return ((widen(g) * xp.where(wide <= 0, below, kind(scale))).astype(g.dtype, copy=False),)
+    negative = call(elementwise.where, x < 0, x, 0.0)  # no overflow where unused
     below = call(elementwise.exp, negative * input_scale) * slope
-    return (call(elementwise.where, x > 0, g * scale, g * below),)
+    return (call(elementwise.where, x <= 0, g * below, g * scale),)
 
 
 def sigmoid(x: Array) -> Result:

@@ -49,7 +49,7 @@ def margin_ranking_loss(
             f"margin_ranking_loss: all inputs should have the same number of dimensions, got shapes "
             f"{tuple(input1.shape)}, {tuple(input2.shape)} and target {tuple(target.shape)}"
         )
-    return reduced((-target * (input1 - input2) + margin).clamp(min=0), reduction)
+    return reduced((-target * (input1 - input2) + float(margin)).clamp(min=0), reduction)
 
 
 def soft_margin_loss(

@@ -147,31 +147,32 @@ def test_softmax_is_also_a_function_and_a_method():
     ("call", "error", "message"),
     [
         (lambda x: F.softmax(x, 2), IndexError, "Dimension out of range.*but got 2"),
-        (lambda x: F.softmax(x.long(), 1), NotImplementedError, "needs a floating point tensor, got disttrain.int64"),
+        (
+            lambda x: F.softmax(x.long(), 1),
+            NotImplementedError,
+            "needs a floating point tensor, got disttrain.int64",
+        ),
         (lambda x: F.gelu(x, "erf"), RuntimeError, "got 'erf'"),
         (lambda x: F.dropout(x, -0.1), ValueError, r"p must be a probability in \[0, 1\], got -0.1"),
         (
             lambda x: F.linear(x, x.T),
-            ValueError,
+            RuntimeError,
             r"expected input of shape \(\*, 4\) for a weight of shape \(6, 4\)",
         ),
-        (lambda x: F.linear(x, x, x[0]), ValueError, r"bias must have shape \(4,\), got \(6,\)"),
-        (lambda x: F.linear(x, x[0]), ValueError, r"weight must be \(out_features, in_features\)"),
+        (lambda x: F.linear(x, x, x[0]), RuntimeError, r"bias must have shape \(4,\), got \(6,\)"),
+        (lambda x: F.linear(x, x[None]), RuntimeError, r"weight must be \(out_features, in_features\)"),
         (
             lambda x: F.conv2d(x[None], x),
             ValueError,
             r"weight must be \(O, C // groups, KH, KW\), got shape \(4, 6\)",
         ),
-        (lambda x: F.l1_loss(x, x[0]), ValueError, r"target must have the shape of x, \(4, 6\), got \(6,\)"),
-        (lambda x: F.l1_loss(x, x, reduction="avg"), ValueError, "reduction must be .* got 'avg'"),
-        (lambda x: F.mse_loss(x, x.long()), TypeError, "the target of mse_loss.* got disttrain.int64"),
         (
             lambda x: F.adaptive_avg_pool2d(x[None], (1, 2, 3)),
             ValueError,
             "output_size must be one or two numbers",
         ),
         (lambda x: F.embedding([1], x), TypeError, "needs a Tensor of integers, got list"),
-        (lambda x: F.embedding(x, x), TypeError, "indices must be integers, got float64"),
+        (lambda x: F.embedding(x, x), RuntimeError, "indices must be integers.*float64"),
     ],
 )
 def test_bad_input_is_an_error_that_says_what_to_do(call, error, message):

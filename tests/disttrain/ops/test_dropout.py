@@ -19,6 +19,7 @@ def test_kept_elements_are_scaled():
 
 def test_gradient_is_that_of_differences(check):
     check(dropout, X, KEEP, p=0.4)
+    check(dropout, X, KEEP[:, :1], p=0.4)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.25, 1.0])
@@ -35,7 +36,7 @@ def test_random_bits_drop_the_given_part(p):
     ("keep", "p", "error", "message"),
     [
         (KEEP, 1.5, ValueError, r"p must be in \[0, 1\], got 1.5"),
-        (KEEP[0], 0.5, ValueError, r"keep must have the shape of x, \(4, 5\), got \(5,\)"),
+        (KEEP[None], 0.5, ValueError, r"keep must have the shape of x, \(4, 5\), got \(1, 4, 5\)"),
         (KEEP.astype(np.int8), 0.5, TypeError, "keep must be bool or uint32, got int8"),
     ],
 )

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from disttrain.ops.embedding import embedding, embedding_grad
+from disttrain.ops.embedding import (
+    bag_maximum,
+    embedding,
+    embedding_grad,
+    inverse_frequency,
+    pick_winners,
+    spread_to_winners,
+)
 
 torch = pytest.importorskip("torch", reason="PyTorch is the reference")
 rng = np.random.default_rng(0)
@@ -21,6 +28,28 @@ def test_is_that_of_torch(compare, padding_idx):
 def test_gradients_are_those_of_differences(check, dtype):
     check(embedding, TABLE, INDICES.astype(dtype))
     check(embedding_grad, rng.standard_normal((2, 4, 3)), INDICES.astype(dtype), rows=7, padding_idx=6)
+
+
+def test_gradients_by_frequency_are_those_of_torch(compare):
+    def reference(w, i):
+        return torch.nn.functional.embedding(i, w, scale_grad_by_freq=True)
+
+    compare(embedding, reference, TABLE, INDICES, by_frequency=True, second=False)
+    out = inverse_frequency(INDICES, rows=7, like=np.dtype(np.float32))[0]
+    np.testing.assert_allclose(out[..., 0], [[1 / 2, 1 / 3, 1 / 3, 1 / 2], [1 / 2, 1 / 3, 1, 1 / 2]], 1e-6)
+    assert out.dtype == np.float32
+
+
+def test_maxima_of_bags(check):
+    bags = np.array([0, 0, 0, 2, 2, 3, 3])
+
+    out = bag_maximum(TABLE, bags, count=4)[0]
+
+    np.testing.assert_array_equal(out, [TABLE[:3].max(0), np.zeros(3), TABLE[3:5].max(0), TABLE[5:].max(0)])
+    check(bag_maximum, TABLE, bags, count=4)
+    winners = np.array([[0, 2, 1], [-1, -1, -1], [3, 3, 4]])
+    check(spread_to_winners, rng.standard_normal((3, 3)), winners, shape=(7, 3))
+    check(pick_winners, TABLE, winners)
 
 
 def test_no_indices_give_no_rows_and_a_zero_gradient():
@@ -47,7 +76,7 @@ def test_rows_add_up_in_the_order_of_the_indices():
             r"index 7 at position \[0, 1\] is out of range: must be in \[0, 7\)",
         ),
         (np.array([0, 1, -1]), IndexError, r"index -1 at position \[2\]"),
-        (np.array([0.0]), TypeError, "indices must be integers, got float64"),
+        (np.array([0.0]), RuntimeError, "indices must be integers, got float64"),
     ],
 )
 def test_names_what_is_wrong(indices, error, message):
