@@ -33,8 +33,14 @@ class Run:
     """In which these numbers are kept."""
     fresh: bool
     """Whether the parameters' state has just been made."""
-    ends: list[int]
-    """Where each parameter ends in ``param``."""
+    bounds: list[int]
+    """Where the parameters begin and end in the whole buffer."""
+
+    @property
+    def ends(self) -> list[int]:
+        """Where each parameter ends in ``param``."""
+        begin = self.bounds[0]
+        return [bound - begin for bound in self.bounds[1:]]
 
 
 _ALONE = 2
@@ -90,6 +96,8 @@ class FlatParameters:
         """Buffers of the optimizer, of the size and order of ``array``, or of one number for each parameter."""
         self.places: dict[str, list[Array]] = {}
         """By name of a state, the part of its buffer that belongs to each parameter."""
+        self._named: Any = ((), ())
+        self._parts: list[tuple[str, list[Array]]] = []
         self.scalar_type = get_default_dtype().numpy.type
         self._collect()
         self._give_slots()
@@ -117,7 +125,15 @@ class FlatParameters:
             if p._slot is None:
                 p._slot = Slot(grads, begin, p._array.shape)
 
-    def _places(self, name: str, scalar: bool) -> list[Array]:
+    def _places(self, buffers: tuple[str, ...], scalars: tuple[str, ...]) -> list[tuple[str, list[Array]]]:
+        """Return, for each state, the parts of its buffer that belong to each parameter."""
+        if self._named != (buffers, scalars):
+            self._named = (buffers, scalars)
+            self._parts = [(n, self._place(n, True)) for n in scalars]
+            self._parts += [(n, self._place(n, False)) for n in buffers]
+        return self._parts
+
+    def _place(self, name: str, scalar: bool) -> list[Array]:
         """Return the parts of a state's buffer, which is made at its first use; float32 for half precision."""
         found = self.places.get(name)
         if found is None:
@@ -167,9 +183,7 @@ class FlatParameters:
         initial: Callable[[dict[str, Any], str], float],
     ) -> None:
         """Make the state of all parameters; see :meth:`runs`."""
-        places = [(n, self._places(n, True)) for n in scalars] + [
-            (n, self._places(n, False)) for n in buffers
-        ]
+        places = self._places(buffers, scalars)
         for i, p in enumerate(self.params):
             self._take_state(i, state[p], places, group, initial)
 
@@ -194,38 +208,45 @@ class FlatParameters:
         self._give_slots()
         if self.home is not None:
             self.array.reshape(self.home.shape)[...] = self.home
-        places = [(n, self._places(n, True)) for n in scalars] + [
-            (n, self._places(n, False)) for n in buffers
-        ]
-        used: list[tuple[int, bool]] = []
-        for i, p in enumerate(self.params):
-            if p._grad is not None:
-                p._version_counter[0] += 1
-                fresh = self._take_state(i, state[p], places, group, initial) if places else False
-                used.append((i, fresh))
+        places = self._places(buffers, scalars)
         numbers = [self.state[n].tolist() for n in scalars]
+        begins = self.begins
         first = last = -1
-        key: Any = None
+        together = fresh = False
         flat: Array = None
         flat_end = 0
-        for i, fresh in used:
-            p = self.params[i]
-            slot, grad = p._slot, p._grad
+        for i, p in enumerate(self.params):
+            grad, slot = p._grad, p._slot
+            if grad is None:
+                continue
             assert slot is not None
-            assert grad is not None
+            p._version_counter[0] += 1
             if grad._array is slot.array:
                 source, offset = slot.flat, slot.offset
             else:  # put there by the user, who may have kept what is in the slot
                 source, offset = get_array_module(grad._array).ascontiguousarray(grad._array).reshape(-1), 0
-            mine = (fresh, *[n[i] for n in numbers])
-            if last < 0 or i != last + 1 or source is not flat or offset != flat_end or mine != key:
-                if last >= 0:
-                    yield from self._run(first, last, flat, flat_end, key, buffers, scalars)
-                first, key = i, mine
+            made = False
+            if places:
+                mine = state[p]
+                for name, parts in places:
+                    held = mine.get(name)
+                    if held.__class__ is not Tensor or held._array is not parts[i]:  # type: ignore[union-attr]
+                        made = self._take_state(i, mine, places, group, initial)
+                        for values, n in zip(numbers, scalars, strict=True):
+                            values[i] = float(self.state[n][i])
+                        break
+            if last >= 0:
+                together = i == last + 1 and source is flat and offset == flat_end and made is fresh
+                for values in numbers:
+                    together = together and values[i] == values[first]
+                if not together:
+                    yield from self._run(first, last, flat, flat_end, numbers, fresh, buffers, scalars)
+            if not together:
+                first, fresh = i, made
             last = i
-            flat, flat_end = source, offset + self.begins[i + 1] - self.begins[i]
+            flat, flat_end = source, offset + begins[i + 1] - begins[i]
         if last >= 0:
-            yield from self._run(first, last, flat, flat_end, key, buffers, scalars)
+            yield from self._run(first, last, flat, flat_end, numbers, fresh, buffers, scalars)
 
     def _run(
         self,
@@ -233,7 +254,8 @@ class FlatParameters:
         last: int,
         flat: Array,
         flat_end: int,
-        key: tuple[Any, ...],
+        numbers: list[list[float]],
+        fresh: bool,
         buffers: tuple[str, ...],
         scalars: tuple[str, ...],
     ) -> Iterator[Run]:
@@ -243,10 +265,10 @@ class FlatParameters:
             self.array[part],
             flat[flat_end - (end - begin) : flat_end],
             {name: self.state[name][part] for name in buffers},
-            dict(zip(scalars, key[1:], strict=True)),
+            {name: values[first] for name, values in zip(scalars, numbers, strict=True)},
             self.scalar_type,
-            key[0],
-            [e - begin for e in self.begins[first + 1 : last + 2]],
+            fresh,
+            self.begins[first : last + 2],
         )
         yield run
         for name, value in run.scalars.items():

@@ -37,13 +37,18 @@ class FusedOptimizer(Optimizer):
         """Step once over flat float32 or float64 arrays of one size: change ``run.param`` and the state in place."""
         raise NotImplementedError
 
+    def _make_own(self) -> None:
+        super()._make_own()
+        self._flats: list[tuple[list[Tensor], list[FlatParameters]]] = []
+        """Of each group, its parameters and how they lie in memory."""
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         self._flats_of(len(self.param_groups) - 1)  # gives the gradients their places
 
     def _flats_of(self, index: int) -> list[FlatParameters]:
         """Return the parameters of a group as they lie in memory, which is arranged anew if they are others."""
-        cache: list[tuple[list[Tensor], list[FlatParameters]]] = vars(self).setdefault("_flats", [])
+        cache = self._flats
         params = self.param_groups[index]["params"]
         if index < len(cache):
             known, flats = cache[index]

@@ -52,7 +52,7 @@ class Optimizer:
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self.defaults = defaults
-        self._make_hooks()
+        self._make_own()
         self._world_size = current_env().world_size
         if isinstance(params, Tensor):
             raise TypeError(
@@ -74,7 +74,8 @@ class Optimizer:
         if step is not None and not hasattr(step, "hooked"):
             cls.step = _hooked(step)  # type: ignore[method-assign]
 
-    def _make_hooks(self) -> None:
+    def _make_own(self) -> None:
+        """Make what is not part of the state, for a new optimizer and for a copy."""
         self._step_pre_hooks: Hooks = OrderedDict()
         self._step_post_hooks: Hooks = OrderedDict()
         self._state_dict_pre_hooks: Hooks = OrderedDict()
@@ -88,7 +89,7 @@ class Optimizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         if "_step_pre_hooks" not in vars(self):
-            self._make_hooks()
+            self._make_own()
             self._world_size = current_env().world_size
         for group in self.param_groups:  # saved by a version that had fewer options
             for name, value in self.defaults.items():
@@ -355,23 +356,25 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
             return step(self, *args, **kwargs)
         self._opt_called = True
         given: tuple[Any, ...] = (self, *args)
-        for hook in [*_global_pre_hooks.values(), *self._step_pre_hooks.values()]:
-            changed = hook(self, given, kwargs)
-            if changed is not None:
-                if not isinstance(changed, tuple) or len(changed) != 2:
-                    raise RuntimeError(
-                        f"a hook before step() must return None or a pair (args, kwargs), got {changed!r}"
-                    )
-                given, kwargs = changed
-        if all(a is None for a in (*given[1:], *kwargs.values())):  # a closure makes gradients first
-            self._check_wrapped()
+        if _global_pre_hooks or self._step_pre_hooks:
+            for hook in [*_global_pre_hooks.values(), *self._step_pre_hooks.values()]:
+                changed = hook(self, given, kwargs)
+                if changed is not None:
+                    if not isinstance(changed, tuple) or len(changed) != 2:
+                        raise RuntimeError(
+                            f"a hook before step() must return None or a pair (args, kwargs), got {changed!r}"
+                        )
+                    given, kwargs = changed
+        if self._world_size > 1 and all(a is None for a in (*given[1:], *kwargs.values())):
+            self._check_wrapped()  # a closure would make the gradients first
         self._stepping = True
         try:
             result = step(*given, **kwargs)
         finally:
             self._stepping = False
-        for hook in [*self._step_post_hooks.values(), *_global_post_hooks.values()]:
-            hook(self, given, kwargs)
+        if _global_post_hooks or self._step_post_hooks:
+            for hook in [*self._step_post_hooks.values(), *_global_post_hooks.values()]:
+                hook(self, given, kwargs)
         return result
 
     hooked.hooked = True  # type: ignore[attr-defined]
