@@ -230,7 +230,7 @@ class FlatParameters:
                 mine = state[p]
                 for name, parts in places:
                     held = mine.get(name)
-                    if held.__class__ is not Tensor or held._array is not parts[i]:  # type: ignore[union-attr]
+                    if held.__class__ is not Tensor or held._array is not parts[i]:
                         made = self._take_state(i, mine, places, group, initial)
                         for values, n in zip(numbers, scalars, strict=True):
                             values[i] = float(self.state[n][i])

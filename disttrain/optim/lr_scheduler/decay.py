@@ -131,6 +131,13 @@ class MultiStepLR(LRScheduler):
         passed = bisect_right(sorted(self.milestones.elements()), self.last_epoch)
         return [base * self.gamma**passed for base in self.base_lrs]
 
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"milestones": dict(self.milestones)}  # a file holds no Counter
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.milestones = Counter(state_dict["milestones"])
+
 
 class ConstantLR(LRScheduler):
     """``factor`` times the learning rate for ``total_iters`` epochs, as ``torch.optim.lr_scheduler.ConstantLR``.

@@ -398,3 +398,18 @@ def test_groups_that_are_added_later_keep_their_plateau():
     many.step(1.0)
     with pytest.raises(RuntimeError, match=r"given for 2 groups .* now has 3"):
         many.step(1.0)
+
+
+@pytest.mark.parametrize(("name", "options"), ALL)
+def test_a_state_can_be_saved(name, options, tmp_path):
+    optimizer = make_optimizer(dt)
+    scheduler = make(dt, name, options, optimizer)
+    curve(optimizer, scheduler, 5)
+    dt.save([optimizer.state_dict(), scheduler.state_dict()], tmp_path / "states")
+    loaded = dt.load(tmp_path / "states")
+    second = make_optimizer(dt, lr=7.0)
+    again = make(dt, name, options, second)
+    again.load_state_dict(loaded[1])
+    second.load_state_dict(loaded[0])
+
+    assert curve(second, again, 9) == curve(optimizer, scheduler, 9)
