@@ -98,7 +98,8 @@ def saved(*roots: Tensor) -> SavedTensors:
 
 
 def _alive() -> Iterator[Node]:
-    return (o for o in gc.get_objects() if isinstance(o, Node) and hasattr(o, "edges"))
+    # By type(): isinstance() would ask foreign objects for their __class__, and some answer with a warning.
+    return (o for o in gc.get_objects() if issubclass(type(o), Node) and hasattr(o, "edges"))
 
 
 def _below(roots: tuple[Any, ...]) -> Iterator[Node]:
@@ -142,7 +143,7 @@ def live_tensor_bytes() -> int:
     """Return the bytes of all Tensors that are alive, each stretch of memory once; saved arrays are not Tensors."""
     owners = {}
     for o in gc.get_objects():
-        if isinstance(o, engine.Tensor_) and hasattr(o, "_array"):
+        if issubclass(type(o), engine.Tensor_) and hasattr(o, "_array"):
             owner = _owner(o._array)
             owners[id(owner)] = int(owner.nbytes)
     return sum(owners.values())

@@ -142,14 +142,15 @@ def checkpoint(
     first, second = context_fn()
     state = random.get_rng_state() if preserve_rng_state else None
     held, names = _held((*args, *kwargs.values())), list(kwargs)
+    n = len(args)  # `again` must not keep the arguments themselves
 
     def again() -> None:
         values = held()
-        named = dict(zip(names, values[len(args) :], strict=True))
+        named = dict(zip(names, values[n:], strict=True))
         with random.fork_rng(enabled=state is not None), second:
             if state is not None:
                 random.set_rng_state(state)
-            function(*values[: len(args)], **named)
+            function(*values[:n], **named)
 
     frame = _Frame(again, determinism_check)
     with first, saved_tensors_hooks(frame.pack, frame.unpack):

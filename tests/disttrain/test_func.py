@@ -1,0 +1,138 @@
+"""Functions of functions against PyTorch's ``torch.func``."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+import disttrain as dt
+from disttrain import nn
+
+torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+
+
+def told(x: Any, is_tensor: Any) -> Any:
+    if isinstance(x, dict):
+        return {k: told(v, is_tensor) for k, v in x.items()}
+    if isinstance(x, list | tuple):
+        return [told(e, is_tensor) for e in x]
+    return (x.requires_grad, np.round(x.detach().numpy(), 10).tolist()) if is_tensor(x) else x
+
+
+def loss(p: Any, x: Any) -> Any:
+    return ((x * p["w"]).tanh() + p["b"]).pow(2).sum()
+
+
+PROGRAMS: dict[str, Any] = {
+    "grad": lambda F, L, x, y: F.grad(lambda t: t.sin().sum())(x),
+    "grad of grad": lambda F, L, x, y: F.grad(lambda t: F.grad(lambda u: u.sin().sum())(t).cos().sum())(x),
+    "argnums": lambda F, L, x, y: F.grad(lambda a, b: (a * b**2).sum(), argnums=(0, 1))(x, y),
+    "last argument": lambda F, L, x, y: F.grad(lambda a, b: (a * b**2).sum(), argnums=-1)(x, y),
+    "value": lambda F, L, x, y: F.grad_and_value(lambda t: t.exp().sum())(x),
+    "aux": lambda F, L, x, y: F.grad(lambda t: (t.exp().sum(), t * 2), has_aux=True)(x),
+    "value and aux": lambda F, L, x, y: F.grad_and_value(lambda t: (t.exp().sum(), {"a": t}), has_aux=True)(
+        x
+    ),
+    "nest": lambda F, L, x, y: F.grad(loss)({"w": x, "b": y}, y),
+    "constant": lambda F, L, x, y: F.grad(lambda t: y.sum())(x),
+    "of what requires grad": lambda F, L, x, y: F.grad(lambda t: t.pow(3).sum())(x.clone().requires_grad_()),
+    "no scalar": lambda F, L, x, y: F.grad(lambda t: t * 2)(x),
+    "no tensor": lambda F, L, x, y: F.grad(lambda t: 3)(x),
+    "argument that is not there": lambda F, L, x, y: F.grad(lambda t: t.sum(), argnums=1)(x),
+    "argument twice": lambda F, L, x, y: F.grad(lambda t: t.sum(), argnums=(0, 0))(x),
+    "vjp": lambda F, L, x, y: (lambda out, back: [out, back(y)])(*F.vjp(lambda t: t.sin(), x)),
+    "vjp of two": lambda F, L, x, y: (lambda out, back: [out, back((y, x))])(
+        *F.vjp(lambda a, b: (a * b, a), x, y)
+    ),
+    "jacrev": lambda F, L, x, y: F.jacrev(lambda t: t.sin() * t.sum())(x),
+    "jacrev of two": lambda F, L, x, y: F.jacrev(lambda a, b: a * b, argnums=(0, 1))(x, y),
+    "hessian": lambda F, L, x, y: F.hessian(lambda t: t.pow(3).sum() * t.sum())(x),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_give_what_they_give_in_pytorch(name: str) -> None:
+    def outcome(lib: Any) -> Any:
+        F = importlib.import_module(f"{lib.__name__}.func")
+        x = lib.tensor([0.3, -0.7], dtype=lib.float64)
+        y = lib.tensor([1.5, 0.5], dtype=lib.float64)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return told(PROGRAMS[name](F, lib, x, y), lib.is_tensor)
+        except RuntimeError:
+            return RuntimeError
+
+    assert outcome(dt) == outcome(torch)
+
+
+def test_a_module_is_called_with_other_parameters() -> None:
+    def program(lib: Any) -> Any:
+        F = importlib.import_module(f"{lib.__name__}.func")
+        net = lib.nn.Sequential(lib.nn.Linear(2, 2), lib.nn.BatchNorm1d(2))
+        given = {
+            k: lib.full(tuple(v.shape), 0.5 + i).requires_grad_()
+            for i, (k, v) in enumerate(net.named_parameters())
+        }
+        x = lib.arange(6.0).reshape(3, 2)
+        out = F.functional_call(net, given, (x,))
+        out.square().sum().backward()
+        untouched = all(p.grad is None for p in net.parameters())
+        return out.detach().numpy(), [g.grad.numpy() for g in given.values()], untouched
+
+    ours, theirs = program(dt), program(torch)
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    for a, b in zip(ours[1], theirs[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert ours[2] is theirs[2] is True
+
+
+def test_gradients_of_a_module_as_a_function() -> None:
+    net = nn.Linear(3, 1)
+    x = dt.ones(4, 3)
+
+    def loss_of(params: Any) -> Any:
+        return dt.func.functional_call(net, params, x).square().mean()
+
+    grads = dt.func.grad(loss_of)(dict(net.named_parameters()))
+    net(x).square().mean().backward()
+
+    for name, p in net.named_parameters():
+        np.testing.assert_allclose(grads[name].detach().numpy(), p.grad.numpy(), rtol=1e-6)
+
+
+def test_names_are_checked_and_everything_is_put_back() -> None:
+    net = nn.Linear(2, 2)
+    before = dict(net.named_parameters())
+    call = dt.func.functional_call
+    with pytest.raises(KeyError, match="bogus"):
+        call(net, {"bogus": dt.ones(2)}, dt.ones(2))
+    with pytest.raises(RuntimeError, match=r"missing names \['bias'\]"):
+        call(net, {"weight": dt.ones(2, 2)}, dt.ones(2), strict=True)
+    with pytest.raises(ValueError, match="multiple dictionaries"):
+        call(net, [{"weight": dt.ones(2, 2)}, {"weight": dt.ones(2, 2)}], dt.ones(2))
+    with pytest.raises(RuntimeError):
+        call(net, {"weight": dt.ones(2, 3)}, dt.ones(2))
+    assert all(p is before[n] for n, p in net.named_parameters())
+
+
+def test_tied_weights_are_replaced_together() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(2, 2, bias=False)
+            self.b = nn.Linear(2, 2, bias=False)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Any) -> Any:
+            return self.b(self.a(x))
+
+    net, two = Tied(), dt.eye(2) * 2
+    call = dt.func.functional_call
+    assert call(net, {"a.weight": two}, dt.ones(2)).tolist() == [4, 4]
+    with pytest.raises(ValueError, match=r"different values for .*tied"):
+        call(net, {"a.weight": two, "b.weight": two + 1}, dt.ones(2))
