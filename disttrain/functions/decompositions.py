@@ -12,6 +12,7 @@ from disttrain import engine
 from disttrain.errors import LinAlgError
 from disttrain.functions.common import need_tensors, normalize_dim
 from disttrain.functions.diagonals import diagonal, tril, triu
+from disttrain.functions.elementwise import where
 from disttrain.functions.linalg import matmul
 from disttrain.functions.shape import movedim
 from disttrain.ops import decompositions as ops
@@ -353,8 +354,7 @@ def logdet(input: Tensor) -> Tensor:
     """The logarithms of determinants; nan of negative ones, ``-inf`` of zero."""
     _matrices("logdet", input, square=True)
     sign, logarithm = engine.apply(ops.slogdet, input)
-    bad = engine.Tensor_(np.where(sign._array < 0, np.nan, 0).astype(input._array.dtype))
-    return logarithm + bad  # type: ignore[no-any-return]
+    return where(sign < 0, float("nan"), logarithm)
 
 
 # ------------------------------------------------------------------------------------------------ factorisations

@@ -115,7 +115,7 @@ def _sublist(labels: Any) -> list[Any]:
         raise TypeError(f"einsum(): an operand must be followed by a list of its labels, got {labels!r:.80}")
     for k in labels:
         if k is not Ellipsis and not (isinstance(k, int) and 0 <= k < len(_LETTERS)):
-            raise RuntimeError(f"einsum(): labels must be integers in [0, {len(_LETTERS)}) or ..., got {k!r}")
+            raise ValueError(f"einsum(): labels must be integers in [0, {len(_LETTERS)}) or ..., got {k!r}")
         out.append(_DOTS if k is Ellipsis else k)
     if out.count(_DOTS) > 1:
         raise RuntimeError("einsum(): an operand may have one ...")

@@ -254,15 +254,15 @@ def put(input: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) 
     """A copy of ``input`` with ``source`` written (or added) at the elements with the numbers ``index``, row-major.
 
     Raises:
-        IndexError: an index is out of range.
-        RuntimeError: ``source`` has another type or number of elements than it should.
+        IndexError: an index is out of range, or there are more or fewer of them than elements of ``source``.
+        RuntimeError: ``source`` has another type.
     """
     where, n = index_array("put", index, only="int64"), input.numel()
     need_tensors("put", source)
     if source.dtype is not input.dtype:
         raise RuntimeError(f"put(): source must be of {input.dtype} as input is, got {source.dtype}")
     if source.numel() != where.size:
-        raise RuntimeError(f"put(): {source.numel()} elements for {where.size} indices")
+        raise IndexError(f"put(): {source.numel()} elements for {where.size} indices")
     if where.size and not n:
         raise IndexError("put(): cannot put into a tensor without elements")
     if where.size and not (where.min() >= -n and where.max() < n):

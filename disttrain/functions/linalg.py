@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from disttrain import engine
 from disttrain.functions.common import need_tensors, normalize_dim, overwrite, promote
 from disttrain.functions.rearrange import roll
-from disttrain.functions.shape import broadcast_tensors, permute, reshape
+from disttrain.functions.shape import broadcast_tensors, clone, permute, reshape
 from disttrain.ops import linalg
 
 if TYPE_CHECKING:
@@ -403,4 +403,4 @@ def chain_matmul(*matrices: Tensor) -> Tensor:
     need_tensors("chain_matmul", *factors)
     if not factors or any(x.ndim != 2 for x in factors):
         raise RuntimeError(f"chain_matmul() needs matrices, got shapes {[list(x.shape) for x in factors]}")
-    return factors[0] if len(factors) == 1 else multi_dot(factors)
+    return clone(factors[0]) if len(factors) == 1 else multi_dot(factors)

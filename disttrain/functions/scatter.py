@@ -205,7 +205,8 @@ def _vector(name: str, input: Tensor, dim: int, index: Tensor, only: str) -> tup
     where = index_array(name, index, only=only)
     if where.ndim > 1:
         raise IndexError(f"{name}(): index must be a vector, got shape {list(where.shape)}")
-    need_in_range(name, where, input._array.shape[d] if input.ndim else 1, IndexError)
+    error = RuntimeError if name == "index_add" and input.ndim > 1 else IndexError  # as PyTorch
+    need_in_range(name, where, input._array.shape[d] if input.ndim else 1, error)
     return d, (*[slice(None)] * d, where.reshape(-1))
 
 
@@ -237,10 +238,8 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
         RuntimeError: shapes or types do not fit.
     """
     need_tensors("index_add", source)
-    if isinstance(alpha, float) and not input.dtype.is_floating_point:
-        raise RuntimeError(
-            f"index_add(): alpha must be an integer for a tensor of {input.dtype}, got {alpha!r}"
-        )
+    if not input.dtype.is_floating_point:
+        alpha = int(alpha)
     if alpha != 1:
         source = source * alpha
     return _by_vector("index_add", input, dim, index, source, "int64 int32", True)

@@ -298,7 +298,7 @@ def broadcast_shapes(*shapes: Any) -> Any:
 
     full = [(s,) if isinstance(s, int) else tuple(map(operator.index, s)) for s in shapes]
     if any(n < 0 for s in full for n in s):
-        raise RuntimeError(f"broadcast_shapes(): sizes must not be negative, got {[list(s) for s in full]}")
+        raise ValueError(f"broadcast_shapes(): sizes must not be negative, got {[list(s) for s in full]}")
     try:
         return Size(np.broadcast_shapes(*full))
     except ValueError:

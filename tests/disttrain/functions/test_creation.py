@@ -108,6 +108,16 @@ CASES: dict[str, list[Any]] = {
         c(0, 10, 3, dtype=dt.int64),
         c(0, 1, -1),
     ],
+    "logspace": [
+        c(0, 2, 3),
+        c(0, 1, 4, 2),
+        c(0, 2, 3, dtype=dt.int64),
+        c(0, 1, -1),
+        c(2.5, -1, 5, base=3.0),
+        c(0, 1, 1),
+    ],
+    "scalar_tensor": [c(2), c(1.5, dtype=dt.float64), c(True)],
+    "vander": [c(f(3), *a) for a in ((), (2,), (0,), (4, True), (-1,))] + [c(f((2, 2))), c(np.arange(3))],
     "eye": [c(3), c(2, 4), c(4, 2), c(0), c(3, dtype=dt.int64), c(-1)],
     "new_tensor": [c(f(3), [1.0, 2.0]), c(np.arange(3), [1, 2]), c(np.arange(3), 5, dtype=dt.float64)],
     "new_zeros": [c(f(3), 2, 3), c(np.arange(3), (2,)), c(np.arange(3), (2,), dtype=dt.float64)],
@@ -153,3 +163,28 @@ def test_tensor_copies_and_as_tensor_shares() -> None:
     assert a[0] == 0
     dt.as_tensor(a)[0] = 1
     assert a[0] == 1
+
+
+def test_memory_formats_and_strides() -> None:
+    image = dt.empty(2, 3, 4, 5, memory_format=dt.channels_last)
+    assert image.stride() == (60, 1, 15, 3)
+    assert image.is_contiguous(memory_format=dt.channels_last)
+    assert not image.is_contiguous()
+    assert dt.zeros_like(image).stride() == image.stride()
+    assert dt.zeros_like(image, memory_format=dt.contiguous_format).is_contiguous()
+    assert image.contiguous().contiguous(memory_format=dt.channels_last).stride() == image.stride()
+    assert image.clone(memory_format=dt.contiguous_format).is_contiguous()
+    assert dt.empty_strided((2, 3), (1, 2)).stride() == (1, 2)
+    assert image.new_empty_strided((2, 3), (1, 2)).dtype is image.dtype
+    with pytest.raises(RuntimeError, match="4 dimensions"):
+        dt.empty(2, 3, memory_format=dt.channels_last)
+
+
+def test_resize_keeps_what_fits() -> None:
+    x = dt.arange(4)
+    assert x.resize_(2).tolist() == [0, 1]
+    assert x.resize_(2, 3).shape == (2, 3)
+    assert x[0, :2].tolist() == [0, 1]
+    assert x.resize_as_(dt.zeros(1)).tolist() == [0]
+    with pytest.raises(RuntimeError, match="requires grad"):
+        dt.zeros(2, requires_grad=True).resize_(3)

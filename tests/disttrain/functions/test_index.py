@@ -191,6 +191,43 @@ CASES: dict[str, list[Any]] = {
     + [c(f(2, 3, 3)), c(f(3)), c(np.ones((2, 2), bool))],
 }
 CASES["triu"] = CASES["tril"]
+PUTS = [
+    c(f(2, 3), (i(1, 0), i(2, 2)), f(2)),
+    c(f(2, 3), (i(1, 1),), f(3)),
+    c(f(2, 3), (i(1, 1), i(0, 0)), f(2), True),
+    c(f(2, 3), (MASK,), f(3)),
+    c(f(2, 3), (i(5),), f(3)),
+    c(f(2, 3), (i(0), i(0), i(0)), f(1)),
+    c(f(2, 3), (i(0),), np.arange(3)),
+    c(f(2, 3), (i(0),), f(2)),
+    c(f(2, 3), [i(-1, 0)], np.asarray(2.0), accumulate=True),
+]
+CASES |= {
+    "index_put": PUTS,
+    "index_put_": PUTS,
+    "take": [
+        c(f(2, 3), i([0, 5], [-1, -6])),
+        c(f(2, 3), i(6)),
+        c(f(2, 3), i()),
+        c(f(2, 3), f(2)),
+        c(f(), np.asarray(0)),
+    ],
+    "put": [
+        c(f(2, 3), i(0, -1), f(2)),
+        c(f(2, 3), i(0, 0), f(2), True),
+        c(f(2, 3), i(9), f(1)),
+        c(f(2, 3), i(0), f(2)),
+    ],
+    "masked_scatter": [
+        c(f(2, 3), MASK, f(4)),
+        c(f(2, 3), MASK, f(2)),
+        c(f(2, 3), MASK[0], f(2, 2)),
+        c(f(2), IDX, f(2)),
+    ],
+    "argwhere": [c(MASK), c(f(2, 3)), c(f(0)), c(np.asarray(3))],
+}
+CASES["put_"] = CASES["put"]
+CASES["masked_scatter_"] = CASES["masked_scatter"]
 CASES["scatter_"] = list(CASES["scatter"]) + [c(f(2, 3), 0, IDX, value=2.0)]
 CASES["scatter_add_"] = CASES["scatter_add"]
 

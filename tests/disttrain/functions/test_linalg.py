@@ -62,6 +62,51 @@ CASES: dict[str, list[Any]] = {
         c(np.arange(4), np.ones((2, 3), np.int64), np.ones((3, 4), np.int64), beta=2),
     ],
 }
+SUMS = [{}, {"beta": 0.5, "alpha": 2}, {"beta": 0}, {"alpha": -1.5}]
+WHOLE = {"beta": 2, "alpha": 3}
+CASES |= {
+    "addmv": [c(x, f(2, 3), f(3), **k) for k in SUMS for x in (f(2), f(1), f())] + [c(f(3), f(2, 3), f(3))],
+    "addr": [c(x, f(2), f(3), **k) for k in SUMS for x in (f(2, 3), f(3), f())]
+    + [c(f(2, 2), f(2), f(3)), c(np.ones((2, 3), int), np.arange(2), np.arange(3), **WHOLE)]
+    + [c(np.ones((2, 2), bool), np.array([True, False]), np.array([True, True]), beta=False)],
+    "baddbmm": [c(x, f(5, 2, 3), f(5, 3, 4), **k) for k in SUMS for x in (f(5, 2, 4), f(4), f(2, 1))]
+    + [c(f(4, 2, 4), f(5, 2, 3), f(5, 3, 4)), c(f(2, 4), f(5, 2, 3), f(4, 3, 4))],
+    "addbmm": [c(x, f(5, 2, 3), f(5, 3, 4), **k) for k in SUMS for x in (f(2, 4), f(4), f(2, 1))]
+    + [
+        c(f(5, 2, 4), f(5, 2, 3), f(5, 3, 4)),
+        c(f(2, 4), f(5, 2, 3), f(4, 3, 4)),
+    ],
+    "vdot": [*PAIRS[:40], *MIXED],
+    "inner": PAIRS,
+    "ger": PAIRS[:40],
+    "kron": [*PAIRS[:60], c(np.arange(3), f(2, 2))],
+    "cross": [
+        c(f(3), f(3)),
+        c(f(2, 3), f(2, 3)),
+        c(f(3, 2), f(3, 2), 0),
+        c(f(2, 3), f(1, 3), dim=-1),
+        c(f(2, 3), f(2, 3), 0),
+        c(f(2, 2), f(2, 2)),
+        c(np.arange(3), np.arange(3) + 1),
+    ],
+    "tensordot": [
+        c(f(2, 3, 4), f(3, 4, 5), 2),
+        c(f(2, 3), f(4, 5), 0),
+        c(f(2, 3), f(3, 4), dims=1),
+        c(f(2, 3, 4), f(4, 2, 5), ([0, 2], [1, 0])),
+        c(f(2, 3), f(3, 4), ([-1], [0])),
+        c(f(2, 3), f(4, 5), 1),
+        c(f(2, 3), f(3, 4), ([0, 1], [0])),
+        c(f(2, 3), f(3, 4), 3),
+        c(f(2, 1), f(3, 4), 1),
+    ],
+    "chain_matmul": [c(f(2, 3), f(3, 4), f(4, 2)), c(f(2, 3)), c(f(2, 3), f(2, 3)), c(f(3), f(3, 2))],
+}
+for _name in ("addmm", "addmv", "addr", "baddbmm", "addbmm"):
+    CASES[f"{_name}_"] = CASES[_name]
+CASES["addbmm_"] = CASES["addbmm"][
+    ::3
+]  # where the tensor has the shape of the result; PyTorch would resize others
 CASES["__matmul__"] = CASES["__rmatmul__"] = [
     case for case in CASES["matmul"] if isinstance(case[0][1], np.ndarray)
 ]

@@ -180,6 +180,35 @@ CASES: dict[str, list[Any]] = {
     "clone": [c(f()), c(f(2, 3)), c(np.arange(3)), c(f(2, 3).T)],
     "contiguous": [c(f(2, 3)), c(f())],
 }
+STRIDED = [
+    c(f(6), (2, 2), (2, 1)),
+    c(f(2, 3), (2, 2), (1, 2), 1),
+    c(f(2, 3), (3,), (1,), 4),
+    c(f(6), (2, 3), (1, 1)),
+    c(f(6), (2,), (-1,)),
+    c(f(6), (2, 2), (1,)),
+    c(f(6), (), ()),
+]
+CASES |= {
+    "swapdims": TWO,
+    "moveaxis": CASES["movedim"],
+    "adjoint": [c(f(2, 3)), c(f(2, 3, 4)), c(f(3)), c(f())],
+    "narrow_copy": CASES["narrow"][:5],
+    "as_strided": STRIDED,
+    "unfold": [
+        c(f(*s), *a)
+        for s in ((7,), (4, 5), ())
+        for a in ((0, 3, 1), (-1, 2, 2), (0, 1, 1), (0, 0, 1), (0, 8, 1), (0, 2, 0), (2, 1, 1), (0, -1, 1))
+    ],
+    "squeeze_": DIMS,
+    "unsqueeze_": DIMS,
+    "transpose_": TWO,
+    "swapaxes_": TWO,
+    "swapdims_": TWO,
+    "t_": CASES["t"],
+    "as_strided_": STRIDED,
+    "is_contiguous": [c(f(2, 3)), c(f(2, 3).T)],
+}
 for _name in ("reshape", "flip", "permute"):
     CASES[f"Tensor.{_name}"], CASES[_name] = CASES[_name], methods(CASES[_name])
 for _name in ("concat", "concatenate"):
@@ -212,3 +241,78 @@ def test_strides_decide_between_view_and_copy() -> None:
                 ours.view(size)
         else:
             ours.view(size)
+
+
+def test_shapes_broadcast_as_pytorchs() -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    import disttrain as dt
+
+    for shapes in (((2, 1), 3), ((2,),), (), ((1, 3), (2, 1), 1), ((0, 1), (5,))):
+        assert tuple(dt.broadcast_shapes(*shapes)) == tuple(torch.broadcast_shapes(*shapes))
+    with pytest.raises(RuntimeError, match="do not broadcast"):
+        dt.broadcast_shapes((2,), (3,))
+    with pytest.raises(ValueError, match="negative"):
+        dt.broadcast_shapes((-1,))
+
+
+def test_writing_through_views_reaches_the_base_and_its_gradient() -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    import disttrain as dt
+
+    a, b = f(3, 4), f(3, 4)
+    for take in (
+        lambda x: x.view(4, 3)[1],
+        lambda x: x.reshape(-1)[::2],
+        lambda x: x.t().diagonal(1),
+        lambda x: x.unfold(1, 2, 2),
+        lambda x: x.as_strided((2, 3), (4, 1), 1),
+        lambda x: x[1:].as_strided((2, 2), (1, 5), 4),
+        lambda x: x.movedim(0, 1).select(0, 2),
+        lambda x: x.unsqueeze(1).squeeze(1).narrow(0, 1, 2),
+        lambda x: x.split(2, 1)[1].chunk(2)[0],
+        lambda x: x.unbind(1)[3],
+        lambda x: x.t().flatten(),
+        lambda x: x.tensor_split(2)[1].unflatten(1, (2, 2)),
+        lambda x: x.clone().t_(),
+    ):
+        grads, values = [], []
+        for lib in (dt, torch):
+            x, y = lib.tensor(a).requires_grad_(), lib.tensor(b).requires_grad_()
+            z = x * 2
+            part = take(z)
+            part.mul_(3.0)
+            part.add_(take(y))
+            z.mul_(z.detach().clone())
+            (z * y + part.sum()).sum().backward()
+            values.append(z.detach().numpy())
+            grads += [x.grad.numpy(), y.grad.numpy()]
+        np.testing.assert_allclose(values[0], values[1], rtol=1e-12)
+        np.testing.assert_allclose(grads[0], grads[2], rtol=1e-12)
+        np.testing.assert_allclose(grads[1], grads[3], rtol=1e-12)
+
+
+def test_overlapping_views_cannot_be_written() -> None:
+    import disttrain as dt
+
+    for view in (dt.zeros(4).unfold(0, 3, 1), dt.zeros(4).as_strided((2, 2), (1, 1)), dt.zeros(1).expand(3)):
+        with pytest.raises(RuntimeError, match="several of its elements are one"):
+            view.add_(1.0)
+
+
+def test_bytes_as_another_type() -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    import disttrain as dt
+
+    a = f(2, 4).astype(np.float32)
+    for name in ("int32", "int16", "float64", "uint8", "float32"):
+        ours = dt.from_numpy(a).view(getattr(dt, name))
+        theirs = torch.from_numpy(a).view(getattr(torch, name))
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+    ints = dt.from_numpy(a.copy()).view(dt.int32)
+    for wrong in (
+        lambda: dt.zeros(3).view(dt.int64),
+        lambda: dt.zeros(()).view(dt.int16),
+        lambda: ints.t().view(dt.int8),
+    ):
+        with pytest.raises(RuntimeError, match="view"):
+            wrong()

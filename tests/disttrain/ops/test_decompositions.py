@@ -85,16 +85,18 @@ def _along(op: Any, project: Any) -> Any:
     """The op with its last argument projected first."""
 
     def vjp(g: Any, needs: Any, *saved: Any) -> Any:
-        *rest, inner = saved
-        *others, last = inner(g, needs, *rest)
-        return (*others, call(project, last))
+        *rest, inner, last, place = saved
+        if place is not None:
+            rest[place] = call(project, last)
+        *others, final = inner(g, needs, *rest)
+        return (*others, call(project, final))
 
     def run(*args: Any, **options: Any) -> Any:
         *others, last = args
         projected = project(last)[0]
         out, saved, inner = op(*others, projected, **options)
-        saved = tuple(last if s is projected else s for s in saved)  # equal here, and with a history
-        return out, (*saved, inner), vjp
+        place = next((k for k, s in enumerate(saved) if s is projected), None)
+        return out, (*saved, inner, last, place), vjp
 
     run.__name__ = op.__name__
     return run
