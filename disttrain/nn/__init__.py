@@ -36,10 +36,10 @@ from disttrain.nn.activation import (
     Threshold,
 )
 from disttrain.nn.attention import MultiheadAttention
-from disttrain.nn.container import ModuleDict, ModuleList, ParameterList, Sequential
+from disttrain.nn.container import ModuleDict, ModuleList, ParameterDict, ParameterList, Sequential
 from disttrain.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
-from disttrain.nn.distance import CosineSimilarity, PairwiseDistance
 from disttrain.nn.data_parallel import DataParallel
+from disttrain.nn.distance import CosineSimilarity, PairwiseDistance
 from disttrain.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
 from disttrain.nn.flatten import Flatten, Unflatten
 from disttrain.nn.fold import Fold, Unfold
@@ -233,6 +233,7 @@ __all__ = [
     "PReLU",
     "PairwiseDistance",
     "Parameter",
+    "ParameterDict",
     "ParameterList",
     "PixelShuffle",
     "PixelUnshuffle",

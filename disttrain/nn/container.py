@@ -8,6 +8,7 @@ from typing import Any
 
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import Parameter
+from disttrain.tensors import Tensor
 
 
 class _Listed(Module):
@@ -52,6 +53,12 @@ class _Listed(Module):
     def _from(self, modules: dict[str, Any]) -> Any:
         raise NotImplementedError
 
+    def pop(self, key: int | slice) -> Any:
+        """Remove a module (or several) and return it."""
+        module = self[key]
+        del self[key]
+        return module
+
     def append(self, module: Module) -> Any:
         """Add a module at the end and return this one."""
         number = len(self)
@@ -95,10 +102,42 @@ class Sequential(_Listed):
     def _from(self, modules: dict[str, Any]) -> Sequential:
         return Sequential(modules)
 
+    def __add__(self, other: Sequential) -> Sequential:
+        return Sequential(*self, *_sequential(other))
+
+    def __iadd__(self, other: Sequential) -> Sequential:
+        self.extend(list(_sequential(other)))
+        return self
+
+    def __mul__(self, times: int) -> Sequential:
+        return Sequential(*(m for _ in range(_count(times)) for m in self))
+
+    __rmul__ = __mul__
+
+    def __imul__(self, times: int) -> Sequential:
+        own = list(self)
+        for _ in range(_count(times) - 1):
+            self.extend(own)
+        return self
+
     def forward(self, input: Any) -> Any:
         for module in self._modules.values():
             input = module(input)  # type: ignore[misc]
         return input
+
+
+def _sequential(other: Any) -> Sequential:
+    if not isinstance(other, Sequential):
+        raise ValueError(f"only a Sequential can be added to a Sequential, got {type(other).__name__}")
+    return other
+
+
+def _count(times: Any) -> int:
+    if not isinstance(times, int):
+        raise TypeError(f"a Sequential can be repeated a whole number of times, got {type(times).__name__}")
+    if times <= 0:
+        raise ValueError(f"a Sequential can be repeated once or more, got {times}")
+    return times
 
 
 class ModuleList(_Listed):
@@ -192,46 +231,197 @@ class ModuleDict(Module):
 
 
 class ParameterList(Module):
-    """A list of parameters that are registered. Tensors are made parameters."""
+    """A list of parameters that are registered. Tensors are made parameters; anything else is kept as it is."""
 
     def __init__(self, values: Iterable[Any] | None = None) -> None:
         super().__init__()
-        self.extend(values or ())
+        self._size = 0
+        self.extend(values if values is not None else ())
+
+    def _key(self, index: int) -> str:
+        index = operator.index(index)
+        if not -self._size <= index < self._size:
+            raise IndexError(f"index {index} is out of range for {self._size} parameters")
+        return str(index % self._size)
 
     def __len__(self) -> int:
-        return len(self._parameters)
+        return self._size
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._parameters.values())
+        return (self[i] for i in range(self._size))
 
     def __getitem__(self, index: int | slice) -> Any:
-        values = list(self._parameters.values())
-        return ParameterList(values[index]) if isinstance(index, slice) else values[index]
+        if isinstance(index, slice):
+            return type(self)([self[i] for i in range(self._size)[index]])
+        return getattr(self, self._key(index))
 
     def __setitem__(self, index: int, value: Any) -> None:
-        key = list(self._parameters)[index]
-        self.register_parameter(key, _as_parameter(value))
+        setattr(self, self._key(index), _kept(value))
 
     def append(self, value: Any) -> ParameterList:
         """Add a parameter at the end and return this list."""
-        self.register_parameter(str(len(self)), _as_parameter(value))
+        setattr(self, str(self._size), _kept(value))
+        self._size += 1
         return self
 
     def extend(self, values: Iterable[Any]) -> ParameterList:
-        """Add parameters at the end and return this list."""
+        """Add parameters at the end and return this list.
+
+        Raises:
+            TypeError: ``values`` is one tensor, or cannot be iterated.
+        """
+        if not isinstance(values, Iterable) or isinstance(values, Tensor):
+            raise TypeError(
+                f"ParameterList.extend should be called with an iterable, but got {type(values).__name__}"
+            )
         for value in values:
             self.append(value)
         return self
 
-    def __repr__(self) -> str:
-        if not len(self):
-            return "ParameterList()"
-        lines = [
-            f"({name}): Parameter containing: [{p.dtype!r} of size {'x'.join(map(str, p.shape))}]"
-            for name, p in self.named_parameters(remove_duplicate=False)
-        ]
-        return "ParameterList(\n  " + "\n  ".join(lines) + "\n)"
+    def __iadd__(self, values: Iterable[Any]) -> ParameterList:
+        return self.extend(values)
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if not name.isdigit()]
+
+    def extra_repr(self) -> str:
+        return "\n".join(f"  ({i}): {_entry(value)}" for i, value in enumerate(self))
 
 
-def _as_parameter(value: Any) -> Parameter:
-    return value if isinstance(value, Parameter) else Parameter(value)
+class ParameterDict(Module):
+    """A dict of parameters that are registered, in the order of insertion.
+
+    Tensors are made parameters; anything else is kept as it is.
+    """
+
+    def __init__(self, parameters: Any = None) -> None:
+        super().__init__()
+        self._keys: dict[str, None] = {}
+        if parameters is not None:
+            self.update(parameters)
+
+    def __getitem__(self, key: str) -> Any:
+        return getattr(self, key)  # an unknown key is an AttributeError, as in PyTorch
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if not isinstance(key, str):
+            raise TypeError(f"the keys of a ParameterDict are strings, got {type(key).__name__}: {key!r}")
+        if key not in self._keys and hasattr(type(self), key):
+            raise KeyError(f"{type(self).__name__} has an attribute {key!r} already; use another key")
+        self._keys[key] = None
+        setattr(self, key, _kept(value))
+
+    def __delitem__(self, key: str) -> None:
+        del self._keys[key]
+        delattr(self, key)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(list(self._keys))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
+    def keys(self) -> Iterable[str]:
+        """Return the names."""
+        return self._keys.keys()
+
+    def values(self) -> Iterable[Any]:
+        """Return the parameters."""
+        return (self[k] for k in self._keys)
+
+    def items(self) -> Iterable[tuple[str, Any]]:
+        """Return names and parameters."""
+        return ((k, self[k]) for k in self._keys)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the parameter of that name, or ``default``."""
+        return getattr(self, key) if key in self._keys else default
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """Return the parameter of that name, which is made of ``default`` if there is none."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def pop(self, key: str) -> Any:
+        """Remove a parameter and return it."""
+        value = self[key]
+        del self[key]
+        return value
+
+    def popitem(self) -> tuple[str, Any]:
+        """Remove the last parameter and return its name and itself."""
+        key = list(self._keys)[-1] if self._keys else ""
+        return key, self.pop(key)
+
+    def clear(self) -> None:
+        """Remove all parameters."""
+        for key in list(self._keys):
+            del self[key]
+
+    def copy(self) -> ParameterDict:
+        """Return another dict of the same parameters."""
+        return ParameterDict(dict(self.items()))
+
+    def fromkeys(self, keys: Iterable[str], default: Any = None) -> ParameterDict:
+        """Return a dict with ``default`` under each key."""
+        return ParameterDict((k, default) for k in keys)
+
+    def update(self, parameters: Any) -> None:
+        """Add parameters, replacing those of the same names.
+
+        Args:
+            parameters: a mapping, or pairs.
+
+        Raises:
+            TypeError: neither of these.
+            ValueError: an entry is no pair.
+        """
+        if not isinstance(parameters, Iterable):
+            raise TypeError(
+                f"ParameterDict.update should be called with an iterable of key/value pairs, but got "
+                f"{type(parameters).__name__}"
+            )
+        if isinstance(parameters, Mapping | ParameterDict):
+            parameters = parameters.items()
+        for entry in parameters:
+            if not isinstance(entry, Iterable) or len(list(entry)) != 2:
+                raise ValueError(f"ParameterDict: an entry must be a key and a value, got {entry!r:.80}")
+            key, value = entry
+            self[key] = value
+
+    def __or__(self, other: ParameterDict) -> ParameterDict:
+        joined = self.copy()
+        joined.update(other)
+        return joined
+
+    def __ror__(self, other: ParameterDict) -> ParameterDict:
+        joined = ParameterDict(other)
+        joined.update(self)
+        return joined
+
+    def __ior__(self, other: ParameterDict) -> ParameterDict:
+        self.update(other)
+        return self
+
+    def extra_repr(self) -> str:
+        return "\n".join(f"  ({key}): {_entry(value)}" for key, value in self.items())
+
+
+def _kept(value: Any) -> Any:
+    return Parameter(value) if isinstance(value, Tensor) and not isinstance(value, Parameter) else value
+
+
+def _entry(value: Any) -> str:
+    """Return how a list or dict shows what it holds."""
+    if not isinstance(value, Tensor):
+        return f"Object of type: {type(value).__name__}"
+    what = "Parameter" if isinstance(value, Parameter) else "Tensor"
+    where = f" ({value.device})" if value.is_cuda else ""
+    return f"{what} containing: [{value.dtype!r} of size {'x'.join(map(str, value.shape))}{where}]"

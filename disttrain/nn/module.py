@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,6 +15,8 @@ from disttrain.tensors import RemovableHandle, Tensor, destination
 Self = TypeVar("Self", bound="Module")
 T = TypeVar("T")
 
+_EXTRA = "_extra_state"
+
 
 class IncompatibleKeys(NamedTuple):
     """What ``load_state_dict(strict=False)`` passed over."""
@@ -25,6 +28,16 @@ class IncompatibleKeys(NamedTuple):
         if not self.missing_keys and not self.unexpected_keys:
             return "<All keys matched successfully>"
         return f"IncompatibleKeys(missing_keys={self.missing_keys}, unexpected_keys={self.unexpected_keys})"
+
+
+class _StateHooks:
+    """What is called around taking and loading a module's state; made when the first is registered."""
+
+    def __init__(self) -> None:
+        self.before_saving: dict[int, Callable[..., Any]] = {}
+        self.after_saving: dict[int, Callable[..., Any]] = {}
+        self.before_loading: dict[int, Callable[..., Any]] = {}
+        self.after_loading: dict[int, Callable[..., Any]] = {}
 
 
 class Module:
@@ -40,6 +53,8 @@ class Module:
     _parameters: dict[str, Parameter | None]
     _buffers: dict[str, Tensor | None]
     _modules: dict[str, Module | None]
+
+    _state_hooks: _StateHooks | None = None
 
     def __init__(self) -> None:
         fields: dict[str, Any] = {
@@ -272,6 +287,35 @@ class Module:
             module = child
         return module
 
+    def set_submodule(self, target: str, module: Module, strict: bool = False) -> None:
+        """Put ``module`` at a name like ``"encoder.0"``.
+
+        Args:
+            target: the name.
+            module: what to put there.
+            strict: only in the place of another.
+
+        Raises:
+            ValueError: the name is empty, or ``module`` is no Module.
+            AttributeError: there is nothing on the way, or, with ``strict``, at the name.
+        """
+        if not target:
+            raise ValueError("cannot set the submodule without a target name")
+        if not isinstance(module, Module):
+            raise ValueError(f"expected an nn.Module, got {type(module).__name__}: {module!r:.80}")
+        path, _, last = target.rpartition(".")
+        owner = self.get_submodule(path)
+        if last not in owner._modules:
+            if strict:
+                raise AttributeError(
+                    f"{type(owner).__name__} has no module {last!r} to replace (of {target!r})"
+                )
+            if hasattr(owner, last):
+                raise AttributeError(
+                    f"{last!r} of {type(owner).__name__} is no module; it cannot be replaced by one"
+                )
+        owner.register_module(last, module)
+
     def get_parameter(self, target: str) -> Parameter:
         """Return the parameter of a name like ``"encoder.0.weight"``.
 
@@ -372,6 +416,21 @@ class Module:
         """Convert to bfloat16, in place."""
         return self.to(dtypes.bfloat16)
 
+    def type(self: Self, dst_type: Any) -> Self:
+        """Convert all parameters and buffers, also those of integers, to a type, in place."""
+        kind = dtypes.as_dtype(dst_type)
+        return self._apply(lambda t: t.to(kind))
+
+    def to_empty(self: Self, *, device: Any, recurse: bool = True) -> Self:
+        """Move to a device without the values, in place."""
+        return self._apply(
+            lambda t: t.new_empty(t.shape, device="cpu" if device is None else device), recurse
+        )
+
+    def share_memory(self: Self) -> Self:
+        """Return this module: ranks that are threads share memory, and processes exchange gradients instead."""
+        return self
+
     def cpu(self: Self) -> Self:
         """Move to host memory, in place."""
         return self.to("cpu")
@@ -380,9 +439,9 @@ class Module:
         """Move to a GPU, in place."""
         return self.to("cuda" if device is None else device)
 
-    def _apply(self: Self, convert: Callable[[Tensor], Tensor]) -> Self:
+    def _apply(self: Self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         with no_grad():
-            for t in [*self.parameters(), *self.buffers()]:
+            for t in [*self.parameters(recurse), *self.buffers(recurse)]:
                 new = convert(t)
                 if new is t:
                     continue
@@ -395,18 +454,82 @@ class Module:
 
     # ------------------------------------------------------------------------------------- state
 
-    def state_dict(self, *, prefix: str = "", keep_vars: bool = False) -> dict[str, Tensor]:
+    def state_dict(
+        self,
+        *args: Any,
+        destination: dict[str, Tensor] | None = None,
+        prefix: str = "",
+        keep_vars: bool = False,
+    ) -> dict[str, Tensor]:
         """Return parameters and persistent buffers by name. They share the module's memory: clone what must last.
 
         Args:
+            args: deprecated: destination, prefix and keep_vars by position.
+            destination: add them to this dict and return it.
             prefix: put before every name.
             keep_vars: return the parameters themselves instead of detached tensors.
         """
-        state = {}
-        for path, module in self.named_modules(prefix=prefix.removesuffix("."), remove_duplicate=False):
-            for name, value in module._own_state():
-                state[f"{path}.{name}" if path else name] = value if keep_vars else value.detach()
+        if args:
+            warnings.warn(
+                "Positional args are being deprecated, use kwargs instead.", FutureWarning, stacklevel=2
+            )
+            options: list[Any] = [destination, prefix, keep_vars]
+            options[: len(args)] = args
+            destination, prefix, keep_vars = options
+        state: dict[str, Tensor] = {} if destination is None else destination
+        hooks = self._state_hooks
+        if hooks is not None:
+            for hook in list(hooks.before_saving.values()):
+                hook(self, prefix, keep_vars)
+        for name, value in self._own_state():
+            state[prefix + name] = value if keep_vars else value.detach()
+        if type(self).get_extra_state is not Module.get_extra_state:
+            state[prefix + _EXTRA] = self.get_extra_state()
+        for name, child in self._modules.items():
+            if child is not None:
+                child.state_dict(destination=state, prefix=f"{prefix}{name}.", keep_vars=keep_vars)
+        if hooks is not None:
+            for hook in list(hooks.after_saving.values()):
+                changed = hook(self, state, prefix, {})
+                state = state if changed is None else changed
         return state
+
+    def get_extra_state(self) -> Any:
+        """Return what belongs to the state beside tensors; a subclass that has such defines it and its counterpart."""
+        raise RuntimeError(f"{type(self).__name__} defines no get_extra_state()")
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take what :meth:`get_extra_state` returned."""
+        raise RuntimeError(
+            f"the state holds an extra state for {type(self).__name__}, which defines no set_extra_state()"
+        )
+
+    def register_state_dict_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call ``hook(module, prefix, keep_vars)`` before the state of this module is taken."""
+        return RemovableHandle(self._around_state().before_saving, hook)
+
+    def register_state_dict_post_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call ``hook(module, state_dict, prefix, local_metadata)`` after; it may change ``state_dict`` in place."""
+        return RemovableHandle(self._around_state().after_saving, hook)
+
+    _register_state_dict_hook = register_state_dict_post_hook
+
+    def register_load_state_dict_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call ``hook`` before a state is loaded.
+
+        Its arguments are ``(module, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
+        error_msgs)``; it may change ``state_dict``, which is a copy, and add to the lists.
+        """
+        return RemovableHandle(self._around_state().before_loading, hook)
+
+    def register_load_state_dict_post_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call ``hook(module, incompatible_keys)`` after a state was loaded; it may change the lists of keys."""
+        return RemovableHandle(self._around_state().after_loading, hook)
+
+    def _around_state(self) -> _StateHooks:
+        if self._state_hooks is None:
+            self._state_hooks = _StateHooks()
+        return self._state_hooks
 
     def _own_state(self) -> Iterator[tuple[str, Tensor]]:
         for name, param in self._parameters.items():
@@ -438,10 +561,22 @@ class Module:
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"expected state_dict to be a mapping, got {type(state_dict).__name__}")
-        own = self.state_dict(keep_vars=True)
-        missing = [name for name in own if name not in state_dict]
-        unexpected = [name for name in state_dict if name not in own]
-        problems = []
+        state_dict = dict(state_dict)
+        own: dict[str, Any] = {}
+        extras: dict[str, Module] = {}
+        missing: list[str] = []
+        unexpected: list[str] = []
+        problems: list[str] = []
+        modules = [(f"{path}." if path else "", m) for path, m in self.named_modules(remove_duplicate=False)]
+        for prefix, module in modules:
+            hooks = module._state_hooks
+            for hook in list(hooks.before_loading.values()) if hooks is not None else ():
+                hook(module, state_dict, prefix, {}, strict, missing, unexpected, problems)
+            own.update({prefix + name: value for name, value in module._own_state()})
+            if prefix + _EXTRA in state_dict or type(module).get_extra_state is not Module.get_extra_state:
+                extras[prefix + _EXTRA] = module
+        missing += [name for name in (*own, *extras) if name not in state_dict]
+        unexpected += [name for name in state_dict if name not in own and name not in extras]
         if strict and missing:
             problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{n}"' for n in missing) + ".")
         if strict and unexpected:
@@ -469,7 +604,15 @@ class Module:
                     self._replace(name, value, state_dict[name])
                 else:
                     value.copy_(state_dict[name].to(value.device))
-        return IncompatibleKeys(missing, unexpected)
+        for name, module in extras.items():
+            if name in state_dict:
+                module.set_extra_state(state_dict[name])
+        keys = IncompatibleKeys(missing, unexpected)
+        for _, module in modules:
+            hooks = module._state_hooks
+            for hook in list(hooks.after_loading.values()) if hooks is not None else ():
+                hook(module, keys)
+        return keys
 
     def _replace(self, name: str, old: Tensor, new: Tensor) -> None:
         path, _, last = name.rpartition(".")
@@ -496,7 +639,12 @@ class Module:
         return _register(self.__dict__["_pre_hooks"], _Hook(hook, with_kwargs), prepend)
 
     def register_forward_hook(
-        self, hook: Callable[..., Any], *, prepend: bool = False, with_kwargs: bool = False
+        self,
+        hook: Callable[..., Any],
+        *,
+        prepend: bool = False,
+        with_kwargs: bool = False,
+        always_call: bool = False,
     ) -> RemovableHandle:
         """Call ``hook(module, args, output)`` after ``forward``; what it returns, if not ``None``, is the output.
 
@@ -504,8 +652,9 @@ class Module:
             hook: the function; with ``with_kwargs`` it gets ``(module, args, kwargs, output)``.
             prepend: call it before the hooks that are there.
             with_kwargs: hand over keyword arguments too.
+            always_call: call it, with ``None`` for the output, also if ``forward`` raises.
         """
-        return _register(self.__dict__["_hooks"], _Hook(hook, with_kwargs), prepend)
+        return _register(self.__dict__["_hooks"], _Hook(hook, with_kwargs, always_call), prepend)
 
     def register_full_backward_pre_hook(
         self, hook: Callable[..., Any], prepend: bool = False
@@ -540,16 +689,25 @@ class Module:
         if d["_backward_hooks"] or d["_backward_pre_hooks"]:
             backward = BackwardHooks(self, d["_backward_pre_hooks"], d["_backward_hooks"])
             args = backward.watch_inputs(args)
-        output = self.forward(*args, **kwargs)
-        if backward is not None:
-            output = backward.watch_outputs(output)
-        for hook in list(d["_hooks"].values()):
-            if hook.with_kwargs:
-                changed = hook.function(self, args, kwargs, output)
-            else:
-                changed = hook.function(self, args, output)
-            if changed is not None:
-                output = changed
+        called: set[int] = set()
+        try:
+            output = self.forward(*args, **kwargs)
+            if backward is not None:
+                output = backward.watch_outputs(output)
+            for key, hook in list(d["_hooks"].items()):
+                called.add(key)
+                changed = hook.function(self, args, *([kwargs] if hook.with_kwargs else ()), output)
+                if changed is not None:
+                    output = changed
+        except Exception:
+            for key, hook in list(d["_hooks"].items()):
+                if not hook.always_call or key in called:
+                    continue
+                try:
+                    hook.function(self, args, *([kwargs] if hook.with_kwargs else ()), None)
+                except Exception as e:  # the error of forward is the one to report
+                    warnings.warn(f"a forward hook with always_call=True raised {e!r}", stacklevel=2)
+            raise
         return output
 
     # ------------------------------------------------------------------------------------- how it prints
@@ -572,6 +730,7 @@ class Module:
 class _Hook(NamedTuple):
     function: Callable[..., Any]
     with_kwargs: bool
+    always_call: bool = False
 
 
 def _register(hooks: dict[int, Any], hook: Any, prepend: bool) -> RemovableHandle:

@@ -1,6 +1,7 @@
 """Sequential, ModuleList, ModuleDict and ParameterList."""
 
 from collections import OrderedDict
+from typing import Any
 
 import pytest
 
@@ -95,3 +96,96 @@ def test_parameter_list_makes_parameters():
     assert values[-1].shape == (4,)
     assert "(1): Parameter containing: [disttrain.float32 of size 3]" in repr(values)
     assert repr(nn.ParameterList()) == "ParameterList()"
+
+
+@pytest.fixture(params=["torch", "disttrain"])
+def lib(request: Any) -> Any:
+    """PyTorch and disttrain in turn: what holds for the one must hold for the other."""
+    if request.param == "disttrain":
+        return dt
+    return pytest.importorskip("torch", reason="PyTorch is the reference")
+
+
+def test_parameter_dict_is_a_dict(lib):
+    a, b, c = (lib.full((2,), float(i)) for i in range(3))
+    d = lib.nn.ParameterDict({"a": a, "b": lib.nn.Parameter(b)})
+    d["note"] = 3
+
+    assert list(d) == ["a", "b", "note"]
+    assert list(reversed(d)) == ["note", "b", "a"]
+    assert len(d) == 3
+    assert "a" in d
+    assert "z" not in d
+    assert isinstance(d["a"], lib.nn.Parameter)
+    assert d["note"] == 3
+    assert [n for n, _ in d.named_parameters()] == ["a", "b"]
+    assert list(d.state_dict()) == ["a", "b"]
+    assert d.get("z", 5) == 5
+    assert d.setdefault("c", c) is d["c"]
+    assert d.pop("note") == 3
+    assert d.popitem()[0] == "c"
+    joined = d | lib.nn.ParameterDict([("e", c)])
+    assert list(joined) == ["a", "b", "e"]
+    assert joined["a"] is d["a"]
+    d |= {"f": c}
+    assert list(d.keys()) == ["a", "b", "f"]
+    assert [k for k, _ in d.items()] == ["a", "b", "f"]
+    assert len(list(d.values())) == 3
+    assert list(d.copy()) == list(d)
+    assert list(d.fromkeys(["x"], 1.0)) == ["x"]
+    del d["a"]
+    assert not hasattr(d, "a")
+    d.clear()
+    assert len(d) == 0
+    assert repr(d) == "ParameterDict()"
+    with pytest.raises(AttributeError):
+        d["a"]
+    with pytest.raises(TypeError):
+        d.update(3)
+    with pytest.raises(ValueError):
+        d.update([("a", 1, 2)])
+
+
+def test_parameter_list_is_a_list(lib):
+    a, b = lib.zeros(2), lib.ones(3)
+    p = lib.nn.ParameterList([a, b])
+    p += [lib.ones(1), "note"]
+
+    assert len(p) == 4
+    assert p[-1] == "note"
+    assert [n for n, _ in p.named_parameters()] == ["0", "1", "2"]
+    p[1] = lib.zeros(5)
+    assert p[1].shape == (5,)
+    assert isinstance(p[1], lib.nn.Parameter)
+    assert [tuple(x.shape) for x in p[:2]] == [(2,), (5,)]
+    assert repr(lib.nn.ParameterList([a, b])).replace("torch", "disttrain") == (
+        "ParameterList(\n    (0): Parameter containing: [disttrain.float32 of size 2]\n"
+        "    (1): Parameter containing: [disttrain.float32 of size 3]\n)"
+    )
+    with pytest.raises(IndexError):
+        p[4]
+    with pytest.raises(TypeError):
+        p.extend(a)
+
+
+def test_sequentials_add_and_multiply(lib):
+    nn = lib.nn
+    a, b = nn.Sequential(nn.ReLU(), nn.Tanh()), nn.Sequential(nn.Sigmoid())
+
+    assert [type(m).__name__ for m in a + b] == ["ReLU", "Tanh", "Sigmoid"]
+    assert [type(m).__name__ for m in b * 2] == ["Sigmoid", "Sigmoid"]
+    assert [type(m).__name__ for m in 2 * b] == ["Sigmoid", "Sigmoid"]
+    a += b
+    assert len(a) == 3
+    b *= 3
+    assert len(b) == 3
+    assert type(a.pop(0)).__name__ == "ReLU"
+    assert list(dict(a.named_children())) == ["0", "1"]
+    for wrong, error in (
+        (lambda: a + [1], ValueError),
+        (lambda: a * 0, ValueError),
+        (lambda: a * 1.5, TypeError),
+    ):
+        with pytest.raises(error):
+            wrong()
+    assert type(nn.ModuleList([nn.ReLU(), nn.Tanh()]).pop(-1)).__name__ == "Tanh"

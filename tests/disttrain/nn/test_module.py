@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -454,3 +455,116 @@ def test_unknown_names_of_nn():
         _ = nn.Linnear
     with pytest.raises(AttributeError, match="it has DistributedDataParallel"):
         _ = nn.parallel.DataParallel
+
+
+@pytest.fixture(params=["torch", "disttrain"])
+def lib(request: Any) -> Any:
+    """PyTorch and disttrain in turn: what holds for the one must hold for the other."""
+    if request.param == "disttrain":
+        return dt
+    return pytest.importorskip("torch", reason="PyTorch is the reference")
+
+
+def _net(lib: Any) -> Any:
+    return lib.nn.Sequential(lib.nn.Linear(2, 3), lib.nn.Sequential(lib.nn.Linear(3, 1)))
+
+
+def test_hooks_around_the_state(lib):
+    net, seen = _net(lib), []
+    net[1].register_state_dict_pre_hook(lambda m, prefix, keep_vars: seen.append(("pre", prefix, keep_vars)))
+
+    def rename(module, state, prefix, metadata):
+        state[prefix + "renamed"] = state.pop(prefix + "0.bias")
+
+    def back(module, state, prefix, metadata, strict, missing, unexpected, errors):
+        state[prefix + "0.bias"] = state.pop(prefix + "renamed")
+        seen.append(("load", prefix, strict))
+
+    handle = net[1].register_state_dict_post_hook(rename)
+    net[1].register_load_state_dict_pre_hook(back)
+    net.register_load_state_dict_post_hook(lambda m, keys: seen.append((m is net, list(keys.missing_keys))))
+
+    state = net.state_dict(prefix="x.")
+    assert list(state) == ["x.0.weight", "x.0.bias", "x.1.0.weight", "x.1.renamed"]
+    state = net.state_dict()
+    result = net.load_state_dict(state)
+
+    assert seen == [("pre", "x.1.", False), ("pre", "1.", False), ("load", "1.", True), (True, [])]
+    assert not result.missing_keys
+    assert "1.renamed" in state
+    handle.remove()
+    assert "1.0.bias" in net.state_dict()
+    into = {"there": 1}
+    assert net.state_dict(destination=into) is into
+    assert list(into)[0] == "there"
+    with pytest.warns(FutureWarning, match="Positional args"):
+        assert list(net.state_dict({}, "y."))[0] == "y.0.weight"
+
+
+def test_extra_state(lib):
+    class Counter(lib.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.count = 3
+
+        def get_extra_state(self):
+            return {"count": self.count}
+
+        def set_extra_state(self, state):
+            self.count = state["count"]
+
+    net = lib.nn.Sequential(Counter())
+    state = net.state_dict()
+    assert state == {"0._extra_state": {"count": 3}}
+    net[0].count = 0
+    net.load_state_dict(state)
+    assert net[0].count == 3
+    assert net.load_state_dict({}, strict=False).missing_keys == ["0._extra_state"]
+
+
+def test_set_submodule(lib):
+    net = _net(lib)
+    new = lib.nn.ReLU()
+
+    net.set_submodule("1.0", new)
+    net.set_submodule("1.more", new)
+
+    assert net[1][0] is new
+    assert net.get_submodule("1.more") is new
+    with pytest.raises(AttributeError):
+        net.set_submodule("1.nothing", new, strict=True)
+    with pytest.raises(AttributeError):
+        net.set_submodule("nothing.0", new)
+    with pytest.raises(ValueError):
+        net.set_submodule("", new)
+    with pytest.raises(ValueError):
+        net.set_submodule("0", 3)
+
+
+def test_a_hook_that_is_always_called(lib):
+    class Bad(lib.nn.Module):
+        def forward(self, x):
+            raise KeyError("inside")
+
+    seen = []
+    bad = Bad()
+    bad.register_forward_hook(lambda m, args, out: seen.append("plain"))
+    bad.register_forward_hook(lambda m, args, out: seen.append(out), always_call=True)
+    bad.register_forward_hook(
+        lambda m, args, kwargs, out: seen.append(kwargs), always_call=True, with_kwargs=True
+    )
+
+    with pytest.raises(KeyError, match="inside"):
+        bad(x=1)
+
+    assert seen == [None, {"x": 1}]
+
+
+def test_type_converts_integers_too_and_to_empty_keeps_shapes(lib):
+    net = lib.nn.BatchNorm1d(3)
+
+    assert net.type(lib.float64) is net
+    assert {str(t.dtype).split(".")[1] for t in net.state_dict().values()} == {"float64"}
+    net.to_empty(device="cpu")
+    assert net.weight.shape == (3,)
+    assert net.share_memory() is net
