@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -442,3 +443,205 @@ def test_grad_takes_only_inputs_where_pytorch_does():
     assert g.tolist() == [2, 2]
     with pytest.raises(ValueError, match="only_inputs"):
         dt.autograd.grad(x.sum(), x, only_inputs=False)
+
+
+# --------------------------------------------------------------------------------- arguments of grad and backward
+
+
+def small(lib: Any) -> dict[str, Any]:
+    x, y = lib.ones(2, requires_grad=True), lib.ones(2)
+    return {"L": lib, "A": lib.autograd, "x": x, "y": y, "g": lib.ones(2, requires_grad=True)} | {
+        "end": lambda t: t.expand_as(t).grad_fn.next_functions[0][0]
+    }
+
+
+ARGUMENTS = """
+A.grad(x*x*2, x, L.eye(2), is_grads_batched=True)
+A.grad((x*x*2, (x*3).sum()), [x], (L.eye(2),L.ones(2)), is_grads_batched=True)
+A.grad((x*x).sum(), x, None, is_grads_batched=True)
+A.grad(x*x, [x,g], L.eye(2), is_grads_batched=True, allow_unused=True)
+A.grad(x*x, [x,g], L.eye(2), is_grads_batched=True, materialize_grads=True)
+A.grad(x*x, x, (L.eye(2),), None, True, True, None, True)
+A.grad(x.sum(), x, allow_unused=False, materialize_grads=True) | A.grad(x.sum(), []) | A.grad([], x)
+A.grad(x.sum(), None) | A.grad(3, x) | A.grad(y.sum(), x) | A.grad(x.sum(), y) | A.grad(x.sum(), g)
+A.grad(x.sum(), g, materialize_grads=True) | A.grad(x.sum(), g, materialize_grads=True, create_graph=True)
+A.grad(x*2, x, L.ones(3)) | A.grad(x.sum(), x, L.ones(1)) | A.grad((x*2), x, L.ones(2,dtype=L.float64))
+A.grad((x*2), x, L.ones(2,dtype=L.int64)) | A.grad((x*2).sum(), x, 3.0) | A.grad((x*2,x*3), x, (L.ones(2),))
+A.grad((x*2), x, [L.ones(2)]) | A.grad((x*2).sum(), [x,x]) | A.grad(x, x, L.ones(2))
+A.grad(x.sum().long(), x) | (x*2).backward(3.0) | (x*2).backward(L.ones(3)) | (x*2).backward()
+x.sum().backward(inputs=[]) | ((x*2).sum().backward(inputs=x), x.grad) | (x*2).sum().backward(inputs=[y])
+(A.backward([x.sum(),(x*2)],[None,L.ones(2)]), x.grad) | (A.backward([x.sum(),(x*2).sum()]), x.grad)
+(A.backward([x.sum()],grad_variables=[L.ones(())]), x.grad) | A.backward([])
+A.backward([x.sum()],[L.ones(())],grad_variables=[L.ones(())])
+A.grad(A.grad(x*x, x, g, create_graph=True)[0].sum(), g) | A.Variable(L.ones(2), requires_grad=True)
+A.Variable(x) | A.Variable(L.ones(2), True).requires_grad | A.Variable(3) | isinstance(x, A.Variable)
+A.grad(((h:=x*2)*3).sum(), A.graph.get_gradient_edge(h)) | A.grad((x*3).sum(), A.graph.get_gradient_edge(x))
+A.graph.get_gradient_edge(y) | A.grad(A.graph.get_gradient_edge((h:=x*2)*3), x, L.ones(2))
+A.graph.get_gradient_edge(x*2).output_nr
+(h:=x*1, h.retain_grad(), h.retains_grad, (h*2).sum().backward(), h.grad)[1:]
+(x.retain_grad(), x.retains_grad)
+(h:=x*2, h.retain_grad(), h.register_hook(lambda v: v*10), h.sum().backward(), h.grad, x.grad)[4:]
+(x.register_hook(lambda v: L.ones(3)), (x*2).sum().backward())
+(x.register_hook(lambda v: 3), (x*2).sum().backward())
+(x.register_hook(lambda v: v.double()), (x*2).sum().backward())
+(h:=x*2, h.register_hook(lambda v: v*3), h.sum().backward(), x.grad)[3]
+(h:=x*2, h.grad_fn.register_hook(lambda gi,go: (gi[0]*3+go[0],None)), h.sum().backward(), x.grad)[3]
+(h:=x*2, h.grad_fn.register_hook(lambda gi,go: (gi[0],)), h.sum().backward()) | (x*2).grad_fn.name()
+(x*2).grad_fn.next_functions[1]
+(h:=x*2, h.grad_fn.register_prehook(lambda go: (go[0]*3,)), h.sum().backward(), x.grad)[3] | x.output_nr
+L.stack([x,x]).unbind()[1].requires_grad
+(h:=x*2, k:=h.grad_fn.register_hook(lambda gi,go: (gi[0]*3,None)), k.remove(), h.sum().backward(), x.grad)[4]
+(n:=(x*3).grad_fn.next_functions[0][0], n.variable is x, n.name(), n.next_functions)[1:]
+(s:=[], n:=end(x), n.register_hook(lambda *v: s.append(v)), (x*2).sum().backward(), s)[4]
+(s:=[], n:=end(x), n.register_prehook(lambda v: (v[0]*5,)), (x*2).sum().backward(), x.grad)[4]
+"""
+
+
+@pytest.mark.parametrize("call", [c.strip() for c in ARGUMENTS.replace("\n", "|").split("|") if c.strip()])
+def test_arguments_are_taken_and_refused_as_pytorch_does(call: str) -> None:
+    def outcome(lib: Any) -> Any:
+        def told(v: Any) -> Any:
+            if isinstance(v, list | tuple):
+                return [told(e) for e in v]
+            return (str(v.dtype).split(".")[1], v.requires_grad, v.tolist()) if lib.is_tensor(v) else v
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                result = told(eval(call, small(lib)))
+        except Exception as e:
+            return RuntimeError if isinstance(e, RuntimeError) else type(e)
+        return (
+            [r for r in result if isinstance(r, bool | int | str | list | tuple)]
+            if "register" in call
+            else result
+        )
+
+    ours, theirs = outcome(dt), outcome(torch)
+
+    assert ours == theirs
+
+
+def test_hooks_pack_and_unpack_what_is_saved() -> None:
+    def gradients(lib: Any, hooked: bool) -> Any:
+        log: list[str] = []
+
+        def pack(t: Any) -> Any:
+            log.append(f"pack {t.requires_grad}" if lib is dt else "pack")
+            return t.detach().numpy().copy()
+
+        def unpack(a: Any) -> Any:
+            log.append("unpack")
+            return lib.from_numpy(a)
+
+        x = lib.linspace(0.1, 1.0, 4, dtype=lib.float64).requires_grad_()
+        if hooked:
+            with lib.autograd.graph.saved_tensors_hooks(pack, unpack):
+                y = program(x)
+        else:
+            y = program(x)
+        (g,) = lib.autograd.grad(y, x, create_graph=True)
+        (h,) = lib.autograd.grad((g * g).sum(), x)
+        assert bool(log) is hooked
+        assert "pack True" not in log  # a hook sees values without history
+        return g.tolist(), h.tolist()
+
+    def program(x: Any) -> Any:
+        y = x * 2
+        y.mul_(x)
+        y[1:].exp_()
+        return (y.sin() * y.cumsum(0)).sum()
+
+    assert gradients(dt, True) == gradients(dt, False)
+    np.testing.assert_allclose(gradients(dt, True), gradients(torch, True), rtol=1e-10)
+
+
+def test_what_an_unpack_hook_returns_must_be_a_tensor() -> None:
+    with dt.autograd.graph.saved_tensors_hooks(lambda t: 1, lambda v: v):
+        y = dt.ones(2, requires_grad=True).exp()
+    with pytest.raises(TypeError, match="must return a Tensor, got int"):
+        y.sum().backward()
+
+
+def test_save_on_cpu_and_increment_version() -> None:
+    x = dt.ones(2, requires_grad=True)
+    with dt.autograd.graph.save_on_cpu(pin_memory=True):
+        y = x.exp().sum()
+    y.backward()
+    np.testing.assert_allclose(x.grad.numpy(), np.e, rtol=1e-6)
+    z = (x * 1).exp()
+    dt.autograd.graph.increment_version(z)
+    with pytest.raises(RuntimeError, match="version 1, expected 0"):
+        z.sum().backward()
+    with dt.autograd.set_multithreading_enabled(False):
+        assert dt.is_grad_enabled()
+
+
+SQUARES: dict[str, Any] = {
+    "right": lambda lib: lambda a, g: g * 2 * a,
+    "wrong": lambda lib: lambda a, g: g * 3 * a,
+    "right once": lambda lib: lambda a, g: g * 2 * a.detach(),
+}
+
+
+@pytest.mark.parametrize("name", [*SQUARES, "mm", "two", "constant", "linear"])
+@pytest.mark.parametrize("fast", [False, True])
+def test_gradcheck_judges_as_pytorchs(name: str, fast: bool) -> None:
+    def verdicts(lib: Any) -> Any:
+        A = lib.autograd
+        x = lib.linspace(-1.0, 1.3, 6, dtype=lib.float64).reshape(3, 2).requires_grad_()
+        w = lib.linspace(-0.7, 0.9, 8, dtype=lib.float64).reshape(2, 4).requires_grad_()
+        inputs: Any = (x,)
+        if name in SQUARES:
+            backward = SQUARES[name](lib)
+
+            class Square(A.Function):  # type: ignore[misc,name-defined]
+                @staticmethod
+                def forward(ctx: Any, a: Any) -> Any:
+                    ctx.save_for_backward(a)
+                    return a * a
+
+                @staticmethod
+                def backward(ctx: Any, g: Any) -> Any:
+                    return backward(ctx.saved_tensors[0], g)
+
+            f: Any = Square.apply
+        else:
+            f = {
+                "mm": lambda x, w: (x @ w).tanh(),
+                "two": lambda x: (x.exp(), x.sum()),
+                "constant": lambda x: x.detach(),
+                "linear": lambda x: x * 2,
+            }[name]
+            inputs = (x, w) if name == "mm" else x if name == "two" else (x,)
+        found = [A.gradcheck(f, inputs, raise_exception=False, fast_mode=fast, check_batched_grad=True)]
+        if name not in ("constant", "right once"):
+            found.append(A.gradgradcheck(f, inputs, raise_exception=False, gen_non_contig_grad_outputs=True))
+        try:
+            A.gradcheck(f, inputs)
+        except RuntimeError:
+            found.append("raised")
+        return found
+
+    assert verdicts(dt) == verdicts(torch)
+
+
+def test_gradgradcheck_finds_a_gradient_without_history() -> None:
+    class Square(dt.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, a: Any) -> Any:
+            ctx.save_for_backward(a)
+            return a * a
+
+        @staticmethod
+        def backward(ctx: Any, g: Any) -> Any:
+            return g * 2 * ctx.saved_tensors[0].detach()
+
+    x = dt.linspace(0.1, 1.0, 3, dtype=dt.float64).requires_grad_()
+    assert dt.autograd.gradcheck(Square.apply, x)
+    with pytest.raises(RuntimeError, match="Jacobian mismatch for output 0 with respect to input 0"):
+        dt.autograd.gradgradcheck(Square.apply, x)
+    with pytest.raises(ValueError, match="at least one input tensor"):
+        dt.autograd.gradcheck(Square.apply, x.detach())
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        dt.autograd.gradcheck(Square.apply, x, check_forward_ad=True)
