@@ -124,4 +124,5 @@ def refused(name: str, why: str) -> Callable[..., Any]:
 
     call.__name__ = call.__qualname__ = name.rpartition(".")[2]
     call.__doc__ = f"Raise NotImplementedError: {why}."
+    call.refusal = f"{_full(name)} is not in disttrain: {why}"  # type: ignore[attr-defined]  # for `disttrain compat`
     return call
