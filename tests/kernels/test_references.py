@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from disttrain.kernels import conv, embedding, gelu, norm, pool, relu, rnn, softmax
+from disttrain.kernels import attention, axes, conv, conv3d, embedding, gelu, norm, pool, relu, rnn, softmax
 
 rng = np.random.default_rng(0)
 FLOATS = ["float32", "float64"]
@@ -48,6 +48,40 @@ def test_convolution(window, groups, dtype):
     equal_to_reference(conv, "conv2d", dtype, x, w, some(8), window, groups)
     equal_to_reference(conv, "conv2d_input_grad", dtype, g, w, window, groups, (9, 8))
     equal_to_reference(conv, "conv2d_weight_grad", dtype, g, x, window, groups)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    "window",
+    [
+        conv.Window((3, 2, 3), (1, 1, 1), (0, 0, 0), (1, 1, 1)),
+        conv.Window((2, 3, 1), (2, 1, 2), (1, 1, 0), (2, 1, 1)),
+        conv.Window((1, 1, 1), (1, 1, 1), (0, 0, 0), (1, 1, 1)),
+    ],
+)
+def test_convolution_of_volumes(window, groups, dtype):
+    size = (5, 6, 7)
+    x, w = some(2, 4, *size), some(6, 4 // groups, *window.kernel)
+    g = some(2, 6, *window.out_size(*size))
+
+    equal_to_reference(conv3d, "conv3d", dtype, x, w, some(6), window, groups)
+    equal_to_reference(conv3d, "conv3d_input_grad", dtype, g, w, window, groups, size)
+    equal_to_reference(conv3d, "conv3d_weight_grad", dtype, g, x, window, groups)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_maps_and_maxima_along_axes(axis, dtype):
+    x = some(6, 6, 6)
+    x[1, 2:4, 3] = np.nan
+    spans = axes.Spans(np.array([0, 1, 4, 5]), np.array([6, 4, 4, 6]), 2)
+    m = axes.spans([0, 2, 2], [3, 6, 2], [0.5, 0.25, 1.0], 6)
+
+    equal_to_reference(axes, "map_axes", dtype, some(6, 6, 6), ((axis, m), ((axis + 1) % 3, m)))
+    equal_to_reference(axes, "map_axes", dtype, some(3, 3, 3), ((axis, m.transposed),))
+    equal_to_reference(axes, "map_axes", dtype, x, ((axis, axes.selection([5, 0, 0], 6)),))
+    equal_to_reference(axes, "max_axis", dtype, x, axis, spans)
 
 
 @pytest.mark.parametrize("c", [1, 3])
@@ -109,6 +143,8 @@ def test_normalisation(dtype):
     equal_to_reference(norm, "channel_grad_sums", dtype, g, x, c[0])
     equal_to_reference(norm, "channel_grad", dtype, g, x, *c)
     equal_to_reference(norm, "layer_norm", dtype, x, c[0], c[1], 1e-5)
+    equal_to_reference(norm, "rms_norm", dtype, x, c[0], 1e-5)
+    equal_to_reference(norm, "rms_norm_grad", dtype, g, x, c[0], some(50))
     equal_to_reference(norm, "layer_norm_grad", dtype, g, x, c[0], some(50), some(50))
 
 
@@ -168,18 +204,40 @@ def test_recurrent_steps(dtype):
         near(tuple(ours[i] for i in written), tuple(theirs[i] for i in written), dtype)
 
     B, H = 5, 37
-    one, y, d = some(B, H), rng.random((B, H)), np.empty((B, H))
+    one, y, d = some(B, H), rng.random((B, H)), np.zeros((B, H))
     for relu_ in (False, True):
         same("rnn_step", (0, 3), some(B, H) * 3, some(B, H), relu_, d)
         same("rnn_step_grad", (3,), np.maximum(some(B, H), 0), one, relu_, d)
     same("lstm_step", (0, 2, 3), some(B, 4 * H) * 3, some(B, 4 * H), one, d)
-    same("lstm_step_grad", (3, 4), rng.random((B, 4 * H)), one, some(B, H), some(B, H), np.empty((B, 4 * H)))
+    same("lstm_step_grad", (3, 4), rng.random((B, 4 * H)), one, some(B, H), some(B, H), np.zeros((B, 4 * H)))
     same("gru_step", (0, 3), some(B, 3 * H) * 3, some(B, 3 * H), one, d)
     same(
         "gru_step_grad",
         (3, 4, 5),
-        *(rng.random((B, 3 * H)), y, one, some(B, H), np.empty((B, 3 * H)), np.empty((B, 3 * H))),
+        *(rng.random((B, 3 * H)), y, one, some(B, H), np.zeros((B, 3 * H)), np.zeros((B, 3 * H))),
     )
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("causal", "first", "rows"), [(False, 0, 6), (True, 0, 6), (True, 4, 3), (True, 0, 1)]
+)
+def test_attention_softmax(causal, first, rows, dtype):
+    x = (some(6, 20) * 5).astype(dtype)
+    x[1, 2:] = -np.inf
+    x[2] = -np.inf
+    runs = []
+    for end in ("", "_reference"):
+        e, lse, share = x.copy(), np.empty(6, dtype), np.empty(6, dtype)
+        getattr(attention, f"softmax{end}")(e, 0.3, causal, first, rows, lse, share)
+        p = x.copy()
+        getattr(attention, f"softmax_again{end}")(p, 0.3, causal, first, rows, lse)
+        g = np.ones_like(x)
+        getattr(attention, f"softmax_grad{end}")(g, p, share)
+        runs.append((e * share[:, None], np.nan_to_num(lse, neginf=-1e3), share, p, g))
+
+    near(*runs, dtype)
+    near(runs[0][0], runs[0][3], dtype)
 
 
 def test_the_hyperbolic_tangent_in_float32_is_right_to_the_last_places():
@@ -210,7 +268,7 @@ def test_scalar_functions_in_float32_are_right_to_the_last_place():
 
 
 def test_importing_kernels_and_operations_loads_no_numba():
-    modules = "conv, pool, norm, activation, loss, embedding, dropout, rnn"
+    modules = "conv, pool, norm, activation, loss, embedding, dropout, rnn, attention"
     code = f"import sys; from disttrain.kernels import optim; from disttrain.ops import {modules};"
 
     loaded = subprocess.run(

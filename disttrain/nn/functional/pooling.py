@@ -524,7 +524,7 @@ def _fractional(
     else:
         size = each(name, "output_size", output_size, n)
     if 0 in have[1:] or any(
-        k < 1 or o < 1 or o + k - 1 > m for k, o, m in zip(kernel, size, have[2:], strict=True)
+        k < 1 or o < 1 or o + k - 1 > m - (n == 3) for k, o, m in zip(kernel, size, have[2:], strict=True)
     ):
         raise RuntimeError(
             f"{name}: {size} windows of {kernel} pixels do not fit into images of shape {tuple(have)}"

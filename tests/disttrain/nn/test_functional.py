@@ -27,25 +27,11 @@ LABELS = np.array([5, 0, 3, 1])
 
 # name: [(arguments, options)]; arrays become tensors, those of float64 ask for gradients.
 CASES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
-    "adaptive_avg_pool2d": [((IMAGES, (2, None)), {}), ((IMAGES[0], 3), {})],
-    "avg_pool2d": [
-        ((IMAGES, 2), {"stride": (2, 1), "padding": 1, "count_include_pad": False, "ceil_mode": True})
-    ],
-    "batch_norm": [
-        ((X, None, None, floats(6), floats(6)), {"training": True}),
-        ((IMAGES, floats(4), probabilities(4), floats(4), floats(4)), {"eps": 1e-3}),
-        ((IMAGES, None, None, None, None, True), {}),
-    ],
     "bilinear": [((X, floats(4, 3), floats(5, 6, 3), floats(5)), {})],
     "binary_cross_entropy": [((probabilities(4, 3), probabilities(4, 3)), {"reduction": "sum"})],
     "binary_cross_entropy_with_logits": [
         ((X, probabilities(4, 6)), {}),
         ((X, probabilities(4, 6)), {"reduction": "none"}),
-    ],
-    "conv2d": [
-        ((IMAGES, floats(6, 4, 3, 3), floats(6)), {"stride": 2, "padding": (1, 2)}),
-        ((IMAGES, floats(6, 2, 2, 3)), {"groups": 2, "dilation": (1, 2), "padding": "valid"}),
-        ((IMAGES[0], floats(6, 4, 3, 3), floats(6)), {"padding": "same"}),
     ],
     "cross_entropy": [
         ((X, LABELS), {}),
@@ -57,7 +43,6 @@ CASES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "embedding": [((LABELS, floats(6, 3)), {}), ((LABELS, floats(6, 3), 3), {})],
     "gelu": [((X,), {}), ((X,), {"approximate": "tanh"})],
     "l1_loss": [((X, floats(4, 6)), {"reduction": r}) for r in ("mean", "sum", "none")],
-    "layer_norm": [((X, (6,), floats(6), floats(6)), {}), ((X, (4, 6)), {"eps": 1e-2})],
     "leaky_relu": [((X,), {}), ((X, 0.3), {})],
     "linear": [
         ((X, floats(3, 6), floats(3)), {}),
@@ -65,14 +50,9 @@ CASES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
         ((floats(6), floats(3, 6)), {}),
     ],
     "log_softmax": [((X,), {"dim": -1}), ((IMAGES,), {"dim": 1})],
-    "max_pool2d": [
-        ((IMAGES, (3, 2)), {"stride": 2, "padding": 1, "ceil_mode": True, "return_indices": True})
-    ],
     "mse_loss": [((X, floats(4, 6)), {"reduction": r}) for r in ("mean", "sum", "none")],
     "nll_loss": [((X, LABELS), {"ignore_index": 0})],
-    "normalize": [((X,), {}), ((IMAGES,), {"p": 1.0, "dim": -1}), ((X * 1e-3,), {"eps": 1.0})],
     "one_hot": [((LABELS,), {}), ((LABELS, 8), {})],
-    "pad": [((IMAGES, (1, 2, 0, 3)), {}), ((X, (1, 1)), {"value": 2.0})],
     "relu": [((X,), {})],
     "sigmoid": [((X,), {})],
     "silu": [((X,), {})],
@@ -107,7 +87,7 @@ def test_function_is_that_of_torch(name, args, options, like_torch):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["relu", "gelu", "silu", "softmax", "log_softmax", "linear", "layer_norm"])
+@pytest.mark.parametrize("name", ["relu", "gelu", "silu", "softmax", "log_softmax", "linear"])
 def test_half_precision_comes_back_in_its_own_type(name, dtype):
     torch = pytest.importorskip("torch", reason="PyTorch is the reference")
     args, options = CASES[name][0]
@@ -119,18 +99,6 @@ def test_half_precision_comes_back_in_its_own_type(name, dtype):
     assert out.dtype is getattr(dt, dtype)
     limit = {"float16": 4e-3, "bfloat16": 3e-2}[dtype]
     np.testing.assert_allclose(out.float().numpy(), want.float().numpy(), limit, limit)
-
-
-def test_batch_norm_keeps_running_values_as_torch():
-    torch = pytest.importorskip("torch", reason="PyTorch is the reference")
-    mean, var = floats(4), probabilities(4)
-    ours, theirs = [dt.tensor(v) for v in (mean, var)], [torch.tensor(v) for v in (mean, var)]
-
-    F.batch_norm(dt.tensor(IMAGES), *ours, training=True, momentum=0.3)
-    torch.nn.functional.batch_norm(torch.tensor(IMAGES), *theirs, training=True, momentum=0.3)
-
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a.numpy(), b.numpy(), 1e-12)
 
 
 def test_softmax_is_also_a_function_and_a_method():
@@ -161,16 +129,6 @@ def test_softmax_is_also_a_function_and_a_method():
         ),
         (lambda x: F.linear(x, x, x[0]), RuntimeError, r"bias must have shape \(4,\), got \(6,\)"),
         (lambda x: F.linear(x, x[None]), RuntimeError, r"weight must be \(out_features, in_features\)"),
-        (
-            lambda x: F.conv2d(x[None], x),
-            ValueError,
-            r"weight must be \(O, C // groups, KH, KW\), got shape \(4, 6\)",
-        ),
-        (
-            lambda x: F.adaptive_avg_pool2d(x[None], (1, 2, 3)),
-            ValueError,
-            "output_size must be one or two numbers",
-        ),
         (lambda x: F.embedding([1], x), TypeError, "needs a Tensor of integers, got list"),
         (lambda x: F.embedding(x, x), RuntimeError, "indices must be integers.*float64"),
     ],

@@ -101,7 +101,7 @@ CASES: dict[str, list[Case]] = {
         (((2, 1),), {"output_ratio": 0.5, "_random_samples": rng.random((3, 4, 2))}, (IMAGES,)),
     ],
     "FractionalMaxPool3d": [
-        ((2,), {"output_size": 3, "_random_samples": rng.random((2, 4, 3))}, (VOLUMES,)),
+        ((2,), {"output_size": (3, 4, 2), "_random_samples": rng.random((2, 4, 3))}, (VOLUMES,)),
     ],
     "BatchNorm1d": [
         ((6,), {}, (X,)),
