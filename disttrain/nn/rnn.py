@@ -518,7 +518,7 @@ class RNNCellBase(Module):
                 )
             if state.ndim != 2 or state.shape[1] != self.hidden_size:
                 raise RuntimeError(
-                    f"hidden{k} has inconsistent hidden_size: got {state.shape[-1]}, expected {self.hidden_size}"
+                    f"hidden{k} has inconsistent hidden_size: got {state.shape[1]}, expected {self.hidden_size}"
                 )
         if any(t.dtype is not kind for t in (x, *states)):
             got = ", ".join(str(t.dtype) for t in (x, *states))

@@ -62,7 +62,7 @@ def attention(
     before, factor = _factors(a, scale)
     for at in _blocks(a, causal):
         scores = _scores(a, at, before)
-        flat = scores.reshape(-1, scores.shape[-1])
+        flat = scores.reshape(math.prod(scores.shape[:-1]), scores.shape[-1])
         sums, share = xp.empty(len(flat), kind), xp.empty(len(flat), kind)
         kernels.softmax(flat, factor, causal, at.first, scores.shape[-2], sums, share)
         lse[at.queries] = sums.reshape(scores.shape[:-1])
@@ -99,7 +99,7 @@ def attention_vjp(
     want_q, want_k, want_v = needs[:3]
     gq, gk, gv = (_empty_like(x, x.shape[-1], kind) for x in (a.q, a.k, a.v))
     gk[...], gv[...] = 0, 0
-    gm = xp.zeros(a.mask.shape, kind) if needs[3] and a.mask is not None else None
+    gm = xp.zeros(a.mask.shape, kind) if a.mask is not None and needs[3] else None
     before, factor = _factors(a, scale)
     for at in _blocks(a, causal):
         probabilities = _scores(a, at, before)
@@ -135,7 +135,7 @@ def attention_vjp(
     ]
     if gm is not None:  # as large as the mask, or as what it was expanded to
         gm = gm.reshape(mask.shape if gm.size == mask.size else (*q.shape[:-3], *gm.shape[1:]))
-    return *grads, gm, None
+    return (*grads, gm, None)[: len(needs)]
 
 
 class _Views(NamedTuple):
@@ -287,7 +287,7 @@ def _recorded(
         gs if mask is not None else None,
         None,
     )
-    return tuple(x if need else None for x, need in zip(grads, needs, strict=True))
+    return tuple(x if need else None for x, need in zip(grads, needs, strict=False))
 
 
 def _times(x: Any, y: Any) -> Any:

@@ -77,6 +77,7 @@ def _layer_to_ours(layer: torch.nn.Module) -> Any:
             layer.norm1.eps,
             layer.self_attn.batch_first,
             layer.norm_first,
+            layer.linear1.bias is not None,
         )
     elif isinstance(layer, torch.nn.LayerNorm):
         ours = cls(layer.normalized_shape, layer.eps, layer.elementwise_affine)
