@@ -31,6 +31,9 @@ INNER = {
 
 COVERED_ELSEWHERE = {
     "disttrain.random": "tests/disttrain/test_random.py",
+    "disttrain.functions.random": "tests/disttrain/test_random.py",
+    "disttrain.modes": "tests/disttrain/test_modes.py",
+    "disttrain.autograd.anomaly_mode": "tests/disttrain/autograd/test_anomaly_mode.py",
     "disttrain.defaults": "tests/disttrain/test_dtypes.py",
     "disttrain.autograd": "tests/disttrain/test_autograd.py",
     "disttrain.engine": "tests/disttrain/test_autograd.py",

@@ -556,6 +556,31 @@ def test_hooks_pack_and_unpack_what_is_saved() -> None:
     np.testing.assert_allclose(gradients(dt, True), gradients(torch, True), rtol=1e-10)
 
 
+def test_a_tensor_tells_which_output_it_is_and_whether_its_gradient_is_kept() -> None:
+    for lib in (dt, torch):
+        x = lib.arange(6.0).reshape(2, 3).requires_grad_()
+        values = x * 2
+        assert [x.output_nr, values.output_nr] == [0, 0]
+        assert not values.retains_grad
+        values.retain_grad()
+        assert values.retains_grad
+        (parts := Halves(lib).apply(x))[1].sum().backward()
+        assert [p.output_nr for p in parts] == [0, 1]
+
+
+def Halves(lib: Any) -> Any:
+    class Both(lib.autograd.Function):  # type: ignore[misc,name-defined]
+        @staticmethod
+        def forward(ctx: Any, a: Any) -> Any:
+            return a * 2, a * 3
+
+        @staticmethod
+        def backward(ctx: Any, g: Any, h: Any) -> Any:
+            return g * 2 + h * 3
+
+    return Both
+
+
 def test_what_an_unpack_hook_returns_must_be_a_tensor() -> None:
     with dt.autograd.graph.saved_tensors_hooks(lambda t: 1, lambda v: v):
         y = dt.ones(2, requires_grad=True).exp()
