@@ -157,7 +157,7 @@ class _Conv(_ConvNd):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        padding = self.padding
+        padding: Sizes | str = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._edges(), self.padding_mode), 0
         return type(self).function(

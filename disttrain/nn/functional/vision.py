@@ -138,9 +138,9 @@ def _resize(
     if mode.startswith("nearest"):
         if old == new and mode == "nearest":
             return selection(np.arange(new), old)
-        scale = np.float32(1 / factor if factor else old / new)  # in float32, as PyTorch rounds
+        step = np.float32(1 / factor if factor else old / new)  # in float32, as PyTorch rounds
         place = np.arange(new, dtype=np.float32) + np.float32(0.5 if mode == "nearest-exact" else 0)
-        return selection(np.minimum(np.floor(place * scale).astype(np.int64), old - 1), old)
+        return selection(np.minimum(np.floor(place * step).astype(np.int64), old - 1), old)
     if align_corners:
         scale = (old - 1) / (new - 1) if new > 1 else 0.0
     else:
