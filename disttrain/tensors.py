@@ -13,6 +13,7 @@ from disttrain.absent import AbsentMethods
 from disttrain.devices import device as Device
 from disttrain.devices import move
 from disttrain.errors import GradientError
+from disttrain.inquiries import Inquiries
 from disttrain.kernels.arrays import Array, is_array, to_host
 from disttrain.methods import (
     ElementwiseMethods,
@@ -51,6 +52,7 @@ class Tensor(
     LinalgMethods,
     IndexMethods,
     RandomMethods,
+    Inquiries,
     AbsentMethods,
 ):
     """A multi-dimensional array of one type that records the operations on it, as ``torch.Tensor``.
@@ -96,11 +98,11 @@ class Tensor(
 
     __array_priority__ = 1000  # so that `array * tensor` comes to us
 
-    def __init__(self, data: Any = ()) -> None:
+    def __init__(self, data: Any = 0, *sizes: Any) -> None:
         if not is_array(data):
-            from disttrain.functions.creation import tensor
+            from disttrain import context, legacy
 
-            data = tensor(data).to(dtypes.float32)._array
+            data = legacy.construct("Tensor", context.current().default_dtype, (data, *sizes))._array
         dtypes.of(data)
         self._array = data
         self._version_counter = engine.new_counter()
@@ -240,10 +242,6 @@ class Tensor(
         if where is not None and where != t.device:
             t = engine.apply(move, t, device=where)
         return t.clone() if copy and t is self else t
-
-    def type(self, dtype: Any) -> Tensor:
-        """Return the tensor as another dtype."""
-        return self.to(dtypes.as_dtype(dtype))
 
     def type_as(self, other: Tensor) -> Tensor:
         """Return the tensor in the dtype of ``other``."""
