@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,21 +35,28 @@ class _TypeOfTensors(type):
 
     def __call__(cls, *args: Any) -> Tensor:
         """Return a tensor: empty, of sizes (elements not set), of a sequence or array, or of another tensor."""
-        if not args:
-            return creation.empty(0, dtype=cls.dtype)
-        first = args[0]
-        if len(args) == 1 and isinstance(first, Tensor):
-            if first.dtype is not cls.dtype:
-                raise TypeError(
-                    f"expected {cls.__name__} (got a tensor of {first.dtype}); use to({cls.dtype})"
-                )
-            return first.detach()
-        if len(args) == 1 and isinstance(first, list | tuple | np.ndarray) and not isinstance(first, Size):
-            return creation.tensor(first, dtype=cls.dtype)
-        return creation.empty(*args, dtype=cls.dtype)
+        return construct(cls.__name__, cls.dtype, args)
 
     def __repr__(cls) -> str:
         return f"<class 'disttrain.{cls.__name__}'>"
+
+
+def construct(name: str, kind: dtypes.dtype, args: tuple[Any, ...]) -> Tensor:
+    """Return what ``name(*args)`` makes, for an old type of tensors or ``Tensor`` itself.
+
+    Raises:
+        TypeError: a tensor of another type, or neither sizes nor data.
+    """
+    first = args[0] if args else 0
+    if len(args) == 1 and isinstance(first, Tensor):
+        if first.dtype is not kind:
+            raise TypeError(f"expected {name} (got a tensor of {first.dtype}); use to({kind})")
+        return first.detach()
+    if len(args) == 1 and not isinstance(first, Size | int):
+        if not isinstance(first, Sequence | np.ndarray) or isinstance(first, str):
+            raise TypeError(f"{name}(): data must be a sequence (got {type(first).__name__})")
+        return creation.tensor(first, dtype=kind)
+    return creation.empty(*(args or (0,)), dtype=kind)
 
 
 def _make(name: str, kind: dtypes.dtype) -> Any:
@@ -68,6 +76,11 @@ ByteTensor: Any = _make("ByteTensor", dtypes.uint8)
 BoolTensor: Any = _make("BoolTensor", dtypes.bool_)
 
 _BY_DTYPE = {t.dtype: t for t in map(globals().get, __all__) if t is not None}
+
+
+def type_of(tensor: Tensor) -> Any:
+    """Return the old type of a tensor, such as :data:`FloatTensor`."""
+    return _BY_DTYPE[tensor.dtype]
 
 
 def type_name(tensor: Tensor) -> str:
