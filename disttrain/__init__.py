@@ -40,7 +40,7 @@ _NAMES = {
     "disttrain.functions.sort": "argsort sort topk",
     "disttrain.functions.shape": (
         "adjoint as_strided broadcast_shapes broadcast_tensors broadcast_to clone flatten movedim moveaxis narrow "
-        "narrow_copy permute ravel reshape select squeeze swapaxes swapdims t transpose unflatten unsqueeze"
+        "narrow_copy numel permute ravel reshape select squeeze swapaxes swapdims t transpose unflatten unsqueeze"
     ),
     "disttrain.functions.join": (
         "atleast_1d atleast_2d atleast_3d block_diag cartesian_prod cat chunk column_stack combinations concat "

@@ -275,6 +275,7 @@ from disttrain.functions.shape import moveaxis as moveaxis
 from disttrain.functions.shape import movedim as movedim
 from disttrain.functions.shape import narrow as narrow
 from disttrain.functions.shape import narrow_copy as narrow_copy
+from disttrain.functions.shape import numel as numel
 from disttrain.functions.shape import permute as permute
 from disttrain.functions.shape import ravel as ravel
 from disttrain.functions.shape import reshape as reshape

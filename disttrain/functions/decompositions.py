@@ -354,7 +354,7 @@ def logdet(input: Tensor) -> Tensor:
     """The logarithms of determinants; nan of negative ones, ``-inf`` of zero."""
     _matrices("logdet", input, square=True)
     sign, logarithm = engine.apply(ops.slogdet, input)
-    return where(sign < 0, float("nan"), logarithm)
+    return where(sign < 0, float("nan"), logarithm)  # type: ignore[no-any-return]
 
 
 # ------------------------------------------------------------------------------------------------ factorisations

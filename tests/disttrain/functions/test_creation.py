@@ -117,7 +117,8 @@ CASES: dict[str, list[Any]] = {
         c(0, 1, 1),
     ],
     "scalar_tensor": [c(2), c(1.5, dtype=dt.float64), c(True)],
-    "vander": [c(f(3), *a) for a in ((), (2,), (0,), (4, True), (-1,))] + [c(f((2, 2))), c(np.arange(3))],
+    "vander": [c(f(3).astype(np.float32), *a) for a in ((), (2,), (0,), (4, True), (-1,))]
+    + [c(f((2, 2))), c(np.arange(3))],
     "eye": [c(3), c(2, 4), c(4, 2), c(0), c(3, dtype=dt.int64), c(-1)],
     "new_tensor": [c(f(3), [1.0, 2.0]), c(np.arange(3), [1, 2]), c(np.arange(3), 5, dtype=dt.float64)],
     "new_zeros": [c(f(3), 2, 3), c(np.arange(3), (2,)), c(np.arange(3), (2,), dtype=dt.float64)],
@@ -171,6 +172,7 @@ def test_memory_formats_and_strides() -> None:
     assert image.is_contiguous(memory_format=dt.channels_last)
     assert not image.is_contiguous()
     assert dt.zeros_like(image).stride() == image.stride()
+    assert image[1, 2].storage_offset() == 62
     assert dt.zeros_like(image, memory_format=dt.contiguous_format).is_contiguous()
     assert image.contiguous().contiguous(memory_format=dt.channels_last).stride() == image.stride()
     assert image.clone(memory_format=dt.contiguous_format).is_contiguous()
