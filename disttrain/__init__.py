@@ -78,6 +78,9 @@ _NAMES = {
         "BFloat16Tensor BoolTensor ByteTensor CharTensor DoubleTensor FloatTensor HalfTensor IntTensor LongTensor "
         "ShortTensor"
     ),
+    "disttrain.inquiries": (
+        "can_cast get_device is_complex is_floating_point is_nonzero is_same_size is_signed numel typename"
+    ),
     "disttrain.limits": "finfo iinfo",
     "disttrain.settings": (
         "are_deterministic_algorithms_enabled get_default_device get_float32_matmul_precision "
