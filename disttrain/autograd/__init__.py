@@ -65,7 +65,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("disttrain.autograd.functional")
     if name in ("gradcheck", "gradgradcheck"):
         return getattr(importlib.import_module("disttrain.autograd.checks"), name)
-    raise AttributeError(f"module 'disttrain.autograd' has no attribute {name!r}")
+    raise importlib.import_module("disttrain.missing").error("autograd", name)
 
 
 class _IsTensor(type):

@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING
 
 from disttrain import missing
-from disttrain.nn.utils import rnn
-from disttrain.nn.utils.clip import clip_grad_norm_, clip_grad_value_, get_total_norm
+from disttrain.nn.utils import parametrizations, parametrize, rnn
+from disttrain.nn.utils.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from disttrain.nn.utils.regularization import l1_penalty, l2_penalty
+from disttrain.nn.utils.spectral_norm import remove_spectral_norm, spectral_norm
 from disttrain.nn.utils.vector import parameters_to_vector, vector_to_parameters
+from disttrain.nn.utils.weight_norm import remove_weight_norm, weight_norm
 
 if not TYPE_CHECKING:  # which would take every name for granted
     __getattr__ = missing.of(__name__)
@@ -14,10 +16,17 @@ if not TYPE_CHECKING:  # which would take every name for granted
 __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
+    "clip_grads_with_norm_",
     "get_total_norm",
     "l1_penalty",
     "l2_penalty",
     "parameters_to_vector",
+    "parametrizations",
+    "parametrize",
+    "remove_spectral_norm",
+    "remove_weight_norm",
     "rnn",
+    "spectral_norm",
     "vector_to_parameters",
+    "weight_norm",
 ]
