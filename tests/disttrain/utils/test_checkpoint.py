@@ -11,7 +11,10 @@ import pytest
 
 import disttrain as dt
 from disttrain import memory, nn
+from disttrain.collectives.env import WorkerEnv
+from disttrain.collectives.local import run_ranks
 from disttrain.nn import functional as F
+from disttrain.nn.parallel import DistributedDataParallel
 from disttrain.utils.checkpoint import CheckpointError, checkpoint, checkpoint_sequential
 
 
@@ -232,3 +235,35 @@ def test_gradients_are_those_of_pytorch() -> None:
 
     for a, b in zip(program(dt, checkpoint), program(torch, theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_under_data_parallelism(size: int) -> None:
+    class Net(nn.Module):
+        def __init__(self, recompute: bool) -> None:
+            super().__init__()
+            self.first, self.second, self.drop = nn.Linear(6, 6), nn.Linear(6, 6), nn.Dropout(0.5)
+            self.recompute = recompute
+
+        def block(self, x: Any) -> Any:
+            return self.drop(self.second(x).tanh())
+
+        def forward(self, x: Any) -> Any:
+            x = self.first(x)
+            for _ in range(2):
+                x = checkpoint(self.block, x, use_reentrant=False) if self.recompute else self.block(x)
+            return x.sum()
+
+    def body(rank: int) -> Any:
+        grads = []
+        for recompute in (False, True):
+            dt.manual_seed(0)
+            model = DistributedDataParallel(Net(recompute))
+            dt.manual_seed(5)
+            model(dt.randn(3, 6)).backward(weight=3)
+            grads.append([p.grad.tolist() for p in model.parameters()])
+        return grads
+
+    ranks = run_ranks(WorkerEnv(world_size=size, hosted=size, local_world_size=size, fixed_order=True), body)
+    for plain, again in ranks:
+        assert again == plain == ranks[0][0]
