@@ -58,6 +58,7 @@ _NAMES = {
     "disttrain.functions.decompositions": (
         "cholesky_inverse cholesky_solve det inverse logdet matrix_exp matrix_power pinverse slogdet triangular_solve"
     ),
+    "disttrain.functions.distance": "cdist",
     "disttrain.functions.einsum": "einsum",
     "disttrain.functions.index": "argwhere index_put index_select masked_scatter masked_select nonzero put take",
     "disttrain.functions.scatter": (

@@ -111,6 +111,7 @@ from disttrain.functions.diagonals import tril as tril
 from disttrain.functions.diagonals import tril_indices as tril_indices
 from disttrain.functions.diagonals import triu as triu
 from disttrain.functions.diagonals import triu_indices as triu_indices
+from disttrain.functions.distance import cdist as cdist
 from disttrain.functions.einsum import einsum as einsum
 from disttrain.functions.elementwise import abs as abs
 from disttrain.functions.elementwise import add as add
@@ -275,7 +276,6 @@ from disttrain.functions.shape import moveaxis as moveaxis
 from disttrain.functions.shape import movedim as movedim
 from disttrain.functions.shape import narrow as narrow
 from disttrain.functions.shape import narrow_copy as narrow_copy
-from disttrain.functions.shape import numel as numel
 from disttrain.functions.shape import permute as permute
 from disttrain.functions.shape import ravel as ravel
 from disttrain.functions.shape import reshape as reshape
@@ -290,6 +290,15 @@ from disttrain.functions.shape import unsqueeze as unsqueeze
 from disttrain.functions.sort import argsort as argsort
 from disttrain.functions.sort import sort as sort
 from disttrain.functions.sort import topk as topk
+from disttrain.inquiries import can_cast as can_cast
+from disttrain.inquiries import get_device as get_device
+from disttrain.inquiries import is_complex as is_complex
+from disttrain.inquiries import is_floating_point as is_floating_point
+from disttrain.inquiries import is_nonzero as is_nonzero
+from disttrain.inquiries import is_same_size as is_same_size
+from disttrain.inquiries import is_signed as is_signed
+from disttrain.inquiries import numel as numel
+from disttrain.inquiries import typename as typename
 from disttrain.layouts import channels_last as channels_last
 from disttrain.layouts import channels_last_3d as channels_last_3d
 from disttrain.layouts import contiguous_format as contiguous_format
