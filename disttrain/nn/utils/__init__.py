@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from disttrain import missing
-from disttrain.nn.utils import parametrizations, parametrize, rnn
+from disttrain.nn.utils import parametrizations, parametrize, rnn, stateless
 from disttrain.nn.utils.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from disttrain.nn.utils.regularization import l1_penalty, l2_penalty
 from disttrain.nn.utils.spectral_norm import remove_spectral_norm, spectral_norm
@@ -27,6 +27,7 @@ __all__ = [
     "remove_weight_norm",
     "rnn",
     "spectral_norm",
+    "stateless",
     "vector_to_parameters",
     "weight_norm",
 ]

@@ -20,6 +20,7 @@ def clip_grad_norm_(
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
 ) -> Tensor:
     """Scale the gradients of ``parameters`` in place so that their norm, taken together, is at most ``max_norm``.
 
@@ -31,6 +32,7 @@ def clip_grad_norm_(
         max_norm: upper limit.
         norm_type: which norm; ``math.inf`` for the largest element.
         error_if_nonfinite: raise instead of scaling by NaN or 0.
+        foreach: without effect: there is one way to do it.
 
     Returns:
         The norm before, without dimensions, in float32 (float64 if the gradients are).
@@ -40,19 +42,34 @@ def clip_grad_norm_(
     """
     grads = _gradients(parameters)
     total = get_total_norm(grads, norm_type, error_if_nonfinite)
+    _scale(grads, max_norm, total)
+    return total
+
+
+def clip_grads_with_norm_(
+    parameters: Tensor | Iterable[Tensor], max_norm: float, total_norm: Tensor, foreach: bool | None = None
+) -> None:
+    """Scale the gradients of ``parameters`` in place by ``max_norm / total_norm``, if that is below 1."""
+    _scale(_gradients(parameters), max_norm, total_norm)
+
+
+def _scale(grads: list[Tensor], max_norm: float, total: Tensor) -> None:
     factor = float(max_norm) / (float(total) + 1e-6)
     if not factor >= 1.0:  # also for NaN, as in PyTorch
         with np.errstate(invalid="ignore"):  # 0 * inf
             for g in grads:
                 g._array *= g._array.dtype.type(factor)
                 g._version_counter[0] += 1
-    return total
 
 
 def get_total_norm(
-    tensors: Iterable[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False
+    tensors: Tensor | Iterable[Tensor],
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
 ) -> Tensor:
     """Return the norm of all elements of ``tensors``; see :func:`clip_grad_norm_`."""
+    tensors = [tensors] if isinstance(tensors, Tensor) else tensors
     arrays = [t._array for t in tensors]
     total = _norm([widen(a) for a in arrays], float(norm_type))
     if error_if_nonfinite and not math.isfinite(total):
@@ -81,7 +98,9 @@ def _flat(a: Any) -> Any:
     return get_array_module(a).ascontiguousarray(a).reshape(-1)
 
 
-def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
+def clip_grad_value_(
+    parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None
+) -> None:
     """Limit each element of the gradients to ``[-clip_value, clip_value]``, in place."""
     with no_grad():
         for g in _gradients(parameters):

@@ -27,7 +27,10 @@ CASES = {
 
 
 def test_every_function_has_a_case():
-    assert set(init.__all__) == {*CASES, "calculate_gain"}
+    elsewhere = {"calculate_gain", "dirac_", "sparse_", "dirac", "sparse"}
+    deprecated = {name for name in init.__all__ if name + "_" in init.__all__}
+    assert set(init.__all__) == {*CASES, *elsewhere, *deprecated}
+    assert deprecated == set(DEPRECATED)
 
 
 def assert_same_distribution(ours, theirs):
@@ -132,3 +135,60 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"orthogonal_: needs 2 or more dimensions, got shape \(3,\)"):
         init.orthogonal_(dt.empty(3))
     assert init.calculate_gain("relu") == math.sqrt(2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((4, 2, 3), 1), ((4, 2, 3), 2), ((2, 5, 3, 4), 1), ((3, 3, 1, 2, 3), 3)]
+)
+def test_dirac_is_that_of_torch(shape, groups):
+    torch = pytest.importorskip("torch", reason="PyTorch is the reference")
+
+    ours = init.dirac_(dt.empty(*shape), groups)
+
+    np.testing.assert_array_equal(ours.numpy(), torch.nn.init.dirac_(torch.empty(shape), groups).numpy())
+
+
+def test_dirac_and_sparse_refuse_what_torch_refuses():
+    with pytest.raises(ValueError, match="3, 4, or 5 dimensions"):
+        init.dirac_(dt.empty(2, 2))
+    with pytest.raises(ValueError, match="divisible by groups, 3"):
+        init.dirac_(dt.empty(4, 2, 2), 3)
+    with pytest.raises(ValueError, match="2 dimensions"):
+        init.sparse_(dt.empty(2), 0.1)
+
+
+def test_sparse_leaves_a_part_of_each_column_zero():
+    dt.manual_seed(0)
+
+    w = init.sparse_(dt.empty(50, 40), 0.25, std=2.0).numpy()
+
+    assert ((w == 0).sum(0) == 13).all()
+    assert abs(w[w != 0].std() - 2) < 0.1
+    assert len({tuple(np.flatnonzero(c == 0)) for c in w.T}) > 35
+
+
+DEPRECATED = {
+    "constant": (3.0,),
+    "dirac": (),
+    "eye": (),
+    "kaiming_normal": (),
+    "kaiming_uniform": (),
+    "normal": (),
+    "orthogonal": (),
+    "sparse": (0.5,),
+    "uniform": (),
+    "xavier_normal": (),
+    "xavier_uniform": (),
+}
+
+
+@pytest.mark.parametrize(("name", "args"), DEPRECATED.items())
+def test_names_without_underscore_still_work_with_a_warning(name, args):
+    t = dt.empty(3, 3, 3) if name == "dirac" else dt.empty(3, 3)
+    dt.manual_seed(0)
+    with pytest.warns(
+        FutureWarning, match=f"`nn.init.{name}` is now deprecated in favor of `nn.init.{name}_`"
+    ):
+        assert getattr(init, name)(t, *args) is t
+    dt.manual_seed(0)
+    assert (getattr(init, name + "_")(t.clone(), *args) == t).all()

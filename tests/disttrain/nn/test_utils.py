@@ -10,13 +10,17 @@ from disttrain import nn
 from disttrain.nn import utils
 
 TESTED = {
-    *("clip_grad_norm_", "clip_grad_value_", "get_total_norm"),
+    *("clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"),
     *("parameters_to_vector", "vector_to_parameters"),
+}
+ELSEWHERE = {
+    *("parametrizations", "parametrize", "rnn", "l1_penalty", "l2_penalty"),
+    *("remove_spectral_norm", "remove_weight_norm", "spectral_norm", "weight_norm"),
 }
 
 
 def test_every_function_has_a_test():
-    assert set(utils.__all__) == TESTED
+    assert set(utils.__all__) == TESTED | ELSEWHERE
 
 
 def leaves(lib, dtype="float32"):
@@ -109,3 +113,16 @@ def test_parameters_go_to_a_vector_and_back():
 
 def test_the_name_in_the_facade():
     assert dt.nn.utils.clip_grad_norm_ is utils.clip_grad_norm_
+
+
+def test_clip_grads_with_a_norm_that_is_known():
+    torch = pytest.importorskip("torch", reason="PyTorch is the reference")
+    ours, theirs = leaves(dt), leaves(torch)
+
+    for lib, params in ((dt, ours), (torch, theirs)):
+        total = lib.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None], 2.0, False, None)
+        assert lib.nn.utils.clip_grads_with_norm_(params, 0.5, total, foreach=False) is None
+
+    for a, b in zip(ours, theirs, strict=True):
+        if b.grad is not None:
+            np.testing.assert_allclose(a.grad.numpy(), b.grad.numpy(), 1e-5)
