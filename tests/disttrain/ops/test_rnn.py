@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from disttrain.ops.rnn import gru, lstm, rnn
+from disttrain.ops.rnn import gru, lstm, put_rows, rnn, take_rows
 
 rng = np.random.default_rng(0)
 SIZES = [(3, 3, 3), (3, 2, 1), (1,), (2, 2, 1, 1)]
@@ -66,3 +66,11 @@ def test_saturated_gates_are_neither_infinite_nor_undefined():
     grads = vjp(outs, (True,) * 7, *saved)
 
     assert all(np.isfinite(a).all() for a in (*outs, *grads))
+
+
+def test_rows_taken_and_put(differences):
+    x, rows = rng.standard_normal((5, 2)), np.array([3, 0, 4])
+
+    differences(take_rows, x, rows=rows)
+    differences(put_rows, x[:3], rows=rows, size=6, fill=-1.5)
+    np.testing.assert_array_equal(put_rows(x[:1], rows=rows[:1], size=5, fill=7.0)[0][[0, 1, 2, 4]], 7)
