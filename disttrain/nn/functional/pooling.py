@@ -557,6 +557,8 @@ def _fractional_places(x: Any, kernel: tuple[int, ...], size: tuple[int, ...], s
         shape[2 + axis], shape[2 + n + axis] = o, k
         places = places * m + seen.reshape(shape)
     places = places.reshape(N, C, math.prod(size), math.prod(kernel))
-    values = np.take_along_axis(x.reshape(N, C, -1), places.reshape(N, C, -1), 2).reshape(places.shape)
+    values = np.take_along_axis(
+        x.reshape(N, C, math.prod(have)), places.reshape(N, C, math.prod(places.shape[2:])), 2
+    ).reshape(places.shape)
     best = values.argmax(-1)
     return np.take_along_axis(places, best[..., None], -1).reshape(N, C, *size)

@@ -85,8 +85,9 @@ def interpolate(
     if mode == "area":
         pools: Any = (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)
         return pools[n - 1](input, new)  # type: ignore[no-any-return]
+    real = np.float64 if input._array.dtype.name in ("float64", "uint8") else np.float32
     maps = tuple(
-        (axis, _resize(mode, a, b, s, bool(align_corners), antialias))
+        (axis, _resize(mode, a, b, s, bool(align_corners), antialias, real))
         for axis, (a, b, s) in enumerate(zip(old, new, scales, strict=True), 2)
     )
     if input._array.dtype == np.uint8 and not mode.startswith("nearest"):
@@ -132,9 +133,9 @@ def _new_size(old: Any, size: Any, scale_factor: Any) -> tuple[tuple[int, ...], 
 
 @functools.lru_cache(maxsize=256)
 def _resize(
-    mode: str, old: int, new: int, factor: float | None, align_corners: bool, antialias: bool
+    mode: str, old: int, new: int, factor: float | None, align_corners: bool, antialias: bool, real: Any
 ) -> AxisMap:
-    """Return the map of one axis from ``old`` to ``new`` pixels."""
+    """Return the map of one axis from ``old`` to ``new`` pixels, whose places are rounded to ``real`` as PyTorch's."""
     if mode.startswith("nearest"):
         if old == new and mode == "nearest":
             return selection(np.arange(new), old)
@@ -142,22 +143,22 @@ def _resize(
         place = np.arange(new, dtype=np.float32) + np.float32(0.5 if mode == "nearest-exact" else 0)
         return selection(np.minimum(np.floor(place * step).astype(np.int64), old - 1), old)
     if align_corners:
-        scale = (old - 1) / (new - 1) if new > 1 else 0.0
+        scale = real((old - 1) / (new - 1) if new > 1 else 0.0)
     else:
-        scale = 1 / factor if factor else old / new
+        scale = real(1 / factor if factor else old / new)
     cubic = mode == "bicubic"
     if antialias and old == new:
         return selection(np.arange(new), old)
     if antialias:
         return _filtered(old, new, scale, *_FILTERS[mode])
-    i = np.arange(new)
+    i = np.arange(new, dtype=real)
     at = i * scale if align_corners else (i + 0.5) * scale - 0.5
     if cubic:
         first = np.floor(at)
         index = np.clip(first[:, None].astype(np.int64) + np.arange(-1, 3), 0, old - 1)
         weight = np.stack(_cubic_weights(at - first), 1)
     else:
-        at = i.astype(float) if old == new else np.maximum(at, 0)
+        at = i if old == new else np.maximum(at, 0)
         low = np.minimum(at.astype(np.int64), old - 1)
         index = np.stack([low, np.minimum(low + 1, old - 1)], 1)
         part = np.minimum(at - low, 1)
@@ -200,7 +201,7 @@ _FILTERS: dict[str, tuple[Callable[[Any], Any], int]] = {
 """What weighs pixels at a distance, and the distance from which that is nothing."""
 
 
-def _filtered(old: int, new: int, scale: float, shape: Callable[[Any], Any], radius: int) -> AxisMap:
+def _filtered(old: int, new: int, scale: Any, shape: Callable[[Any], Any], radius: int) -> AxisMap:
     """Return the map that weighs all pixels under a filter, which is as wide as a new pixel if that is larger."""
     widen = max(scale, 1.0)
     starts, index, weight = [0], [], []
@@ -402,7 +403,7 @@ def grid_sample(
     places = []
     for axis, m in enumerate(sizes):
         x = grid.select(-1, n - 1 - axis)  # the last axis comes first
-        places.append((x + 1) * (0.5 * (m - 1)) if aligned else ((x + 1) * m - 1) * 0.5)
+        places.append((x + 1) * (0.5 * (m - 1)) if aligned else (x + 1) * (m / 2) - 0.5)
     if mode != "bicubic":
         places = [_inside(x, m, padding_mode, aligned) for x, m in zip(places, sizes, strict=True)]
     if mode == "nearest":
