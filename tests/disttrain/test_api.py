@@ -119,7 +119,7 @@ def test_every_function_is_compared_with_pytorch() -> None:
 def test_every_method_is_compared_with_pytorch() -> None:
     compared = comparisons()
     mentioned = set().union(
-        *(names_in(HERE / f"test_{n}.py") for n in ("tensors", "autograd", "engine", "random", "inquiries"))
+        *(names_in(HERE / f"test_{n}.py") for n in ("tensors", "autograd", "engine", "random", "inquiries", "missing"))
     )
     mentioned |= names_in(HERE / "functions" / "test_creation.py")
     methods = [n for n in dir(dt.Tensor) if not n.startswith("_") and hasattr(dt.Tensor, n)]
