@@ -49,10 +49,10 @@ def construct(name: str, kind: dtypes.dtype, args: tuple[Any, ...]) -> Tensor:
     """
     first = args[0] if args else 0
     if len(args) == 1 and isinstance(first, Tensor):
-        if first.dtype is not kind:
+        if first.dtype is not kind and name != "Tensor":  # which takes all
             raise TypeError(f"expected {name} (got a tensor of {first.dtype}); use to({kind})")
         return first.detach()
-    if len(args) == 1 and not isinstance(first, Size | int):
+    if len(args) == 1 and (not isinstance(first, Size | int) or isinstance(first, bool)):
         if not isinstance(first, Sequence | np.ndarray) or isinstance(first, str):
             raise TypeError(f"{name}(): data must be a sequence (got {type(first).__name__})")
         return creation.tensor(first, dtype=kind)

@@ -22,7 +22,7 @@ class Parameter(Tensor):
     """
 
     def __init__(self, data: Tensor | None = None, requires_grad: bool = True) -> None:
-        super().__init__(() if data is None else _array_of("Parameter", data))
+        super().__init__(0 if data is None else _array_of("Parameter", data))
         if data is not None:
             self._version_counter = data._version_counter
         if requires_grad:
@@ -45,7 +45,7 @@ class Buffer(Tensor):
     persistent: bool = True
 
     def __init__(self, data: Tensor | None = None, *, persistent: bool = True) -> None:
-        super().__init__(() if data is None else _array_of("Buffer", data))
+        super().__init__(0 if data is None else _array_of("Buffer", data))
         if data is not None:
             self._version_counter = data._version_counter
         self.persistent = persistent
