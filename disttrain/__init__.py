@@ -67,6 +67,16 @@ _NAMES = {
     "disttrain.layouts": (
         "channels_last channels_last_3d contiguous_format layout memory_format preserve_format strided"
     ),
+    "disttrain.functions.activation": (
+        "celu celu_ hardshrink log_softmax prelu relu_ rrelu rrelu_ selu selu_ softmax threshold threshold_"
+    ),
+    "disttrain.nn.toplevel": (
+        "alpha_dropout alpha_dropout_ binary_cross_entropy_with_logits cosine_embedding_loss ctc_loss dropout dropout_ "
+        "embedding feature_alpha_dropout feature_alpha_dropout_ hinge_embedding_loss kl_div margin_ranking_loss "
+        "poisson_nll_loss triplet_margin_loss"
+    ),
+    "disttrain.nn.functional.distance": "cosine_similarity pairwise_distance pdist",
+    "disttrain.nn.functional.linear": "bilinear",
     "disttrain.nn.functional.conv": (
         "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
     ),
@@ -103,8 +113,6 @@ _ALIASES = {
     "pi": ("math", "pi"),
     "compile": ("disttrain.compiler", "compile"),
     "bool": ("disttrain.dtypes", "bool_"),
-    "softmax": ("disttrain.functions.activation", "softmax"),
-    "log_softmax": ("disttrain.functions.activation", "log_softmax"),
     "double": ("disttrain.dtypes", "float64"),
     "float": ("disttrain.dtypes", "float32"),
     "half": ("disttrain.dtypes", "float16"),

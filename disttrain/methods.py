@@ -94,6 +94,7 @@ class ReduceMethods:
     max, min, amax, amin, argmax, argmin = r.max, r.min, r.amax, r.amin, r.argmax, r.argmin
     all, any, logsumexp, cumsum = r.all, r.any, r.logsumexp, r.cumsum
     softmax, log_softmax = activation.softmax, activation.log_softmax
+    prelu, hardshrink = activation.prelu, activation.hardshrink
 
 
 class SortMethods:

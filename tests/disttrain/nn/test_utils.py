@@ -14,7 +14,7 @@ TESTED = {
     *("parameters_to_vector", "vector_to_parameters"),
 }
 ELSEWHERE = {
-    *("parametrizations", "parametrize", "rnn", "l1_penalty", "l2_penalty"),
+    *("parametrizations", "parametrize", "rnn", "stateless", "l1_penalty", "l2_penalty"),
     *("remove_spectral_norm", "remove_weight_norm", "spectral_norm", "weight_norm"),
 }
 
