@@ -254,6 +254,15 @@ class DistributedDataParallel(Module):
                     t.register_hook(_Beginning(self, self._synchronize))
         return out
 
+    @property
+    def require_backward_grad_sync(self) -> bool:
+        """Whether backwards of the forwards that follow average the gradients; some programs set it themselves."""
+        return self._synchronize
+
+    @require_backward_grad_sync.setter
+    def require_backward_grad_sync(self, value: bool) -> None:
+        self._synchronize = bool(value)
+
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Only accumulate on each rank in the backwards of forwards inside; the next one outside averages the sum."""
