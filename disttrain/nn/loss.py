@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from disttrain.nn import functional as F
+from disttrain.nn.distance import PairwiseDistance
 from disttrain.nn.functional.reduction import chosen
 from disttrain.nn.module import Module
 from disttrain.tensors import Tensor
@@ -398,7 +399,7 @@ class TripletMarginWithDistanceLoss(_Loss):
             raise ValueError(
                 f"TripletMarginWithDistanceLoss: expected margin to be greater than 0, got {margin} instead"
             )
-        self.distance_function: Any = distance_function or F.pairwise_distance
+        self.distance_function: Any = PairwiseDistance() if distance_function is None else distance_function
         self.margin = margin
         self.swap = swap
 

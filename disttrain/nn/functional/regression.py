@@ -207,6 +207,8 @@ def poisson_nll_loss(
     reduction = chosen(size_average, reduce, reduction)
     each = input.exp() - target * input if log_input else input - target * (input + eps).log()
     if full:
-        stirling = target * target.log() - target + 0.5 * (2 * math.pi * target).log()
-        each = each + stirling.masked_fill(target <= 1, 0)
+        few = target <= 1
+        counts = target.masked_fill(few, 1)  # no logarithm of 0
+        stirling = counts * counts.log() - counts + 0.5 * (2 * math.pi * counts).log()
+        each = each + stirling.masked_fill(few, 0)
     return reduced(each, reduction)

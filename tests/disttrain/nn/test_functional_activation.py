@@ -29,7 +29,11 @@ CASES: dict[str, list[Case]] = {
     "hardtanh": [*both(), *both(-0.5, 3.0)],
     "logsigmoid": both(),
     "mish": both(),
-    "prelu": [((X, rng.standard_normal(6)), {}), ((EDGES[EDGES != 0], np.array([0.3])), {}), ((X, np.array(0.3)), {})],
+    "prelu": [
+        ((X, rng.standard_normal(6)), {}),
+        ((EDGES[EDGES != 0], np.array([0.3])), {}),
+        ((X, np.array(0.3)), {}),
+    ],
     "relu6": both(),
     "rrelu": [*both(), *both(0.1, 0.2)],
     "selu": both(),
