@@ -73,9 +73,10 @@ def text(namespace: str, name: str) -> str:
     near = nearest(namespace, name)
     shown = f"; nearest: {', '.join(near)}" if near else ""
     known = pytorch_names()
-    if name not in known.get(namespace, ()) and f"{namespace}.{name}".lstrip(".") not in known:
+    full = f"{namespace}.{name}".lstrip(".")
+    if name not in known.get(namespace, ()) and full not in known and full not in _INSTEAD:
         return f"{_full(namespace)} has no {name!r}, and neither has PyTorch{shown}"
-    reason = _INSTEAD.get(f"{namespace}.{name}".lstrip("."))
+    reason = _INSTEAD.get(full)
     if reason is not None:
         shown = f"; {reason}"
     return f"{_full(namespace)}.{name} is PyTorch's, not in disttrain{shown}"

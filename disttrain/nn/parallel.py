@@ -7,6 +7,8 @@ from disttrain.nn.data_parallel import DataParallel, data_parallel
 
 __all__ = ["DataParallel", "DistributedDataParallel", "data_parallel"]  # noqa: F822 (see __getattr__)
 
+__path__: list[str] = []  # so that `import torch.nn.parallel.distributed` looks further
+
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
