@@ -33,7 +33,10 @@ _process = RankContext()
 _current: ContextVar[RankContext | None] = ContextVar("rank_context", default=None)
 
 grad_enabled: ContextVar[Any] = ContextVar("grad_enabled", default=True)
-"""Whether operations are recorded: true or false; see ``disttrain.modes``. By thread, as in PyTorch, and so not part of :class:`RankContext`."""
+"""Whether operations are recorded: true or false; see ``disttrain.modes``.
+
+By thread, as in PyTorch, and so not part of :class:`RankContext`.
+"""
 
 
 def current() -> RankContext:

@@ -95,8 +95,9 @@ def as_dtype(spec: Any, default: dtype = float32) -> dtype:
         ) from None
 
 
-def promote_types(a: dtype, b: dtype) -> dtype:
+def promote_types(type1: dtype, type2: dtype) -> dtype:
     """Return the smallest type that both can be converted to, as ``torch.promote_types``."""
+    a, b = type1, type2
     if a is b:
         return a
     if a.category != b.category:

@@ -119,7 +119,12 @@ class ShapeMethods:
     swapaxes_, swapdims_, as_strided_ = s.swapaxes_, s.swapdims_, s.as_strided_
     resize_, resize_as_ = s.resize_, s.resize_as_
 
-    split, split_with_sizes, chunk, unbind = join.split, join.split_with_sizes, join.chunk, join.unbind
+    split_with_sizes, chunk, unbind = join.split_with_sizes, join.chunk, join.unbind
+
+    def split(self, split_size: Any, dim: int = 0) -> tuple[Tensor, ...]:
+        """See :func:`disttrain.split`."""
+        return join.split(self, split_size, dim)  # type: ignore[arg-type]
+
     tensor_split, hsplit, vsplit, dsplit = join.tensor_split, join.hsplit, join.vsplit, join.dsplit
 
     repeat, tile, repeat_interleave = rearrange.repeat, rearrange.tile, rearrange.repeat_interleave
@@ -133,7 +138,14 @@ class ShapeMethods:
 
 
 class LinalgMethods:
-    matmul, mm, mv, dot, vdot, inner = linalg.matmul, linalg.mm, linalg.mv, linalg.dot, linalg.vdot, linalg.inner
+    matmul, mm, mv, dot, vdot, inner = (
+        linalg.matmul,
+        linalg.mm,
+        linalg.mv,
+        linalg.dot,
+        linalg.vdot,
+        linalg.inner,
+    )
     bmm, outer, ger, kron, cross = linalg.bmm, linalg.outer, linalg.ger, linalg.kron, linalg.cross
     addmm, addmv, addr = linalg.addmm, linalg.addmv, linalg.addr
     baddbmm, addbmm = linalg.baddbmm, linalg.addbmm

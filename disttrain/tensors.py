@@ -15,6 +15,7 @@ from disttrain.devices import move
 from disttrain.errors import GradientError
 from disttrain.inquiries import Inquiries
 from disttrain.kernels.arrays import Array, is_array, to_host
+from disttrain.layouts import preserve_format
 from disttrain.methods import (
     ElementwiseMethods,
     IndexMethods,
@@ -232,63 +233,69 @@ class Tensor(
         """Return the tensor as another dtype and/or on another device; itself if it is so already.
 
         As ``torch.Tensor.to``: ``to(dtype)``, ``to(device)``, ``to(device, dtype)``, ``to(other)``; the options
-        ``non_blocking`` and ``copy``.
+        ``non_blocking``, ``copy`` and ``memory_format``.
         """
         copy = kwargs.pop("copy", False)
+        order = kwargs.pop("memory_format", None)
         kind, where = destination(args, kwargs)
         t = self
         if kind is not None and kind.numpy != self._array.dtype:
             t = engine.apply(shape_ops.astype, self, dtype=kind.numpy)
         if where is not None and where != t.device:
             t = engine.apply(move, t, device=where)
+        if order is not None and order is not preserve_format:
+            t = t.contiguous(order)
         return t.clone() if copy and t is self else t
 
     def type_as(self, other: Tensor) -> Tensor:
         """Return the tensor in the dtype of ``other``."""
         return self.to(other.dtype)
 
-    def float(self) -> Tensor:
+    def float(self, memory_format: Any = None) -> Tensor:
         """Return the tensor as float32."""
-        return self.to(dtypes.float32)
+        return self.to(dtypes.float32, memory_format=memory_format)
 
-    def double(self) -> Tensor:
+    def double(self, memory_format: Any = None) -> Tensor:
         """Return the tensor as float64."""
-        return self.to(dtypes.float64)
+        return self.to(dtypes.float64, memory_format=memory_format)
 
-    def half(self) -> Tensor:
+    def half(self, memory_format: Any = None) -> Tensor:
         """Return the tensor as float16."""
-        return self.to(dtypes.float16)
+        return self.to(dtypes.float16, memory_format=memory_format)
 
-    def bfloat16(self) -> Tensor:
+    def bfloat16(self, memory_format: Any = None) -> Tensor:
         """Return the tensor as bfloat16."""
-        return self.to(dtypes.bfloat16)
+        return self.to(dtypes.bfloat16, memory_format=memory_format)
 
-    def long(self) -> Tensor:
+    def long(self, memory_format: Any = None) -> Tensor:
         """Return the tensor as int64."""
-        return self.to(dtypes.int64)
+        return self.to(dtypes.int64, memory_format=memory_format)
 
-    def int(self) -> Tensor:
+    def int(self, memory_format: Any = None) -> Tensor:
         """Return the tensor as int32."""
-        return self.to(dtypes.int32)
+        return self.to(dtypes.int32, memory_format=memory_format)
 
-    def bool(self) -> Tensor:
+    def bool(self, memory_format: Any = None) -> Tensor:
         """Return the tensor as booleans."""
-        return self.to(dtypes.bool_)
+        return self.to(dtypes.bool_, memory_format=memory_format)
 
-    def cpu(self) -> Tensor:
+    def cpu(self, memory_format: Any = None) -> Tensor:
         """Return the tensor in host memory."""
-        return self.to("cpu")
+        return self.to("cpu", memory_format=memory_format)
 
-    def cuda(self, device: Any = None) -> Tensor:
+    def cuda(self, device: Any = None, non_blocking: Any = False, memory_format: Any = None) -> Tensor:
         """Return the tensor in a GPU's memory."""
-        return self.to("cuda" if device is None else device)
+        where = "cuda" if device is None else device
+        return self.to(where, non_blocking=non_blocking, memory_format=memory_format)
 
-    def numpy(self) -> np.ndarray[Any, Any]:
-        """Return the elements as a NumPy array that shares the memory.
+    def numpy(self, *, force: Any = False) -> np.ndarray[Any, Any]:
+        """Return the elements as a NumPy array that shares the memory; with ``force``, detached and on the host.
 
         Raises:
-            RuntimeError: the tensor requires a gradient, or is on a GPU.
+            RuntimeError: the tensor requires a gradient, or is on a GPU, and ``force`` is not given.
         """
+        if force:
+            return self.detach().cpu().numpy()
         if self.requires_grad:
             raise RuntimeError("numpy() of a tensor that requires grad; use detach().numpy()")
         if self.device.type != "cpu":

@@ -236,20 +236,28 @@ def triangular_solve(
     return Triangular(x, A.clone())
 
 
-def cholesky_solve(input: Tensor, L: Tensor, upper: bool = False) -> Tensor:
-    """``X`` with ``A @ X == input``, given the factor ``L`` (``L.mT`` if ``upper``) of ``A == L @ L.mT``."""
-    _matrices("cholesky_solve", L, square=True)
+def cholesky_solve(input: Tensor, input2: Tensor, upper: bool = False) -> Tensor:
+    """``X`` with ``A @ X == input``, given the factor ``input2`` of ``A``.
+
+    Args:
+        input: ``(…, n, k)``.
+        input2: ``(…, n, n)``: ``L`` of ``A == L @ L.mT``, or ``U`` of ``A == U.mT @ U`` if ``upper``.
+        upper: which triangle ``input2`` is.
+    """
+    _matrices("cholesky_solve", input2, square=True)
     _matrices("cholesky_solve", input)
-    _same_type("cholesky_solve", L, input)
-    _fits("cholesky_solve", L, input)
-    return engine.apply(ops.cholesky_solve, input, L, upper=upper)  # type: ignore[no-any-return]
+    _same_type("cholesky_solve", input2, input)
+    _fits("cholesky_solve", input2, input)
+    return engine.apply(ops.cholesky_solve, input, input2, upper=upper)  # type: ignore[no-any-return]
 
 
-def cholesky_inverse(L: Tensor, upper: bool = False) -> Tensor:
-    """The inverse of ``L @ L.mT`` (``L.mT @ L`` if ``upper``)."""
-    _matrices("cholesky_inverse", L, square=True)
-    eye = engine.Tensor_(np.broadcast_to(np.eye(L.shape[-1], dtype=L._array.dtype), L._array.shape))
-    return cholesky_solve(eye, L, upper)
+def cholesky_inverse(input: Tensor, upper: bool = False) -> Tensor:
+    """The inverse of ``input @ input.mT`` (``input.mT @ input`` if ``upper``)."""
+    _matrices("cholesky_inverse", input, square=True)
+    eye = engine.Tensor_(
+        np.broadcast_to(np.eye(input.shape[-1], dtype=input._array.dtype), input._array.shape)
+    )
+    return cholesky_solve(eye, input, upper)
 
 
 def pinv(
@@ -484,20 +492,22 @@ def matrix_exp(A: Tensor) -> Tensor:
     return engine.apply(ops.matrix_exp, A)  # type: ignore[no-any-return]
 
 
-def matrix_power(A: Tensor, n: int) -> Tensor:
+def matrix_power(input: Tensor, n: int) -> Tensor:
     """The product of ``n`` times a square matrix; of its inverse if ``n`` is negative.
 
     Raises:
         LinAlgError: ``n`` is negative and a matrix is singular.
     """
-    need_tensors("linalg.matrix_power", A)
-    if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
-        raise RuntimeError(f"linalg.matrix_power(): needs square matrices, got shape {list(A.shape)}")
+    need_tensors("linalg.matrix_power", input)
+    if input.ndim < 2 or input.shape[-1] != input.shape[-2]:
+        raise RuntimeError(f"linalg.matrix_power(): needs square matrices, got shape {list(input.shape)}")
     n = operator.index(n)
     if n == 0:
-        ones: Tensor = engine.Tensor_(np.zeros_like(A._array) + np.eye(A.shape[-1], dtype=A._array.dtype))
-        return ones + 0 * A
-    base, result = (A if n > 0 else inv(A)), None
+        ones: Tensor = engine.Tensor_(
+            np.zeros_like(input._array) + np.eye(input.shape[-1], dtype=input._array.dtype)
+        )
+        return ones + 0 * input
+    base, result = (input if n > 0 else inv(input)), None
     n = abs(n)
     while n:
         if n & 1:
@@ -506,7 +516,7 @@ def matrix_power(A: Tensor, n: int) -> Tensor:
         if n:
             base = matmul(base, base)
     assert result is not None
-    return result.clone() if result is A else result
+    return result.clone() if result is input else result
 
 
 def matrix_norm(

@@ -35,22 +35,22 @@ def _cut(input: Tensor, dim: int, parts: Sequence[int]) -> tuple[Tensor, ...]:
     return tuple([along(input, dim, slice(b, b + n)) for b, n in zip(ends, parts, strict=False)])
 
 
-def split(input: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
+def split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
     """Views of pieces along ``dim``: of one size (the last may be smaller), or of the sizes given.
 
     Raises:
         RuntimeError: the sizes do not add up to the dimension's.
     """
     if isinstance(split_size_or_sections, list | tuple):
-        return split_with_sizes(input, split_size_or_sections, dim)
+        return split_with_sizes(tensor, split_size_or_sections, dim)
     size = operator.index(split_size_or_sections)
-    if not input.ndim:
+    if not tensor.ndim:
         raise RuntimeError("split(): a tensor without dimensions cannot be split")
-    d = normalize_dim(dim, input.ndim)
-    n = input._array.shape[d]
+    d = normalize_dim(dim, tensor.ndim)
+    n = tensor._array.shape[d]
     if size < 0 or (size == 0 and n):
         raise RuntimeError(f"split(): the size of a piece must be positive, got {size}")
-    return _cut(input, d, [min(size, n - i) for i in range(0, n, size)] if n else [0])
+    return _cut(tensor, d, [min(size, n - i) for i in range(0, n, size)] if n else [0])
 
 
 def split_with_sizes(input: Tensor, split_sizes: Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:

@@ -540,6 +540,6 @@ def resize_(input: Tensor, *sizes: Any, memory_format: Any = None) -> Tensor:
     return input
 
 
-def resize_as_(input: Tensor, other: Tensor, *, memory_format: Any = None) -> Tensor:
-    """``input.resize_(other.shape)``."""
-    return resize_(input, other.shape, memory_format=memory_format)
+def resize_as_(input: Tensor, the_template: Tensor, *, memory_format: Any = None) -> Tensor:
+    """``input.resize_(the_template.shape)``."""
+    return resize_(input, the_template.shape, memory_format=memory_format)
