@@ -35,6 +35,17 @@ bernoulli multinomial normal rand randint randn randperm
 TAKES_OUT = frozenset(_NAMES.split())
 """PyTorch's functions that have ``out=``; the façade wraps those of them that are here."""
 
+_SAME_TYPE = """
+abs addbmm addmm addmv amax amin baddbmm bmm ceil cross diag dot floor gather index_add index_select inner
+log_softmax masked_select matmul mm mv neg norm round scatter scatter_add scatter_reduce sign slice_scatter softmax
+take take_along_dim tensordot tril triu trunc vdot where
+"""
+SAME_TYPE = frozenset(_SAME_TYPE.split())
+"""Those that want ``out`` of the type of the result; the others convert."""
+
+APART = frozenset(("cat", "gather", "index_select", "masked_select", "stack", "take", "take_along_dim"))
+"""Those that read elements elsewhere than they write them: ``out`` must not be an argument."""
+
 
 def with_out(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``function`` with PyTorch's keyword ``out``: a tensor, or a tuple of them for several results.
@@ -88,13 +99,14 @@ def _check_memory(name: str, target: Any, args: tuple[Any, ...]) -> None:
     array = target._array
     if any(stride == 0 and size > 1 for stride, size in zip(array.strides, array.shape, strict=True)):
         raise RuntimeError(f"{name}(): several elements of out= are one in memory; clone() it first")
-    joins = name in ("cat", "concat", "concatenate", "stack")
-    for x in args[0] if joins and args else args:
+    apart = name in APART
+    operands = args[0] if args and isinstance(args[0], tuple | list) else args
+    for x in operands:
         if not isinstance(x, engine.Tensor_):
             continue
         a = x._array
         same = a.ctypes.data == array.ctypes.data and a.shape == array.shape and a.strides == array.strides
-        if (joins or not same) and _share_memory(a, array):
+        if (apart or not same) and _share_memory(a, array):
             raise RuntimeError(
                 f"{name}(): out= and an argument have some elements in common; clone() one of them first"
             )
@@ -110,7 +122,7 @@ def _share_memory(a: Any, b: Any) -> bool:
 def _put(name: str, target: Any, value: Any) -> None:
     """Write ``value`` into ``target``, which takes its shape, as PyTorch resizes it."""
     have, want = value.dtype, target.dtype
-    if have.category > want.category:
+    if have.category > want.category or (name in SAME_TYPE and have is not want):
         raise RuntimeError(
             f"{name}(): the result is {have}, which cannot be written into out= of {want}; give one of {have}"
         )
