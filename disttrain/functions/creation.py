@@ -508,8 +508,18 @@ def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
     """int64 zeros with a one at each class of ``input``; shape ``(*input.shape, num_classes)``.
 
     Raises:
-        RuntimeError: a class is negative or not below ``num_classes``.
+        RuntimeError: a class is negative or not below ``num_classes``, or ``input`` does not hold int64.
     """
+    if input.dtype is not dtypes.int64:
+        raise RuntimeError(
+            f"one_hot is only applicable to index tensors of int64, got {input.dtype}; use .long()"
+        )
+    if num_classes < -1 or (num_classes == 0 and input.numel()):
+        raise RuntimeError(
+            f"one_hot(): num_classes must be positive, or -1 for as many as occur, got {num_classes}"
+        )
+    if num_classes <= 0 and not input.numel():
+        raise RuntimeError("one_hot(): cannot infer the number of classes from a tensor without elements")
     labels = input._array
     count = num_classes if num_classes >= 0 else int(labels.max(initial=-1)) + 1
     if labels.size and (labels.min() < 0 or labels.max() >= count):

@@ -7,7 +7,7 @@ import numpy as np
 
 from disttrain.kernels import softmax as kernels
 from disttrain.ops import elementwise, reduce
-from disttrain.ops.activation import log_softmax, sigmoid, softmax, softplus, widen
+from disttrain.ops.activation import log1p_exp, log_softmax, sigmoid, softmax, softplus, widen
 from disttrain.ops.embedding import check_range
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array, no_vjp
 
@@ -364,9 +364,8 @@ def binary_cross_entropy_with_logits(
     _check_same_shape(name, x, target)
     _check_broadcast(name, "weight", weight, x)
     _check_broadcast(name, "pos_weight", pos_weight, x)
-    xp = get_array_module(x)
     wide, t = widen(x), widen(target)
-    cost = xp.logaddexp(-wide, wide.dtype.type(0))  # log(1 + e ** -x)
+    cost = log1p_exp(-wide)
     if pos_weight is not None:
         cost = cost * ((widen(pos_weight) - 1) * t + 1)
     loss = (1 - t) * wide + cost

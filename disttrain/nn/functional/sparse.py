@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -172,7 +173,7 @@ def embedding_bag(
     return total / Tensor(sizes.astype(total._array.dtype)).to(total.device)
 
 
-def _bags(input: Tensor, offsets: Tensor | None, include_last: bool) -> tuple[np.ndarray, int]:  # type: ignore[type-arg]
+def _bags(input: Tensor, offsets: Tensor | None, include_last: bool) -> tuple[np.ndarray[Any, Any], int]:
     """Return the bag of each index, and the number of bags."""
     if input.ndim == 2:
         if offsets is not None:

@@ -170,3 +170,17 @@ def test_dropout2d_warns_of_other_shapes_as_torch():
 def test_what_torch_refuses_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call(dt.tensor(GRID), dt.tensor(TABLE))
+
+
+def test_one_hot_refuses_what_torch_refuses():
+    i = dt.tensor([0, 2])
+    for call, message in (
+        (lambda: F.one_hot(i.int()), "int64, got disttrain.int32"),
+        (lambda: F.one_hot(i, 2), r"must be in \[0, 2\), got 0 to 2"),
+        (lambda: F.one_hot(i, 0), "must be positive"),
+        (lambda: F.one_hot(i[:0]), "cannot infer"),
+        (lambda: F.one_hot(i - 1), "must be in"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+    assert F.one_hot(i[:0], 3).shape == (0, 3)
