@@ -72,6 +72,8 @@ def to_ours(x: Any, requires_grad: bool | None = None) -> Any:
         return ours
     if isinstance(x, complex):
         raise Foreign("complex")
+    if isinstance(x, torch.nn.PairwiseDistance):
+        return dt.nn.PairwiseDistance(x.norm, x.eps, x.keepdim)
     if isinstance(x, torch.Size):
         return tuple(x)
     if isinstance(x, list | tuple):
