@@ -28,16 +28,40 @@ _NAMES = {
         "ones_like scalar_tensor tensor zeros zeros_like"
     ),
     "disttrain.functions.elementwise": (
-        "abs add addcdiv addcmul atan bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp cos cosh div eq exp "
-        "exp2 expm1 floor floor_divide fmod ge gt isfinite isinf isnan le lerp log log10 log1p log2 logical_and "
-        "logical_not logical_or logical_xor lt masked_fill maximum minimum mul ne neg pow reciprocal relu remainder "
-        "round rsqrt sigmoid sign sin sinh sqrt square sub tan tanh trunc where"
+        "abs absolute acos acosh arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh bitwise_not "
+        "ceil conj conj_physical cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 fix floor frac isfinite isinf isnan "
+        "isneginf isposinf isreal lgamma log log10 log1p log2 logical_not logit nan_to_num neg negative positive "
+        "rad2deg real reciprocal relu resolve_conj resolve_neg round rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square tan tanh "
+        "trunc"
     ),
-    "disttrain.functions.compare": "allclose equal isclose",
+    "disttrain.functions.arithmetic": (
+        "add addcdiv addcmul arctan2 atan2 clamp clamp_max clamp_min clip copysign div divide fill float_power "
+        "floor_divide fmax fmin fmod heaviside hypot lerp logaddexp logaddexp2 masked_fill maximum minimum mul "
+        "multiply pow remainder rsub sub subtract true_divide where xlogy"
+    ),
+    "disttrain.functions.compare": (
+        "allclose bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor eq equal ge greater "
+        "greater_equal gt is_complex is_floating_point is_nonzero is_same_size is_signed isclose le less "
+        "less_equal logical_and logical_or logical_xor lt ne not_equal numel"
+    ),
+    "disttrain.functions.in_place": (
+        "abs_ acos_ acosh_ arccos_ arccosh_ arcsin_ arcsinh_ arctan_ arctanh_ asin_ asinh_ atan_ atanh_ ceil_ "
+        "clamp_ clamp_max_ clamp_min_ clip_ conj_physical_ cos_ cosh_ deg2rad_ erf_ erfc_ exp2_ exp_ expm1_ fill_ fix_ floor_ "
+        "frac_ log10_ log1p_ log2_ log_ logit_ nan_to_num_ neg_ negative_ rad2deg_ reciprocal_ relu_ round_ "
+        "rsqrt_ sigmoid_ sin_ sinc_ sinh_ sqrt_ square_ tan_ tanh_ trunc_ xlogy_ zero_"
+    ),
     "disttrain.functions.reduce": (
-        "all amax amin any argmax argmin cumsum logsumexp max mean min norm prod std sum var"
+        "all amax amin aminmax any argmax argmin count_nonzero logsumexp max mean min nanmean nansum prod std "
+        "std_mean sum var var_mean"
     ),
-    "disttrain.functions.sort": "argsort sort topk",
+    "disttrain.functions.norm": "dist norm",
+    "disttrain.functions.scan": (
+        "cummax cummin cumprod cumsum cumulative_trapezoid diff logcumsumexp trapezoid trapz"
+    ),
+    "disttrain.functions.sort": (
+        "argsort kthvalue median mode msort nanmedian nanquantile quantile sort topk"
+    ),
+    "disttrain.functions.search": "bincount bucketize histc isin searchsorted unique unique_consecutive",
     "disttrain.functions.shape": (
         "adjoint as_strided broadcast_shapes broadcast_tensors broadcast_to clone flatten movedim moveaxis narrow "
         "narrow_copy numel permute ravel reshape select squeeze swapaxes swapdims t transpose unflatten unsqueeze"

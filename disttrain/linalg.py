@@ -29,6 +29,8 @@ from disttrain.functions.decompositions import (
 from disttrain.functions.decompositions import linalg_diagonal as diagonal
 from disttrain.functions.linalg import linalg_cross as cross
 from disttrain.functions.linalg import matmul, multi_dot, vecdot
+from disttrain.functions.norm import linalg_norm as norm
+from disttrain.functions.norm import vector_norm
 
 __all__ = [
     "LinAlgError",
@@ -49,6 +51,7 @@ __all__ = [
     "matrix_power",
     "matrix_rank",
     "multi_dot",
+    "norm",
     "pinv",
     "qr",
     "slogdet",
@@ -60,4 +63,5 @@ __all__ = [
     "tensorsolve",
     "vander",
     "vecdot",
+    "vector_norm",
 ]

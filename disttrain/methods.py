@@ -4,101 +4,176 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from disttrain.functions import activation, common, compare, join, linalg, rearrange, sort
+from disttrain.functions import (
+    activation,
+    common,
+    compare,
+    join,
+    linalg,
+    norm,
+    rearrange,
+    scan,
+    search,
+)
+from disttrain.functions import arithmetic as a
 from disttrain.functions import decompositions as de
 from disttrain.functions import diagonals as d
 from disttrain.functions import elementwise as e
+from disttrain.functions import in_place as n
 from disttrain.functions import index as i
 from disttrain.functions import random as random_functions
 from disttrain.functions import reduce as r
 from disttrain.functions import scatter as sc
 from disttrain.functions import shape as s
+from disttrain.functions import sort as so
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
 
 
 class ElementwiseMethods:
-    add, sub, mul, div, pow = e.add, e.sub, e.mul, e.div, e.pow
-    true_divide, multiply, subtract, divide = e.div, e.mul, e.sub, e.div
-    floor_divide, remainder, fmod = e.floor_divide, e.remainder, e.fmod
-    neg, negative, abs, absolute, reciprocal, square = e.neg, e.neg, e.abs, e.abs, e.reciprocal, e.square
-    exp, exp2, expm1, log, log2, log10, log1p = e.exp, e.exp2, e.expm1, e.log, e.log2, e.log10, e.log1p
-    sqrt, rsqrt, sin, cos, tan, atan, sinh, cosh = (
-        e.sqrt,
-        e.rsqrt,
-        e.sin,
-        e.cos,
-        e.tan,
-        e.atan,
-        e.sinh,
-        e.cosh,
-    )
-    tanh, sigmoid, relu = e.tanh, e.sigmoid, e.relu
-    sign, floor, ceil, trunc, round = e.sign, e.floor, e.ceil, e.trunc, e.round
-    maximum, minimum, clamp, clip, masked_fill = e.maximum, e.minimum, e.clamp, e.clamp, e.masked_fill
-    lerp, addcmul, addcdiv = e.lerp, e.addcmul, e.addcdiv
-    eq, ne, lt, le, gt, ge = e.eq, e.ne, e.lt, e.le, e.gt, e.ge
-    logical_and, logical_or, logical_xor, logical_not = (
-        e.logical_and,
-        e.logical_or,
-        e.logical_xor,
-        e.logical_not,
-    )
-    bitwise_and, bitwise_or, bitwise_xor, bitwise_not = (
-        e.bitwise_and,
-        e.bitwise_or,
-        e.bitwise_xor,
-        e.bitwise_not,
-    )
+    neg, negative, positive, abs, absolute = e.neg, e.negative, e.positive, e.abs, e.absolute
+    reciprocal, square, deg2rad, rad2deg, exp = e.reciprocal, e.square, e.deg2rad, e.rad2deg, e.exp
+    exp2, expm1, log, log2, log10, log1p, sqrt = e.exp2, e.expm1, e.log, e.log2, e.log10, e.log1p, e.sqrt
+    rsqrt, sigmoid, logit, sin, cos, tan, asin = e.rsqrt, e.sigmoid, e.logit, e.sin, e.cos, e.tan, e.asin
+    acos, atan, arcsin, arccos, arctan, sinh = e.acos, e.atan, e.arcsin, e.arccos, e.arctan, e.sinh
+    cosh, tanh, asinh, acosh, atanh, arcsinh = e.cosh, e.tanh, e.asinh, e.acosh, e.atanh, e.arcsinh
+    arccosh, arctanh, sinc, erf, erfc, erfinv = e.arccosh, e.arctanh, e.sinc, e.erf, e.erfc, e.erfinv
+    lgamma, digamma, relu, floor, ceil, trunc = e.lgamma, e.digamma, e.relu, e.floor, e.ceil, e.trunc
+    fix, round, frac, sign, sgn, signbit = e.fix, e.round, e.frac, e.sign, e.sgn, e.signbit
+    nan_to_num, logical_not, bitwise_not, isnan = e.nan_to_num, e.logical_not, e.bitwise_not, e.isnan
+    isinf, isfinite, isposinf, isneginf, isreal = e.isinf, e.isfinite, e.isposinf, e.isneginf, e.isreal
+    conj, conj_physical, resolve_conj, resolve_neg = e.conj, e.conj_physical, e.resolve_conj, e.resolve_neg
+
+    add, sub, mul, div, true_divide, multiply = a.add, a.sub, a.mul, a.div, a.true_divide, a.multiply
+    subtract, divide, pow, floor_divide = a.subtract, a.divide, a.pow, a.floor_divide
+    remainder, fmod, float_power, atan2, arctan2 = a.remainder, a.fmod, a.float_power, a.atan2, a.arctan2
+    hypot, logaddexp, logaddexp2, xlogy, copysign = a.hypot, a.logaddexp, a.logaddexp2, a.xlogy, a.copysign
+    maximum, minimum, fmax, fmin, heaviside = a.maximum, a.minimum, a.fmax, a.fmin, a.heaviside
+    clamp, clip, clamp_min, clamp_max = a.clamp, a.clip, a.clamp_min, a.clamp_max
+    masked_fill, lerp, addcmul, addcdiv = a.masked_fill, a.lerp, a.addcmul, a.addcdiv
+
+    eq, ne, lt, le, gt, ge = compare.eq, compare.ne, compare.lt, compare.le, compare.gt, compare.ge
+    greater, greater_equal, less = compare.greater, compare.greater_equal, compare.less
+    less_equal, not_equal, logical_and = compare.less_equal, compare.not_equal, compare.logical_and
+    logical_or, logical_xor, bitwise_and = compare.logical_or, compare.logical_xor, compare.bitwise_and
+    bitwise_or, bitwise_xor = compare.bitwise_or, compare.bitwise_xor
+    bitwise_left_shift, bitwise_right_shift = compare.bitwise_left_shift, compare.bitwise_right_shift
     equal, isclose, allclose = compare.equal, compare.isclose, compare.allclose
-    isnan, isinf, isfinite = e.isnan, e.isinf, e.isfinite
+    is_nonzero, is_same_size, is_signed = compare.is_nonzero, compare.is_same_size, compare.is_signed
+    is_complex = compare.is_complex
 
-    add_, sub_, mul_, div_, pow_ = e.add_, e.sub_, e.mul_, e.div_, e.pow_
-    neg_, abs_, exp_, log_, sqrt_ = e.neg_, e.abs_, e.exp_, e.log_, e.sqrt_
-    relu_, sigmoid_, tanh_, clamp_, clip_ = e.relu_, e.sigmoid_, e.tanh_, e.clamp_, e.clamp_
-    fill_, zero_, masked_fill_, copy_ = e.fill_, e.zero_, e.masked_fill_, common.copy_
-    addcmul_, addcdiv_, lerp_ = e.addcmul_, e.addcdiv_, e.lerp_
+    __neg__, __pos__, __abs__ = e.neg, e.positive, e.abs
+    __add__, __mul__ = a.add, a.mul
+    __sub__, __truediv__, __floordiv__, __mod__, __pow__ = a.sub, a.div, a.floor_divide, a.remainder, a.pow
+    __and__, __or__, __xor__ = compare.bitwise_and, compare.bitwise_or, compare.bitwise_xor
+    __lshift__, __rshift__ = compare.bitwise_left_shift, compare.bitwise_right_shift
+    __lt__, __le__, __gt__, __ge__ = compare.lt, compare.le, compare.gt, compare.ge
 
-    __neg__, __abs__, __invert__ = e.neg, e.abs, e.bitwise_not
-    __add__ = __radd__ = e.add
-    __mul__ = __rmul__ = e.mul
-    __sub__, __truediv__, __floordiv__, __mod__, __pow__ = e.sub, e.div, e.floor_divide, e.remainder, e.pow
-    __and__, __or__, __xor__ = e.bitwise_and, e.bitwise_or, e.bitwise_xor
-    __rand__, __ror__, __rxor__ = e.bitwise_and, e.bitwise_or, e.bitwise_xor
-    __iadd__, __isub__, __imul__, __itruediv__, __ipow__ = e.add_, e.sub_, e.mul_, e.div_, e.pow_
-    __lt__, __le__, __gt__, __ge__ = e.lt, e.le, e.gt, e.ge
+    def __invert__(self: Any) -> Tensor:
+        if self.dtype.is_floating_point:
+            raise TypeError(f"~ needs a tensor of integers or booleans, got {self.dtype}")
+        return self.bitwise_not()  # type: ignore[no-any-return]
+
+    def __radd__(self: Any, other: Any) -> Tensor:
+        return self.add(other)  # type: ignore[no-any-return]
+
+    def __rmul__(self: Any, other: Any) -> Tensor:
+        return self.mul(other)  # type: ignore[no-any-return]
+
+    def __rand__(self: Any, other: Any) -> Tensor:
+        return self.bitwise_and(other)  # type: ignore[no-any-return]
+
+    def __ror__(self: Any, other: Any) -> Tensor:
+        return self.bitwise_or(other)  # type: ignore[no-any-return]
+
+    def __rxor__(self: Any, other: Any) -> Tensor:
+        return self.bitwise_xor(other)  # type: ignore[no-any-return]
 
     def __rsub__(self, other: Any) -> Tensor:
-        return e.sub(other, self)
+        return a.sub(other, self)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return e.div(other, self)
+        return a.div(other, self)
+
+    __rdiv__ = __rtruediv__
 
     def __rfloordiv__(self, other: Any) -> Tensor:
-        return e.floor_divide(other, self)
+        return a.floor_divide(other, self)
 
     def __rmod__(self, other: Any) -> Tensor:
-        return e.remainder(other, self)
+        return a.remainder(other, self)
 
     def __rpow__(self, other: Any) -> Tensor:
-        return e.pow(other, self)
+        return a.pow(other, self)
+
+    def __rlshift__(self, other: Any) -> Tensor:
+        return compare.bitwise_left_shift(other, self)
+
+    def __rrshift__(self, other: Any) -> Tensor:
+        return compare.bitwise_right_shift(other, self)
 
     def where(self: Any, condition: Tensor, other: Any) -> Tensor:
         """``self`` where ``condition`` holds, else ``other``."""
-        return e.where(condition, self, other)  # type: ignore[no-any-return]
+        return a.where(condition, self, other)  # type: ignore[no-any-return]
+
+
+class InPlaceMethods:
+    abs_, absolute_, acos_, acosh_, add_ = n.abs_, n.absolute_, n.acos_, n.acosh_, n.add_
+    addcdiv_, addcmul_, arccos_, arccosh_ = n.addcdiv_, n.addcmul_, n.arccos_, n.arccosh_
+    arcsin_, arcsinh_, arctan2_, arctan_ = n.arcsin_, n.arcsinh_, n.arctan2_, n.arctan_
+    arctanh_, asin_, asinh_, atan2_, atan_ = n.arctanh_, n.asin_, n.asinh_, n.atan2_, n.atan_
+    atanh_, bitwise_and_, bitwise_left_shift_ = n.atanh_, n.bitwise_and_, n.bitwise_left_shift_
+    bitwise_not_, bitwise_or_, bitwise_right_shift_ = n.bitwise_not_, n.bitwise_or_, n.bitwise_right_shift_
+    bitwise_xor_, ceil_, clamp_, clamp_max_ = n.bitwise_xor_, n.ceil_, n.clamp_, n.clamp_max_
+    clamp_min_, clip_, copysign_, cos_, cosh_ = n.clamp_min_, n.clip_, n.copysign_, n.cos_, n.cosh_
+    deg2rad_, digamma_, div_, divide_, eq_, erf_ = n.deg2rad_, n.digamma_, n.div_, n.divide_, n.eq_, n.erf_
+    erfc_, erfinv_, exp2_, exp_, expm1_, fill_ = n.erfc_, n.erfinv_, n.exp2_, n.exp_, n.expm1_, n.fill_
+    fix_, float_power_, floor_, floor_divide_ = n.fix_, n.float_power_, n.floor_, n.floor_divide_
+    fmod_, frac_, ge_, greater_, greater_equal_ = n.fmod_, n.frac_, n.ge_, n.greater_, n.greater_equal_
+    gt_, heaviside_, hypot_, le_, lerp_, less_ = n.gt_, n.heaviside_, n.hypot_, n.le_, n.lerp_, n.less_
+    less_equal_, lgamma_, log10_, log1p_, log2_ = n.less_equal_, n.lgamma_, n.log10_, n.log1p_, n.log2_
+    log_, logical_and_, logical_not_, logical_or_ = n.log_, n.logical_and_, n.logical_not_, n.logical_or_
+    logical_xor_, logit_, lt_, masked_fill_, mul_ = n.logical_xor_, n.logit_, n.lt_, n.masked_fill_, n.mul_
+    multiply_, nan_to_num_, ne_, neg_, negative_ = n.multiply_, n.nan_to_num_, n.ne_, n.neg_, n.negative_
+    not_equal_, pow_, rad2deg_, reciprocal_ = n.not_equal_, n.pow_, n.rad2deg_, n.reciprocal_
+    relu_, remainder_, round_, rsqrt_, sgn_ = n.relu_, n.remainder_, n.round_, n.rsqrt_, n.sgn_
+    sigmoid_, sign_, sin_, sinc_, sinh_, sqrt_ = n.sigmoid_, n.sign_, n.sin_, n.sinc_, n.sinh_, n.sqrt_
+    square_, sub_, subtract_, tan_, tanh_ = n.square_, n.sub_, n.subtract_, n.tan_, n.tanh_
+    true_divide_, trunc_, xlogy_, zero_ = n.true_divide_, n.trunc_, n.xlogy_, n.zero_
+    cumsum_, cumprod_, copy_ = n.cumsum_, n.cumprod_, common.copy_
+    conj_physical_ = n.conj_physical_
+
+    __iadd__, __isub__, __imul__, __itruediv__, __ipow__ = n.add_, n.sub_, n.mul_, n.div_, n.pow_
+    __ifloordiv__, __imod__ = n.floor_divide_, n.remainder_
+    __iand__, __ior__, __ixor__ = n.bitwise_and_, n.bitwise_or_, n.bitwise_xor_
+    __ilshift__, __irshift__ = n.bitwise_left_shift_, n.bitwise_right_shift_
 
 
 class ReduceMethods:
-    sum, mean, var, std, prod, norm = r.sum, r.mean, r.var, r.std, r.prod, r.norm
-    max, min, amax, amin, argmax, argmin = r.max, r.min, r.amax, r.amin, r.argmax, r.argmin
-    all, any, logsumexp, cumsum = r.all, r.any, r.logsumexp, r.cumsum
+    sum, nansum, mean, nanmean, var, std, prod = r.sum, r.nansum, r.mean, r.nanmean, r.var, r.std, r.prod
+    max, min, amax, amin, aminmax, argmax, argmin = (
+        r.max,
+        r.min,
+        r.amax,
+        r.amin,
+        r.aminmax,
+        r.argmax,
+        r.argmin,
+    )
+    all, any, logsumexp, count_nonzero = r.all, r.any, r.logsumexp, r.count_nonzero
+    cumsum, cumprod, logcumsumexp = scan.cumsum, scan.cumprod, scan.logcumsumexp
+    cummax, cummin, diff = scan.cummax, scan.cummin, scan.diff
+    norm, dist = norm.norm, norm.dist
     softmax, log_softmax = activation.softmax, activation.log_softmax
     prelu, hardshrink = activation.prelu, activation.hardshrink
 
 
 class SortMethods:
-    sort, argsort, topk = sort.sort, sort.argsort, sort.topk
+    sort, argsort, msort, topk, kthvalue, mode = so.sort, so.argsort, so.msort, so.topk, so.kthvalue, so.mode
+    median, nanmedian, quantile, nanquantile = so.median, so.nanmedian, so.quantile, so.nanquantile
+    unique, unique_consecutive = search.unique, search.unique_consecutive
+    bincount, histc = search.bincount, search.histc
 
 
 class ShapeMethods:

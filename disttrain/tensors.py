@@ -19,6 +19,7 @@ from disttrain.layouts import preserve_format
 from disttrain.methods import (
     ElementwiseMethods,
     IndexMethods,
+    InPlaceMethods,
     LinalgMethods,
     RandomMethods,
     ReduceMethods,
@@ -47,6 +48,7 @@ class Size(tuple[int, ...]):
 
 class Tensor(
     ElementwiseMethods,
+    InPlaceMethods,
     ReduceMethods,
     SortMethods,
     ShapeMethods,

@@ -9,7 +9,8 @@ from disttrain.distributions.continuous import Normal, Uniform
 from disttrain.distributions.discrete import Bernoulli, Categorical
 from disttrain.distributions.distribution import Distribution, Independent
 from disttrain.functions.activation import softplus
-from disttrain.functions.elementwise import log, where
+from disttrain.functions.arithmetic import where
+from disttrain.functions.elementwise import log
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+from typing import cast as cast_type
 
 import numpy as np
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from disttrain.tensors import Tensor
 
 Number = bool | int | float
+Function = TypeVar("Function", bound=Callable[..., Any])
 Operand = Any  # Tensor | Number | ndarray; PyTorch's stubs call it so too
 
 
@@ -36,6 +38,24 @@ def need_tensors(name: str, *operands: Operand) -> None:
     for x in operands:
         if not isinstance(x, engine.Tensor_):
             raise TypeError(f"{name}() needs Tensors, got {type(x).__name__}: {x!r:.80}")
+
+
+def refuse_bool(name: str, input: Operand) -> None:
+    """Raise unless ``input`` is a Tensor of numbers, where PyTorch has no meaning for booleans."""
+    need_tensors(name, input)
+    if input.dtype is dtypes.bool_:
+        raise RuntimeError(
+            f"{name}() is not defined for booleans; convert the tensor, for example with .int()"
+        )
+
+
+def need_floats(name: str, input: Tensor) -> None:
+    """Raise unless ``input`` is a Tensor of floating point numbers, where PyTorch converts no integers."""
+    need_tensors(name, input)
+    if not input.dtype.is_floating_point:
+        raise RuntimeError(
+            f"{name}() needs a floating point tensor, got {input.dtype}; convert it with .float()"
+        )
 
 
 def promote(*operands: Operand) -> list[Any]:
@@ -77,6 +97,8 @@ def binary(op: Op, x: Operand, y: Operand) -> Tensor:
             return result
     x, y = promote(x, y)
     kinds = [t._array.dtype for t in (x, y) if isinstance(t, engine.Tensor_)]
+    if not kinds and op in _OF_NUMBERS:
+        return binary(op, engine.Tensor_.full_(x), y)
     if not kinds:
         raise TypeError(f"{op.__name__}() needs a Tensor among its arguments, got {x!r} and {y!r}")
     if len(kinds) == 1 and kinds[0].itemsize == 2 and kinds[0].kind in "fV":
@@ -89,6 +111,15 @@ def binary(op: Op, x: Operand, y: Operand) -> Tensor:
 
 
 _NUMBERS = (float, int, bool)
+_OF_NUMBERS = (
+    elementwise.add,
+    elementwise.sub,
+    elementwise.mul,
+    elementwise.div,
+    elementwise.floor_divide,
+    elementwise.trunc_divide,
+)
+"""Of two numbers too, as in PyTorch: the result is a tensor without dimensions."""
 _PLAIN = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -137,6 +168,28 @@ def normalize_dims(dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...
     return tuple(dims) if dims and ndim else tuple(range(ndim))
 
 
+_NUMPY_NAMES = {
+    "axis": "dim",
+    "keepdims": "keepdim",
+    "x": "input",
+    "a": "input",
+    "x1": "input",
+    "x2": "other",
+}
+
+
+def numpy_names(function: Function) -> Function:
+    """Return ``function`` with NumPy's words for some keywords, which PyTorch takes too: ``axis``, ``keepdims``."""
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        for name in options.keys() & _NUMPY_NAMES.keys():
+            options[_NUMPY_NAMES[name]] = options.pop(name)
+        return function(*args, **options)
+
+    return cast_type(Function, call)
+
+
 def sizes(args: Sequence[Any]) -> tuple[int, ...]:
     """Return sizes given as ``f(2, 3)`` or as ``f((2, 3))``."""
     if len(args) == 1 and isinstance(args[0], list | tuple):
@@ -166,8 +219,9 @@ def overwrite(x: Tensor, function: Callable[..., Tensor], *args: Any, **options:
         GradientError: ``x`` is a leaf that requires a gradient, or a view of one.
         RuntimeError: the result has a type or shape that ``x`` cannot hold.
     """
+    result = function(engine.apply(shape.copy, x), *args, **options)
     engine.check_in_place(x)
-    return engine.adopt(x, function(engine.apply(shape.copy, x), *args, **options))
+    return engine.adopt(x, result)
 
 
 def copy_(x: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from disttrain.functions.common import need_tensors
-from disttrain.functions.elementwise import where
+from disttrain.functions.arithmetic import where
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor

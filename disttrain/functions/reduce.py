@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from disttrain import context, dtypes, engine
-from disttrain.functions import elementwise as elementwise_functions
-from disttrain.functions.common import binary, normalize_dim, normalize_dims
+from disttrain import dtypes, engine
+from disttrain.functions.arithmetic import where
+from disttrain.functions.common import (
+    binary,
+    floating,
+    need_floats,
+    need_tensors,
+    normalize_dim,
+    normalize_dims,
+    numpy_names,
+)
 from disttrain.ops import elementwise, reduce
 from disttrain.ops.types import Op
 
@@ -24,43 +32,91 @@ class Extremes(NamedTuple):
     indices: Tensor
 
 
+class MinMax(NamedTuple):
+    """What ``aminmax`` returns."""
+
+    min: Tensor
+    max: Tensor
+
+
 def _reduce(op: Op, input: Tensor, dim: Dims, keepdim: bool, **options: Any) -> Tensor:
     axes = normalize_dims(dim, input.ndim)
-    return engine.apply(op, input, axes=axes, keepdims=keepdim, **options)  # type: ignore[no-any-return]
+    return engine.apply(op, input, axes=axes, keepdims=bool(keepdim), **options)  # type: ignore[no-any-return]
 
 
+def _summand(name: str, input: Tensor, dtype: Any) -> Tensor:
+    """Return what is added up or multiplied: ``input`` in ``dtype``; in int64 if it holds integers or booleans."""
+    need_tensors(name, input)
+    if dtype is not None:
+        return input.to(dtypes.as_dtype(dtype))
+    return input if input.dtype.is_floating_point else input.to(dtypes.int64)
+
+
+def _one_dim(name: str, dim: Any) -> None:
+    if dim is not None and (isinstance(dim, bool) or not hasattr(dim, "__index__")):
+        raise TypeError(f"{name}(): dim must be an integer, got {type(dim).__name__}: {dim!r:.80}")
+
+
+@numpy_names
 def sum(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The sum over ``dim`` (all dimensions by default). Integers and booleans add up in int64.
 
     Raises:
         IndexError: there is no such dimension.
     """
-    if dtype is not None:
-        input = input.to(dtypes.as_dtype(dtype))
-    elif input.dtype.category < 2:
-        input = input.to(dtypes.int64)
-    return _reduce(reduce.sum, input, dim, keepdim)
+    return _reduce(reduce.sum, _summand("sum", input, dtype), dim, keepdim)
 
 
+@numpy_names
+def nansum(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """:func:`sum` with 0 for nan."""
+    need_tensors("nansum", input)
+    if input.dtype.is_floating_point:
+        input = where(input.isnan(), 0, input)
+    return sum(input, dim, keepdim, dtype=dtype)
+
+
+@numpy_names
 def mean(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The mean over ``dim`` (all dimensions by default).
 
     Raises:
+        IndexError: there is no such dimension.
         RuntimeError: the tensor holds integers and no floating point ``dtype`` is given.
     """
     if dtype is not None:
+        need_tensors("mean", input)
         input = input.to(dtypes.as_dtype(dtype))
-    _need_float("mean", input)
+    need_floats("mean", input)
     return _reduce(reduce.mean, input, dim, keepdim)
 
 
-def _need_float(name: str, input: Tensor) -> None:
-    if not input.dtype.is_floating_point:
-        raise RuntimeError(
-            f"{name}() needs a floating point tensor, got {input.dtype}; convert it with .float()"
-        )
+@numpy_names
+def nanmean(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """The mean of what is not nan.
+
+    Raises:
+        IndexError: there is no such dimension.
+        RuntimeError: the tensor holds integers.
+    """
+    need_floats("nanmean", input)
+    return nansum(input, dim, keepdim, dtype=dtype) / sum(~input.isnan(), dim, keepdim)
 
 
+def _variance(
+    name: str, op: Op, input: Tensor, dim: Any, unbiased: Any, keepdim: bool, correction: float | None
+) -> tuple[Tensor, Dims]:
+    if isinstance(dim, bool):  # var(input, unbiased)
+        dim, unbiased = None, dim
+    if unbiased is not None and correction is not None:
+        raise TypeError(f"{name}() takes unbiased or correction, not both")
+    need_floats(name, input)
+    if correction is None:
+        correction = 1 if unbiased is None or unbiased else 0
+    return _reduce(op, input, dim, keepdim, correction=correction), dim
+
+
+@numpy_names
 def var(
     input: Tensor,
     dim: Dims = None,
@@ -69,19 +125,18 @@ def var(
     *,
     correction: float | None = None,
 ) -> Tensor:
-    """The variance over ``dim``, by default divided by one less than the number of elements.
+    """The variance over ``dim``: squared distances from the mean, divided by their number less ``correction`` (1).
+
+    ``unbiased=False`` is a correction of 0. Also ``var(input, unbiased)``.
 
     Raises:
+        IndexError: there is no such dimension.
         RuntimeError: the tensor holds integers.
     """
-    if isinstance(dim, bool):  # var(input, unbiased)
-        dim, unbiased = None, dim
-    _need_float("var", input)
-    if correction is None:
-        correction = 1 if unbiased is None or unbiased else 0
-    return _reduce(reduce.var, input, dim, keepdim, correction=correction)
+    return _variance("var", reduce.var, input, dim, unbiased, keepdim, correction)[0]
 
 
+@numpy_names
 def std(
     input: Tensor,
     dim: Dims = None,
@@ -90,32 +145,104 @@ def std(
     *,
     correction: float | None = None,
 ) -> Tensor:
-    """The square root of :func:`var`."""
-    return _root(var(input, dim, unbiased, keepdim, correction=correction), 0.5)
+    """The square root of :func:`var`; its gradient is zero where it is zero."""
+    return _root(_variance("std", reduce.var, input, dim, unbiased, keepdim, correction)[0])
 
 
+def _root(variance: Tensor) -> Tensor:
+    return engine.apply(reduce.root, variance)  # type: ignore[no-any-return]
+
+
+@numpy_names
+def var_mean(
+    input: Tensor,
+    dim: Dims = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`var` and :func:`mean`."""
+    variance, dim = _variance("var_mean", reduce.var, input, dim, unbiased, keepdim, correction)
+    return variance, mean(input, dim, keepdim)
+
+
+@numpy_names
+def std_mean(
+    input: Tensor,
+    dim: Dims = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`std` and :func:`mean`."""
+    variance, dim = _variance("std_mean", reduce.var, input, dim, unbiased, keepdim, correction)
+    return _root(variance), mean(input, dim, keepdim)
+
+
+@numpy_names
 def prod(input: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-    """The product over ``dim`` (all dimensions by default). Integers multiply in int64."""
-    if dtype is not None:
-        input = input.to(dtypes.as_dtype(dtype))
-    elif input.dtype.category < 2:
-        input = input.to(dtypes.int64)
-    return _reduce(reduce.prod, input, dim, keepdim)
+    """The product over ``dim`` (all dimensions by default). Integers multiply in int64.
+
+    Raises:
+        IndexError: there is no such dimension.
+    """
+    _one_dim("prod", dim)
+    return _reduce(reduce.prod, _summand("prod", input, dtype), dim, keepdim)
 
 
+@numpy_names
+def count_nonzero(input: Tensor, dim: Dims = None) -> Tensor:
+    """How many elements over ``dim`` are not zero."""
+    need_tensors("count_nonzero", input)
+    return sum(input != 0, dim)
+
+
+@numpy_names
+def logsumexp(input: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
+    """``log(sum(exp(input)))`` over ``dim``, without overflow."""
+    return _reduce(reduce.logsumexp, floating(input), dim, keepdim)
+
+
+# ------------------------------------------------------------------------------------------ extremes
+
+
+@numpy_names
 def amax(input: Tensor, dim: Dims = (), keepdim: bool = False) -> Tensor:
-    """The largest over ``dim``; equal ones share the gradient."""
+    """The largest over ``dim``; equal ones share the gradient.
+
+    Raises:
+        IndexError: there is no such dimension, or it is empty.
+    """
     _need_elements("amax", input, dim)
     return _reduce(reduce.amax, input, dim, keepdim)
 
 
+@numpy_names
 def amin(input: Tensor, dim: Dims = (), keepdim: bool = False) -> Tensor:
-    """The smallest over ``dim``; equal ones share the gradient."""
+    """The smallest over ``dim``; equal ones share the gradient.
+
+    Raises:
+        IndexError: there is no such dimension, or it is empty.
+    """
     _need_elements("amin", input, dim)
     return _reduce(reduce.amin, input, dim, keepdim)
 
 
+@numpy_names
+def aminmax(input: Tensor, *, dim: int | None = None, keepdim: bool = False) -> MinMax:
+    """The smallest and the largest, of all elements or along ``dim``.
+
+    Raises:
+        IndexError: there is no such dimension, or it is empty.
+    """
+    _one_dim("aminmax", dim)
+    return MinMax(amin(input, dim, keepdim), amax(input, dim, keepdim))
+
+
 def _need_elements(name: str, input: Tensor, dim: Dims) -> None:
+    need_tensors(name, input)
     if dim in (None, ()) and not input.numel():
         raise RuntimeError(f"{name}(): a tensor of shape {list(input.shape)} holds no element to choose from")
     for d in normalize_dims(dim, input.ndim):
@@ -125,110 +252,89 @@ def _need_elements(name: str, input: Tensor, dim: Dims) -> None:
             )
 
 
-def max(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
+@numpy_names
+def max(input: Tensor, dim: Any = None, keepdim: bool = False, *, other: Tensor | None = None) -> Any:
     """The largest element; with ``dim``, ``(values, indices)`` along it; with a tensor, the larger of each pair."""
-    if isinstance(dim, engine.Tensor_):
-        return binary(elementwise.maximum, input, dim)
-    if dim is None:
-        return amax(input)
-    return Extremes(*_along(reduce.max_along, "max", input, dim, keepdim))
+    return _extreme("max", elementwise.maximum, amax, reduce.max_along, input, dim, keepdim, other)
 
 
-def min(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
+@numpy_names
+def min(input: Tensor, dim: Any = None, keepdim: bool = False, *, other: Tensor | None = None) -> Any:
     """The smallest element; with ``dim``, ``(values, indices)`` along it; with a tensor, the smaller of each pair."""
-    if isinstance(dim, engine.Tensor_):
-        return binary(elementwise.minimum, input, dim)
+    return _extreme("min", elementwise.minimum, amin, reduce.min_along, input, dim, keepdim, other)
+
+
+def _extreme(
+    name: str, of_two: Op, of_all: Any, along: Op, input: Tensor, dim: Any, keepdim: bool, other: Any
+) -> Any:
+    need_tensors(name, input)
+    other = dim if isinstance(dim, engine.Tensor_) else other
+    if other is not None:
+        need_tensors(name, other)
+        return binary(of_two, input, other)
     if dim is None:
-        return amin(input)
-    return Extremes(*_along(reduce.min_along, "min", input, dim, keepdim))
-
-
-def _along(op: Op, name: str, input: Tensor, dim: int, keepdim: bool) -> tuple[Tensor, Tensor]:
+        return of_all(input)
+    _one_dim(name, dim)
     axis = normalize_dim(dim, input.ndim)
     if not input.ndim:
-        return input.clone(), engine.Tensor_.full_(0)
+        return Extremes(input.clone(), engine.Tensor_.full_(0))
     _need_elements(name, input, axis)
-    return engine.apply(op, input, axis=axis, keepdims=keepdim)  # type: ignore[no-any-return]
+    return Extremes(*engine.apply(along, input, axis=axis, keepdims=bool(keepdim)))
 
 
+@numpy_names
 def argmax(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
-    """The index of the first largest element, in the flattened tensor or along ``dim``."""
+    """The index of the first largest element, in the flattened tensor or along ``dim``.
+
+    Raises:
+        IndexError: there is no such dimension, or it is empty.
+        RuntimeError: the tensor holds booleans.
+    """
     return _arg(reduce.argmax, "argmax", input, dim, keepdim)
 
 
+@numpy_names
 def argmin(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
-    """The index of the first smallest element, in the flattened tensor or along ``dim``."""
+    """The index of the first smallest element, in the flattened tensor or along ``dim``.
+
+    Raises:
+        IndexError: there is no such dimension, or it is empty.
+        RuntimeError: the tensor holds booleans.
+    """
     return _arg(reduce.argmin, "argmin", input, dim, keepdim)
 
 
 def _arg(op: Op, name: str, input: Tensor, dim: int | None, keepdim: bool) -> Tensor:
+    need_tensors(name, input)
+    if input.dtype is dtypes.bool_:
+        raise RuntimeError(
+            f"{name}() is not defined for booleans; convert the tensor, for example with .int()"
+        )
+    _one_dim(name, dim)
     axis = None if dim is None else normalize_dim(dim, input.ndim)
     _need_elements(name, input, tuple(range(input.ndim)) if axis is None else axis)
     if not input.ndim:
         axis = None
-    return engine.apply(op, input, axis=axis, keepdims=keepdim)  # type: ignore[no-any-return]
+    return engine.apply(op, input, axis=axis, keepdims=bool(keepdim))  # type: ignore[no-any-return]
 
 
+# ------------------------------------------------------------------------------------------ truth
+
+
+@numpy_names
 def all(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
-    """Whether no element is zero."""
-    return _truth(input, _reduce(reduce.all, input, dim, keepdim))
+    """Whether no element is zero. Of no dimensions (``dim=()``), whether each element is."""
+    return _truth("all", reduce.all, input, dim, keepdim)
 
 
+@numpy_names
 def any(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
-    """Whether some element is not zero."""
-    return _truth(input, _reduce(reduce.any, input, dim, keepdim))
+    """Whether some element is not zero. Of no dimensions (``dim=()``), whether each element is."""
+    return _truth("any", reduce.any, input, dim, keepdim)
 
 
-def _truth(input: Tensor, out: Tensor) -> Tensor:
+def _truth(name: str, op: Op, input: Tensor, dim: Dims, keepdim: bool) -> Tensor:
+    need_tensors(name, input)
+    none = dim is not None and not isinstance(dim, int) and not len(dim)
+    out = input != 0 if none else _reduce(op, input, dim, keepdim)
     return out.to(dtypes.uint8) if input.dtype is dtypes.uint8 else out  # as PyTorch does for this type alone
-
-
-def logsumexp(input: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
-    """``log(sum(exp(input)))`` over ``dim``, without overflow."""
-    if not input.dtype.is_floating_point:
-        input = input.to(context.current().default_dtype)
-    return _reduce(reduce.logsumexp, input, dim, keepdim)
-
-
-def cumsum(input: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
-    """The sums of the first 1, 2, 3 … elements along ``dim``. Integers add up in int64."""
-    if dtype is not None:
-        input = input.to(dtypes.as_dtype(dtype))
-    elif input.dtype.category < 2:
-        input = input.to(dtypes.int64)
-    axis = normalize_dim(dim, input.ndim)
-    if not input.ndim:
-        return input.clone()
-    return engine.apply(reduce.cumsum, input, axis=axis)  # type: ignore[no-any-return]
-
-
-def norm(input: Tensor, p: float | str = "fro", dim: Dims = None, keepdim: bool = False) -> Tensor:
-    """The ``p``-norm of the elements over ``dim``: ``sum(|x| ** p) ** (1 / p)``, as ``torch.norm``.
-
-    Raises:
-        RuntimeError: ``p`` is a name other than ``"fro"``.
-    """
-    _need_float("norm", input)
-    if p == "fro":
-        p = 2.0
-    if isinstance(p, str):
-        raise RuntimeError(f"norm() knows p as a number or 'fro', got {p!r}")
-    if p == float("inf"):
-        return amax(input.abs(), () if dim is None else dim, keepdim)
-    if p == -float("inf"):
-        return amin(input.abs(), () if dim is None else dim, keepdim)
-    if p == 0:
-        return sum(elementwise_functions.where(input == 0, input * 0, 1.0), dim, keepdim)
-    if p == 1:
-        return sum(input.abs(), dim, keepdim)
-    if p == 2:
-        return _root(sum(input * input, dim, keepdim), 0.5)
-    return _root(sum(input.abs() ** p, dim, keepdim), 1 / p)
-
-
-def _root(powers: Tensor, exponent: float) -> Tensor:
-    """``powers ** exponent`` with a gradient of zero at zero, PyTorch's choice for norms."""
-    nothing = powers == 0
-    root = elementwise_functions.where(nothing, 1.0, powers) ** exponent
-    result: Tensor = elementwise_functions.where(nothing, powers * 0, root)
-    return result

@@ -63,9 +63,20 @@ def floor_divide(x: Array, y: Array) -> Result:
         return get_array_module(x, y).floor_divide(x, y), (), zeros_vjp
 
 
+def trunc_divide(x: Array, y: Array) -> Result:
+    """``trunc(x / y)``."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return get_array_module(x, y).trunc(x / y), (), zeros_vjp
+
+
+def zeros_like(g: Any) -> Any:
+    """Return zeros for a gradient, also where it is infinite or nan."""
+    return call(fill, g, value=0)
+
+
 def zeros_vjp(g: Any, needs: Needs) -> Grads:
     """The vjp of a step function of two arguments."""
-    return g * 0 if needs[0] else None, g * 0 if needs[1] else None
+    return zeros_like(g) if needs[0] else None, zeros_like(g) if needs[1] else None
 
 
 def remainder(x: Array, y: Array) -> Result:
@@ -76,7 +87,7 @@ def remainder(x: Array, y: Array) -> Result:
 
 @saved_for((1,), (1,))
 def remainder_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
-    return g, -g * call(floor, call(div, x, y)) if needs[1] else None
+    return g, -g * call(floor_divide, x, y) if needs[1] else None
 
 
 def fmod(x: Array, y: Array) -> Result:
@@ -87,13 +98,18 @@ def fmod(x: Array, y: Array) -> Result:
 
 @saved_for((1,), (1,))
 def fmod_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
-    return g, -g * call(trunc, call(div, x, y)) if needs[1] else None
+    return g, -g * call(trunc_divide, x, y) if needs[1] else None
 
 
 def pow(x: Array, y: Array) -> Result:
     """``x ** y``."""
+    xp = get_array_module(x, y)
     with np.errstate(all="ignore"):
-        out = get_array_module(x, y).power(x, y)
+        if not isinstance(y, int | float) and y.dtype.kind == "i":  # 1 / x ** -y is whole for 1 and -1 alone
+            out = xp.power(x, xp.where(y < 0, y & 1, y))
+            out = xp.where((y < 0) & (xp.abs(x) != 1), out.dtype.type(0), out)
+        else:
+            out = xp.power(x, y)
     return out, (x, y, out), pow_vjp
 
 
@@ -103,16 +119,19 @@ def pow_vjp(g: Any, needs: Needs, x: Any, y: Any, out: Any) -> Grads:
         gx = gy = None
         if needs[0]:
             if isinstance(y, int | float):
-                gx = g * (y * x ** (y - 1)) if y != 0 else g * 0
+                gx = g * (y * x ** (y - 1)) if y != 0 else zeros_like(g)
             else:
-                gx = g * call(where, call(eq, y, 0), y * 0, y * x ** (y - 1))
+                gx = g * (y * x ** (y - 1))
+                gx = call(where, call(eq, y, 0), zeros_like(gx), gx)
         if needs[1]:
             log_x = math.log(x) if isinstance(x, int | float) and x > 0 else call(log, x)
             if isinstance(x, int | float):
-                gy = g * (out * log_x) if x != 0 else g * call(where, call(ge, y, 0), y * 0, out * log_x)
+                gy = g * (out * log_x)
+                gy = gy if x != 0 else call(where, call(ge, y, 0), zeros_like(gy), gy)
             else:
                 flat = call(logical_and, call(eq, x, 0), call(ge, y, 0))  # 0 ** y does not change with y >= 0
-                gy = g * call(where, flat, out * 0, out * log_x)
+                gy = g * (out * log_x)
+                gy = call(where, flat, zeros_like(gy), gy)
         return gx, gy
 
 
@@ -317,7 +336,7 @@ def cosh_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def zero_vjp(g: Any, needs: Needs) -> Grads:
     """The vjp of a step function: a gradient of zeros, as PyTorch gives."""
-    return (g * 0,)
+    return (zeros_like(g),)
 
 
 def sign(x: Array) -> Result:
@@ -341,6 +360,16 @@ def ceil(x: Array) -> Result:
 def trunc(x: Array) -> Result:
     """The integer towards zero."""
     return get_array_module(x).trunc(x), (), zero_vjp
+
+
+def frac(x: Array) -> Result:
+    """``x - trunc(x)``; nan for infinities."""
+    with np.errstate(invalid="ignore"):
+        return x - get_array_module(x).trunc(x), (), frac_vjp
+
+
+def frac_vjp(g: Any, needs: Needs) -> Grads:
+    return (g,)
 
 
 def round(x: Array, *, decimals: int) -> Result:
@@ -374,8 +403,8 @@ def _share(g: Any, needs: Needs, x: Any, y: Any, x_loses: Op, y_loses: Op) -> Gr
         where, call(eq, x, y), g * 0.5, g
     )  # nan loses against nothing, and so gets all, as in PyTorch
     return (
-        call(where, call(x_loses, x, y), g * 0, each) if needs[0] else None,
-        call(where, call(y_loses, x, y), g * 0, each) if needs[1] else None,
+        call(where, call(x_loses, x, y), zeros_like(g), each) if needs[0] else None,
+        call(where, call(y_loses, x, y), zeros_like(g), each) if needs[1] else None,
     )
 
 
@@ -389,7 +418,7 @@ def clamp(x: Array, low: Array | None, high: Array | None) -> Result:
 
 def clamp_vjp(g: Any, needs: Needs, x: Any, low: Any, high: Any) -> Grads:
     gx = glow = ghigh = None
-    zero = g * 0
+    zero = zeros_like(g)
     if needs[0]:
         gx = g if low is None else call(where, call(ge, x, low), g, zero)
         gx = gx if high is None else call(where, call(le, x, high), gx, zero)
@@ -408,7 +437,7 @@ def where(condition: Array, x: Array, y: Array) -> Result:
 
 
 def where_vjp(g: Any, needs: Needs, condition: Any) -> Grads:
-    zero = g * 0
+    zero = zeros_like(g)
     return (
         None,
         call(where, condition, g, zero) if needs[1] else None,
@@ -427,7 +456,7 @@ def copy_from(x: Array, y: Array) -> Result:
 
 
 def copy_from_vjp(g: Any, needs: Needs) -> Grads:
-    return g * 0 if needs[0] else None, g
+    return zeros_like(g) if needs[0] else None, g
 
 
 def masked_fill(x: Array, mask: Array, value: Any) -> Result:
@@ -436,7 +465,7 @@ def masked_fill(x: Array, mask: Array, value: Any) -> Result:
 
 
 def masked_fill_vjp(g: Any, needs: Needs, mask: Any) -> Grads:
-    zero = g * 0
+    zero = zeros_like(g)
     return call(where, mask, zero, g), None, call(where, mask, g, zero) if needs[2] else None
 
 

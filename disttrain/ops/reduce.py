@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from disttrain.ops import elementwise, shape
+from disttrain.ops import elementwise, scan, shape
 from disttrain.ops.types import Array, Result, call, get_array_module, no_vjp
 
 Needs = tuple[bool, ...]
@@ -30,8 +30,9 @@ def _kept(size: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
 def sum(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """The sum over ``axes``."""
     wide = np.float32 if x.dtype.kind in "fV" and x.dtype.itemsize == 2 else x.dtype
-    out = get_array_module(x).sum(x, axis=axes, keepdims=keepdims, dtype=wide)
-    return out.astype(x.dtype, copy=False), (x.shape, axes, keepdims), sum_vjp
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = get_array_module(x).sum(x, axis=axes, keepdims=keepdims, dtype=wide).astype(x.dtype, copy=False)
+    return out, (x.shape, axes, keepdims), sum_vjp
 
 
 def sum_vjp(g: Any, needs: Needs, size: tuple[int, ...], axes: Axes, keepdims: bool) -> Grads:
@@ -42,8 +43,8 @@ def mean(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """The mean over ``axes``; nan if they hold nothing."""
     n = math.prod(x.shape[a] for a in axes)
     wide = np.float32 if x.dtype.itemsize == 2 else x.dtype
-    total = get_array_module(x).sum(x, axis=axes, keepdims=keepdims, dtype=wide)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = get_array_module(x).sum(x, axis=axes, keepdims=keepdims, dtype=wide)
         out = total / wide(n) if wide is np.float32 else total / x.dtype.type(n)
     return out.astype(x.dtype, copy=False), (x.shape, axes, keepdims, n), mean_vjp
 
@@ -58,7 +59,7 @@ def var(x: Array, *, axes: Axes, keepdims: bool, correction: float) -> Result:
     wide = x.astype(np.float32) if x.dtype.itemsize == 2 else x
     xp = get_array_module(x)
     divisor = max(n - correction, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):
         centre = wide - wide.sum(axis=axes, keepdims=True) / wide.dtype.type(n)
         out = xp.sum(centre * centre, axis=axes, keepdims=keepdims) / wide.dtype.type(divisor)
     return out.astype(x.dtype, copy=False), (x, axes, keepdims, n, divisor), var_vjp
@@ -71,32 +72,35 @@ def var_vjp(g: Any, needs: Needs, x: Any, axes: Axes, keepdims: bool, n: int, di
 
 def prod(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """The product over ``axes``."""
-    out = get_array_module(x).prod(x, axis=axes, keepdims=keepdims, dtype=x.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = get_array_module(x).prod(x, axis=axes, keepdims=keepdims, dtype=x.dtype)
     return out, (x, axes, keepdims), prod_vjp
 
 
 def prod_vjp(g: Any, needs: Needs, x: Any, axes: Axes, keepdims: bool) -> Grads:
     # The product of all others, so that zeros have a gradient too: products from the left times from the right.
-    spread = _spread(g, x.shape, axes, keepdims)
     kept = tuple(a for a in range(x.ndim) if a not in axes)
     order = (*kept, *axes)
     moved = call(shape.transpose, x, axes=order)
     n = math.prod(x.shape[a] for a in axes)
+    if not n or not math.prod(x.shape):
+        return (_spread(g, x.shape, axes, keepdims),)
+    last = len(kept)
     flat = call(shape.reshape, moved, shape=(*[x.shape[a] for a in kept], n))
-    last = flat.ndim - 1
-    others = []
-    for i in range(n):
-        rest = [
-            call(shape.index, flat, key=(..., slice(0, i))),
-            call(shape.index, flat, key=(..., slice(i + 1, n))),
-        ]
-        joined = call(shape.concatenate, *rest, axis=last)
-        others.append(call(prod, joined, axes=(last,), keepdims=False))
-    if not others:
-        return (spread,)
-    stacked = call(shape.reshape, call(shape.stack, *others, axis=last), shape=moved.shape)
+    others = _before(flat, last) * call(
+        shape.flip, _before(call(shape.flip, flat, axes=(last,)), last), axes=(last,)
+    )
     back = tuple(int(i) for i in np.argsort(order))
-    return (spread * call(shape.transpose, stacked, axes=back),)
+    others = call(shape.transpose, call(shape.reshape, others, shape=moved.shape), axes=back)
+    return (_spread(g, x.shape, axes, keepdims) * others,)
+
+
+def _before(x: Any, axis: int) -> Any:
+    """Return the products of all elements along the last axis before each."""
+    head = (slice(None),) * axis
+    one = call(shape.index, x, key=(*head, slice(0, 1))) * 0 + 1
+    rest = call(shape.index, x, key=(*head, slice(0, x.shape[axis] - 1)))
+    return call(shape.concatenate, one, call(scan.cumprod, rest, axis=axis), axis=axis)
 
 
 def amax(x: Array, *, axes: Axes, keepdims: bool) -> Result:
@@ -126,15 +130,16 @@ def _dtype(x: Any) -> np.dtype[Any]:
 
 def max_along(x: Array, *, axis: int, keepdims: bool) -> Result:
     """The largest along one axis, and the index of the first that is."""
-    return _extreme_along(x, get_array_module(x).argmax(x, axis), axis, keepdims)
+    return chosen_along(x, get_array_module(x).argmax(x, axis), axis, keepdims)
 
 
 def min_along(x: Array, *, axis: int, keepdims: bool) -> Result:
     """The smallest along one axis, and the index of the first that is."""
-    return _extreme_along(x, get_array_module(x).argmin(x, axis), axis, keepdims)
+    return chosen_along(x, get_array_module(x).argmin(x, axis), axis, keepdims)
 
 
-def _extreme_along(x: Array, where: Array, axis: int, keepdims: bool) -> Result:
+def chosen_along(x: Array, where: Array, axis: int, keepdims: bool) -> tuple[Any, tuple[Any, ...], Any]:
+    """Return what an op does that chooses one element along an axis: the elements at ``where``, and ``where``."""
     xp = get_array_module(x)
     where = xp.expand_dims(xp.asarray(where), axis)
     out = xp.take_along_axis(x, where, axis)
@@ -194,11 +199,69 @@ def logsumexp_vjp(g: Any, needs: Needs, x: Any, out: Any, axes: Axes, keepdims: 
     return (_spread(g, x.shape, axes, keepdims) * share,)
 
 
-def cumsum(x: Array, *, axis: int) -> Result:
-    """The sums of the first 1, 2, 3 … elements along ``axis``."""
-    wide = np.float32 if x.dtype.kind in "fV" and x.dtype.itemsize == 2 else x.dtype
-    return get_array_module(x).cumsum(x, axis, dtype=wide).astype(x.dtype, copy=False), (axis,), cumsum_vjp
+def root(x: Array) -> Result:
+    """The square root, of a variance: the gradient at zero is zero, PyTorch's choice."""
+    y = get_array_module(x).sqrt(x)
+    return y, (y,), root_vjp
 
 
-def cumsum_vjp(g: Any, needs: Needs, axis: int) -> Grads:
-    return (call(shape.flip, call(cumsum, call(shape.flip, g, axes=(axis,)), axis=axis), axes=(axis,)),)
+def root_vjp(g: Any, needs: Needs, y: Any) -> Grads:
+    zero = call(elementwise.eq, y, y * 0)
+    return (call(elementwise.where, zero, g * 0, call(elementwise.div, g, y + y)),)
+
+
+def vector_norm(x: Array, *, order: float, axes: Axes, keepdims: bool) -> Result:
+    """``sum(|x| ** order) ** (1 / order)`` over ``axes``; the number of elements that are not zero for order 0.
+
+    The gradient at zero is zero, PyTorch's choice; the largest share that of an infinite order.
+    """
+    xp = get_array_module(x)
+    wide = x.astype(np.float32) if x.dtype.itemsize == 2 else x
+    over: dict[str, Any] = {"axis": axes, "keepdims": keepdims}
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        if order == 2:
+            out = xp.sqrt(xp.sum(wide * wide, **over))
+        elif order == math.inf:
+            out = xp.max(xp.abs(wide), **over)
+        elif order == -math.inf:
+            out = xp.min(xp.abs(wide), **over)
+        elif order == 1:
+            out = xp.sum(xp.abs(wide), **over)
+        elif order == 0:
+            out = xp.sum(wide != 0, **over)
+        else:
+            out = xp.sum(xp.abs(wide) ** order, **over) ** (1 / order)
+    out = np.asarray(out).astype(x.dtype, copy=False) if xp is np else out.astype(x.dtype, copy=False)
+    return out, (x, out, order, axes, keepdims), vector_norm_vjp
+
+
+def vector_norm_vjp(
+    g: Any, needs: Needs, x: Any, out: Any, order: float, axes: Axes, keepdims: bool
+) -> Grads:
+    if order == 0:
+        return (_spread(g, x.shape, axes, keepdims) * 0,)
+    signs = call(elementwise.sign, x)
+    if order == 1:
+        return (_spread(g, x.shape, axes, keepdims) * signs,)
+    if math.isinf(order):
+        (share,) = extreme_vjp(g, needs, call(elementwise.abs, x), out, axes, keepdims)
+        return (share * signs,)
+    g, out = (_spread(t, x.shape, axes, keepdims) for t in (g, out))
+    if order == 2:
+        return (g * _quotient(x, out),)
+    powers = call(elementwise.abs, x)
+    if order < 2:  # |x| ** (order - 1) is steep or infinite at zero
+        nothing = call(elementwise.eq, powers, powers * 0)
+        powers = call(elementwise.where, nothing, powers * 0 + 1, powers)
+        powers = call(elementwise.where, nothing, powers * 0, powers ** (order - 1))
+        return (g * signs * _quotient(powers, out ** (order - 1)),)
+    powers = powers ** (order - 1)
+    nowhere = call(elementwise.eq, out, out * 0)
+    out = call(elementwise.where, nowhere, out * 0 + 1, out)
+    return (g * signs * powers / out ** (order - 1),)
+
+
+def _quotient(x: Any, y: Any) -> Any:
+    """Return ``x / y``; 0 where ``y`` is 0."""
+    zero = call(elementwise.eq, y, y * 0)
+    return call(elementwise.where, zero, x * 0, call(elementwise.div, x, y))

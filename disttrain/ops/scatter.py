@@ -179,6 +179,8 @@ def _fit(g: Any, size: tuple[int, ...]) -> Any:
 def _numbers(index: Array, axis: int, size: tuple[int, ...]) -> Array:
     """Return the numbers, row-major, of the elements of an array of shape ``size`` that an index speaks of."""
     xp = get_array_module(index)
+    if not index.size:
+        return index
     numbers, stride = 0, 1
     for a in range(len(size) - 1, -1, -1):
         if a == axis:

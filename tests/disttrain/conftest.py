@@ -63,7 +63,7 @@ def _torch() -> Library:
         return torch.from_numpy(a.copy())
 
     def to_array(t: Any) -> np.ndarray[Any, Any]:
-        t = t.detach()
+        t = t.detach().clone() if t._is_zerotensor() else t.detach()
         return t.float().numpy().astype(ml_dtypes.bfloat16) if t.dtype == torch.bfloat16 else t.numpy()
 
     return Library(torch, from_array, to_array, torch.autograd.grad)

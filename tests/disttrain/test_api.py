@@ -21,7 +21,7 @@ from disttrain.ops.types import Result
 
 HERE = Path(__file__).parent
 
-TABLES_OF_CASES = "elementwise reduce sort shape linalg index scatter strided decompositions"
+TABLES_OF_CASES = "elementwise special reduce scan sort shape linalg index scatter strided decompositions"
 """Modules of ops whose test has tables by name; the tests of the others name each op where they check it."""
 
 INNER = {

@@ -7,7 +7,20 @@ import sys
 import numpy as np
 import pytest
 
-from disttrain.kernels import attention, axes, conv, conv3d, embedding, gelu, norm, pool, relu, rnn, softmax
+from disttrain.kernels import (
+    attention,
+    axes,
+    conv,
+    conv3d,
+    embedding,
+    gelu,
+    norm,
+    pool,
+    relu,
+    rnn,
+    softmax,
+    special,
+)
 
 rng = np.random.default_rng(0)
 FLOATS = ["float32", "float64"]
@@ -185,6 +198,14 @@ def test_gelu(dtype):
     equal_to_reference(gelu, "erf", dtype, x)
     equal_to_reference(gelu, "gelu", dtype, x)
     equal_to_reference(gelu, "gelu_grad", dtype, some(x.size), x)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_special_functions(dtype):
+    x = np.concatenate([np.linspace(-8.3, 8, 1001), [0.0, -0.0, 1.0, -3.0, 170.0, -np.inf, np.inf, np.nan]])
+
+    equal_to_reference(special, "erfc", dtype, x)
+    equal_to_reference(special, "lgamma", dtype, x)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from disttrain.functions.common import floating, promote
-from disttrain.functions.reduce import norm
+from disttrain.functions.norm import norm
 from disttrain.functions.shape import broadcast_tensors
 from disttrain.tensors import Tensor
 

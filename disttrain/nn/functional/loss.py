@@ -12,7 +12,7 @@ from disttrain import engine
 from disttrain.dtypes import int64, uint8
 from disttrain.functions.activation import check_float
 from disttrain.functions.common import promote
-from disttrain.functions.elementwise import where
+from disttrain.functions.arithmetic import where
 from disttrain.nn.functional.reduction import chosen, reduced
 from disttrain.ops import loss
 from disttrain.tensors import Tensor

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from disttrain.functions.activation import check_float, logsigmoid
 from disttrain.functions.creation import arange, zeros_like
-from disttrain.functions.elementwise import minimum, where
+from disttrain.functions.arithmetic import minimum, where
 from disttrain.nn.functional.distance import pairwise_distance
 from disttrain.nn.functional.reduction import chosen, reduced
 from disttrain.ops.embedding import check_range

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, TypeVar
 
-from disttrain.functions.reduce import norm
+from disttrain.functions.norm import norm
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import Parameter
 from disttrain.tensors import Tensor

@@ -41,6 +41,13 @@ CASES: dict[str, list[Any]] = {
     "equal": PAIRS,
     "isclose": PAIRS + TOLERANCES,
     "allclose": PAIRS + TOLERANCES,
+    "is_same_size": PAIRS,
+    "is_nonzero": [c(np.asarray(v)) for v in (0.0, 2.0, True, 0, np.nan)]
+    + [c(np.ones(1)), c(np.ones(2)), c(np.ones(0))],
+    **{
+        name: [c(np.ones(2, d)) for d in (np.float64, np.float16, np.int64, np.uint8, np.bool_)] + [c(1.0)]
+        for name in ("is_floating_point", "is_signed", "is_complex", "numel")
+    },
 }
 
 

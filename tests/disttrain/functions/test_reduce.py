@@ -134,20 +134,28 @@ CASES["logsumexp"] = [
     c(np.array([[np.inf, 1.0]]), 1),
     c(f(2, 3), dim=(0, 1)),
 ]
-CASES["cumsum"] = [*typed(1), *over(ONE, keepdim=False), c(f(2, 3), dim=0)]
-CASES["norm"] = [c(f(2, 3), p) for p in (1, 2, 3, 0.5, 0, "fro", np.inf, -np.inf, "bogus")]
-CASES["norm"] += [
-    c(f(2, 3)),
-    c(f()),
-    c(np.zeros(3)),
-    c(np.zeros((2, 3)), 2, 1),
-    c(f(2, 3), 2, dim=(0, 1)),
+CASES["nansum"] = [*CASES["sum"], c(NANS, 1)]
+CASES["nanmean"] = [*[case for case in CASES["mean"] if "dtype" not in case[1]], c(NANS, 1)]
+CASES["var_mean"] = CASES["std_mean"] = CASES["var"]
+CASES["count_nonzero"] = [*typed(), *over((0, 1, -1, 2, 5, (0, 1), None), keepdim=False), c(TIES, dim=1)]
+CASES["aminmax"] = [
     *typed(),
-    *over((0, 1, -1, (0, 1), 5), 2),
-    *over((0, -1), 3),
-    c(f(3), dim=0),
-    c(np.zeros(3), 3),
+    *[c(f(2, 3), dim=d, keepdim=k) for d in (None, 0, 1, -1, 2) for k in (True, False)],
+    *[
+        c(TIES),
+        c(TIES, dim=1),
+        c(NANS.astype(np.float32)),
+        c(f()),
+        c(f(), dim=0),
+        c(f(0)),
+        c(f(2, 0), dim=1),
+        c(f(2, 0), dim=0),
+    ],
 ]
+for _name in ("sum", "mean", "var", "std", "amax", "amin", "all", "any", "prod", "argmax"):  # NumPy's words
+    CASES[_name] += [c(f(2, 3), axis=1), c(f(2, 3), axis=0, keepdims=True)]
+for _name in ("sum", "argmax", "max", "any", "var"):
+    CASES[_name] += [c([1.0, 2.0]), c(1.0), c(f(3), "a")]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -55,6 +55,62 @@ CASES: dict[str, list[Any]] = {
         c(np.array([3, 1, 2]), 2),
     ],
 }
+NANS = np.array([[1.0, np.nan, -2.0, 3.0, np.nan], [0.5, 2.0, 1.0, -1.0, 4.0]])
+SHAPES = [c(f(*s), d) for s in ((), (5,), (2, 5), (2, 1, 4), (0,), (2, 0)) for d in (0, -1, 1, 5)]
+KINDS = [(rng.permutation(6) * 3).astype(d) for d in (np.float32, np.float16, np.int64, np.int32, np.uint8)]
+BOOLS = np.array([True, False, True])
+CASES["sort"] += [c(f(3, 4), stable=True), c(BOOLS), *map(c, KINDS), c(NANS), c(NANS, descending=True)]
+CASES["msort"] = [c(f(3, 4)), c(f(3)), c(f()), c(f(0))]
+CASES["topk"] += [
+    c(f(50), 5),
+    c(f(50), 5, largest=False),
+    c(f(2, 40), 3),
+    c(f(40, 2), 3, 0),
+    *[c(k, 3) for k in KINDS],
+]
+CASES["topk"] += [c(np.append(np.arange(30.0), np.nan), 3), c(f(40), 3, sorted=True), c(f(3), 1.5)]
+for _name in ("median", "nanmedian"):
+    CASES[_name] = [
+        *SHAPES,
+        c(f(2, 5)),
+        c(f(4)),
+        c(f()),
+        c(f(0).astype(np.float32)),
+        c(NANS),
+        c(NANS, 1),
+        c(NANS, 0),
+        c(BOOLS),
+    ]
+    CASES[_name] += [*map(c, KINDS), *[c(k, 0, True) for k in KINDS], c(np.array([1.0, 2.0, 1.0, 1.0]))]
+    CASES[_name] += [c(np.full(3, np.nan)), c(f(2, 5), dim=1, keepdim=True), c(f(2, 5), axis=1), c([1.0])]
+CASES["mode"] = [*SHAPES, *map(c, KINDS), c(TIES), c(TIES, 0), c(np.array([3, 1, 3, 1, 2])), c(BOOLS)]
+CASES["mode"] += [c(f(2, 5), dim=0, keepdim=True)]
+CASES["kthvalue"] = [c(f(2, 5), k, d, keep) for k in (1, 3, 0, 6) for d in (0, 1) for keep in (True, False)]
+CASES["kthvalue"] += [*[c(k, 2) for k in KINDS], c(f(), 1), c(f(), 2), c(f(0), 1), c(BOOLS, 1), c(NANS, 4)]
+for _name in ("quantile", "nanquantile"):
+    CASES[_name] = [
+        *[
+            c(f(3, 4), q, *d)
+            for q in (0.0, 0.3, 1.0, np.array([0.2, 0.8]))
+            for d in ((), (0,), (1, True), (2,))
+        ],
+        *[
+            c(f(3, 4), 0.4, 1, interpolation=i)
+            for i in ("linear", "lower", "higher", "midpoint", "nearest", "odd")
+        ],
+        c(NANS, 0.5, 1),
+        c(NANS, 0.5),
+        c(np.full((2, 3), np.nan), 0.5, 1),
+        c(f(3), 1.5),
+        c(f(3), np.array([[0.5]])),
+        c(f(3), np.array([0.5], np.float32)),
+        c(np.arange(3), 0.5),
+        c(f(3).astype(np.float32), 0.5),
+        c(f(3).astype(np.float16), 0.5),
+        c(f(0), 0.5),
+        c(f(), 0.5, 0),
+        c(f(3, 4), np.array([0.25, 0.75]), keepdim=True),
+    ]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -57,7 +57,7 @@ CASES: dict[str, list[Any]] = {
         ],
         UNARY,
     ),
-    **{name: [c(apart(2, 3))] for name in ["sign", "floor", "ceil", "trunc"]},
+    **{name: [c(apart(2, 3))] for name in ["sign", "floor", "ceil", "trunc", "frac"]},
     **dict.fromkeys(["add", "sub", "mul", "div"], PAIRS),
     "round": [c(apart(2, 3), decimals=0), c(apart(3), decimals=1)],
     "pow": [
@@ -69,6 +69,7 @@ CASES: dict[str, list[Any]] = {
         c(1.5, f(2)),
         c(pos(), f(2, 1)),
     ],
+    "trunc_divide": [c(apart(2, 3) + 5.03, np.array([0.7, 1.1, 1.3]))],
     "floor_divide": [c(apart(2, 3) + 5.03, np.array([0.7, 1.1, 1.3]))],
     "remainder": [c(apart(2, 3) + 5.03, np.array([0.7, 1.1, 1.3]))],
     "fmod": [c(-apart(2, 3) - 5.03, np.array([0.7, 1.1, 1.3]))],

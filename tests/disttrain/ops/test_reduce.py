@@ -34,7 +34,10 @@ CASES: dict[str, list[Any]] = {
     "amin": [c(DISTINCT, axes=a, keepdims=k) for a in ((1,), (0, 2), (0, 1, 2)) for k in (True, False)],
     "max_along": [c(DISTINCT, axis=a, keepdims=k) for a in (0, 2) for k in (True, False)],
     "min_along": [c(DISTINCT, axis=a, keepdims=k) for a in (0, 2) for k in (True, False)],
-    "cumsum": [c(f(2, 3), axis=a) for a in (0, 1)],
+    "root": [c(rng.uniform(0.4, 2.0, (2, 3)))],
+    "vector_norm": [
+        c(*a, **o, order=p) for a, o in OVER for p in (2.0, 1.0, 3.0, 0.5, 1.5, -1.0, 0.0, np.inf, -np.inf)
+    ],
 }
 NO_GRADIENT = {
     **{name: c(f(2, 3), axis=1, keepdims=False) for name in ("argmax", "argmin")},
