@@ -43,6 +43,21 @@ from disttrain.nn.distance import CosineSimilarity, PairwiseDistance
 from disttrain.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
 from disttrain.nn.flatten import Flatten, Unflatten
 from disttrain.nn.fold import Fold, Unfold
+from disttrain.nn.lazy import (
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+    LazyConv1d,
+    LazyConv2d,
+    LazyConv3d,
+    LazyConvTranspose1d,
+    LazyConvTranspose2d,
+    LazyConvTranspose3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+    LazyLinear,
+)
 from disttrain.nn.linear import Bilinear, Identity, Linear
 from disttrain.nn.loss import (
     BCELoss,
@@ -98,7 +113,7 @@ from disttrain.nn.padding import (
     ZeroPad2d,
     ZeroPad3d,
 )
-from disttrain.nn.parameter import Buffer, Parameter
+from disttrain.nn.parameter import Buffer, Parameter, UninitializedBuffer, UninitializedParameter
 from disttrain.nn.pixelshuffle import ChannelShuffle, PixelShuffle, PixelUnshuffle
 from disttrain.nn.pooling import (
     AdaptiveAvgPool1d,
@@ -208,6 +223,19 @@ __all__ = [
     "LPPool3d",
     "LSTMCell",
     "LayerNorm",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConv3d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+    "LazyConvTranspose3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
+    "LazyLinear",
     "LeakyReLU",
     "Linear",
     "LocalResponseNorm",
@@ -275,6 +303,8 @@ __all__ = [
     "TripletMarginWithDistanceLoss",
     "Unflatten",
     "Unfold",
+    "UninitializedBuffer",
+    "UninitializedParameter",
     "Upsample",
     "UpsamplingBilinear2d",
     "UpsamplingNearest2d",

@@ -10,8 +10,8 @@ import disttrain.nn
 from disttrain import missing
 
 _HOMES = (
-    "activation adaptive batchnorm channelshuffle container conv distance dropout flatten fold instancenorm linear "
-    "loss module normalization padding pixelshuffle pooling rnn sparse transformer upsampling utils"
+    "activation adaptive batchnorm channelshuffle container conv distance dropout flatten fold instancenorm lazy "
+    "linear loss module normalization padding pixelshuffle pooling rnn sparse transformer upsampling utils"
 )
 
 
@@ -21,6 +21,10 @@ class _Home(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name == "NonDynamicallyQuantizableLinear":  # MultiheadAttention's in PyTorch; here it is a Linear
             return disttrain.nn.Linear
+        if name == "LazyModuleMixin":
+            from disttrain.nn.lazy import LazyModuleMixin
+
+            return LazyModuleMixin
         if name in vars(disttrain.nn):
             return getattr(disttrain.nn, name)
         raise missing.error(self.__name__.partition(".")[2], name)

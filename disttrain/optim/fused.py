@@ -10,6 +10,7 @@ import numpy as np
 
 from disttrain import dtypes
 from disttrain.engine import enable_grad
+from disttrain.nn.parameter import is_lazy
 from disttrain.optim.flat import FlatParameters, Run, group_by_memory
 from disttrain.optim.optimizer import Optimizer
 from disttrain.tensors import Tensor
@@ -54,8 +55,11 @@ class FusedOptimizer(Optimizer):
             known, flats = cache[index]
             if len(known) == len(params) and all(map(operator.is_, known, params)):
                 return flats
-        flats = group_by_memory(params)
-        cache[index : index + 1] = [(list(params), flats)]
+        arranged = [
+            p for p in params if not is_lazy(p)
+        ]  # those of lazy modules follow once they have a shape
+        flats = group_by_memory(arranged)
+        cache[index : index + 1] = [(arranged, flats)]
         return flats
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -14,6 +14,7 @@ from disttrain.autograd import accumulates, backward_weight
 from disttrain.engine import Slot, is_grad_enabled, queue_callback
 from disttrain.kernels.arrays import Array
 from disttrain.nn.module import Module
+from disttrain.nn.parameter import is_lazy
 from disttrain.random import default_generator
 from disttrain.tensors import RemovableHandle, Tensor
 
@@ -168,6 +169,11 @@ class DistributedDataParallel(Module):
         static_graph: bool = False,
     ) -> None:
         super().__init__()
+        if any(is_lazy(t) for t in (*module.parameters(), *module.buffers())):
+            raise RuntimeError(
+                "DistributedDataParallel cannot average uninitialized parameters; call the module with a batch first, "
+                "so that its lazy modules take their shapes"
+            )
         params: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         if not params:
             raise ValueError(
