@@ -93,8 +93,8 @@ class ElementwiseMethods:
     def __rsub__(self, other: Any) -> Tensor:
         return a.sub(other, self)
 
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return a.div(other, self)
+    def __rtruediv__(self: Any, other: Any) -> Tensor:
+        return e.reciprocal(self) * other  # as PyTorch: backward needs the quotient, self may change
 
     __rdiv__ = __rtruediv__
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from disttrain import engine
 from disttrain.errors import LinAlgError
+from disttrain.functions.arithmetic import where
 from disttrain.functions.common import need_tensors, normalize_dim
 from disttrain.functions.diagonals import diagonal, tril, triu
-from disttrain.functions.arithmetic import where
 from disttrain.functions.linalg import matmul
 from disttrain.functions.shape import movedim
 from disttrain.ops import decompositions as ops

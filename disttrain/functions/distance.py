@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from disttrain.functions.common import need_tensors
 from disttrain.functions.arithmetic import where
+from disttrain.functions.common import need_tensors
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
