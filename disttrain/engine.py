@@ -193,7 +193,7 @@ def _wrap(out: Array, node: Node | None, index: int, version: list[int]) -> Tens
 def apply_view(op: Op, x: Tensor, **options: Any) -> Tensor:
     """Return the output of an op that gives a view of its argument's memory (or, for ``reshape``, may)."""
     t: Tensor = apply(op, x, **options)
-    if not np.may_share_memory(t._array, x._array):
+    if t._array.size and not np.may_share_memory(t._array, x._array):
         return t
     t._version_counter = x._version_counter
     base = t._base = x if x._base is None else x._base

@@ -28,12 +28,6 @@ def _parts(key: Any) -> list[Any]:
     for k in key if isinstance(key, tuple) else (key,):
         if isinstance(k, engine.Tensor_):
             k = k._array
-            if k.dtype == np.uint8:  # a mask of old
-                k = k.astype(np.bool_)
-            if k.dtype.kind not in "bi" or k.dtype.itemsize == 2 or k.dtype == np.int8:
-                raise IndexError(
-                    f"tensors used as indices must be int64, int32, uint8 or bool, got {k.dtype}"
-                )
         elif isinstance(k, bool | np.bool_ | list | range | tuple):
             k = _as_index(k)
         elif isinstance(k, slice):
@@ -46,9 +40,14 @@ def _parts(key: Any) -> list[Any]:
                 f"indices must be integers, slices, ..., None, or tensors of integers or booleans, "
                 f"got {type(k).__name__}: {k!r}"
             )
-        if is_array(k) and k.dtype.kind not in "biu":
-            raise IndexError(f"arrays used as indices must hold integers or booleans, got {k.dtype}")
-        whole = isinstance(k, np.integer) or (is_array(k) and not k.ndim and k.dtype.kind in "iu")
+        if is_array(k):
+            if k.dtype == np.uint8:  # a mask of old
+                k = k.astype(np.bool_)
+            if k.dtype.name not in ("int64", "int32", "bool"):
+                raise IndexError(
+                    f"tensors and arrays used as indices must be int64, int32, uint8 or bool, got {k.dtype}"
+                )
+        whole = isinstance(k, np.integer) or (is_array(k) and not k.ndim and k.dtype.kind == "i")
         out.append(int(k) if whole else k)
     return out
 
@@ -56,7 +55,10 @@ def _parts(key: Any) -> list[Any]:
 def _is_several(key: list[Any]) -> bool:
     """Return whether PyTorch takes a list for a tuple of keys and not for indices."""
     return len(key) < 32 and any(
-        k is None or k is Ellipsis or isinstance(k, list | tuple | slice | engine.Tensor_) for k in key
+        k is None
+        or k is Ellipsis
+        or isinstance(k, list | tuple | range | slice | np.ndarray | engine.Tensor_)
+        for k in key
     )
 
 
@@ -75,35 +77,58 @@ def _whole(e: Any) -> int:
     return int(e)
 
 
-def _split(key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...] | None]:
+def _split(key: Any, shape: tuple[int, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...] | None]:
     """Return a key as a basic one, which takes a view, and one of arrays (or ``None``) to index that view with.
 
     PyTorch takes integers first. NumPy, given both at once, would count them among the arrays.
     """
-    if type(key) is int:
+    if type(key) is int and shape:
         return (key, ...), None
+    parts = _parts(key)
+    rest = len(shape) - sum(map(_consumes, parts))
+    if rest < 0:
+        raise IndexError(f"too many indices for a tensor of shape {list(shape)}: {len(shape) - rest}")
     basic: list[Any] = []
     arrays: list[Any] = []
-    for k in _parts(key):
+    dim = 0
+    for i, k in enumerate(parts):
+        n = _consumes(k)
         if is_array(k):
-            basic += [_WHOLE] * (k.ndim if k.dtype.kind == "b" else 1)
+            if k.dtype.kind == "b" and k.shape != shape[dim : dim + n]:
+                raise IndexError(
+                    f"a mask of shape {list(k.shape)} does not fit dimension {dim} and on of {list(shape)}"
+                )
+            basic += [_WHOLE] * n
             arrays.append(k)
-            continue
-        basic.append(k)
-        if k is Ellipsis:
-            arrays.append(k)
-        elif not isinstance(k, int):
-            arrays.append(_WHOLE)
+        elif k is Ellipsis:
+            if any(b is Ellipsis for b in basic):
+                if rest and any(e is not Ellipsis for e in parts[i:]):
+                    raise IndexError("an index may have one ..., or several if they stand for no dimension")
+                continue
+            n = rest
+            basic.append(k)
+            if rest:  # else NumPy would hold it against the arrays around it that they lie apart
+                arrays.append(k)
+        else:
+            basic.append(k)
+            if not isinstance(k, int):
+                arrays.append(_WHOLE)
+        dim += n
     if not any(k is Ellipsis for k in basic):
         basic.append(Ellipsis)
     return tuple(basic), tuple(arrays) if any(map(is_array, arrays)) else None
 
 
+def _consumes(part: Any) -> int:
+    """Return how many dimensions a part of a key speaks of."""
+    if part is None or part is Ellipsis:
+        return 0
+    return part.ndim if is_array(part) and part.dtype.kind == "b" else 1
+
+
 def _view(input: Tensor, basic: tuple[Any, ...], arrays: Any) -> Tensor:
     """Return the part of ``input`` that a basic key takes; itself if that is all and arrays follow."""
     if arrays is not None and all(k is Ellipsis or (type(k) is slice and k == _WHOLE) for k in basic):
-        if len(basic) - 1 > input.ndim:
-            raise IndexError(f"too many indices for a tensor of shape {list(input.shape)}")
         return input
     return engine.apply_view(shape_ops.index, input, key=basic)
 
@@ -114,7 +139,7 @@ def getitem(input: Tensor, key: Any) -> Tensor:
     Raises:
         IndexError: an index is out of range, or of a type that cannot index.
     """
-    basic, arrays = _split(key)
+    basic, arrays = _split(key, input._array.shape)
     part = _view(input, basic, arrays)
     return part if arrays is None else engine.apply(ops.take, part, key=arrays)
 
@@ -126,7 +151,11 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
         IndexError: an index is out of range, or of a type that cannot index.
         RuntimeError: ``value`` does not fit, or has another type where the key holds index tensors.
     """
-    basic, arrays = _split(key)
+    if isinstance(key, bool):
+        if not key:
+            return
+        key = None  # all of it
+    basic, arrays = _split(key, input._array.shape)
     if not isinstance(value, engine.Tensor_):
         value = _as_value(value, input._array.dtype)
     part = _view(input, basic, arrays)
@@ -135,8 +164,9 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
             value = value.reshape(value.shape[1:])
         part.copy_(value)
         return
-    one = value.numel() == 1 and all(not is_array(k) or k.dtype.kind == "b" for k in arrays)
-    _put(part, arrays, value, accumulate=False, convert=not value.ndim or one)
+    while value.shape[:1] == (1,):
+        value = value.reshape(value.shape[1:])
+    engine.write_in_place(part, ops.put, _fitting(part, arrays, value, False), key=arrays, accumulate=False)
 
 
 def _as_value(value: Any, dtype: np.dtype[Any]) -> Tensor:
@@ -150,16 +180,27 @@ def _as_value(value: Any, dtype: np.dtype[Any]) -> Tensor:
         raise RuntimeError(f"a tensor of {dtype} cannot hold {value!r}: {e}") from None
 
 
-def _put(x: Tensor, key: Any, value: Tensor, *, accumulate: bool, convert: bool = False) -> Tensor:
-    """Write (or add) ``value`` at ``x[key]``."""
+def _fitting(x: Tensor, key: tuple[Any, ...], value: Tensor, accumulate: bool) -> Tensor:
+    """Return ``value`` as it can be written (or added) at ``x[key]``.
+
+    Raises:
+        RuntimeError: it has another type than ``x``, or too many dimensions.
+    """
+    given = [k for k in key if is_array(k)]
+    masks = [k.ndim for k in given if k.dtype.kind == "b"]
+    if not accumulate and len(given) == 1 and masks and masks[0] and value.numel() == 1:
+        value = value.reshape(()).to(x.dtype)  # one mask and one value: as masked_fill
     if value.dtype is not x.dtype:
-        if not convert:
-            raise RuntimeError(
-                f"values of {value.dtype} cannot be written by index tensors into {x.dtype}; "
-                f"convert them with .to()"
-            )
-        value = value.to(x.dtype)
-    return engine.write_in_place(x, ops.put, value, key=key, accumulate=accumulate)
+        raise RuntimeError(
+            f"values of {value.dtype} cannot be written by index tensors into {x.dtype}; convert them with .to()"
+        )
+    taken = sum(map(_consumes, given))
+    ndim = x.ndim - taken + max(1 if k.dtype.kind == "b" else k.ndim for k in given)
+    if value.ndim > ndim + sum(k is None for k in key):
+        raise RuntimeError(
+            f"values of shape {list(value.shape)} cannot be written at an index whose result has {ndim} dimensions"
+        )
+    return value
 
 
 def _key_of(indices: Sequence[Tensor | None], ndim: int) -> tuple[Any, ...]:
@@ -169,7 +210,7 @@ def _key_of(indices: Sequence[Tensor | None], ndim: int) -> tuple[Any, ...]:
     key = [np.asarray(k) if isinstance(k, int) else k for k in key]
     if sum(k.ndim if is_array(k) and k.dtype.kind == "b" else 1 for k in key) > ndim:
         raise IndexError(f"index_put(): too many indices ({len(key)}) for a tensor of {ndim} dimensions")
-    return tuple(key)
+    return tuple(key) if any(map(is_array, key)) else (*key, Ellipsis, np.asarray(True))
 
 
 def index_put(
@@ -183,10 +224,7 @@ def index_put(
     """
     need_tensors("index_put", input, values)
     key = _key_of(indices, input.ndim)
-    if values.dtype is not input.dtype:
-        raise RuntimeError(f"index_put(): values must be of {input.dtype} as input is, got {values.dtype}")
-    if not key:
-        key = (Ellipsis, np.asarray(True))
+    values = _fitting(input, key, values, accumulate)
     return engine.apply(ops.put, input, values, key=key, accumulate=accumulate)  # type: ignore[no-any-return]
 
 
@@ -195,7 +233,9 @@ def index_put_(
 ) -> Tensor:
     """:func:`index_put` in place."""
     need_tensors("index_put_", input, values)
-    return _put(input, _key_of(indices, input.ndim), values, accumulate=accumulate)
+    key = _key_of(indices, input.ndim)
+    values = _fitting(input, key, values, accumulate)
+    return engine.write_in_place(input, ops.put, values, key=key, accumulate=accumulate)
 
 
 def index_array(name: str, index: Any, *, only: str = "int64 int32") -> Any:

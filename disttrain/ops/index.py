@@ -84,7 +84,7 @@ def put_vjp(g: Any, needs: Needs, key: Any, accumulate: bool) -> Grads:
     value = call(take, g, key=key) if needs[1] else None
     if not needs[0] or accumulate:
         return g if needs[0] else None, value
-    return call(put, g, 0 * call(take, g, key=key), key=key, accumulate=False), value
+    return call(put, g, 0, key=key, accumulate=False), value
 
 
 def triangle(x: Array, *, diagonal: int, upper: bool) -> Result:

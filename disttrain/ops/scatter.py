@@ -48,15 +48,16 @@ def scatter_add_vjp(g: Any, needs: Needs, index: Any, size: tuple[int, ...], axi
 def scatter(x: Array, index: Array, value: Array, *, axis: int) -> Result:
     """A copy of ``x`` with ``value`` written at ``index`` along ``axis``, as ``torch.scatter``."""
     out = x.copy()
-    out.reshape(-1)[_numbers(index, axis, x.shape)] = _part(value, index) if value.ndim else value
-    return out, (index, value.shape, axis), scatter_vjp
+    size = np.shape(value)
+    out.reshape(-1)[_numbers(index, axis, x.shape)] = _part(value, index) if size else value
+    return out, (index, size, axis), scatter_vjp
 
 
 def scatter_vjp(g: Any, needs: Needs, index: Any, size: tuple[int, ...], axis: int) -> Grads:
-    there = call(gather, g, index, axis=axis)
-    gx = call(scatter, g, index, there * 0, axis=axis) if needs[0] else None
+    gx = call(scatter, g, index, 0, axis=axis) if needs[0] else None
     if not needs[2]:
         return gx, None, None
+    there = call(gather, g, index, axis=axis)
     return gx, None, _fit(there, size) if size else there  # the engine sums it to a value without dimensions
 
 
@@ -125,7 +126,7 @@ def scatter_reduce_vjp(
         g, x, src, out, include_self, **there
     )
     if not include_self:
-        gx = call(scatter, gx, index, 0 * call(gather, gx, index, axis=axis), axis=axis)
+        gx = call(scatter, gx, index, 0, axis=axis)
     return gx if needs[0] else None, None, _fit(gv, size) if needs[2] else None
 
 

@@ -119,10 +119,12 @@ def view_scatter(base: Array, value: Array, *, chain: Chain) -> Result:
 
 
 def view_scatter_vjp(g: Any, needs: tuple[bool, ...], chain: Chain) -> tuple[Any, ...]:
-    value = _replay(g, chain)
-    if is_array(value):
-        value = value.copy()  # beside g, which the engine may add to
-    return call(view_scatter, g, value * 0, chain=chain) if needs[0] else None, value if needs[1] else None
+    old, value = call(view_scatter, g, 0, chain=chain) if needs[0] else None, None
+    if needs[1]:
+        value = _replay(g, chain)
+        if is_array(value):
+            value = value.copy()  # beside g, which the engine may add to
+    return old, value
 
 
 def _replay(x: Any, chain: Chain) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
+
+import disttrain as dt
 
 rng = np.random.default_rng(0)
 
@@ -85,6 +88,20 @@ GETS = [c(f(2, 3), k) for k in KEYS] + [c(f(2, 3, 4), k) for k in KEYS if k is n
 GETS += [c(f(), k) for k in (..., None, (), 0, True, np.asarray(True))] + [
     c(f(0), k) for k in (0, slice(None), i(), MASK[0])
 ]
+GETS += [
+    c(f(3, 4, 2), k)
+    for k in (
+        (None, i([0], [-2]), ..., i([0, 0]), np.array([True, False])),  # ... for nothing parts no indices
+        (..., None, ...),
+        (..., i(1, 0), ..., ...),
+        (0, ..., 1, ..., 1),
+        (0, ..., ..., 1),
+        (0, i(0, 1), i(1), 1),
+        np.array([0, 1, 1], np.int16),
+        (slice(0, 0), np.array([], bool)),
+        (..., np.array([], bool)),
+    )
+] + [c(f(0, 4), (..., np.array([], bool))), c(f(0, 4), (slice(None), 1))]
 GETS += [c(f(4), k) for k in (slice(-2, None), slice(-9, 2), slice(3, 1), [True, False, True, False])]
 SETS = [c(x, k, v) for k in KEYS for x, v in ((f(2, 3), 1.5), (f(2, 3), np.asarray(2.0)))]
 SETS += [
@@ -110,6 +127,18 @@ SETS += [
     c(MASK.copy(), 0, True),
     c(f(3, 2, 4), (0, slice(None), i(0, 1)), f(2, 2)),
     c(f(3, 2, 4), (i(0, 1), slice(None), i(0, 1)), f(2, 2)),
+    c(f(2, 3), MASK, f(1, 1)),
+    c(f(2, 3), MASK, np.ones((1, 1), np.float32)),
+    c(f(2, 3), i(0, 1), np.ones((), np.float32)),
+    c(f(2, 3), (slice(None), True), np.ones((), np.float32)),
+    c(f(2, 3), False, np.ones((), np.float32)),
+    c(f(2, 3), False, f(7)),
+    c(f(2, 3), True, np.ones(3, np.float32)),
+    c(f(2, 3), MASK, float("nan")),
+    c(f(2, 3), (i(1), i(1, 2)), float("nan")),
+    c(f(2, 3), (1, slice(1, 3)), float("nan")),
+    c(f(2, 3), (i(0, 1), 1), f(1, 1, 2)),
+    c(f(0, 3), (slice(None), 1), 2.0),
 ]
 
 IDX = i([0, 1, 1], [1, 0, 0])
@@ -201,6 +230,11 @@ PUTS = [
     c(f(2, 3), (i(0),), np.arange(3)),
     c(f(2, 3), (i(0),), f(2)),
     c(f(2, 3), [i(-1, 0)], np.asarray(2.0), accumulate=True),
+    c(f(3), (i(0, 1),), f(1, 1)),
+    c(f(3), (MASK[0],), f(1, 1)),
+    c(f(3), (MASK[0],), f(1, 2)),
+    c(f(3), (MASK[0],), f(1, 1), accumulate=True),
+    c(f(3), (MASK[0],), np.asarray(2)),
 ]
 CASES |= {
     "index_put": PUTS,
@@ -235,3 +269,40 @@ CASES["scatter_add_"] = CASES["scatter_add"]
 @pytest.mark.parametrize("name", CASES)
 def test_as_pytorch_does(name: str, against_torch: Any) -> None:
     against_torch(name, CASES[name])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        [np.array([[0, 1], [1, 0]])],
+        [np.array([True, False, True])],
+        [range(2), [1, 0]],
+        [[0, 1], [1, 2]],
+        [0, 2],
+        ([0, 2], 1),
+        (np.int64(1), np.array([0, 2])),
+        np.array([[0, 2]], np.int32),
+        ((0, 1), slice(None)),
+        [],
+        [[]],
+        [True, False, True],
+        [None, 0],
+        "a",
+        {0},
+    ],
+    ids=repr,
+)
+def test_keys_of_lists_and_arrays(key: Any) -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    x = np.arange(12.0).reshape(3, 4)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = torch.from_numpy(x)[key]
+    except Exception as e:
+        with pytest.raises(type(e)):
+            dt.from_numpy(x)[key]
+        return
+
+    np.testing.assert_array_equal(dt.from_numpy(x)[key].numpy(), expected.numpy())
