@@ -22,7 +22,7 @@ from disttrain import missing
         (dt, "Linear", "and neither has PyTorch; nearest: disttrain.nn.Linear"),
         (dt, "cross_entropy", "nearest: disttrain.nn.functional.cross_entropy"),
         (dt, "xyzzy", "disttrain has no 'xyzzy', and neither has PyTorch"),
-        (dt.nn, "LazyLinear", "disttrain.nn.LazyLinear is PyTorch's, not in disttrain; nearest: disttrain.nn.Linear"),
+        (dt.nn, "qat", "disttrain.nn.qat is PyTorch's, not in disttrain"),
         (dt.nn.functional, "conv_tbc", "disttrain.nn.functional.conv_tbc is PyTorch's, not in disttrain"),
         (dt.nn.init, "kaiming", "nearest: disttrain.nn.init.kaiming_"),
         (dt.optim, "SparseAdam", "optim.SparseAdam is PyTorch's, not in disttrain; nearest: disttrain.optim."),
@@ -71,9 +71,9 @@ def test_tensors_are_copied_and_pickled_in_spite_of_it():
 
 
 def test_a_missing_name_can_be_pickled():
-    error = pickle.loads(pickle.dumps(missing.error("nn", "LazyLinear")))
+    error = pickle.loads(pickle.dumps(missing.error("nn", "qat")))
 
-    assert str(error) == str(missing.error("nn", "LazyLinear"))
+    assert str(error) == str(missing.error("nn", "qat"))
 
 
 def test_dir_of_a_tensor_shows_only_what_is_there():
