@@ -395,7 +395,8 @@ def run_entry(entry: Any, dtypes: str, *, more: bool = False, score: Score | Non
     score = score or Score(entry.name)
     found = list(forms(entry, score.name))
     wanted = [getattr(torch, name) for name in dtypes.split(",")]
-    for dtype in [d for d in wanted if d in entry.dtypes] or [torch.int64]:  # `one_hot` takes nothing else
+    floats = [d for d in wanted if d in entry.dtypes]
+    for dtype in floats or entry.dtypes & {torch.int64}:  # `one_hot` takes nothing else
         grad = entry.supports_autograd and dtype.is_floating_point
         torch.manual_seed(0)
         make = entry.reference_inputs if more else entry.sample_inputs
