@@ -37,6 +37,21 @@ class device:
         """Return the device that holds ``array``."""
         return _CPU if isinstance(array, np.ndarray) else cls("cuda", int(array.device.id))
 
+    def __enter__(self) -> device:
+        """Make tensors on this device within a block: so far only on the CPU.
+
+        Raises:
+            NotImplementedError: another device.
+        """
+        if self.type != "cpu":
+            raise NotImplementedError(
+                f"`with device({str(self)!r})` is not in disttrain: make tensors with device="
+            )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, device) and (self.type, self.index or 0) == (other.type, other.index or 0)
 

@@ -64,3 +64,32 @@ def test_what_needs_a_gradient_says_so():
 
     assert repr(ours) == repr(theirs)
     assert repr(ours.sum() / 2) == repr(theirs.sum() / 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": 2},
+        {"sci_mode": True},
+        {"sci_mode": False},
+        {"linewidth": 40},
+        {"profile": "short"},
+        {"profile": "full"},
+        {"threshold": 5, "edgeitems": 1},
+    ],
+)
+def test_options_are_those_of_pytorch(options):
+    arrays = [
+        np.linspace(0, 1, 12, dtype=np.float32),
+        np.array([1.0, 2.0], np.float32),
+        np.array([1e-6, 1.0], np.float32),
+        np.arange(30).reshape(5, 6),
+    ]
+    try:
+        for lib in (torch, dt):
+            lib.set_printoptions(**options)
+        for a in arrays:
+            assert repr(dt.from_numpy(a)) == repr(torch.from_numpy(a))
+    finally:
+        for lib in (torch, dt):
+            lib.set_printoptions(profile="default")

@@ -197,3 +197,10 @@ def test_no_warning_where_nothing_is_asked():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert dt.compile(len, disable=True) is len
+
+
+def test_a_device_is_a_context():
+    with dt.device("cpu") as device:
+        assert dt.ones(2).device == device
+    with pytest.raises(NotImplementedError, match="device="), dt.device("cuda"):
+        pass
