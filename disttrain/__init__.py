@@ -107,6 +107,7 @@ _NAMES = {
     "disttrain.nn.functional.normalization": "batch_norm group_norm instance_norm layer_norm rms_norm",
     "disttrain.nn.functional.pooling": "adaptive_avg_pool1d avg_pool1d max_pool1d max_pool2d max_pool3d",
     "disttrain.nn.functional.vision": "channel_shuffle pixel_shuffle pixel_unshuffle",
+    "disttrain.printing": "set_printoptions",
     "disttrain.serialization": "load save",
     "disttrain.amp": "GradScaler autocast is_autocast_available is_autocast_enabled",
     "disttrain.legacy": (
