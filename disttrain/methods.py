@@ -94,7 +94,7 @@ class ElementwiseMethods:
         return a.sub(other, self)
 
     def __rtruediv__(self: Any, other: Any) -> Tensor:
-        return e.reciprocal(self) * other  # as PyTorch: backward needs the quotient, self may change
+        return a.mul(e.reciprocal(self), other)  # as PyTorch: backward keeps the quotient, self may change
 
     __rdiv__ = __rtruediv__
 

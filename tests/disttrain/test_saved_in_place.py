@@ -14,14 +14,69 @@ torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not
 
 VALUES = np.array([0.5, 1.5, 0.7])
 
-OF_ONE = (
-    "exp expm1 exp2 log log2 log10 log1p sqrt rsqrt reciprocal sin cos tan atan asinh sinh cosh tanh sigmoid relu abs "
-    "square erf erfc neg sign floor frac digamma lgamma sinc nan_to_num sum mean prod var std norm max amax median "
-    "msort"
-).split()
-OF_TWO = (
-    "add sub mul div pow maximum minimum fmax atan2 hypot logaddexp xlogy fmod remainder copysign dot dist"
-).split()
+OF_ONE = [
+    "exp",
+    "expm1",
+    "exp2",
+    "log",
+    "log2",
+    "log10",
+    "log1p",
+    "sqrt",
+    "rsqrt",
+    "reciprocal",
+    "sin",
+    "cos",
+    "tan",
+    "atan",
+    "asinh",
+    "sinh",
+    "cosh",
+    "tanh",
+    "sigmoid",
+    "relu",
+    "abs",
+    "square",
+    "erf",
+    "erfc",
+    "neg",
+    "sign",
+    "floor",
+    "frac",
+    "digamma",
+    "lgamma",
+    "sinc",
+    "nan_to_num",
+    "sum",
+    "mean",
+    "prod",
+    "var",
+    "std",
+    "norm",
+    "max",
+    "amax",
+    "median",
+    "msort",
+]
+OF_TWO = [
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "pow",
+    "maximum",
+    "minimum",
+    "fmax",
+    "atan2",
+    "hypot",
+    "logaddexp",
+    "xlogy",
+    "fmod",
+    "remainder",
+    "copysign",
+    "dot",
+    "dist",
+]
 LINES: dict[str, Callable[..., Any]] = {
     "x.logsumexp(0)": lambda x: x.logsumexp(0),
     "x.max(0)": lambda x: x.max(0)[0],
@@ -100,7 +155,8 @@ def gradients(lib: Any, function: Callable[..., Any], two: bool, change: str, as
     try:
         (out.reshape(-1) * weights).sum().backward()
     except RuntimeError as error:
-        assert "in place" in str(error) or "inplace" in str(error)
+        if "in place" not in str(error) and "inplace" not in str(error):
+            raise
         return "refused"
     return [np.zeros(3) if t.grad is None else t.grad.numpy() for t in (x, y)]
 
