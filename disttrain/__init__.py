@@ -112,7 +112,7 @@ _NAMES = {
     "disttrain.amp": "GradScaler autocast is_autocast_available is_autocast_enabled",
     "disttrain.legacy": (
         "BFloat16Tensor BoolTensor ByteTensor CharTensor DoubleTensor FloatTensor HalfTensor IntTensor LongTensor "
-        "ShortTensor"
+        "ShortTensor set_default_tensor_type"
     ),
     "disttrain.inquiries": (
         "can_cast get_device is_complex is_floating_point is_nonzero is_same_size is_signed numel typename"
