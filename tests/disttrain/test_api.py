@@ -43,6 +43,7 @@ COVERED_ELSEWHERE = {
     "disttrain.amp": "tests/disttrain/test_amp.py",
     "disttrain.compiler": "tests/disttrain/test_settings.py",
     "disttrain.inquiries": "tests/disttrain/test_inquiries.py",
+    "disttrain.legacy": "tests/disttrain/test_settings.py",
     "disttrain.printing": "tests/disttrain/test_printing.py",
     "disttrain.settings": "tests/disttrain/test_settings.py",
 }
