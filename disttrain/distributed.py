@@ -6,13 +6,14 @@ Objects travel as JSON, never as pickles.
 from __future__ import annotations
 
 import enum
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from disttrain import collectives, context
+from disttrain import collectives, context, devices
 from disttrain.collectives.communicator import Communicator
 from disttrain.collectives.env import current_env
 from disttrain.collectives.errors import TransportUnavailable
@@ -106,6 +107,21 @@ def destroy_process_group(group: ProcessGroup | None = None) -> None:
 def is_available() -> bool:
     """Return True: collectives are always there, in a world of one at least."""
     return True
+
+
+def is_gloo_available() -> bool:
+    """Return True: ``"gloo"`` takes whatever connects ranks on the CPU."""
+    return True
+
+
+def is_mpi_available() -> bool:
+    """Return whether mpi4py is installed."""
+    return importlib.util.find_spec("mpi4py") is not None
+
+
+def is_nccl_available() -> bool:
+    """Return whether a GPU can be used."""
+    return devices.is_available()
 
 
 def is_initialized() -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from disttrain import dtypes
+from disttrain.defaults import set_default_dtype
 from disttrain.functions import creation
 from disttrain.tensors import Size, Tensor
 
@@ -75,7 +76,17 @@ CharTensor: Any = _make("CharTensor", dtypes.int8)
 ByteTensor: Any = _make("ByteTensor", dtypes.uint8)
 BoolTensor: Any = _make("BoolTensor", dtypes.bool_)
 
-_BY_DTYPE = {t.dtype: t for t in map(globals().get, __all__) if t is not None}
+_BY_DTYPE = {globals()[name].dtype: globals()[name] for name in __all__}
+
+
+def set_default_tensor_type(t: Any) -> None:
+    """Set the type of tensors made from Python floats, by its old name or type; see ``set_default_dtype``.
+
+    Raises:
+        TypeError: not a floating point type.
+    """
+    old = dtype_of(t)
+    set_default_dtype(t if old is None else old)
 
 
 def type_of(tensor: Tensor) -> Any:

@@ -189,8 +189,27 @@ def test_layers_are_found_where_pytorch_keeps_them():
 
     assert modules.linear.Linear is modules.Linear is dt.nn.Linear
     assert modules.container.ModuleList is dt.nn.ModuleList
-    with pytest.raises(AttributeError, match=r"nn\.modules\.lazy\b"):
-        _ = modules.lazy
+    with pytest.raises(AttributeError, match="no 'bogus'"):
+        _ = modules.bogus
+
+
+def test_the_default_type_by_its_old_name():
+    try:
+        for kind in (dt.DoubleTensor, "torch.DoubleTensor", dt.float64):
+            dt.set_default_tensor_type(kind)
+            assert dt.tensor(1.0).dtype is dt.float64
+            dt.set_default_tensor_type("torch.FloatTensor")
+            assert dt.tensor(1.0).dtype is dt.float32
+        with pytest.raises(TypeError, match="floating point"):
+            dt.set_default_tensor_type(dt.LongTensor)
+    finally:
+        dt.set_default_dtype(dt.float32)
+
+
+def test_transports_that_are_there():
+    assert dt.distributed.is_gloo_available() is True
+    assert dt.distributed.is_nccl_available() is dt.cuda.is_available()
+    assert isinstance(dt.distributed.is_mpi_available(), bool)
 
 
 def test_no_warning_where_nothing_is_asked():
