@@ -473,6 +473,7 @@ from disttrain.legacy import HalfTensor as HalfTensor
 from disttrain.legacy import IntTensor as IntTensor
 from disttrain.legacy import LongTensor as LongTensor
 from disttrain.legacy import ShortTensor as ShortTensor
+from disttrain.legacy import set_default_tensor_type as set_default_tensor_type
 from disttrain.limits import finfo as finfo
 from disttrain.limits import iinfo as iinfo
 from disttrain.nn.functional.conv import conv1d as conv1d
@@ -513,6 +514,7 @@ from disttrain.nn.toplevel import kl_div as kl_div
 from disttrain.nn.toplevel import margin_ranking_loss as margin_ranking_loss
 from disttrain.nn.toplevel import poisson_nll_loss as poisson_nll_loss
 from disttrain.nn.toplevel import triplet_margin_loss as triplet_margin_loss
+from disttrain.printing import set_printoptions as set_printoptions
 from disttrain.random import Generator as Generator
 from disttrain.random import get_rng_state as get_rng_state
 from disttrain.random import initial_seed as initial_seed
