@@ -93,8 +93,8 @@ class ElementwiseMethods:
     def __rsub__(self, other: Any) -> Tensor:
         return a.sub(other, self)
 
-    def __rtruediv__(self: Any, other: Any) -> Tensor:
-        return a.mul(e.reciprocal(self), other)  # as PyTorch: backward keeps the quotient, self may change
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return a.number_over(self, other)
 
     __rdiv__ = __rtruediv__
 

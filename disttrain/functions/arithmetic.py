@@ -9,6 +9,7 @@ import numpy as np
 from disttrain import dtypes, engine
 from disttrain.defaults import result_type
 from disttrain.functions.common import (
+    Number,
     Operand,
     as_operand,
     binary,
@@ -19,6 +20,7 @@ from disttrain.functions.common import (
     promote,
     refuse_bool,
 )
+from disttrain.functions.elementwise import reciprocal
 from disttrain.ops import elementwise, special
 from disttrain.ops.types import Op
 
@@ -89,6 +91,12 @@ def div(input: Operand, other: Operand, *, rounding_mode: str | None = None) -> 
 def true_divide(input: Operand, other: Operand) -> Tensor:
     """``input / other``; integers give the default floating point type."""
     return div(input, other)
+
+
+def number_over(input: Any, number: Number) -> Tensor:
+    """``number / input``, as ``1 / x`` is in PyTorch: backward needs the quotient, so that ``x`` may change."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return mul(reciprocal(input), number)
 
 
 def _whole_division(op: Op, input: Operand, other: Operand) -> Tensor:
