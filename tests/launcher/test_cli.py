@@ -31,7 +31,9 @@ def test_an_unknown_command_is_refused():
     assert "No such command 'lunch'" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["launch", "--help"], ["debug", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["launch", "--help"], ["debug", "--help"], ["compat", "--help"]]
+)
 def test_help_loads_no_arrays_and_no_sockets(arguments):
     program = (
         f"import sys; sys.argv[1:] = {arguments}\n"

@@ -81,3 +81,13 @@ def test_gpus_are_counted_as_the_workers_would_see_them(monkeypatch):
     ):
         parse_nproc("gpu")
     assert parse_nproc("auto") == parse_nproc("cpu")
+
+
+def test_the_worker_is_told_that_the_program_is_for_pytorch(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("")
+
+    config = LaunchConfig(program=str(script), args=("--lr", "1"), compat=True)
+
+    assert config.argv == ["--compat", str(script), "--lr", "1"]
+    assert config.program_argv == [str(script), "--lr", "1"]
