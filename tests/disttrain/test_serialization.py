@@ -618,3 +618,38 @@ def test_a_file_that_cannot_be_written_is_named_as_the_caller_named_it(tmp_path,
     with pytest.raises(OSError, match=re.escape(f"No space left on device: '{tmp_path / 'a.dt'}'")):
         dt.save(1, tmp_path / "a.dt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_functions_of_tensors_are_saved_by_name():
+    buffer = io.BytesIO()
+    dt.save({"act": dt.nn.functional.gelu, "other": dt.relu}, buffer)
+    buffer.seek(0)
+
+    loaded = dt.load(buffer)
+
+    assert loaded["act"](dt.tensor([-1.0])).item() == dt.nn.functional.gelu(dt.tensor([-1.0])).item()
+    assert loaded["other"](dt.tensor([-1.0])).item() == 0
+
+
+@pytest.mark.parametrize("function", [dt.save, dt.manual_seed, os.system, lambda x: x])
+def test_no_other_function_is_saved(function):
+    with pytest.raises(TypeError, match="it is a function|of type builtin"):
+        dt.save({"f": function}, io.BytesIO())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "disttrain.serialization:save",
+        "disttrain.functions.elementwise:np",
+        "disttrain.functions.elementwise:apply",
+        "disttrain.functions.nothing:relu",
+        "os:system",
+        "posix:system",
+    ],
+)
+def test_no_other_function_is_loaded(name):
+    from disttrain import serialization
+
+    with pytest.raises(ValueError, match="no function that a file may name"):
+        serialization._function(name)
