@@ -24,26 +24,27 @@ histogram histogramdd hspmm hstack hypot i0 igamma igammac index_add index_reduc
 isin isneginf isposinf kron kthvalue lcm ldexp le lerp less less_equal lgamma linspace log log10 log1p log2
 log_softmax logaddexp logaddexp2 logcumsumexp logical_and logical_not logical_or logical_xor logit logspace
 logsumexp lt lu lu_solve lu_unpack masked_select matmul matrix_power max maximum mean min minimum mm mode
-msort mul multinomial multiply mv mvlgamma nan_to_num nanmean nanquantile nansum ne neg negative nextafter
-nonzero norm normal not_equal ones ones_like ormqr outer polar polygamma pow qr quantile rad2deg rand
-rand_like randint randint_like randn randn_like randperm range reciprocal remainder renorm round row_stack
-rsqrt scatter scatter_add scatter_reduce searchsorted sgn sigmoid sign signbit sin sinc sinh slice_scatter
-softmax sort sqrt square sspaddmm stack std std_mean sub subtract svd take take_along_dim tan tanh tensordot
-topk triangular_solve tril triu true_divide trunc var var_mean vdot vstack where xlogy zeros zeros_like
-bernoulli multinomial normal rand randint randn randperm
+msort mul multinomial multiply mv mvlgamma nan_to_num nanmean nanquantile nansum narrow_copy ne neg negative
+nextafter nonzero norm normal not_equal ones ones_like ormqr outer polar polygamma pow qr quantile rad2deg
+rand rand_like randint randint_like randn randn_like randperm range reciprocal remainder renorm round
+row_stack rsqrt scatter scatter_add scatter_reduce searchsorted sgn sigmoid sign signbit sin sinc sinh
+slice_scatter softmax sort sqrt square sspaddmm stack std std_mean sub subtract svd take take_along_dim tan
+tanh tensordot topk triangular_solve tril triu true_divide trunc var var_mean vdot vstack where xlogy zeros
+zeros_like
 """
 TAKES_OUT = frozenset(_NAMES.split())
 """PyTorch's functions that have ``out=``; the façade wraps those of them that are here."""
 
 _SAME_TYPE = """
-abs addbmm addmm addmv amax amin baddbmm bmm ceil cross diag dot floor gather index_add index_select inner
-log_softmax masked_select matmul mm mv neg norm round scatter scatter_add scatter_reduce sign slice_scatter softmax
-take take_along_dim tensordot tril triu trunc vdot where
+abs addbmm addmm addmv amax amin aminmax baddbmm bmm ceil cross diag dot floor gather index_add index_select
+inner log_softmax masked_select matmul mm mv neg norm round scatter scatter_add scatter_reduce sign
+slice_scatter softmax take take_along_dim tensordot tril triu trunc vdot where
 """
 SAME_TYPE = frozenset(_SAME_TYPE.split())
 """Those that want ``out`` of the type of the result; the others convert."""
 
-APART = frozenset(("cat", "gather", "index_select", "masked_select", "stack", "take", "take_along_dim"))
+_APART = "cat gather index_select kthvalue masked_select stack take take_along_dim"
+APART = frozenset(_APART.split())
 """Those that read elements elsewhere than they write them: ``out`` must not be an argument."""
 
 

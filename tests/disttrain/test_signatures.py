@@ -20,9 +20,21 @@ DIFFERENT = {
     ),
     **dict.fromkeys(("tril_indices", "triu_indices", "triangular_solve", "nn.functional.one_hot"), ITS_TEXT),
     **dict.fromkeys(("cholesky_inverse", "linalg.matrix_power", "cdist"), ITS_TEXT),
+    **dict.fromkeys(("kthvalue", "nan_to_num", "searchsorted", "true_divide"), ITS_TEXT),
     **dict.fromkeys(("set_num_threads", "set_num_interop_threads", "empty_strided", "concatenate"), ITS_TEXT),
     **dict.fromkeys(
-        ("dsplit", "hsplit", "vsplit", "tensor_split", "repeat_interleave", "std", "var", "where"),
+        (
+            "dsplit",
+            "hsplit",
+            "vsplit",
+            "tensor_split",
+            "repeat_interleave",
+            "std",
+            "var",
+            "std_mean",
+            "var_mean",
+            "where",
+        ),
         "PyTorch has several forms, and documents one",
     ),
     **dict.fromkeys(
