@@ -7,7 +7,7 @@ pytest.importorskip("expecttest", reason="the tables inside torch need expecttes
 torch_tables = pytest.importorskip("torch_tables", reason="compares with torch")
 torch_modules = pytest.importorskip("torch_modules", reason="compares with torch")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "nn.functional.conv3d": {
