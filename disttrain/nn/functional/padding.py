@@ -69,7 +69,7 @@ def _map(mode: str, n: int, before: int, after: int) -> AxisMap:
         raise RuntimeError(
             f"pad(): mode {mode!r} can add at most {limit} elements to {n}, got {(before, after)}"
         )
-    if n + before + after < 1:
+    if n + before + after < 1 and mode != "circular":
         raise RuntimeError(f"pad(): {(before, after)} leaves nothing of {n} elements")
     at = np.arange(-before, n + after)
     if mode == "circular":  # cut first, then go on at the other end of what is left

@@ -195,10 +195,15 @@ def _avg_pool(
 ) -> Tensor:
     check_kind(name, input, "fV", "int64")
     images, batched = batch(name, input, n)
+    window = _window(name, n, kernel_size, stride, padding)
+    if n == 3 and any(size < k for size, k in zip(images._array.shape[2:], window[0], strict=True)):
+        raise RuntimeError(  # of volumes only, and whatever the padding, as in PyTorch
+            f"{name}: volumes of {images._array.shape[2:]} are smaller than the windows of {window[0]}"
+        )
     out: Tensor = engine.apply(
         pool.avg_pool,
         images,
-        window=_window(name, n, kernel_size, stride, padding),
+        window=window,
         ceil_mode=ceil_mode,
         count_include_pad=count_include_pad,
         divisor_override=divisor_override,
@@ -225,6 +230,8 @@ def lp_pool2d(
     ceil_mode: bool = False,
 ) -> Tensor:
     """The sum of each window's elements to the power ``norm_type``, to the power of one over it.
+
+    For ``inf`` (``-inf``) that is the largest (smallest) absolute value.
 
     Args:
         input: ``(N, C, H, W)`` or ``(C, H, W)``.
@@ -255,6 +262,10 @@ def _lp_pool(
 ) -> Tensor:
     name = f"lp_pool{n}d"
     check_kind(name, input, "fV")
+    if math.isinf(norm_type):  # the largest absolute value, or the smallest
+        sign = 1 if norm_type > 0 else -1
+        extreme: Tensor = _max_pool(name, n, sign * input.abs(), kernel_size, stride, 0, 1, ceil_mode, False)
+        return sign * extreme
     mean = _avg_pool(name, n, input.pow(norm_type), kernel_size, stride, 0, ceil_mode, True, None)
     pixels = math.prod(each(name, "kernel_size", kernel_size, n))
     return (mean.sign() * mean.abs().relu() * pixels).pow(1.0 / norm_type)
@@ -288,16 +299,18 @@ def _adaptive_avg_pool(name: str, n: int, input: Tensor, output_size: Any) -> Te
     check_kind(name, input, "fV")
     images, batched = batch(name, input, n)
     out: Tensor = engine.apply(
-        pool.adaptive_avg_pool, images, output_size=_adaptive_size(name, n, images, output_size)
+        pool.adaptive_avg_pool,
+        images,
+        output_size=_adaptive_size(name, n, images, output_size, n == 3 and batched),
     )
     return out if batched else out.squeeze(0)
 
 
-def _adaptive_size(name: str, n: int, images: Tensor, output_size: Any) -> tuple[int, ...]:
+def _adaptive_size(name: str, n: int, images: Tensor, output_size: Any, channels: bool) -> tuple[int, ...]:
     have = images._array.shape
-    if 0 in have[1:]:
+    if 0 in have[2:] or (channels and not have[1]):
         raise RuntimeError(
-            f"{name}: expected images of at least one channel and pixel, got shape {tuple(have)}"
+            f"{name}: expected images of at least one {'channel and ' if channels else ''}pixel, got shape {have}"
         )
     if not isinstance(output_size, int) and len(output_size) == n:
         output_size = [h if want is None else want for want, h in zip(output_size, have[2:], strict=True)]
@@ -336,7 +349,7 @@ def _adaptive_max_pool(name: str, n: int, input: Tensor, output_size: Any, retur
     check_kind(name, input, "fV")
     images, batched = batch(name, input, n)
     out, where = engine.apply(
-        pool.adaptive_max_pool, images, output_size=_adaptive_size(name, n, images, output_size)
+        pool.adaptive_max_pool, images, output_size=_adaptive_size(name, n, images, output_size, batched)
     )
     return _with_places(out, where, batched, return_indices)
 

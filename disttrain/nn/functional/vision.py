@@ -408,7 +408,10 @@ def grid_sample(
         places = [_inside(x, m, padding_mode, aligned) for x, m in zip(places, sizes, strict=True)]
     if mode == "nearest":
         at = [np.rint(x._array.astype(np.float64)) for x in places]
-        return _pixels(input, at)
+        nearest = _pixels(input, at)
+        if grid.requires_grad:  # it has a gradient, of zeros
+            return nearest + grid.where(Tensor(np.zeros((), bool)), 0.0).sum(-1).unsqueeze(1)
+        return nearest
     pixels: list[list[Any]] = []
     weights: list[list[Tensor]] = []
     for x, m in zip(places, sizes, strict=True):
@@ -431,7 +434,7 @@ def grid_sample(
 
 
 def _inside(x: Tensor, m: int, padding_mode: str, aligned: bool) -> Tensor:
-    """Return places, in pixels, that ``padding_mode`` moves into an axis of ``m`` pixels."""
+    """Return places, in pixels, that ``padding_mode`` moves into an axis of ``m`` pixels; nan to its first one."""
     if padding_mode == "zeros":
         return x
     if padding_mode == "reflection":
@@ -443,7 +446,7 @@ def _inside(x: Tensor, m: int, padding_mode: str, aligned: bool) -> Tensor:
         rest = away - Tensor((turns * span).astype(x._array.dtype))
         odd = Tensor(turns % 2 == 1)
         x = (span - rest).where(odd, rest) + low
-    edge = Tensor(np.clip(x._array, 0, m - 1))
+    edge = Tensor(np.clip(np.where(np.isnan(x._array), x._array.dtype.type(0), x._array), 0, m - 1))
     return x.where((x > 0) & (x < m - 1), edge)  # no gradient at the edge itself, as in PyTorch
 
 

@@ -26,7 +26,11 @@ GRID3 = rng.uniform(-1.3, 1.3, (2, 3, 4, 2, 3))
 
 # name: [(arguments, options)]; arrays become tensors, those of float64 ask for gradients.
 CASES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
-    "adaptive_avg_pool1d": [((LINES, 4), {}), ((LINES[0], (2,)), {})],
+    "adaptive_avg_pool1d": [
+        ((LINES, 4), {}),
+        ((LINES[0], (2,)), {}),
+        ((LINES[:, :0].astype(np.float32), 4), {}),
+    ],
     "adaptive_avg_pool2d": [((IMAGES, (2, None)), {}), ((IMAGES[0], 3), {})],
     "adaptive_avg_pool3d": [((VOLUMES, (2, None, 2)), {})],
     "adaptive_max_pool1d": [((LINES, 4), {"return_indices": True})],
@@ -106,7 +110,11 @@ CASES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "layer_norm": [((X, (6,), floats(6), floats(6)), {}), ((X, (4, 6)), {"eps": 1e-2})],
     "local_response_norm": [((IMAGES, 3), {}), ((LINES, 2, 0.3, 0.5, 2.0), {})],
     "lp_pool1d": [((LINES, 3, 2), {})],
-    "lp_pool2d": [((IMAGES, 2, (2, 3)), {"stride": 2, "ceil_mode": True})],
+    "lp_pool2d": [
+        ((IMAGES, 2, (2, 3)), {"stride": 2, "ceil_mode": True}),
+        ((IMAGES, float("inf"), 2), {}),
+        ((IMAGES, float("-inf"), 2, 1), {}),
+    ],
     "lp_pool3d": [((VOLUMES, 2, 2), {})],
     "max_pool1d": [((LINES, 3, 2, 1), {"return_indices": True}), ((LINES[0], 2), {"dilation": 2})],
     "max_pool2d": [
@@ -160,8 +168,22 @@ def test_images_are_sampled_as_by_torch(mode, padding, corners):
         found.append([out, *lib.autograd.grad(out, [x, grid], g, allow_unused=True)])
 
     for ours, theirs in zip(*found[::-1], strict=True):
-        wanted = theirs.detach().numpy()
-        np.testing.assert_allclose(wanted * 0 if ours is None else ours.detach().numpy(), wanted, 1e-9, 1e-9)
+        np.testing.assert_allclose(ours.detach().numpy(), theirs.detach().numpy(), 1e-9, 1e-9)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # NumPy's
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+def test_images_are_sampled_at_no_place_as_by_torch(mode, padding, value):
+    torch = pytest.importorskip("torch", reason="PyTorch is the reference")
+    grid = GRID.copy()
+    grid[0, 0, 0, 0] = value
+
+    ours = F.grid_sample(dt.tensor(IMAGES), dt.tensor(grid), mode, padding, False)
+
+    theirs = torch.nn.functional.grid_sample(torch.tensor(IMAGES), torch.tensor(grid), mode, padding, False)
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), 1e-9, 1e-9)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic", "lanczos"])
@@ -264,6 +286,16 @@ def test_half_precision_comes_back_in_its_own_type(name, dtype):
         ),
         (lambda x: F.max_unpool2d(x[None], x[None], 2), RuntimeError, "indices must be an int64 Tensor"),
         (lambda x: F.avg_pool1d(x, 2, divisor_override=2), TypeError, "divisor_override"),
+        (
+            lambda x: F.avg_pool3d(x[None, None], (3, 1, 1), padding=(1, 0, 0)),
+            RuntimeError,
+            r"volumes of \(1, 4, 6\) are smaller than the windows of \(3, 1, 1\)",
+        ),
+        (
+            lambda x: F.adaptive_avg_pool3d(x[None, :0, :, None, None], 2),
+            RuntimeError,
+            "one channel and pixel",
+        ),
         (lambda x: F.batch_norm(x, None, None), RuntimeError, "needs running_mean and running_var"),
         (lambda x: F.layer_norm(x, (4,)), RuntimeError, r"must end with normalized_shape \(4,\)"),
     ],
