@@ -259,9 +259,10 @@ def clamp(input: Tensor, min: Operand | None = None, max: Operand | None = None)
         raise RuntimeError("clamp() needs min or max, got None for both")
     known = [t for t in (input, min, max) if t is not None]
     kind = promote(*known)[0]._array.dtype
-    return engine.apply(  # type: ignore[no-any-return]
-        elementwise.clamp, cast(input, kind), cast(min, kind), cast(max, kind)
-    )
+    limits = [cast(t, kind) for t in (min, max)]
+    if kind.kind == "V":  # NumPy would make float32 of a bfloat16 array and a number
+        limits = [kind.type(t) if isinstance(t, int | float) else t for t in limits]
+    return engine.apply(elementwise.clamp, cast(input, kind), *limits)  # type: ignore[no-any-return]
 
 
 def clamp_min(input: Tensor, min: Operand) -> Tensor:

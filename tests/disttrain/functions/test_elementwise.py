@@ -242,6 +242,7 @@ CASES["clamp"] = [
         np.arange(-3, 4),
         f(3).astype(np.float32),
         f(2, 3).astype(np.float16),
+        f(2, 3).astype(ml_dtypes.bfloat16),
         np.asarray(2.0),
         f(0),
     )
