@@ -7,6 +7,7 @@ at the next step.
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -98,12 +99,19 @@ class FlatParameters:
         """By name of a state, the part of its buffer that belongs to each parameter."""
         self._named: Any = ((), ())
         self._parts: list[tuple[str, list[Array]]] = []
+        self._held: list[Array] = []
+        """The arrays of ``_parts``, parameter by parameter: what ``state`` holds if nobody has touched it."""
+        self._slots: list[Slot | None] = []
+        self._gradients: list[Array] = []
+        """The arrays of ``_slots`` if these are neighbours in one buffer."""
         self.scalar_type = get_default_dtype().numpy.type
         self._collect()
         self._give_slots()
 
     def _collect(self) -> None:
         """Move parameters that are elsewhere into the buffer."""
+        if all(map(operator.is_, [p._array for p in self.params], self.views)):
+            return
         for i, (p, view) in enumerate(zip(self.params, self.views, strict=True)):
             if p._array is view:
                 continue
@@ -131,6 +139,7 @@ class FlatParameters:
             self._named = (buffers, scalars)
             self._parts = [(n, self._place(n, True)) for n in scalars]
             self._parts += [(n, self._place(n, False)) for n in buffers]
+            self._held = [parts[i] for i in range(len(self.params)) for _, parts in self._parts]
         return self._parts
 
     def _place(self, name: str, scalar: bool) -> list[Array]:
@@ -205,11 +214,24 @@ class FlatParameters:
             initial: what state is filled with, by group and name.
         """
         self._collect()
-        self._give_slots()
         if self.home is not None:
             self.array.reshape(self.home.shape)[...] = self.home
         places = self._places(buffers, scalars)
         numbers = [self.state[n].tolist() for n in scalars]
+        if self._is_whole(state):
+            for p in self.params:
+                p._version_counter[0] += 1
+            if all([values.count(values[0]) == len(values) for values in numbers]):
+                slot = self._slots[-1]
+                assert slot is not None
+                end, last = slot.offset + slot.array.size, len(self.params) - 1
+                yield from self._run(0, last, slot.flat, end, numbers, False, buffers, scalars)
+                return
+        else:
+            for p in self.params:
+                if p._grad is not None:
+                    p._version_counter[0] += 1
+        self._give_slots()
         begins = self.begins
         first = last = -1
         together = fresh = False
@@ -220,7 +242,6 @@ class FlatParameters:
             if grad is None:
                 continue
             assert slot is not None
-            p._version_counter[0] += 1
             if grad._array is slot.array:
                 source, offset = slot.flat, slot.offset
             else:  # put there by the user, who may have kept what is in the slot
@@ -247,6 +268,35 @@ class FlatParameters:
             flat, flat_end = source, offset + begins[i + 1] - begins[i]
         if last >= 0:
             yield from self._run(first, last, flat, flat_end, numbers, fresh, buffers, scalars)
+
+    def _is_whole(self, state: dict[Any, dict[str, Any]]) -> bool:
+        """Return whether all gradients lie side by side, and all state where it was put: one stretch, at once.
+
+        This is nearly every step, and quick: the loops are list comprehensions.
+        """
+        slots = [p._slot for p in self.params]
+        if not self._slots or not all(
+            map(operator.is_, slots, self._slots)
+        ):  # a parallel wrapper gave others
+            self._slots, self._gradients = slots, []
+            first = slots[0]
+            if first is not None and all(
+                s is not None and s.flat is first.flat and s.offset - first.offset == begin
+                for s, begin in zip(slots, self.begins, strict=False)
+            ):
+                self._gradients = [s.array for s in slots if s is not None]
+        if not self._gradients:
+            return False
+        try:
+            held: list[Any] = [p._grad._array for p in self.params]  # type: ignore[union-attr]
+            if not all(map(operator.is_, held, self._gradients)):
+                return False
+            if not self._held:
+                return True
+            held = [t._array for p in self.params for t in state[p].values()]
+        except AttributeError:  # a gradient is None, or something in the state is no Tensor
+            return False
+        return len(held) == len(self._held) and all(map(operator.is_, held, self._held))
 
     def _run(
         self,
