@@ -24,7 +24,8 @@ _NAMES = {
         "bernoulli multinomial normal poisson rand rand_like randint randint_like randn randn_like randperm"
     ),
     "disttrain.functions.creation": (
-        "arange as_tensor empty empty_like empty_strided eye from_numpy full full_like linspace logspace ones "
+        "arange as_tensor asarray empty empty_like empty_strided eye from_numpy frombuffer full full_like linspace "
+        "logspace ones "
         "ones_like scalar_tensor tensor zeros zeros_like"
     ),
     "disttrain.functions.elementwise": (

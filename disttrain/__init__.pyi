@@ -136,11 +136,13 @@ from disttrain.functions.compare import ne as ne
 from disttrain.functions.compare import not_equal as not_equal
 from disttrain.functions.creation import arange as arange
 from disttrain.functions.creation import as_tensor as as_tensor
+from disttrain.functions.creation import asarray as asarray
 from disttrain.functions.creation import empty as empty
 from disttrain.functions.creation import empty_like as empty_like
 from disttrain.functions.creation import empty_strided as empty_strided
 from disttrain.functions.creation import eye as eye
 from disttrain.functions.creation import from_numpy as from_numpy
+from disttrain.functions.creation import frombuffer as frombuffer
 from disttrain.functions.creation import full as full
 from disttrain.functions.creation import full_like as full_like
 from disttrain.functions.creation import linspace as linspace

@@ -51,7 +51,7 @@ float64 = dtype("float64", np.float64, 2)
 ALL = (bool_, uint8, int8, int16, int32, int64, float16, bfloat16, float32, float64)
 _RANK = {d: i for i, d in enumerate(ALL)}
 _BY_NUMPY = {d.numpy: d for d in ALL}
-_BY_PYTHON = {bool: bool_, int: int64}
+_BY_PYTHON = {bool: bool_, int: int64, float: float64}
 BY_NAME = {d.name: d for d in ALL} | {
     "double": float64,
     "float": float32,
@@ -75,19 +75,21 @@ def of(array: Array) -> dtype:
         ) from None
 
 
-def as_dtype(spec: Any, default: dtype = float32) -> dtype:
+def as_dtype(spec: Any) -> dtype:
     """Return the dtype that ``spec`` names: a dtype, a NumPy dtype, or Python's ``bool``, ``int``, ``float``.
+
+    Python's types are those of its own numbers, int64 and float64, as in PyTorch.
 
     Raises:
         TypeError: ``spec`` names no type that a Tensor can have.
     """
     if isinstance(spec, dtype):
         return spec
-    if spec is float:
-        return default
     if spec in _BY_PYTHON:
         return _BY_PYTHON[spec]
     try:
+        if isinstance(spec, str):
+            raise TypeError
         return _BY_NUMPY[np.dtype(spec)]
     except (KeyError, TypeError):
         raise TypeError(
@@ -135,7 +137,7 @@ def _result_type(operands: tuple[Any, ...], default: dtype) -> dtype:
         if hasattr(x, "dtype"):
             level, kind = (0 if x.ndim else 1), of(x)
         else:
-            level, kind = 2, as_dtype(type(x), default)
+            level, kind = 2, default if type(x) is float else as_dtype(type(x))
         seen = levels[level]
         levels[level] = kind if seen is None else promote_types(seen, kind)
     result: dtype | None = None

@@ -199,6 +199,8 @@ def apply_view(op: Op, x: Tensor, **options: Any) -> Tensor:
     base = t._base = x if x._base is None else x._base
     t._chain = (*x._chain, (op, options))
     t._seen = base._history
+    if base._layout:
+        t._layout = base._layout
     return t
 
 
@@ -206,7 +208,7 @@ def refresh_view(t: Tensor) -> None:
     """Make the history of a view that of its base again, after some other view or the base was changed in place."""
     base = t._base
     assert base is not None
-    if t._seen == base._history:
+    if t._seen == base._history or _is_void(t, base):
         return
     t._seen = base._history
     again = base
@@ -216,6 +218,22 @@ def refresh_view(t: Tensor) -> None:
     t._node, t._index = again._node, again._index
     if t._retained is not None:
         t._retain()
+
+
+def _is_void(t: Tensor, base: Tensor) -> bool:
+    """Return whether a view can have no history, because its base was given another shape after it was taken.
+
+    Raises:
+        RuntimeError: it would need one.
+    """
+    if t._layout == base._layout:
+        return False
+    if base._edge() is not None:
+        raise RuntimeError(
+            "the tensor that this one is a view of was given another shape in place (by transpose_(), squeeze_() or "
+            "their like) after the view was taken, so that its gradient cannot be followed; take the view again"
+        )
+    return True
 
 
 def write_in_place(x: Tensor, op: Op, *others: Any, **options: Any) -> Tensor:
@@ -311,6 +329,12 @@ def rebase(x: Tensor, edge: Edge | None) -> None:
     old = base._edge()
     if edge is None and old is None:
         return
+    refresh_view(x)
+    if x._layout != base._layout:
+        raise RuntimeError(
+            "what requires grad was written into a view of a tensor that was given another shape in place after the "
+            "view was taken; take the view again"
+        )
     node = Node(
         view_scatter,
         {"chain": x._chain},
@@ -467,7 +491,7 @@ def _walk(
                 if not retain_graph:
                     saved = node.saved
                     if saved:
-                        if type(saved) is not tuple or any(map(is_array, saved)):
+                        if type(saved) is not tuple or any(map(is_array, saved)) or node.vjp in SAVED_FOR:
                             node.saved = _FREED
                     elif saved is None:
                         node.release()  # type: ignore[attr-defined]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -81,6 +83,8 @@ class Tensor(
     """How often the history of a base was changed by a change in place."""
     _seen = 0
     """The ``_history`` of the base that this view's own history agrees with."""
+    _layout = 0
+    """How often a base was given another shape in place; of a view, how often it had been when the view was taken."""
     _hooks: dict[int, Callable[..., Any]] | None = None
     """Of a leaf: functions of its gradient."""
     _post_hooks: dict[int, Callable[..., Any]] | None = None
@@ -203,6 +207,8 @@ class Tensor(
     @property
     def mT(self) -> Tensor:
         """A view with the last two dimensions exchanged."""
+        if not self.ndim:
+            return self
         if self.ndim < 2:
             raise RuntimeError(f"mT needs matrices, got shape {list(self.shape)}")
         return self.transpose(-2, -1)
@@ -389,10 +395,22 @@ class Tensor(
         if self._node is not None:
             raise RuntimeError("only leaf tensors can be deep-copied; detach() it first")
         copied = type(self).__new__(type(self))
-        copied._array = self._array.copy()
-        copied._version_counter = [0]
-        copied._requires_grad = self._requires_grad
+        if self._base is None:
+            copied._array = self._array.copy()
+            copied._version_counter = [0]
+        else:  # the copy of a view is a view of the copy
+            base = copy.deepcopy(self._base, memo)
+            view = base.detach()
+            for op, options in self._chain:
+                view = engine.apply(op, view, **options)
+            copied._array, copied._version_counter = view._array, base._version_counter
         memo[id(self)] = copied
+        copied._requires_grad = self._requires_grad
+        if self._grad is not None:
+            copied._grad = copy.deepcopy(self._grad, memo)
+        for name, value in vars(self).items():
+            if not name.startswith("_") and name not in vars(copied):  # what a program has put there
+                setattr(copied, name, copy.deepcopy(value, memo))
         return copied
 
     # -------------------------------------------------------------------------------------- new tensors like it
@@ -459,6 +477,8 @@ class Tensor(
 
     @requires_grad.setter
     def requires_grad(self, value: Any) -> None:
+        if value is not True and value is not False:
+            raise RuntimeError(f"requires_grad must be a bool, got {type(value).__name__}: {value!r:.80}")
         self.requires_grad_(value)
 
     def requires_grad_(self, requires_grad: Any = True) -> Tensor:
@@ -468,6 +488,10 @@ class Tensor(
             RuntimeError: recording of a tensor that is not a leaf cannot be switched off, or the type is no
                 floating point type.
         """
+        if requires_grad is not True and requires_grad is not False:
+            raise TypeError(
+                f"requires_grad_(): argument 'requires_grad' must be bool, not {type(requires_grad).__name__}"
+            )
         if self._edge() is not None and self._node is not None:
             if not requires_grad:
                 raise RuntimeError("requires_grad can be switched off only for leaf tensors; use detach()")
@@ -482,7 +506,7 @@ class Tensor(
             raise RuntimeError(
                 "Setting requires_grad=True on inference tensor outside InferenceMode is not allowed; clone() it first"
             )
-        self._requires_grad = bool(requires_grad)
+        self._requires_grad = requires_grad
         return self
 
     @property
@@ -499,7 +523,18 @@ class Tensor(
 
     @property
     def grad(self) -> Tensor | None:
-        """The accumulated gradient of this leaf."""
+        """The accumulated gradient of this leaf.
+
+        Warns:
+            UserWarning: the tensor is no leaf, and :meth:`retain_grad` was not called.
+        """
+        if self._grad is None and self._node is not None and self._retained is None:
+            warnings.warn(
+                f"The .grad attribute of a Tensor that is not a leaf Tensor is being accessed; it stays None. Call "
+                f"retain_grad() on the tensor (made by {self._node.name()}) before backward() to keep its gradient, "
+                f"or look at a leaf's",
+                stacklevel=2,
+            )
         return self._grad
 
     @grad.setter
@@ -507,12 +542,18 @@ class Tensor(
         if value is not None:
             if not isinstance(value, Tensor):
                 raise TypeError(f"grad must be a Tensor or None, got {type(value).__name__}")
+            if value is self:
+                raise RuntimeError("can't assign Variable as its own grad: give another tensor, or a clone()")
             if value.shape != self.shape or value.dtype is not self.dtype:
                 raise RuntimeError(
                     f"grad of a tensor of shape {list(self.shape)} and {self.dtype} cannot have shape "
                     f"{list(value.shape)} and {value.dtype}"
                 )
         self._grad = value
+
+    @grad.deleter
+    def grad(self) -> None:
+        self._grad = None
 
     @property
     def output_nr(self) -> Any:
@@ -527,7 +568,12 @@ class Tensor(
                 hook((), (gradient,))
         if self._post_hooks:
             for hook in list(self._post_hooks.values()):
-                hook(self)
+                result = hook(self)
+                if result is not None and not isinstance(result, Tensor):
+                    raise TypeError(
+                        f"expected Variable, but hook returned {type(result).__name__!r}: a hook after the "
+                        f"accumulation of a gradient returns nothing"
+                    )
 
     def _give_slot(self) -> None:
         """Hand out a gradient over the slot, and remember to whom."""
@@ -567,6 +613,12 @@ class Tensor(
 
     @data.setter
     def data(self, value: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Variable data has to be a tensor, but got {type(value).__name__}: {value!r:.80}")
+        if self._edge() is not None and not value.dtype.is_floating_point:
+            raise RuntimeError(
+                f"data set to a tensor that requires gradients must be floating point, got {value.dtype}"
+            )
         self._array = value._array
 
     def detach(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
     default = context.current().default_dtype
-    return (default if dtype is None else dtypes.as_dtype(dtype, default)).numpy
+    return (default if dtype is None else dtypes.as_dtype(dtype)).numpy
 
 
 def _new(array: Any, requires_grad: bool, device: Any = None) -> Tensor:
@@ -35,39 +36,104 @@ def tensor(
 ) -> Tensor:
     """A tensor that holds a copy of ``data``: a number, nested sequences, an array or a tensor.
 
-    Python floats give the default floating point type, integers int64; arrays keep their type.
+    Python floats give the default floating point type, integers int64; arrays, and tensors of one element among
+    numbers, keep their type.
 
     Raises:
-        TypeError: the data are neither numbers nor booleans.
-        ValueError: the nested sequences have uneven lengths.
+        TypeError: the data are text, or numbers stand beside sequences.
+        ValueError: the nested sequences have uneven lengths, or hold tensors of several elements or integers that
+            int64 cannot hold.
+        RuntimeError: the data are no numbers, or too large for the type.
     """
+    kind = None if dtype is None else _dtype(dtype)
     if isinstance(data, engine.Tensor_):
         array = data._array.copy()
     elif isinstance(data, np.ndarray | np.generic):
         array = np.array(data)
+        if array.dtype.kind in "OUSMm":
+            raise TypeError(
+                f"an array of {array.dtype} cannot become a tensor; convert it to a type of numbers"
+            )
     else:
-        array = _from_sequence(data, None if dtype is None else _dtype(dtype))
-    if dtype is not None:
-        array = array.astype(_dtype(dtype), copy=False)
+        array = _from_sequence(data, kind)
+    if kind is not None:
+        if array.dtype.kind == "f" and kind.kind in "iu" and not _fits(array):
+            raise RuntimeError(f"tensor(): {data!r:.80} cannot be converted to {kind}: it is out of range")
+        with np.errstate(over="ignore"):
+            array = array.astype(kind, copy=False)
     return _new(array, requires_grad, device)
 
 
+def _fits(array: Any) -> bool:
+    """Return whether all numbers lie in the range of int64."""
+    return bool((np.abs(array) <= 2.0**63).all())
+
+
+_PYTHON: dict[type, dtypes.dtype | None] = {bool: dtypes.bool_, int: dtypes.int64, float: None}
+"""The types of Python's numbers; ``None`` for the default."""
+
+
 def _from_sequence(data: Any, kind: np.dtype[Any] | None = None) -> Any:
-    """Return an array of ``data``; Python floats as ``kind`` wants them, by default in the default type."""
-    if isinstance(data, list | tuple) and data and isinstance(data[0], engine.Tensor_):
-        return np.stack([_from_sequence(d) if not isinstance(d, engine.Tensor_) else d._array for d in data])
-    array = np.array(data)
-    if kind is None and array.dtype == np.float64 and not _holds_arrays(data):
-        return array.astype(context.current().default_dtype.numpy)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"a tensor holds numbers or booleans, got {type(data).__name__}: {data!r:.80}")
-    return array
+    """Return an array of nested sequences (or a number), in the type that PyTorch infers unless ``kind`` is given."""
+    found = _types_in(data)
+    for t in found:
+        if isinstance(t, type) and t not in _PYTHON:
+            error = TypeError if t in (str, bytes) or kind is not None else RuntimeError
+            raise error(
+                f"could not infer dtype of {t.__name__}: a tensor holds numbers or booleans, got {data!r:.80}"
+            )
+    if not all(map(_PYTHON.__contains__, found)):
+        data = _without_tensors(data)
+    try:
+        array = np.array(data)
+    except ValueError:
+        raise _unevenness(data) from None
+    if array.dtype.kind == "O" or array.dtype == np.uint64:
+        if kind is not None and kind.kind in "fV":
+            return np.array(data, np.float64)  # integers of any length
+        raise ValueError(f"integers must fit into int64, got {data!r:.80}")
+    if kind is not None:
+        return array
+    default = context.current().default_dtype
+    wanted = functools.reduce(dtypes.promote_types, [_PYTHON.get(t, t) or default for t in found or {float}])
+    return array.astype(wanted.numpy, copy=False)
 
 
-def _holds_arrays(data: Any) -> bool:
-    while isinstance(data, list | tuple) and data:
-        data = data[0]
-    return isinstance(data, np.ndarray | np.generic)
+def _types_in(data: Any) -> set[Any]:
+    """Return the types of what nested sequences hold: Python's, and dtypes of arrays and tensors."""
+    if isinstance(data, engine.Tensor_ | np.ndarray | np.generic):
+        return {dtypes.of(data._array if isinstance(data, engine.Tensor_) else data)}
+    if not isinstance(data, Sequence) or isinstance(data, str | bytes):
+        return {type(data)}
+    types = set(map(type, data))
+    if types <= _PYTHON.keys():
+        return types
+    return set().union(*map(_types_in, data))
+
+
+def _without_tensors(data: Any) -> Any:
+    if isinstance(data, engine.Tensor_):
+        if data.numel() != 1:
+            raise (ValueError if data.dtype.is_floating_point else TypeError)(
+                f"only tensors of one element can stand among numbers, got shape {list(data.shape)}; use stack()"
+            )
+        return data.item()
+    return [_without_tensors(d) for d in data] if isinstance(data, list | tuple) else data
+
+
+def _unevenness(data: Any, depth: int = 0) -> Exception:
+    """Return the error that says what is uneven in nested sequences."""
+    sequences = [isinstance(d, Sequence | np.ndarray) for d in data]
+    if not all(sequences):
+        return TypeError(f"sequences and numbers stand side by side at dim {depth} of the data: {data!r:.80}")
+    lengths = [len(d) for d in data]
+    for n in lengths:
+        if n != lengths[0]:
+            return ValueError(f"expected sequence of length {lengths[0]} at dim {depth + 1} (got {n})")
+    return next(
+        (_unevenness(d, depth + 1) for d in data if len({np.shape(e) for e in d if np.ndim(e) < 2}) > 1),
+        ValueError(f"the nested sequences are uneven: {data!r:.80}"),
+    )
 
 
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
@@ -82,19 +148,65 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     return result
 
 
+def asarray(
+    obj: Any, *, dtype: Any = None, device: Any = None, copy: bool | None = None, requires_grad: bool = False
+) -> Tensor:
+    """``obj`` as a tensor, in memory of its own if ``copy``, in the same memory if ``copy`` is false.
+
+    Raises:
+        ValueError: ``copy`` is false, but the memory cannot be shared.
+    """
+    shares = isinstance(obj, engine.Tensor_ | np.ndarray)
+    t = as_tensor(obj, dtype, device)
+    alike = shares and np.may_share_memory(t._array, obj._array if isinstance(obj, engine.Tensor_) else obj)
+    if copy is False and not alike and t.numel():
+        raise ValueError(
+            f"asarray(): {type(obj).__name__} cannot become {t.dtype} on {t.device} without a copy"
+        )
+    if copy and alike:
+        t = t.clone()
+    return t.requires_grad_() if requires_grad else t
+
+
+def frombuffer(
+    buffer: Any, *, dtype: Any, count: int = -1, offset: int = 0, requires_grad: bool = False
+) -> Tensor:
+    """A tensor of one dimension over the memory of a Python buffer.
+
+    Args:
+        buffer: ``bytes``, ``bytearray``, ``memoryview``, an array.
+        dtype: of the elements.
+        count: how many; -1 for all that are there.
+        offset: where in the buffer they begin, in bytes.
+        requires_grad: record operations on the result.
+
+    Raises:
+        ValueError: the buffer is too short, or holds no whole number of elements.
+    """
+    return _new(np.frombuffer(buffer, _dtype(dtype), count, offset), requires_grad)
+
+
 def from_numpy(ndarray: np.ndarray[Any, Any]) -> Tensor:
     """A tensor that shares the array's memory.
 
     Raises:
         TypeError: not an array, or of a type no tensor can have.
+        ValueError: the bytes of its elements are in foreign order.
     """
     if not isinstance(ndarray, np.ndarray):
         raise TypeError(f"from_numpy() expects a numpy.ndarray, got {type(ndarray).__name__}")
+    if not ndarray.dtype.isnative:
+        raise ValueError(
+            f"from_numpy(): the byte order of {ndarray.dtype} is not this machine's; convert the array with "
+            f"astype(array.dtype.newbyteorder('='))"
+        )
     return engine.Tensor_(ndarray)  # type: ignore[no-any-return]
 
 
 def _size(name: str, args: tuple[Any, ...], size: Any = None) -> tuple[int, ...]:
     shape = given(name, "size", args, size)
+    if any(isinstance(n, bool) for n in args):
+        raise TypeError(f"{name}(): sizes must be integers, got {args!r}")
     if min(shape, default=0) < 0:
         raise RuntimeError(f"{name}(): sizes must not be negative, got {list(shape)}")
     return shape
@@ -195,6 +307,10 @@ def _filled(name: str, make: Any, value: Any, kind: np.dtype[Any]) -> Any:
     try:
         if isinstance(value, float) and kind.kind in "iu":
             value = int(value)
+        if kind.kind in "fV" and math.isfinite(value):
+            with np.errstate(over="ignore"):
+                if np.isinf(np.asarray(value).astype(kind)):
+                    raise OverflowError("it is too large")
         return make(value)
     except (OverflowError, ValueError) as e:
         raise RuntimeError(f"{name}(): {value!r} cannot be converted to {kind}: {e}") from None
@@ -223,7 +339,9 @@ def full(
     if dtype is None and isinstance(fill_value, engine.Tensor_):
         dtype = fill_value.dtype
     value = _number("full", fill_value)
-    kind = _dtype(type(value) if dtype is None else dtype)
+    if dtype is None and not isinstance(value, float):
+        dtype = type(value)
+    kind = _dtype(dtype)
     return _new(_filled("full", lambda v: np.full(shape, v, kind), value, kind), requires_grad, device)
 
 
@@ -407,8 +525,10 @@ def _line(start: Any, end: Any, count: int, kind: np.dtype[Any]) -> Any:
     """Return evenly spaced numbers, symmetric from both ends, as PyTorch computes them: in the type itself."""
     whole = kind.kind in "iu"
     if whole:
+        if not math.isfinite(start) or not math.isfinite(end):
+            raise RuntimeError(f"{start} to {end} cannot be converted to {kind}: they must be finite")
         start, end = int(start), int(end)
-    work: Any = np.dtype(np.float32) if kind.itemsize <= 4 and not whole else np.dtype(np.float64)
+    work: Any = np.dtype(np.float64) if whole else kind
     first, last = work.type(start), work.type(end)
     if count == 1:
         return np.full(1, first).astype(kind)
@@ -439,6 +559,10 @@ def logspace(
     start, end, count, kind = _steps("logspace", start, end, steps, dtype)
     wide = np.dtype(np.float64)
     if kind.kind in "iu":
+        if not math.isfinite(start) or not math.isfinite(end):
+            raise RuntimeError(
+                f"logspace(): {start} to {end} cannot be converted to {kind}: they must be finite"
+            )
         start, end = int(start), int(end)
     with np.errstate(all="ignore"):
         powers = float(base) ** _line(start, end, count, wide)

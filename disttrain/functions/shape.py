@@ -139,7 +139,7 @@ def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
 
 def ravel(input: Tensor) -> Tensor:
     """All elements in one dimension."""
-    return reshape(input, input._array.size)
+    return reshape(contiguous(input), input._array.size)
 
 
 def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
@@ -471,7 +471,9 @@ def _become(input: Tensor, changed: Tensor) -> Tensor:
     edge = changed._edge()
     input._array = changed._array
     if input._base is not None:
-        input._chain, input._seen = changed._chain, input._base._history
+        input._chain, input._seen, input._layout = changed._chain, changed._seen, changed._layout
+    else:
+        input._layout += 1
     if edge is not None and edge[0] is not input:
         input._node, input._index = edge
     return input

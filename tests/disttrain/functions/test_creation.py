@@ -31,6 +31,10 @@ SIZES = [
     c(2, requires_grad=True),
     c(2, dtype=dt.int64, requires_grad=True),
     c(2, device="cpu"),
+    c(2, dtype="float32"),
+    c(2, dtype=float),
+    c(2, dtype=int),
+    c(True),
 ]
 LIKES = [c(f((2, 3)).astype(d)) for d in (np.float64, np.float32, np.int64, np.bool_)]
 LIKES += [
@@ -59,11 +63,30 @@ DATA = [
     1 << 40,
     float("nan"),
     [float("inf")],
+    [np.float32(1), 2],
+    [np.float16(1), True],
+    [np.arange(2), np.arange(2)],
+    [np.asarray(1.0, np.float32), np.asarray(2)],  # arrays become tensors here
+    [np.asarray(1), 2.5],
+    [np.asarray(True), 1],
+    [np.ones((1, 1)), 3],
+    [range(2), (3, 4)],
+    [[1], 2],
+    [1, [2]],
+    [[[1, 2]], [[1, 2], [3, 4]]],
+    [[[1, 2], [1]], [[1, 2], [3, 4]]],
+    None,
+    [None],
+    {1: 2},
+    1 << 64,
+    [[], []],
+    [[[]]],
 ]
 
 CASES: dict[str, list[Any]] = {
     "tensor": [c(d) for d in DATA]
     + [c(d, dtype=t) for d in DATA[:9] for t in (dt.float64, dt.float16, dt.int32, dt.bool)]
+    + [c(d, dtype=t) for d in (float("nan"), 1e40, [1e300], [1 << 70]) for t in (dt.int64, dt.float32)]
     + [c([0.1, 1 / 3], dtype=dt.float64), c([1.0], requires_grad=True), c([1], requires_grad=True)],
     "as_tensor": [c(d) for d in DATA]
     + [c([0.1], dtype=dt.float64), c(f(3).astype(np.float32)), c(f(3).astype(np.float32), dtype=dt.float64)],
@@ -77,6 +100,11 @@ CASES: dict[str, list[Any]] = {
         c((), 2.5),
         c((2,), 1.5, dtype=dt.int64),
         c((2,), "a"),
+        c((2,), 1e40),
+        c((2,), float("inf")),
+        c((2,), 1e40, dtype=dt.float64),
+        c((2,), 1e6, dtype=dt.float16),
+        c((2,), 300, dtype=dt.uint8),
     ],
     "zeros_like": LIKES,
     "ones_like": LIKES,
@@ -107,6 +135,25 @@ CASES: dict[str, list[Any]] = {
         c(0.0, 10.0, 7, dtype=dt.float64),
         c(0, 10, 3, dtype=dt.int64),
         c(0, 1, -1),
+        c(5, 0, 4, dtype=dt.float16),
+        c(0.5, -3, 7, dtype=dt.float16),
+        c(float("inf"), 1, 3, dtype=dt.int64),
+    ],
+    "asarray": [c(d) for d in DATA]
+    + [
+        c(f(3)),
+        c(f(3), copy=True),
+        c(f(3), copy=False),
+        c(f(3), dtype=dt.float32, copy=False),
+        c([1, 2], copy=False),
+        c([1.5], requires_grad=True),
+    ],
+    "frombuffer": [
+        c(bytearray(range(8)), dtype=dt.int16),
+        c(bytearray(range(8)), dtype=dt.uint8, count=2, offset=3),
+        c(bytearray(range(7)), dtype=dt.int16),
+        c(bytearray(range(8)), dtype=dt.int16, count=9),
+        c(bytearray(range(8)), dtype=dt.int16, offset=9),
     ],
     "logspace": [
         c(0, 2, 3),
@@ -152,6 +199,10 @@ def test_from_numpy_shares_memory_and_refuses_the_rest() -> None:
         dt.from_numpy([1])
     with pytest.raises(TypeError, match="complex128"):
         dt.from_numpy(np.zeros(2, complex))
+    with pytest.raises(ValueError, match="byte order"):
+        dt.from_numpy(np.zeros(2, ">i4"))
+    with pytest.raises(TypeError, match="object"):
+        dt.tensor(np.array([1, 2], object))
 
 
 def test_tensor_copies_and_as_tensor_shares() -> None:

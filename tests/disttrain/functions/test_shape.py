@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import disttrain as dt
+
 rng = np.random.default_rng(0)
 
 
@@ -224,8 +226,6 @@ def test_as_pytorch_does(name: str, against_torch: Any) -> None:
 
 def test_strides_decide_between_view_and_copy() -> None:
     torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
-    import disttrain as dt
-
     a = f(4, 3, 2)
     for axes, size in itertools.product(
         itertools.permutations(range(3)), [(12, 2), (4, 6), (24,), (2, 2, 3, 2), (3, 8)]
@@ -247,8 +247,6 @@ def test_strides_decide_between_view_and_copy() -> None:
 
 def test_shapes_broadcast_as_pytorchs() -> None:
     torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
-    import disttrain as dt
-
     for shapes in (((2, 1), 3), ((2,),), (), ((1, 3), (2, 1), 1), ((0, 1), (5,))):
         assert tuple(dt.broadcast_shapes(*shapes)) == tuple(torch.broadcast_shapes(*shapes))
     with pytest.raises(RuntimeError, match="do not broadcast"):
@@ -259,8 +257,6 @@ def test_shapes_broadcast_as_pytorchs() -> None:
 
 def test_writing_through_views_reaches_the_base_and_its_gradient() -> None:
     torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
-    import disttrain as dt
-
     a, b = f(3, 4), f(3, 4)
     for take in (
         lambda x: x.view(4, 3)[1],
@@ -292,8 +288,6 @@ def test_writing_through_views_reaches_the_base_and_its_gradient() -> None:
 
 
 def test_overlapping_views_cannot_be_written() -> None:
-    import disttrain as dt
-
     for view in (dt.zeros(4).unfold(0, 3, 1), dt.zeros(4).as_strided((2, 2), (1, 1)), dt.zeros(1).expand(3)):
         with pytest.raises(RuntimeError, match="several of its elements are one"):
             view.add_(1.0)
@@ -301,8 +295,6 @@ def test_overlapping_views_cannot_be_written() -> None:
 
 def test_bytes_as_another_type() -> None:
     torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
-    import disttrain as dt
-
     a = f(2, 4).astype(np.float32)
     for name in ("int32", "int16", "float64", "uint8", "float32"):
         ours = dt.from_numpy(a).view(getattr(dt, name))
@@ -316,3 +308,32 @@ def test_bytes_as_another_type() -> None:
     ):
         with pytest.raises(RuntimeError, match="view"):
             wrong()
+
+
+def test_a_base_given_another_shape_in_place() -> None:
+    x = dt.ones(2, 3, requires_grad=True)
+    base = x * 1
+    view = base[0]
+    base.t_()
+    assert view.sum().requires_grad  # nothing was written since
+
+    base.mul_(2)
+    with pytest.raises(RuntimeError, match="take the view again"):
+        view.sum()
+    base[:, 0].sum().backward()
+    assert x.grad.tolist() == [[2, 2, 2], [0, 0, 0]]
+
+    plain = dt.ones(2, 3)
+    view = plain[0]
+    plain.t_()
+    view.add_(1)
+    assert plain.tolist() == [[2, 1], [2, 1], [2, 1]]
+    with pytest.raises(RuntimeError, match="take the view again"):
+        view.add_(dt.ones(3, requires_grad=True))
+
+
+def test_ravel_is_contiguous() -> None:
+    x = dt.arange(6).reshape(2, 3)
+
+    assert x[:, 1].ravel().stride() == (1,)
+    assert x.ravel().data_ptr() == x.data_ptr()
