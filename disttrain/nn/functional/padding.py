@@ -69,11 +69,11 @@ def _map(mode: str, n: int, before: int, after: int) -> AxisMap:
         raise RuntimeError(
             f"pad(): mode {mode!r} can add at most {limit} elements to {n}, got {(before, after)}"
         )
-    if n + before + after < 1 and mode != "circular":
-        raise RuntimeError(f"pad(): {(before, after)} leaves nothing of {n} elements")
     at = np.arange(-before, n + after)
+    first, kept = max(-before, 0), n - max(-before, 0) - max(-after, 0)
+    if (kept < 1 <= len(at)) if mode == "circular" else not len(at):
+        raise RuntimeError(f"pad(): {(before, after)} leaves nothing of {n} elements")
     if mode == "circular":  # cut first, then go on at the other end of what is left
-        first, kept = max(-before, 0), n - max(-before, 0) - max(-after, 0)
         return selection(first + (at - first) % max(kept, 1), n)
     if mode == "reflect":
         at = np.abs(at)

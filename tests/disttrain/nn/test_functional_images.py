@@ -274,6 +274,7 @@ def test_half_precision_comes_back_in_its_own_type(name, dtype):
         (lambda x: F.pad(x, (1, 1), value=1.0, mode="reflect"), ValueError, "takes no value, got 1.0"),
         (lambda x: F.pad(x, (1, 1), "mirror"), NotImplementedError, "got 'mirror'"),
         (lambda x: F.pad(x, (-4, -4)), RuntimeError, "cuts more than there is"),
+        (lambda x: F.pad(x, (-6, 2), "circular"), RuntimeError, "leaves nothing of 6 elements"),
         (lambda x: F.interpolate(x[None], 3, 2.0), ValueError, "give one of size and scale_factor"),
         (lambda x: F.interpolate(x[None], 3, mode="cubic"), NotImplementedError, "unknown mode 'cubic'"),
         (lambda x: F.interpolate(x[None], 3, align_corners=True), ValueError, "no meaning in mode 'nearest'"),
