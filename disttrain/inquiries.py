@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from disttrain import dtypes
+from disttrain.layouts import strided
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -109,6 +110,32 @@ class Inquiries:
     def is_cpu(self: Any) -> bool:
         """Whether the memory is the host's."""
         return self.device.type == "cpu"  # type: ignore[no-any-return]
+
+    @property
+    def layout(self) -> Any:
+        """How the elements are stored: there is only ``strided``."""
+        return strided
+
+    @property
+    def real(self: Any) -> Tensor:
+        """The tensor itself: there are no complex numbers."""
+        return self  # type: ignore[no-any-return]
+
+    def is_conj(self: Any) -> bool:
+        """Return False: there are no complex numbers."""
+        return False
+
+    def is_neg(self: Any) -> bool:
+        """Return False: no tensor keeps a sign apart from its memory."""
+        return False
+
+    def is_set_to(self: Any, tensor: Tensor) -> bool:
+        """Return whether the other tensor is over the same memory, in the same shape and strides."""
+        return bool(
+            self.data_ptr() == tensor.data_ptr()
+            and self.shape == tensor.shape
+            and self.stride() == tensor.stride()
+        )
 
     def byte(self: Any) -> Tensor:
         """Return the tensor as uint8."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -33,9 +34,35 @@ from disttrain.ops import shape as shape_ops
 
 
 class Size(tuple[int, ...]):
-    """A shape, as ``torch.Size``: a tuple that knows its number of elements."""
+    """A shape, as ``torch.Size``: a tuple that knows its number of elements; its parts and sums are shapes too.
+
+    Raises:
+        TypeError: something is no integer.
+    """
 
     __slots__ = ()
+
+    def __new__(cls, sizes: Any = ()) -> Size:
+        return tuple.__new__(cls, map(operator.index, sizes))
+
+    def __getitem__(self, key: Any) -> Any:
+        part = tuple.__getitem__(self, key)
+        return tuple.__new__(Size, part) if type(part) is tuple else part
+
+    def __add__(self, other: Any) -> Any:
+        if not isinstance(other, tuple):
+            return NotImplemented
+        return tuple.__new__(Size, tuple.__add__(self, other))
+
+    def __radd__(self, other: Any) -> Any:
+        if not isinstance(other, tuple):
+            return NotImplemented
+        return tuple.__new__(Size, tuple.__add__(other, self))
+
+    def __mul__(self, times: Any) -> Any:
+        return tuple.__new__(Size, tuple.__mul__(self, times))
+
+    __rmul__ = __mul__
 
     def numel(self) -> int:
         """Return the number of elements of a tensor of this shape."""
@@ -126,7 +153,7 @@ class Tensor(
     @property
     def shape(self) -> Size:
         """Size of each dimension."""
-        return Size(self._array.shape)
+        return tuple.__new__(Size, self._array.shape)
 
     def size(self, dim: int | None = None) -> Any:
         """Return the shape, or the size of one dimension."""
@@ -313,6 +340,9 @@ class Tensor(
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: Any = False) -> Tensor:
+        return Tensor(np.asarray(array))  # what a function of NumPy's made of this tensor
+
     def item(self) -> Any:
         """Return the only element as a Python number.
 
@@ -366,7 +396,14 @@ class Tensor(
             raise TypeError("iteration over a tensor without dimensions")
         return iter([self[i] for i in range(len(self))])
 
+    def __reversed__(self) -> Tensor:
+        return self.flip(0) if self.ndim else self
+
     def __contains__(self, element: Any) -> Any:
+        if not isinstance(element, Tensor | bool | int | float | np.generic):
+            raise RuntimeError(
+                f"a tensor contains numbers, not what is of type {type(element).__name__}: {element!r:.80}"
+            )
         return (self == element).any().item()
 
     __hash__ = object.__hash__

@@ -24,10 +24,10 @@ Operand = Any  # Tensor | Number | ndarray; PyTorch's stubs call it so too
 
 def as_operand(x: Operand) -> Any:
     """Return ``x`` if it is a Tensor or a Python number, else the Tensor or number that it holds."""
+    if isinstance(x, np.generic):  # first of all: a float64 of NumPy is a Python float too
+        return x.item()
     if isinstance(x, engine.Tensor_ | bool | int | float):
         return x
-    if isinstance(x, np.generic):
-        return x.item()
     if isinstance(x, np.ndarray):
         return engine.Tensor_(x)
     raise TypeError(f"expected a Tensor or a number, got {type(x).__name__}: {x!r}")

@@ -297,7 +297,7 @@ def _number(name: str, value: Any) -> Any:
     return value
 
 
-def _filled(name: str, make: Any, value: Any, kind: np.dtype[Any]) -> Any:
+def filled(name: str, make: Any, value: Any, kind: np.dtype[Any]) -> Any:
     """Return ``make(value)`` for a number that the type can hold."""
     value = _number(name, value)
     if isinstance(value, int) and kind == np.uint8 and -256 < value < 0:
@@ -307,7 +307,9 @@ def _filled(name: str, make: Any, value: Any, kind: np.dtype[Any]) -> Any:
     try:
         if isinstance(value, float) and kind.kind in "iu":
             value = int(value)
-        if kind.kind in "fV" and math.isfinite(value):
+        if (
+            kind.kind in "fV" and not -65504 <= value <= 65504 and math.isfinite(value)
+        ):  # which all types hold
             with np.errstate(over="ignore"):
                 if np.isinf(np.asarray(value).astype(kind)):
                     raise OverflowError("it is too large")
@@ -342,7 +344,7 @@ def full(
     if dtype is None and not isinstance(value, float):
         dtype = type(value)
     kind = _dtype(dtype)
-    return _new(_filled("full", lambda v: np.full(shape, v, kind), value, kind), requires_grad, device)
+    return _new(filled("full", lambda v: np.full(shape, v, kind), value, kind), requires_grad, device)
 
 
 def scalar_tensor(
@@ -435,7 +437,7 @@ def full_like(
     """A tensor of ``fill_value`` like ``input``."""
 
     def make(array: Any, kind: np.dtype[Any], order: Any) -> Any:
-        return _filled("full_like", lambda v: np.full_like(array, v, kind, order), fill_value, kind)
+        return filled("full_like", lambda v: np.full_like(array, v, kind, order), fill_value, kind)
 
     return _like(make, input, dtype, layout, device, requires_grad, memory_format)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from disttrain import engine
 from disttrain.functions.common import need_tensors, normalize_dim, overwrite
+from disttrain.functions.creation import filled, tensor
 from disttrain.functions.shape import broadcast_tensors, expand
 from disttrain.kernels.arrays import is_array
 from disttrain.ops import index as ops
@@ -64,8 +66,6 @@ def _is_several(key: list[Any]) -> bool:
 
 def _as_index(k: Any) -> Any:
     if isinstance(k, list | tuple) and any(isinstance(e, engine.Tensor_) for e in k):
-        from disttrain.functions.creation import tensor
-
         return tensor(list(k))._array
     array = np.asarray(k)
     return array.astype(np.int64) if array.dtype.kind == "f" and not array.size else array
@@ -172,12 +172,12 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
 def _as_value(value: Any, dtype: np.dtype[Any]) -> Tensor:
     if isinstance(value, str | list | tuple) or value is None:
         raise TypeError(f"a tensor cannot hold {value!r:.80}; make it a tensor first")
-    try:
-        if isinstance(value, int) and dtype == np.uint8 and -256 < value < 0:
-            value += 256  # as PyTorch
+    if isinstance(value, np.ndarray | range):
         return engine.Tensor_(np.asarray(value, dtype))  # type: ignore[no-any-return]
-    except (OverflowError, ValueError) as e:
-        raise RuntimeError(f"a tensor of {dtype} cannot hold {value!r}: {e}") from None
+    if dtype.itemsize == 2 and dtype.kind in "fV" and isinstance(value, float):
+        with np.errstate(over="ignore"):  # to infinity, as PyTorch's halves here
+            return engine.Tensor_(np.asarray(value).astype(dtype))  # type: ignore[no-any-return]
+    return engine.Tensor_(filled("__setitem__", partial(np.asarray, dtype=dtype), value, dtype))  # type: ignore[no-any-return]
 
 
 def _fitting(x: Tensor, key: tuple[Any, ...], value: Tensor, accumulate: bool) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,17 @@ ASKED: dict[str, Any] = {
     "__len__": len,
     "__iter__": lambda t: [x.tolist() for x in t],
     "__contains__": lambda t: (2 in t, 77 in t),
+    "__contains__ of a stranger": lambda t: "a" in t,
+    "__reversed__": lambda t: reversed(t).tolist(),
+    "__array_wrap__": lambda t: (np.abs(t).tolist(), type(np.abs(t)).__name__, type(np.argmax(t)).__name__),
+    "a float of NumPy": lambda t: ((t * np.float64(2)).dtype, (np.float64(2) * t.float()).dtype),
+    "real": lambda t: (t.real is t, t.is_conj(), t.is_neg()),
+    "layout": lambda t: str(t.layout),
+    "is_set_to": lambda t: (t.is_set_to(t), t.is_set_to(t.detach()), t.is_set_to(t.clone())),
+    "parts of sizes": lambda t: [
+        (type(s).__name__, tuple(s))
+        for s in (t.shape[:-1], t.shape + (2,), (2,) + t.shape, t.shape * 2, t.shape + t.shape)
+    ],
     "__float__": float,
     "__int__": int,
     "__index__": lambda t: [0, 1, 2, 3, 4][t],
@@ -44,6 +56,9 @@ ASKED: dict[str, Any] = {
     "__array__": lambda t: np.asarray(t).tolist(),
     "__hash__": lambda t: len({t, t}),
     "mT": lambda t: t.mT.tolist() if t.ndim == 2 else None,
+    "mH": lambda t: t.mH.tolist() if t.ndim == 2 else None,
+    "H": lambda t: t.H.tolist(),
+    "is_inference": lambda t: t.is_inference(),
     "T": lambda t: t.T.tolist() if t.ndim == 2 else None,
     "to": lambda t: [str(x.dtype) for x in (t.to("cpu"), t.to(t), t.to(t.dtype, copy=True))],
     "cpu": lambda t: t.cpu() is t,
@@ -53,7 +68,11 @@ ASKED: dict[str, Any] = {
 def ask(question: Any, t: Any) -> tuple[str, Any]:
     """Return an answer as text, or the classes of an exception."""
     try:
-        return str(question(t)).replace("disttrain.", "torch."), None
+        with warnings.catch_warnings():
+            if not isinstance(t, dt.Tensor):
+                warnings.simplefilter("ignore")
+            answer = question(t)
+        return str(answer).replace("disttrain.", "torch."), None
     except (RuntimeError, TypeError, ValueError, IndexError) as e:
         return "", e
 
@@ -104,6 +123,20 @@ def test_sizes() -> None:
     assert repr(x.shape) == "disttrain.Size([2, 3])"
     assert x.shape == (2, 3)
     assert x.data_ptr() == x.numpy().ctypes.data
+
+
+@pytest.mark.parametrize("sizes", [[1, 2], (3,), [], [1.5], "ab", 3, [None]], ids=repr)
+def test_sizes_are_of_integers(sizes: Any) -> None:
+    try:
+        expected = tuple(torch.Size(sizes))
+    except TypeError:
+        with pytest.raises(TypeError):
+            dt.Size(sizes)
+        return
+    assert tuple(dt.Size(sizes)) == expected
+    assert dt.Size([dt.tensor(2)]) == (2,)
+    with pytest.raises(TypeError):
+        dt.Size([2]) + [3]
 
 
 def test_numpy_shares_memory_and_arrays_give_way() -> None:

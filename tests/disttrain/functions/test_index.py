@@ -138,6 +138,12 @@ SETS += [
     c(f(2, 3), (i(1), i(1, 2)), float("nan")),
     c(f(2, 3), (1, slice(1, 3)), float("nan")),
     c(f(2, 3), (i(0, 1), 1), f(1, 1, 2)),
+    *(
+        c(np.zeros(3, d), k, v)
+        for d in (np.float32, np.float16, np.int64, np.uint8, bool)
+        for k in (0, i(0, 1))
+        for v in (1e40, float("inf"), float("nan"), -3, 2.7, True, np.float64(1.5))
+    ),
     c(f(0, 3), (slice(None), 1), 2.0),
 ]
 
