@@ -17,6 +17,7 @@ _NAMES = {
         "enable_grad inference_mode is_anomaly_check_nan_enabled is_anomaly_enabled is_grad_enabled "
         "is_inference_mode_enabled no_grad set_grad_enabled"
     ),
+    "disttrain.batching": "vmap",
     "disttrain.devices": "device",
     "disttrain.dtypes": "bfloat16 dtype float16 float32 float64 int16 int32 int64 int8 promote_types uint8",
     "disttrain.random": "Generator get_rng_state initial_seed manual_seed seed set_rng_state",
@@ -24,16 +25,15 @@ _NAMES = {
         "bernoulli multinomial normal poisson rand rand_like randint randint_like randn randn_like randperm"
     ),
     "disttrain.functions.creation": (
-        "arange as_tensor asarray empty empty_like empty_strided eye from_numpy frombuffer full full_like linspace "
-        "logspace ones "
-        "ones_like scalar_tensor tensor zeros zeros_like"
+        "arange as_tensor asarray empty empty_like empty_strided eye from_numpy frombuffer full full_like "
+        "linspace logspace ones ones_like scalar_tensor tensor zeros zeros_like"
     ),
     "disttrain.functions.elementwise": (
-        "abs absolute acos acosh arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh bitwise_not "
-        "ceil conj conj_physical cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 fix floor frac isfinite isinf isnan "
-        "isneginf isposinf isreal lgamma log log10 log1p log2 logical_not logit nan_to_num neg negative positive "
-        "rad2deg real reciprocal relu resolve_conj resolve_neg round rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square tan tanh "
-        "trunc"
+        "abs absolute acos acosh arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh "
+        "bitwise_not ceil conj conj_physical cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 fix "
+        "floor frac isfinite isinf isnan isneginf isposinf isreal lgamma log log10 log1p log2 logical_not "
+        "logit nan_to_num neg negative positive rad2deg real reciprocal relu resolve_conj resolve_neg round "
+        "rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square tan tanh trunc"
     ),
     "disttrain.functions.arithmetic": (
         "add addcdiv addcmul arctan2 atan2 clamp clamp_max clamp_min clip copysign div divide fill float_power "
@@ -46,10 +46,11 @@ _NAMES = {
         "less_equal logical_and logical_or logical_xor lt ne not_equal numel"
     ),
     "disttrain.functions.in_place": (
-        "abs_ acos_ acosh_ arccos_ arccosh_ arcsin_ arcsinh_ arctan_ arctanh_ asin_ asinh_ atan_ atanh_ ceil_ "
-        "clamp_ clamp_max_ clamp_min_ clip_ conj_physical_ cos_ cosh_ deg2rad_ erf_ erfc_ exp2_ exp_ expm1_ fill_ fix_ floor_ "
-        "frac_ log10_ log1p_ log2_ log_ logit_ nan_to_num_ neg_ negative_ rad2deg_ reciprocal_ relu_ round_ "
-        "rsqrt_ sigmoid_ sin_ sinc_ sinh_ sqrt_ square_ tan_ tanh_ trunc_ xlogy_ zero_"
+        "abs_ acos_ acosh_ arccos_ arccosh_ arcsin_ arcsinh_ arctan_ arctanh_ asin_ asinh_ atan_ atanh_ "
+        "ceil_ clamp_ clamp_max_ clamp_min_ clip_ conj_physical_ cos_ cosh_ deg2rad_ erf_ erfc_ exp2_ exp_ "
+        "expm1_ fill_ fix_ floor_ frac_ log10_ log1p_ log2_ log_ logit_ nan_to_num_ neg_ negative_ rad2deg_ "
+        "reciprocal_ relu_ round_ rsqrt_ sigmoid_ sin_ sinc_ sinh_ sqrt_ square_ tan_ tanh_ trunc_ xlogy_ "
+        "zero_"
     ),
     "disttrain.functions.reduce": (
         "all amax amin aminmax any argmax argmin count_nonzero logsumexp max mean min nanmean nansum prod std "

@@ -40,6 +40,7 @@ from disttrain.autograd import is_grad_enabled as is_grad_enabled
 from disttrain.autograd import is_inference_mode_enabled as is_inference_mode_enabled
 from disttrain.autograd import no_grad as no_grad
 from disttrain.autograd import set_grad_enabled as set_grad_enabled
+from disttrain.batching import vmap as vmap
 from disttrain.compiler import compile as compile
 from disttrain.defaults import get_default_dtype as get_default_dtype
 from disttrain.defaults import result_type as result_type
@@ -530,7 +531,9 @@ from disttrain.settings import get_default_device as get_default_device
 from disttrain.settings import get_float32_matmul_precision as get_float32_matmul_precision
 from disttrain.settings import get_num_interop_threads as get_num_interop_threads
 from disttrain.settings import get_num_threads as get_num_threads
-from disttrain.settings import is_deterministic_algorithms_warn_only_enabled as is_deterministic_algorithms_warn_only_enabled
+from disttrain.settings import (
+    is_deterministic_algorithms_warn_only_enabled as is_deterministic_algorithms_warn_only_enabled,
+)
 from disttrain.settings import set_default_device as set_default_device
 from disttrain.settings import set_float32_matmul_precision as set_float32_matmul_precision
 from disttrain.settings import set_num_interop_threads as set_num_interop_threads

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Edge",
     "Node",
+    "Pass",
     "Slot",
     "accumulate_grad",
     "adopt",
@@ -56,6 +57,7 @@ __all__ = [
     "rebase",
     "refresh_view",
     "run_backward",
+    "running_pass",
     "set_grad_enabled",
     "write_in_place",
 ]
@@ -357,7 +359,32 @@ def rebase(x: Tensor, edge: Edge | None) -> None:
 # ---------------------------------------------------------------------------------------------- backward
 
 _FREED = ("freed",)
-_callbacks: ContextVar[list[Callable[[], None]] | None] = ContextVar("backward_callbacks", default=None)
+
+
+class Pass:
+    """A backward pass that is running."""
+
+    __slots__ = ("callbacks", "receivers", "users")
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[], None]] = []
+        """What to call at its end."""
+        self.users: dict[Any, int] = {}
+        """The nodes and leaves below its roots."""
+        self.receivers: set[Any] | None = None
+        """Those of them that get a gradient, if not all do."""
+
+    def reaches(self, t: Tensor) -> bool:
+        """Return whether the pass goes to where the gradient of ``t`` goes."""
+        edge = t._edge()
+        return (
+            edge is not None
+            and edge[0] in self.users
+            and (self.receivers is None or edge[0] in self.receivers)
+        )
+
+
+_running: ContextVar[Pass | None] = ContextVar("backward_pass", default=None)
 
 
 def queue_callback(callback: Callable[[], None]) -> None:
@@ -366,10 +393,15 @@ def queue_callback(callback: Callable[[], None]) -> None:
     Raises:
         RuntimeError: no backward pass is running in this thread.
     """
-    callbacks = _callbacks.get()
-    if callbacks is None:
+    running = _running.get()
+    if running is None:
         raise RuntimeError("queue_callback() works only inside a backward pass")
-    callbacks.append(callback)
+    running.callbacks.append(callback)
+
+
+def running_pass() -> Pass | None:
+    """Return the backward pass that is running in this thread."""
+    return _running.get()
 
 
 def run_backward(
@@ -390,20 +422,20 @@ def run_backward(
     Returns:
         One gradient per wanted edge, ``None`` where nothing arrived.
     """
-    callbacks: list[Callable[[], None]] = []
+    running = Pass()
     before = grad_enabled.get()
-    token, mode = _callbacks.set(callbacks), grad_enabled.set(changed(grad=create_graph))
+    token, mode = _running.set(running), grad_enabled.set(changed(grad=create_graph))
     try:
         visit = _visit
         if not isinstance(before, bool) and before.watch is not None:
             visit = before.watch.visiting(_visit)
-        found = _walk(roots, retain_graph, create_graph, wanted, visit)
-        for callback in callbacks:
+        found = _walk(roots, retain_graph, create_graph, wanted, visit, running)
+        for callback in running.callbacks:
             callback()
         return found
     finally:
         grad_enabled.reset(mode)
-        _callbacks.reset(token)
+        _running.reset(token)
 
 
 @np.errstate(all="ignore")  # infinities and nan go where they go, without a warning, as in PyTorch
@@ -413,6 +445,7 @@ def _walk(
     create_graph: bool,
     wanted: Sequence[Edge] | None,
     visit: Callable[..., Sequence[Any]],
+    running: Pass,
 ) -> list[Any]:
     roots = list(roots)
     users, nodes = _count_users([edge[0] for edge, _ in roots])
@@ -424,6 +457,7 @@ def _walk(
         targets = {target for target, _ in wanted}
         useful = _useful(nodes, targets)
         receivers = useful | targets
+    running.users, running.receivers = users, receivers
 
     buffers: dict[Any, list[Any]] = {}
     owned: set[Edge] = set()

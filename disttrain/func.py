@@ -8,11 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from disttrain import autograd, engine
 from disttrain.autograd import functional
+from disttrain.batching import vmap
+from disttrain.nodes import Node
 
 if TYPE_CHECKING:
     from disttrain.nn.module import Module
 
-__all__ = ["functional_call", "grad", "grad_and_value", "hessian", "jacrev", "vjp"]
+__all__ = [
+    "functional_call",
+    "grad",
+    "grad_and_value",
+    "hessian",
+    "jacfwd",
+    "jacrev",
+    "jvp",
+    "linearize",
+    "stack_module_state",
+    "vjp",
+    "vmap",
+]
 
 Argnums = int | tuple[int, ...]
 
@@ -61,6 +75,24 @@ def _fresh(tree: Any) -> Any:
     return _map(lambda t: t.view_as(t) if t.requires_grad else t.detach().requires_grad_(), tree)
 
 
+def _reach_beyond(outs: Sequence[Any], own: Sequence[Any]) -> bool:
+    """Return whether the history of ``outs`` reaches a leaf that is none of ``own``: one of the caller's."""
+    mine = set(map(id, own))
+    edges = [t._edge() for t in outs]
+    seen: set[int] = set()
+    while edges:
+        edge = edges.pop()
+        if edge is None or id(edge[0]) in seen:
+            continue
+        target = edge[0]
+        seen.add(id(target))
+        if isinstance(target, Node):
+            edges.extend(target.edges)
+        elif id(target) not in mine:
+            return True
+    return False
+
+
 def grad_and_value(
     func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False
 ) -> Callable[..., Any]:
@@ -100,7 +132,7 @@ def grad_and_value(
                 )
             else:
                 found = tuple([t.detach() * 0 for t in leaves])
-        wants = outer and any(t.requires_grad for t in _leaves([args, kwargs]))
+        wants = outer and _reach_beyond([out, *found], leaves)
         finish: Callable[[Any], Any] = (lambda t: t) if wants else (lambda t: t.detach())
         flat = iter(found)
         grads = [_map(lambda _: finish(next(flat)), given[i]) for i in numbers]
@@ -154,16 +186,102 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         flat = iter(found)
         return _map(lambda _: next(flat), tuple(given))
 
-    value = _map(lambda t: t.detach(), out)
+    value, aux = _apart(out, aux, given)
     return (value, back, aux) if has_aux else (value, back)
 
 
-def jacrev(func: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., Any]:
+def _apart(out: Any, aux: Any, given: Any) -> tuple[Any, Any]:
+    """Return results without the history that leads to ``given`` alone."""
+    if engine.is_grad_enabled() and _reach_beyond(_leaves(out), _leaves(given)):
+        return out, aux
+    return _map(lambda t: t.detach(), out), _map(lambda t: t.detach(), aux)
+
+
+def jvp(
+    func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool = False, has_aux: bool = False
+) -> Any:
+    """Return ``func(*primals)`` and its derivative in the direction of ``tangents``, as ``torch.func.jvp``.
+
+    It is made of two backward passes (the derivative of :func:`vjp`, which is linear, with respect to its argument).
+
+    Args:
+        func: takes and returns Tensors or nests of them.
+        primals: a tuple of its arguments.
+        tangents: a tuple like ``primals``.
+        strict: there for PyTorch's signature.
+        has_aux: ``func`` returns something else beside; it is returned third.
+
+    Raises:
+        RuntimeError: ``primals`` is no tuple, or ``tangents`` differs from it in its structure or shapes.
+    """
+    if not isinstance(primals, tuple):
+        raise RuntimeError(f"jvp(): expected primals to be a tuple, got {type(primals).__name__}")
+    directions, points = _leaves(tangents), _leaves(primals)
+    if not isinstance(tangents, tuple) or len(directions) != len(points):
+        raise RuntimeError("jvp(): expected primals and tangents to be tuples of the same structure")
+    for p, d in zip(points, directions, strict=True):
+        if p.shape != d.shape:
+            raise RuntimeError(f"jvp(): a primal has shape {list(p.shape)}, and its tangent {list(d.shape)}")
+    with autograd.enable_grad():
+        given = _fresh(primals)
+        out = func(*given)
+        aux = None
+        if has_aux:
+            out, aux = out
+        outs = _leaves(out)
+        weights = {i: o.detach().clone().requires_grad_() for i, o in enumerate(outs) if o.requires_grad}
+        found: dict[int, Any] = {}
+        if weights:
+            rows = autograd.grad(
+                [outs[i] for i in weights],
+                _leaves(given),
+                list(weights.values()),
+                create_graph=True,
+                materialize_grads=True,
+            )
+            used = [(r, d) for r, d in zip(rows, directions, strict=True) if r.requires_grad]
+            columns = autograd.grad(
+                [r for r, _ in used],
+                list(weights.values()),
+                [d for _, d in used],
+                create_graph=True,
+                materialize_grads=True,
+            )
+            found = dict(zip(weights, columns, strict=True))
+    own = [*_leaves(given), *weights.values()]
+    recorded = engine.is_grad_enabled() and _reach_beyond([*outs, *found.values()], own)
+    finish: Callable[[Any], Any] = (lambda t: t) if recorded else (lambda t: t.detach())
+    flat = iter([finish(found[i]) if i in found else o.detach() * 0 for i, o in enumerate(outs)])
+    result = _map(finish, out), _map(lambda _: next(flat), out)
+    return (*result, _map(finish, aux)) if has_aux else result
+
+
+def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return ``func(*primals)`` and a function from tangents to its derivative there, as ``torch.func.linearize``."""
+
+    def along(*tangents: Any) -> Any:
+        return jvp(func, primals, tangents)[1]
+
+    return func(*primals), along
+
+
+def jacfwd(
+    func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False, *, randomness: str = "error"
+) -> Callable[..., Any]:
+    """Return what :func:`jacrev` does, as ``torch.func.jacfwd``: there are no forward-mode gradients to be quicker."""
+    return jacrev(func, argnums, has_aux)
+
+
+def jacrev(
+    func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False, *, chunk_size: int | None = None
+) -> Callable[..., Any]:
     """Return a function that returns the Jacobian of ``func``, row by row, as ``torch.func.jacrev``.
 
     Args:
         func: takes Tensors and returns one or a tuple of them.
         argnums: with respect to which arguments.
+        has_aux: ``func`` returns something else beside; the function returned then returns ``(jacobian, aux)``.
+        chunk_size: there for PyTorch's signature.
     """
 
     def jacobian(*args: Any, **kwargs: Any) -> Any:
@@ -171,12 +289,17 @@ def jacrev(func: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., Any]
 
         def inner(*chosen: Any) -> Any:
             given = dict(zip(numbers, chosen, strict=True))
-            return func(*[given.get(i, a) for i, a in enumerate(args)], **kwargs)
+            out = func(*[given.get(i, a) for i, a in enumerate(args)], **kwargs)
+            if has_aux:
+                out, beside[0] = out
+            return out
 
+        beside: list[Any] = [None]
         chosen = tuple([args[i] for i in numbers])
         recorded = any(t.requires_grad for t in chosen)
         inputs = chosen if isinstance(argnums, tuple) else chosen[0]
-        return functional.jacobian(inner, inputs, create_graph=recorded)
+        found = functional.jacobian(inner, inputs, create_graph=recorded)
+        return (found, _map(lambda t: t.detach(), beside[0])) if has_aux else found
 
     return jacobian
 
@@ -184,6 +307,33 @@ def jacrev(func: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., Any]
 def hessian(func: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., Any]:
     """Return a function that returns the Hessian of ``func``, as ``torch.func.hessian``."""
     return jacrev(jacrev(func, argnums), argnums)
+
+
+def stack_module_state(models: Sequence[Module]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the parameters and the buffers of modules of one kind, each stacked along a new first dimension.
+
+    As ``torch.func.stack_module_state``, for :func:`vmap` over :func:`functional_call`. The stacked parameters are
+    new leaves.
+
+    Raises:
+        RuntimeError: no module, modules of several classes, or some training and others not.
+    """
+    from disttrain.functions.join import stack
+
+    if not models:
+        raise RuntimeError("stack_module_state(): there are no modules")
+    if len({m.training for m in models}) > 1:
+        raise RuntimeError("stack_module_state(): some modules train and others evaluate")
+    if len({type(m) for m in models}) > 1:
+        raise RuntimeError(
+            f"stack_module_state(): the modules are of several classes: {sorted({type(m).__name__ for m in models})}"
+        )
+    states = [(dict(m.named_parameters()), dict(m.named_buffers())) for m in models]
+    params = {
+        k: stack([p[k].detach() for p, _ in states]).requires_grad_(bool(v.requires_grad))
+        for k, v in states[0][0].items()
+    }
+    return params, {k: stack([b[k] for _, b in states]) for k in states[0][1]}
 
 
 def functional_call(
@@ -200,14 +350,13 @@ def functional_call(
     Args:
         module: keeps what it has; only this call sees the others.
         parameter_and_buffer_dicts: tensors by the names of ``named_parameters()`` and ``named_buffers()``, or several
-            such dicts; what they do not name stays.
+            such dicts; what they do not name stays, and names that are not the module's are ignored.
         args: the argument, or a tuple of them.
         kwargs: keyword arguments.
         tie_weights: whether a tensor that the module has under several names is replaced under all of them.
         strict: refuse dicts that do not name all.
 
     Raises:
-        KeyError: a name is not the module's.
         RuntimeError: see ``strict``.
         ValueError: the dicts name something twice, or two names of one tied tensor get different tensors.
     """
@@ -240,8 +389,7 @@ def _swapped(module: Module, given: dict[str, Any], tie: bool, strict: bool) -> 
         raise RuntimeError(
             f"functional_call(strict=True): unexpected names {unknown}, missing names {missing}"
         )
-    if unknown:
-        raise KeyError(f"{type(module).__name__} has no parameter or buffer {unknown[0]!r}")
+    given = {k: v for k, v in given.items() if k in places}
     replaced = dict(given)
     if tie:
         for name, value in given.items():

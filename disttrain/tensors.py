@@ -651,7 +651,9 @@ class Tensor(
     @data.setter
     def data(self, value: Tensor) -> None:
         if not isinstance(value, Tensor):
-            raise TypeError(f"Variable data has to be a tensor, but got {type(value).__name__}: {value!r:.80}")
+            raise TypeError(
+                f"Variable data has to be a tensor, but got {type(value).__name__}: {value!r:.80}"
+            )
         if self._edge() is not None and not value.dtype.is_floating_point:
             raise RuntimeError(
                 f"data set to a tensor that requires gradients must be floating point, got {value.dtype}"

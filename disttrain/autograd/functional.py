@@ -200,6 +200,8 @@ def jacobian(
     """
     if strategy not in ("reverse-mode", "forward-mode"):
         raise ValueError(f'strategy must be "reverse-mode" or "forward-mode", got {strategy!r}')
+    if strict and vectorize:
+        raise RuntimeError("jacobian(): strict=True and vectorize=True exclude each other; leave one out")
     if strategy == "forward-mode":
         raise NotImplementedError(
             'jacobian(strategy="forward-mode"): there are no forward-mode gradients; use "reverse-mode"'

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from disttrain import engine
 from disttrain.errors import GradientError
 from disttrain.modes import Mode, Recording, Switch, changed
-from disttrain.nodes import AccumulateGrad, Node, gradient_node
+from disttrain.nodes import AccumulateGrad, Node, RemovableHandle, gradient_node
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -15,8 +19,10 @@ if TYPE_CHECKING:
 __all__ = [
     "GradientEdge",
     "Node",
+    "disable_saved_tensors_hooks",
     "get_gradient_edge",
     "increment_version",
+    "register_multi_grad_hook",
     "save_on_cpu",
     "saved_tensors_hooks",
 ]
@@ -49,6 +55,81 @@ def increment_version(tensor: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Non
         t._version_counter[0] += 1
 
 
+_disabled: ContextVar[str | None] = ContextVar("saved_tensors_hooks_disabled", default=None)
+"""What to say where hooks on what is saved are forbidden."""
+
+
+@contextmanager
+def disable_saved_tensors_hooks(error_message: str) -> Iterator[None]:
+    """Let :class:`saved_tensors_hooks` raise RuntimeError with ``error_message`` inside a ``with`` block."""
+    mode: Mode = changed()
+    if isinstance(mode, Recording) and mode.hooks:
+        raise RuntimeError(error_message)
+    token = _disabled.set(error_message)
+    try:
+        yield
+    finally:
+        _disabled.reset(token)
+
+
+class _MultiHandle(RemovableHandle):
+    def __init__(self, handles: list[RemovableHandle]) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def register_multi_grad_hook(
+    tensors: Sequence[Tensor], fn: Callable[..., Any], *, mode: str = "all"
+) -> RemovableHandle:
+    """Call ``fn`` once per backward pass when the gradients of several tensors are there.
+
+    As ``torch.autograd.graph.register_multi_grad_hook``. What ``fn`` returns is ignored.
+
+    Args:
+        tensors: whose gradients to wait for. They must require grad; with ``mode="any"`` others are left out.
+        fn: called with a list of one gradient per tensor, ``None`` where none came; with ``mode="any"`` with the
+            first gradient alone.
+        mode: ``"all"`` waits for every gradient that the pass will bring, ``"any"`` for the first.
+
+    Raises:
+        ValueError: another mode.
+        RuntimeError: a tensor does not require grad.
+    """
+    if mode not in ("all", "any"):
+        raise ValueError(f'register_multi_grad_hook(): mode must be "all" or "any", got {mode!r}')
+    passes: dict[engine.Pass, list[Any]] = {}
+    lock = threading.Lock()
+
+    def hook_of(i: int) -> Callable[[Tensor], None]:
+        def hook(grad: Tensor) -> None:
+            running = engine.running_pass()
+            assert running is not None
+            with lock:
+                found = passes.get(running)
+                first = found is None
+                if found is None:
+                    found = passes[running] = [[None] * len(tensors), sum(map(running.reaches, tensors))]
+                    running.callbacks.append(lambda: passes.__delitem__(running))
+                grads = found[0]
+                grads[i] = grad
+                found[1] -= 1
+                complete = found[1] == 0
+            if mode == "any":
+                if first:
+                    fn(grad)
+            elif complete:
+                fn(list(grads))
+
+        return hook
+
+    if mode == "any":
+        tensors = [t for t in tensors if t.requires_grad]
+    return _MultiHandle([t.register_hook(hook_of(i)) for i, t in enumerate(tensors)])
+
+
 class saved_tensors_hooks(Switch):
     """Let ``pack_hook`` turn each tensor that is saved for backward into something, and ``unpack_hook`` back again.
 
@@ -61,6 +142,9 @@ class saved_tensors_hooks(Switch):
     """
 
     def __init__(self, pack_hook: Callable[[Tensor], Any], unpack_hook: Callable[[Any], Tensor]) -> None:
+        forbidden = _disabled.get()
+        if forbidden is not None:
+            raise RuntimeError(forbidden)
         super().__init__()
         self.pack_hook, self.unpack_hook = pack_hook, unpack_hook
 

@@ -131,9 +131,10 @@ class WeightedRandomSampler(Sampler[int]):
     ) -> None:
         _check_positive("num_samples", num_samples)
         _check_bool("replacement", replacement)
+        from disttrain.dtypes import float64
         from disttrain.functions.creation import as_tensor
 
-        self.weights = as_tensor(weights, dtype="float64")
+        self.weights = as_tensor(weights, dtype=float64)
         if self.weights.ndim != 1:
             raise ValueError(f"weights must have one dimension, got shape {list(self.weights.shape)}")
         self.num_samples = num_samples

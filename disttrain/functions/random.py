@@ -358,7 +358,7 @@ def multinomial(
         generator: where random numbers come from.
 
     Raises:
-        RuntimeError: a weight is negative or not finite, too few are positive, or another argument is wrong.
+        RuntimeError: a weight is negative or not finite, none is positive, or another argument is wrong.
     """
     array = _like("multinomial", input)._array
     if array.dtype.kind not in "fV":
@@ -369,7 +369,8 @@ def multinomial(
         raise RuntimeError(f"prob_dist must have positive last dimension size, got shape {list(array.shape)}")
     if num_samples <= 0:
         raise RuntimeError(f"cannot sample n_sample <= 0 samples, got {num_samples}")
-    rows = array.astype(np.float64).reshape(-1, array.shape[-1])
+    with np.errstate(invalid="ignore"):
+        rows = array.astype(np.float64).reshape(-1, array.shape[-1])
     if not replacement and num_samples > rows.shape[1]:
         raise RuntimeError(
             f"cannot sample n_sample > prob_dist.size(-1) samples without replacement: {num_samples} of {rows.shape[1]}"
@@ -380,17 +381,13 @@ def multinomial(
         )
     if (rows.sum(-1) <= 0).any():
         raise RuntimeError("invalid multinomial distribution (sum of probabilities <= 0)")
-    if not replacement and ((rows > 0).sum(-1) < num_samples).any():
-        raise RuntimeError(
-            f"invalid multinomial distribution: fewer than {num_samples} positive weights; use replacement=True"
-        )
     shape = (len(rows), num_samples if replacement else rows.shape[1])
     u = kernels.open_uniform(words64(shape[0] * shape[1], generator)).reshape(shape)
     if replacement:
         ends = np.cumsum(rows, -1)
         picked = np.stack([np.searchsorted(e, v * e[-1], side="right") for e, v in zip(ends, u, strict=True)])
     else:  # the smallest of exponential times with these rates come in the right distribution
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore"):  # what has no weight comes last
             times = -kernels.log(u.reshape(-1)).reshape(shape) / rows
         picked = np.argsort(times, axis=-1, kind="stable")[:, :num_samples]
     return engine.Tensor_(picked.astype(np.int64).reshape(*input.shape[:-1], num_samples))  # type: ignore[no-any-return]

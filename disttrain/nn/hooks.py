@@ -57,11 +57,12 @@ class BackwardHooks:
 
     def _watch(self, outputs: list[Any]) -> list[Any]:
         places = [i for i, o in enumerate(outputs) if isinstance(o, Tensor) and o.requires_grad]
+        count = len(outputs)  # the hook must not hold the list: what it belongs to will be in it
         if places:
             watched = engine.apply(
                 watch,
                 *[outputs[i] for i in places],
-                seen=lambda grads: self._enter(grads, places, len(outputs)),
+                seen=lambda grads: self._enter(grads, places, count),
             )
             for i, o in zip(places, watched, strict=True):
                 outputs[i] = o

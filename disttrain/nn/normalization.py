@@ -127,7 +127,8 @@ class _BatchNorm(_Norm):
     def _check(self, input: Tensor) -> None:
         shape = input._array.shape
         fits = len(shape) in self.ranks if self.ranks else len(shape) >= 2
-        if not fits or shape[1] != self.num_features:
+        counts = self.weight is not None or self.running_mean is not None  # else nothing has num_features
+        if not fits or (counts and shape[1] != self.num_features):
             raise ValueError(
                 f"{type(self).__name__}({self.num_features}): expected input of shape "
                 f"{self.expects.format(self.num_features)}, got {shape}"

@@ -32,6 +32,12 @@ class Parameter(Tensor):
         if requires_grad:
             self.requires_grad_()
 
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
+        """Return a parameter of the same values, without the gradient, as PyTorch's."""
+        copied = type(self)(self.data.clone(), self._requires_grad)
+        memo[id(self)] = copied
+        return copied
+
 
 class Buffer(Tensor):
     """A tensor that belongs to a module's state but is not learnt; assigned to an attribute, it is registered.

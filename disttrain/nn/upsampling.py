@@ -21,6 +21,7 @@ class Upsample(Module):
         recompute_scale_factor: bool | None = None,
     ) -> None:
         super().__init__()
+        self.name = type(self).__name__
         self.size = size
         if isinstance(scale_factor, Sequence):
             self.scale_factor: float | tuple[float, ...] | None = tuple(map(float, scale_factor))

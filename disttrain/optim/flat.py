@@ -221,7 +221,7 @@ class FlatParameters:
         if self._is_whole(state):
             for p in self.params:
                 p._version_counter[0] += 1
-            if all([values.count(values[0]) == len(values) for values in numbers]):
+            if all(values.count(values[0]) == len(values) for values in numbers):
                 slot = self._slots[-1]
                 assert slot is not None
                 end, last = slot.offset + slot.array.size, len(self.params) - 1

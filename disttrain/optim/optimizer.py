@@ -226,6 +226,7 @@ class Optimizer:
             packed["params"] = [number[id(p)] for p in group["params"]]
             groups.append(packed)
         state = {number[id(k)] if isinstance(k, Tensor) else k: v for k, v in self.state.items()}
+        state = dict(sorted(state.items(), key=lambda kv: kv[0] if isinstance(kv[0], int) else len(number)))
         found: dict[str, Any] = {"state": state, "param_groups": groups}
         for hook in list(self._state_dict_post_hooks.values()):
             changed = hook(self, found)

@@ -33,11 +33,16 @@ def noop_context_fn() -> tuple[AbstractContextManager[Any], AbstractContextManag
     return contextlib.nullcontext(), contextlib.nullcontext()
 
 
+class _Enough(BaseException):
+    """All that was saved the first time has been computed again."""
+
+
 class _Frame:
     """One call of a checkpointed function."""
 
-    def __init__(self, again: Callable[[], Any], determinism_check: str) -> None:
+    def __init__(self, again: Callable[[], Any], determinism_check: str, early_stop: bool) -> None:
         self.again = again
+        self.early_stop = early_stop
         self.determinism_check = determinism_check
         self.context = contextvars.copy_context()
         """All modes of the first run."""
@@ -64,19 +69,21 @@ class _Frame:
 
         def keep(t: Tensor) -> Tensor:
             found.append(t)
+            if self.early_stop and len(found) == len(self.kinds):
+                raise _Enough
             return t
 
         grad_enabled.set(changed(watch=None))  # what anomaly mode says of the first run is enough
-        with saved_tensors_hooks(keep, lambda t: t):
+        with contextlib.suppress(_Enough), saved_tensors_hooks(keep, lambda t: t):
             self.again()
         return found
 
     def _compare(self, found: list[Tensor]) -> None:
         how = ""
-        if len(found) != len(self.kinds):
+        if len(found) < len(self.kinds) or (len(found) > len(self.kinds) and not self.early_stop):
             how = f"it saved {len(self.kinds)} tensors, and {len(found)} the second time"
         elif self.determinism_check != "none":
-            for i, (t, (shape, dtype)) in enumerate(zip(found, self.kinds, strict=True)):
+            for i, (t, (shape, dtype)) in enumerate(zip(found, self.kinds, strict=False)):
                 if (tuple(t.shape), t.dtype) != (shape, dtype):
                     how = (
                         f"saved tensor {i} had shape {list(shape)} and {dtype}, and {list(t.shape)} and {t.dtype} the "
@@ -129,14 +136,18 @@ def checkpoint(
         context_fn: returns two contexts, for the first run and for the second.
         determinism_check: ``"default"`` compares shapes and types of what both runs save, ``"none"`` only their number.
         debug: there for PyTorch's signature; an error says what differed in any case.
-        early_stop: the same.
+        early_stop: end the second run as soon as it has found all that the first one saved.
         preserve_rng_state: let the second run draw the random numbers of the first, and draw none beyond.
         kwargs: its keyword arguments.
 
     Raises:
-        ValueError: ``determinism_check`` is unknown.
+        ValueError: ``determinism_check`` is unknown, or there are ``kwargs`` and ``use_reentrant=True``.
         CheckpointError: in backward, if the second run saves something else than the first.
     """
+    if use_reentrant and kwargs:
+        raise ValueError(
+            f"Unexpected keyword arguments: {', '.join(kwargs)}; give use_reentrant=False to pass them"
+        )
     if determinism_check not in ("default", "none"):
         raise ValueError(f'determinism_check must be "default" or "none", got {determinism_check!r}')
     first, second = context_fn()
@@ -152,7 +163,7 @@ def checkpoint(
                 random.set_rng_state(state)
             function(*values[:n], **named)
 
-    frame = _Frame(again, determinism_check)
+    frame = _Frame(again, determinism_check, early_stop)
     with first, saved_tensors_hooks(frame.pack, frame.unpack):
         return function(*args, **kwargs)
 

@@ -31,6 +31,7 @@ INNER = {
 
 COVERED_ELSEWHERE = {
     "disttrain.random": "tests/disttrain/test_random.py",
+    "disttrain.batching": "tests/disttrain/test_func.py",
     "disttrain.functions.random": "tests/disttrain/test_random.py",
     "disttrain.modes": "tests/disttrain/test_modes.py",
     "disttrain.autograd.anomaly_mode": "tests/disttrain/autograd/test_anomaly_mode.py",
@@ -121,7 +122,10 @@ def test_every_function_is_compared_with_pytorch() -> None:
 def test_every_method_is_compared_with_pytorch() -> None:
     compared = comparisons()
     mentioned = set().union(
-        *(names_in(HERE / f"test_{n}.py") for n in ("tensors", "autograd", "engine", "random", "inquiries", "missing"))
+        *(
+            names_in(HERE / f"test_{n}.py")
+            for n in ("tensors", "autograd", "engine", "random", "inquiries", "missing")
+        )
     )
     mentioned |= names_in(HERE / "functions" / "test_creation.py")
     methods = [n for n in dir(dt.Tensor) if not n.startswith("_") and hasattr(dt.Tensor, n)]

@@ -57,29 +57,31 @@ def test_threads_are_those_of_the_environment(monkeypatch):
 
 
 def test_switches_of_backends_can_be_set_and_begin_as_in_pytorch(torch):
-    for lib in (torch, dt):
-        cudnn = lib.backends.cudnn
-        values = (cudnn.benchmark, cudnn.deterministic, cudnn.enabled, cudnn.allow_tf32)
-        assert values == (False, False, True, True)
-        cudnn.benchmark = True
-        with cudnn.flags(enabled=False, benchmark=False):
-            assert (cudnn.enabled, cudnn.benchmark) == (False, False)
-        assert (cudnn.enabled, cudnn.benchmark) == (True, True)
-        cudnn.benchmark = False
-        assert lib.backends.cuda.matmul.allow_tf32 is False
-        lib.backends.cuda.matmul.allow_tf32 = True
-        assert lib.backends.cuda.matmul.allow_tf32 is True
-        lib.backends.cuda.matmul.allow_tf32 = False
-        assert lib.backends.cudnn.is_available() is False
-        assert lib.backends.cudnn.version() is None
-        assert lib.backends.mps.is_available() is lib.backends.mps.is_built() is False
-        assert lib.backends.cuda.is_built() is False
-        for name in ("flash", "mem_efficient", "math", "cudnn"):
-            enabled = getattr(lib.backends.cuda, f"{name}_sdp_enabled")
-            assert enabled() is True
-            getattr(lib.backends.cuda, f"enable_{name}_sdp")(False)
-            assert enabled() is False
-            getattr(lib.backends.cuda, f"enable_{name}_sdp")(True)
+    # what test modules of PyTorch's own forbid once they are imported
+    with torch.backends.__allow_nonbracketed_mutation():
+        for lib in (torch, dt):
+            cudnn = lib.backends.cudnn
+            values = (cudnn.benchmark, cudnn.deterministic, cudnn.enabled, cudnn.allow_tf32)
+            assert values == (False, False, True, True)
+            cudnn.benchmark = True
+            with cudnn.flags(enabled=False, benchmark=False):
+                assert (cudnn.enabled, cudnn.benchmark) == (False, False)
+            assert (cudnn.enabled, cudnn.benchmark) == (True, True)
+            cudnn.benchmark = False
+            assert lib.backends.cuda.matmul.allow_tf32 is False
+            lib.backends.cuda.matmul.allow_tf32 = True
+            assert lib.backends.cuda.matmul.allow_tf32 is True
+            lib.backends.cuda.matmul.allow_tf32 = False
+            assert lib.backends.cudnn.is_available() is False
+            assert lib.backends.cudnn.version() is None
+            assert lib.backends.mps.is_available() is lib.backends.mps.is_built() is False
+            assert lib.backends.cuda.is_built() is False
+            for name in ("flash", "mem_efficient", "math", "cudnn"):
+                enabled = getattr(lib.backends.cuda, f"{name}_sdp_enabled")
+                assert enabled() is True
+                getattr(lib.backends.cuda, f"enable_{name}_sdp")(False)
+                assert enabled() is False
+                getattr(lib.backends.cuda, f"enable_{name}_sdp")(True)
     with pytest.raises(AttributeError):
         dt.backends.cuda.matmul.allow_tf23 = True
 

@@ -39,7 +39,11 @@ ASKED: dict[str, Any] = {
     "__contains__": lambda t: (2 in t, 77 in t),
     "__contains__ of a stranger": lambda t: "a" in t,
     "__reversed__": lambda t: reversed(t).tolist(),
-    "__array_wrap__": lambda t: (np.abs(t).tolist(), type(np.abs(t)).__name__, type(np.argmax(t)).__name__),
+    "__array_wrap__": lambda t: (
+        (np.abs(t) * 1).tolist(),
+        type(np.abs(t)).__name__,
+        type(np.argmax(t)).__name__,
+    ),
     "a float of NumPy": lambda t: ((t * np.float64(2)).dtype, (np.float64(2) * t.float()).dtype),
     "real": lambda t: (t.real is t, t.is_conj(), t.is_neg()),
     "layout": lambda t: str(t.layout),

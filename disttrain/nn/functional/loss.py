@@ -11,8 +11,8 @@ from typing import Any
 from disttrain import engine
 from disttrain.dtypes import int64, uint8
 from disttrain.functions.activation import check_float
-from disttrain.functions.common import promote
 from disttrain.functions.arithmetic import where
+from disttrain.functions.common import promote
 from disttrain.nn.functional.reduction import chosen, reduced
 from disttrain.ops import loss
 from disttrain.tensors import Tensor

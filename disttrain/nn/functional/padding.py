@@ -57,6 +57,8 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
         )
     if 0 in input._array.shape[first - 1 :]:
         raise RuntimeError(f"pad(): mode {mode!r} needs elements to take, got shape {tuple(input.shape)}")
+    if mode != "circular" and all(n + a + b == 0 for n, (a, b) in zip(sizes, pairs, strict=True)):
+        raise RuntimeError(f"pad {list(widths)} leaves nothing of shape {tuple(input.shape)}")
     maps = tuple(
         (first + i, _map(mode, n, *pair)) for i, (n, pair) in enumerate(zip(sizes, pairs, strict=True))
     )
@@ -71,7 +73,7 @@ def _map(mode: str, n: int, before: int, after: int) -> AxisMap:
         )
     at = np.arange(-before, n + after)
     first, kept = max(-before, 0), n - max(-before, 0) - max(-after, 0)
-    if (kept < 1 <= len(at)) if mode == "circular" else not len(at):
+    if mode == "circular" and kept < 1 <= len(at):
         raise RuntimeError(f"pad(): {(before, after)} leaves nothing of {n} elements")
     if mode == "circular":  # cut first, then go on at the other end of what is left
         return selection(first + (at - first) % max(kept, 1), n)

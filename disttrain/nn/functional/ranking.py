@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from disttrain.functions.activation import check_float, logsigmoid
-from disttrain.functions.creation import arange, zeros_like
 from disttrain.functions.arithmetic import minimum, where
+from disttrain.functions.creation import arange, zeros_like
 from disttrain.nn.functional.distance import pairwise_distance
 from disttrain.nn.functional.reduction import chosen, reduced
 from disttrain.ops.embedding import check_range

@@ -116,9 +116,8 @@ def test_the_command_tells_by_its_exit_code(tmp_path):
     done = run(tmp_path)
     assert done.exit_code == 1
     assert "2 scripts: " in done.output
-    assert (
-        "not here: torch.Tensor.to_sparse, torch.bogus, torch.fft.fft, torch.jit.script, torch.nn.qat"
-        in (done.output)
+    assert "not here: torch.Tensor.to_sparse, torch.bogus, torch.fft.fft, torch.jit.script, torch.nn.qat" in (
+        done.output
     )
     rows = [line.split() for line in done.output.splitlines() if line.startswith(" torch.nn.qat")]
     assert rows[0][:4] == ["torch.nn.qat", "24", "not", "here"]

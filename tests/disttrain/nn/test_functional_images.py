@@ -128,6 +128,7 @@ CASES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "pad": [
         ((IMAGES, (1, 2, 0, 3)), {}),
         ((X, (1, -1)), {"value": 2.0}),
+        ((X.astype(np.float32), (-6, 2)), {"mode": "replicate"}),
         *(((IMAGES, (2, 1, 0, 3)), {"mode": mode}) for mode in ("reflect", "replicate", "circular")),
         *(((IMAGES, (-2, 1, 1, -3)), {"mode": mode}) for mode in ("reflect", "replicate", "circular")),
         ((VOLUMES, (1, 0, 2, 1, 3, 3)), {"mode": "reflect"}),
@@ -274,6 +275,7 @@ def test_half_precision_comes_back_in_its_own_type(name, dtype):
         (lambda x: F.pad(x, (1, 1), value=1.0, mode="reflect"), ValueError, "takes no value, got 1.0"),
         (lambda x: F.pad(x, (1, 1), "mirror"), NotImplementedError, "got 'mirror'"),
         (lambda x: F.pad(x, (-4, -4)), RuntimeError, "cuts more than there is"),
+        (lambda x: F.pad(x, (-2, -4), "reflect"), RuntimeError, "leaves nothing of shape"),
         (lambda x: F.pad(x, (-6, 2), "circular"), RuntimeError, "leaves nothing of 6 elements"),
         (lambda x: F.interpolate(x[None], 3, 2.0), ValueError, "give one of size and scale_factor"),
         (lambda x: F.interpolate(x[None], 3, mode="cubic"), NotImplementedError, "unknown mode 'cubic'"),

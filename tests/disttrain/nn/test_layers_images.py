@@ -110,6 +110,7 @@ CASES: dict[str, list[Case]] = {
         ((6,), {"track_running_stats": False}, (X,)),
     ],
     "BatchNorm2d": [
+        ((7,), {"affine": False, "track_running_stats": False}, (IMAGES,)),
         ((4,), {}, (IMAGES,)),
         ((4,), {"momentum": None, "affine": False}, (IMAGES,)),
         ((4,), {"bias": False}, (IMAGES,)),

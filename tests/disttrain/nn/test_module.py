@@ -496,9 +496,9 @@ def test_hooks_around_the_state(lib):
     assert "1.0.bias" in net.state_dict()
     into = {"there": 1}
     assert net.state_dict(destination=into) is into
-    assert list(into)[0] == "there"
+    assert next(iter(into)) == "there"
     with pytest.warns(FutureWarning, match="Positional args"):
-        assert list(net.state_dict({}, "y."))[0] == "y.0.weight"
+        assert next(iter(net.state_dict({}, "y."))) == "y.0.weight"
 
 
 def test_extra_state(lib):

@@ -295,3 +295,8 @@ def test_dtypes_must_agree():
     cell = nn.RNNCell(3, 4, nonlinearity="x")
     with pytest.raises(RuntimeError, match="Unknown nonlinearity: x"):
         cell(dt.zeros(2, 3))
+
+
+def test_cells_and_networks_have_their_bases() -> None:
+    assert all(isinstance(cell(2, 3), nn.RNNCellBase) for cell in (nn.RNNCell, nn.LSTMCell, nn.GRUCell))
+    assert all(isinstance(network(2, 3), nn.RNNBase) for network in (nn.RNN, nn.LSTM, nn.GRU))
