@@ -9,11 +9,11 @@ import enum
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import collectives, context, devices
+from disttrain import collectives, context, devices, missing
 from disttrain.collectives.communicator import Communicator
 from disttrain.collectives.env import current_env
 from disttrain.collectives.errors import TransportUnavailable
@@ -392,3 +392,7 @@ def broadcast_object_list(object_list: list[Any], src: int = 0, group: ProcessGr
     buffer = data if comm.rank == src else np.empty(int(length[0]), np.uint8)
     comm.broadcast(buffer, src)
     object_list[:] = json.loads(buffer.tobytes())
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from disttrain import autograd, engine
+from disttrain import autograd, engine, missing
 from disttrain.autograd import functional
 from disttrain.batching import vmap
 from disttrain.nodes import Node
@@ -410,3 +410,7 @@ def _swapped(module: Module, given: dict[str, Any], tie: bool, strict: bool) -> 
         for name, value in before.items():
             table, key = places[name]
             table[key] = value
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

@@ -1,5 +1,8 @@
 """``disttrain.linalg``: matrices, with the names of ``torch.linalg``."""
 
+from typing import TYPE_CHECKING
+
+from disttrain import missing
 from disttrain.errors import LinAlgError
 from disttrain.functions.creation import vander
 from disttrain.functions.decompositions import (
@@ -65,3 +68,7 @@ __all__ = [
     "vecdot",
     "vector_norm",
 ]
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

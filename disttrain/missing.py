@@ -75,7 +75,8 @@ def text(namespace: str, name: str) -> str:
     known = pytorch_names()
     full = f"{namespace}.{name}".lstrip(".")
     if name not in known.get(namespace, ()) and full not in known and full not in _INSTEAD:
-        return f"{_full(namespace)} has no {name!r}, and neither has PyTorch{shown}"
+        nobodys = ", and neither has PyTorch" if namespace in known else ""
+        return f"{_full(namespace)} has no {name!r}{nobodys}{shown}"
     reason = _INSTEAD.get(full)
     if reason is not None:
         shown = f"; {reason}"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import context, dtypes, engine
+from disttrain import context, dtypes, engine, missing
 from disttrain.collectives.env import current_env
 from disttrain.devices import device as Device
 from disttrain.kernels import random as kernels
@@ -224,3 +224,7 @@ def normal(
 def permutation(n: int, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the numbers below ``n`` in the order of ``n`` random uint64."""
     return np.argsort(raw[:n], kind="stable")
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

@@ -28,13 +28,13 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from disttrain import dtypes
+from disttrain import dtypes, missing
 from disttrain.devices import device as Device
 from disttrain.errors import FileDamaged
 from disttrain.kernels.arrays import to_host
@@ -573,3 +573,7 @@ _LEAVES: dict[str, Callable[[Any], Any]] = {
     "device": Device,
     "function": _function,
 }
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import engine
+from disttrain import engine, missing
 from disttrain.context import grad_enabled
 from disttrain.errors import GradientError
 from disttrain.kernels.arrays import is_array
@@ -390,3 +390,7 @@ class _Once(Function):
         raise GradientError(
             "trying to differentiate twice a function that was marked with @once_differentiable"
         )
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from disttrain import autograd, engine
+from disttrain import autograd, engine, missing
 from disttrain.functions.creation import zeros, zeros_like
 from disttrain.functions.join import stack
 
@@ -312,3 +312,7 @@ def _hessian_product(
         first = _grads([out], xs, None, True, strict, name)
         grads = _grads(first, xs, vs, create_graph, strict, name)
     return _unpack(False, _results([out], create_graph)), _unpack(is_tuple, _results(grads, create_graph))
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from disttrain import engine
+from disttrain import engine, missing
 from disttrain.errors import GradientError
 from disttrain.modes import Mode, Recording, Switch, changed
 from disttrain.nodes import AccumulateGrad, Node, RemovableHandle, gradient_node
@@ -175,3 +175,7 @@ class save_on_cpu(saved_tensors_hooks):
             return moved
 
         super().__init__(pack, unpack)
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

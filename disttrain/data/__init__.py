@@ -1,5 +1,8 @@
 """Data sets, samplers and loaders, with the names of ``torch.utils.data``."""
 
+from typing import TYPE_CHECKING
+
+from disttrain import missing
 from disttrain.data import datasets
 from disttrain.data.collate import default_collate, default_convert
 from disttrain.data.dataset import (
@@ -45,3 +48,7 @@ __all__ = [
     "get_worker_info",
     "random_split",
 ]
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of("disttrain.utils.data")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from disttrain import missing
 from disttrain.functions.creation import empty
 from disttrain.nn import functional as F
 from disttrain.nn import init
@@ -162,3 +163,7 @@ class MultiheadAttention(Module):
             is_causal=is_causal,
         )
         return out.transpose(0, 1) if swap else out, weights
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

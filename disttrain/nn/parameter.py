@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from disttrain import dtypes
+from disttrain import dtypes, missing
 from disttrain.devices import device as Device
 from disttrain.kernels.arrays import Array
 from disttrain.tensors import Tensor
@@ -225,3 +225,7 @@ def _nothing(device: Any, dtype: Any) -> Tensor:
     from disttrain.functions.creation import empty
 
     return empty(0, device=device, dtype=dtype)
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

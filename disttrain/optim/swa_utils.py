@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from disttrain import dtypes
+from disttrain import dtypes, missing
 from disttrain.engine import no_grad
 from disttrain.functions.creation import tensor
 from disttrain.nn.module import Module
@@ -270,3 +270,7 @@ def _inner(model: Module) -> Module:
     from disttrain.parallel.data_parallel import DistributedDataParallel
 
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

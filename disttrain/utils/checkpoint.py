@@ -11,9 +11,9 @@ import contextlib
 import contextvars
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from disttrain import autograd, random
+from disttrain import autograd, missing, random
 from disttrain.autograd.graph import saved_tensors_hooks
 from disttrain.context import grad_enabled
 from disttrain.errors import GradientError
@@ -212,3 +212,7 @@ def checkpoint_sequential(
             run(part), input, use_reentrant=use_reentrant, preserve_rng_state=preserve_rng_state
         )
     return run(parts[begin:])(input)
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from disttrain import nn
+from disttrain import missing, nn
 from disttrain.tensors import Tensor
 
 __all__ = ["BasicBlock", "Bottleneck", "ResNet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -157,3 +157,7 @@ resnet152 = _make("resnet152", Bottleneck, [3, 8, 36, 3])
 
 resnet = sys.modules[__name__]
 """``torchvision.models.resnet`` is where these are at home there."""
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

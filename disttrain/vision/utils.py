@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from disttrain import missing
 from disttrain.functions.creation import from_numpy
 from disttrain.functions.join import stack
 from disttrain.tensors import Tensor
@@ -95,3 +96,7 @@ def save_image(
     grid = make_grid(tensor, **kwargs)
     pixels = np.clip(grid.numpy() * 255 + 0.5, 0, 255).astype(np.uint8)
     pil().fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(fp, format=format)
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

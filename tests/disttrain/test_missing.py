@@ -1,6 +1,7 @@
 """An unknown name says whether it is PyTorch's, and what is near that is here."""
 
 import copy
+import importlib
 import pickle
 import subprocess
 import sys
@@ -38,6 +39,24 @@ def test_what_is_said(space, name, text):
     assert text in str(raised.value)
     assert raised.value.name == name
     assert not hasattr(space, name)
+
+
+MODULES = (
+    "accelerator amp autograd autograd.function autograd.functional autograd.graph backends backends.cuda "
+    "backends.cudnn backends.mps compiler cuda cuda.amp distributed distributions func hub jit linalg mps "
+    "multiprocessing nn nn.attention nn.functional nn.init nn.modules nn.parallel nn.parameter nn.utils "
+    "nn.utils.parametrizations nn.utils.parametrize nn.utils.rnn nn.utils.stateless onnx optim optim.lr_scheduler "
+    "optim.swa_utils random serialization utils utils.checkpoint utils.data xpu"
+)
+
+
+@pytest.mark.parametrize("name", MODULES.split())
+def test_every_module_says_it(name):
+    module = importlib.import_module(f"disttrain.{name}")
+
+    assert name in missing.pytorch_names()
+    with pytest.raises(AttributeError, match=f"disttrain.{name} has no 'xyzzy', and neither has PyTorch"):
+        module.xyzzy
 
 
 def test_a_probe_is_quick_and_reads_no_list():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from disttrain import missing
 from disttrain.functions.linalg import dot, mv
 from disttrain.nn.functional.normalization import normalize
 from disttrain.nn.module import Module
@@ -101,3 +102,7 @@ def spectral_norm(
         raise ValueError(f"{type(module).__name__} has no parameter or buffer with name {name!r}")
     function = _SpectralNorm(weight, n_power_iterations, default_dim(module) if dim is None else dim, eps)
     return register_parametrization(module, name, function)
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

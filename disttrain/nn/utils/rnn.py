@@ -7,11 +7,11 @@ Packed, the sequences lie sorted by length, longest first, time step after time 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from disttrain import engine
+from disttrain import engine, missing
 from disttrain.functions.common import cast
 from disttrain.functions.join import stack
 from disttrain.kernels.arrays import Array
@@ -325,3 +325,7 @@ def unpack_sequence(packed_sequences: PackedSequence) -> list[Tensor]:
     """Return the sequences that :func:`pack_sequence` packed."""
     padded, lengths = pad_packed_sequence(packed_sequences, batch_first=True)
     return unpad_sequence(padded, lengths, batch_first=True)
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

@@ -1,5 +1,8 @@
 """Learning rates that change with the epochs, by PyTorch's names (``torch.optim.lr_scheduler``)."""
 
+from typing import TYPE_CHECKING
+
+from disttrain import missing
 from disttrain.optim.lr_scheduler.base import LRScheduler
 from disttrain.optim.lr_scheduler.combined import ChainedScheduler, SequentialLR
 from disttrain.optim.lr_scheduler.cosine import CosineAnnealingLR, CosineAnnealingWarmRestarts
@@ -36,3 +39,7 @@ __all__ = [
     "SequentialLR",
     "StepLR",
 ]
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

@@ -6,8 +6,9 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from disttrain import missing
 from disttrain.functions.random import rand, randint, randperm
 from disttrain.nn.module import Module
 from disttrain.tensors import Tensor
@@ -600,3 +601,7 @@ class RandomChoice:
             if point < 0:
                 return t(img)
         return self.transforms[-1](img)
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)

@@ -7,11 +7,11 @@ import importlib
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import dtypes
+from disttrain import dtypes, missing
 from disttrain.functions.creation import from_numpy
 from disttrain.tensors import Tensor
 from disttrain.vision.transforms import resampling
@@ -562,3 +562,7 @@ def adjust_hue(img: Any, hue_factor: float) -> Any:
     turned = np.asarray(h).astype(np.int64) + math.trunc(hue_factor * 255)
     hue = pil().fromarray((turned % 256).astype(np.uint8))
     return pil().merge("HSV", (hue, s, v)).convert(img.mode)
+
+
+if not TYPE_CHECKING:  # which would take every name for granted
+    __getattr__ = missing.of(__name__)
