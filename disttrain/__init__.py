@@ -171,6 +171,7 @@ _MODULES = (
     "optim",
     "random",
     "serialization",
+    "special",
     "testing",
     "utils",
     "version",

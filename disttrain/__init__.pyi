@@ -23,6 +23,7 @@ from disttrain import onnx as onnx
 from disttrain import optim as optim
 from disttrain import random as random
 from disttrain import serialization as serialization
+from disttrain import special as special
 from disttrain import testing as testing
 from disttrain import utils as utils
 from disttrain import version as version
