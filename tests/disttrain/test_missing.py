@@ -45,8 +45,8 @@ MODULES = (
     "accelerator amp autograd autograd.function autograd.functional autograd.graph backends backends.cuda "
     "backends.cudnn backends.mps compiler cuda cuda.amp distributed distributions func hub jit linalg mps "
     "multiprocessing nn nn.attention nn.functional nn.init nn.modules nn.parallel nn.parameter nn.utils "
-    "nn.utils.parametrizations nn.utils.parametrize nn.utils.rnn nn.utils.stateless onnx optim special optim.lr_scheduler "
-    "optim.swa_utils random serialization utils utils.checkpoint utils.data xpu"
+    "nn.utils.parametrizations nn.utils.parametrize nn.utils.rnn nn.utils.stateless onnx optim optim.lr_scheduler "
+    "optim.swa_utils random serialization special utils utils.checkpoint utils.data xpu"
 )
 
 
