@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from disttrain.functions.common import need_tensors, normalize_dim
 from disttrain.functions.diagonals import diagonal, tril, triu
 from disttrain.functions.linalg import matmul
 from disttrain.functions.shape import movedim
+from disttrain.kernels.arrays import to_host
 from disttrain.ops import decompositions as ops
 
 if TYPE_CHECKING:
@@ -140,16 +142,57 @@ def inverse(input: Tensor) -> Tensor:
 
 
 def inv_ex(A: Tensor, *, check_errors: bool = False) -> WithInfo:
-    """:func:`inv`, and int32 zeros where it went well.
+    """:func:`inv`, and for each matrix 0, or which pivot (counted from 1, int32) is zero; its inverse is nan then.
 
     Raises:
-        LinAlgError: a matrix is singular; there is no result then.
+        LinAlgError: a matrix is singular, and ``check_errors`` is True.
     """
-    return WithInfo(inv(A), _fine(A))
+    _matrices("linalg.inv_ex", A, square=True)
+    inverse, info = _with_info("linalg.inv_ex", _SINGULAR, ops.inv, A, _zero_pivot, check_errors)
+    return WithInfo(inverse, info)
 
 
-def _fine(A: Tensor) -> Tensor:
-    return engine.Tensor_(np.zeros(A.shape[:-2], np.int32))  # type: ignore[no-any-return]
+def _with_info(
+    name: str, why: str, op: Any, A: Tensor, failure: Callable[[Any], int], check_errors: bool
+) -> tuple[Tensor, Tensor]:
+    """Return ``op`` of each matrix, nan where it fails, and what ``failure`` says of those."""
+    info = np.zeros(A.shape[:-2], np.int32)
+    try:
+        return engine.apply(op, A), engine.Tensor_(info)
+    except np.linalg.LinAlgError as error:
+        if check_errors:
+            raise LinAlgError(f"{name}(): {why}") from error
+    matrices = to_host(A._array)
+    for i in np.ndindex(info.shape):
+        try:
+            op(matrices[i])
+        except np.linalg.LinAlgError:
+            info[i] = failure(matrices[i])
+    failed = engine.Tensor_(info[..., None, None] != 0)
+    eye = engine.Tensor_(np.eye(A.shape[-1], dtype=matrices.dtype))
+    return where(failed, math.nan, engine.apply(op, where(failed, eye, A))), engine.Tensor_(info)
+
+
+def _zero_pivot(matrix: Any) -> int:
+    """Return the number, from 1, of the first pivot that elimination with row exchanges finds to be zero."""
+    rest = matrix.copy()
+    for k in range(1, len(matrix)):
+        first = np.abs(rest[:, 0]).argmax()
+        rest[[0, first]] = rest[[first, 0]]
+        if rest[0, 0] == 0:
+            return k
+        rest = rest[1:, 1:] - np.outer(rest[1:, 0] / rest[0, 0], rest[0, 1:])
+    return len(matrix)
+
+
+def _indefinite_minor(matrix: Any) -> int:
+    """Return the order of the first leading minor that is not positive-definite."""
+    for k in range(1, len(matrix)):
+        try:
+            np.linalg.cholesky(matrix[:k, :k])
+        except np.linalg.LinAlgError:
+            return k
+    return len(matrix)
 
 
 def solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
@@ -385,12 +428,18 @@ def top_cholesky(input: Tensor, upper: bool = False) -> Tensor:
 
 
 def cholesky_ex(A: Tensor, *, upper: bool = False, check_errors: bool = False) -> CholeskyWithInfo:
-    """:func:`cholesky`, and int32 zeros where it went well.
+    """:func:`cholesky`, and for each matrix 0, or the order (int32) of its first leading minor that is not
+    positive-definite; its factor is nan then.
 
     Raises:
-        LinAlgError: a matrix is not positive-definite; there is no result then.
+        LinAlgError: a matrix is not positive-definite, and ``check_errors`` is True.
     """
-    return CholeskyWithInfo(cholesky(A, upper=upper), _fine(A))
+    _matrices("linalg.cholesky_ex", A, square=True)
+    given = A.mT if upper else A
+    lower, info = _with_info(
+        "linalg.cholesky_ex", _INDEFINITE, ops.cholesky, given, _indefinite_minor, check_errors
+    )
+    return CholeskyWithInfo(lower.mT if upper else lower, info)
 
 
 def qr(A: Tensor, mode: str = "reduced") -> QR:

@@ -137,3 +137,41 @@ def test_a_singular_matrix_has_its_own_error() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_as_pytorch_does(name: str, against_torch: Any) -> None:
     against_torch(name, CASES[name])
+
+
+FAILING = np.stack(
+    [
+        np.eye(3),
+        [[1.0, 2.0, 3.0], [2.0, 4.0, 7.0], [1.0, 2.0, 5.0]],
+        np.zeros((3, 3)),
+        [[4.0, 2.0, 0.0], [2.0, 5.0, 1.0], [0.0, 1.0, 3.0]],
+        [[4.0, 2.0, 0.0], [2.0, -5.0, 1.0], [0.0, 1.0, 3.0]],
+        [[1.0, 2.0, 3.0], [2.0, 5.0, 7.0], [3.0, 7.0, 10.0]],
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("inv_ex", {}), ("cholesky_ex", {}), ("cholesky_ex", {"upper": True})]
+)
+def test_what_fails_is_told_by_matrix_and_the_others_have_gradients(name: str, options: Any) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is the reference")
+    import disttrain as dt
+
+    def outcome(lib: Any) -> Any:
+        x = lib.from_numpy(FAILING.copy()).requires_grad_()
+        out, info = getattr(lib.linalg, name)(x, **options)
+        good = info == 0
+        out[good].square().sum().backward()
+        return info.numpy(), out.detach().numpy()[good.numpy()], x.grad.numpy()[good.numpy()]
+
+    ours, theirs = outcome(dt), outcome(torch)
+    assert ours[0].dtype == np.int32
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+    one, info = getattr(dt.linalg, name)(dt.zeros(2, 2), **options)
+    assert one.isnan().all()
+    assert info.shape == ()
+    assert info.item() == 1
+    with pytest.raises(dt.linalg.LinAlgError, match=f"{name}.*one of the batch"):
+        getattr(dt.linalg, name)(dt.from_numpy(FAILING), check_errors=True, **options)
