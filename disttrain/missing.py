@@ -76,6 +76,8 @@ def text(namespace: str, name: str) -> str:
     full = f"{namespace}.{name}".lstrip(".")
     if name not in known.get(namespace, ()) and full not in known and full not in _INSTEAD:
         nobodys = ", and neither has PyTorch" if namespace in known else ""
+        if name.startswith("_"):
+            nobodys = ": what begins with an underscore is PyTorch's own, which scripts should not use"
         return f"{_full(namespace)} has no {name!r}{nobodys}{shown}"
     reason = _INSTEAD.get(full)
     if reason is not None:

@@ -20,7 +20,7 @@ def tensor_repr(t: Tensor) -> str:
     a = to_host(t._array)
     if a.dtype.kind == "V":
         a = a.astype(np.float32)
-    prefix = f"{'Parameter containing: ' if type(t).__name__ == 'Parameter' else ''}tensor("
+    prefix = "tensor("
     if a.size == 0:
         body = "[]" if a.ndim == 1 else f"[], size={tuple(a.shape)}"
     else:
@@ -40,7 +40,7 @@ def tensor_repr(t: Tensor) -> str:
     for part in parts[1:]:  # on a line of its own where the last one is full
         last = len(text) - text.rfind("\n") + 1
         text += (",\n" + " " * len(prefix) if last + len(part) + 2 > _options.line else ", ") + part
-    return text + ")"
+    return f"Parameter containing:\n{text})" if type(t).__name__ == "Parameter" else text + ")"
 
 
 class _Options:

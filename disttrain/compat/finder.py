@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -16,11 +17,24 @@ from disttrain import missing, version
 
 _ROOTS: Final = {"torch": "disttrain", "torchvision": "disttrain.vision"}
 _MOVED: Final = {
+    "torch.amp.autocast_mode": "disttrain.amp",
+    "torch.amp.grad_scaler": "disttrain.amp",
+    "torch.autograd.gradcheck": "disttrain.autograd.checks",
     "torch.autograd.variable": "disttrain.autograd",
+    "torch.cuda.amp.autocast_mode": "disttrain.cuda.amp",
+    "torch.cuda.amp.grad_scaler": "disttrain.cuda.amp",
+    "torch.distributed.distributed_c10d": "disttrain.distributed",
+    "torch.distributions.bernoulli": "disttrain.distributions",
+    "torch.distributions.categorical": "disttrain.distributions",
+    "torch.distributions.independent": "disttrain.distributions",
+    "torch.distributions.normal": "disttrain.distributions",
+    "torch.distributions.uniform": "disttrain.distributions",
+    "torch.nn.parallel.data_parallel": "disttrain.nn.data_parallel",
     "torch.nn.parallel.distributed": "disttrain.parallel.data_parallel",
     "torch.nn.utils.clip_grad": "disttrain.nn.utils.clip",
     "torch.nn.utils.convert_parameters": "disttrain.nn.utils.vector",
     "torch.optim.adamw": "disttrain.optim.adam",
+    "torch.utils.data._utils.collate": "disttrain.data.collate",
     "torch.utils.data.dataloader": "disttrain.data.loader",
     "torch.utils.data.dataset": "disttrain.data.dataset",
     "torch.utils.data.sampler": "disttrain.data.sampler",
@@ -47,7 +61,21 @@ class TorchFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
-        sys.modules[name] = ours(name)  # the import system takes what stands here now
+        sys.modules[name] = found = ours(name)  # the import system takes what stands here now
+        vars(found).setdefault("__path__", [])  # else what is below it would not be asked of this finder
+        for below in _shadowed(name, found):
+            with contextlib.suppress(ModuleNotFoundError):
+                sys.modules[below] = ours(below)
+
+
+def _shadowed(name: str, module: ModuleType) -> list[str]:
+    """Return the modules below one whose names there are functions, as ``torch.nn.utils.weight_norm``.
+
+    The import system, were it to load them, would put them in the functions' places.
+    """
+    here = name.partition(".")[2] + "."
+    below = [m.removeprefix(here) for m in missing.pytorch_names() if m.startswith(here)]
+    return [f"{name}.{n}" for n in below if "." not in n and callable(getattr(module, n, None))]
 
 
 class _Explainer(importlib.abc.MetaPathFinder):

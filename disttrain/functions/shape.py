@@ -433,6 +433,7 @@ def contiguous(input: Tensor, memory_format: Any = layouts.contiguous_format) ->
     """``input`` itself if its memory is row-major (or in the order asked for), else a copy that is.
 
     Raises:
+        TypeError: ``memory_format`` is none.
         RuntimeError: the format needs another number of dimensions.
     """
     if is_contiguous(input, memory_format):
@@ -444,6 +445,10 @@ def is_contiguous(input: Tensor, memory_format: Any = layouts.contiguous_format)
     """Return whether the memory is row-major (or in the order asked for)."""
     if memory_format is layouts.contiguous_format:
         return bool(input._array.flags.c_contiguous)
+    if not isinstance(memory_format, layouts.memory_format):
+        raise TypeError(
+            f"memory_format must be a memory format such as disttrain.channels_last, got {memory_format!r}"
+        )
     axes = memory_format.axes
     if axes is None:
         raise RuntimeError(f"is_contiguous() does not take {memory_format!r}")

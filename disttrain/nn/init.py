@@ -249,10 +249,30 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None =
     return _write(tensor, gain * (q if rows >= cols else q.T).reshape(tensor.shape))
 
 
-def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
-    if mode not in ("fan_in", "fan_out"):
+def _calculate_fan_in_and_fan_out(tensor: Tensor) -> tuple[int, int]:
+    """Return how many numbers each output is made of, and how many outputs each input goes to.
+
+    Private in PyTorch, and yet what ``reset_parameters()`` of many layers calls.
+
+    Raises:
+        ValueError: the tensor has fewer than two dimensions.
+    """
+    return _fans(tensor)
+
+
+def _calculate_correct_fan(tensor: Tensor, mode: str) -> int:
+    """Return the fan in or the fan out; private in PyTorch, as :func:`_calculate_fan_in_and_fan_out`.
+
+    Raises:
+        ValueError: ``mode`` is neither, in any case of its letters, or the tensor has fewer than two dimensions.
+    """
+    if mode.lower() not in ("fan_in", "fan_out"):
         raise ValueError(f'mode must be "fan_in" or "fan_out", got {mode!r}')
-    fan = _fans(tensor)[mode == "fan_out"]
+    return _fans(tensor)[mode.lower() == "fan_out"]
+
+
+def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
+    fan = _calculate_correct_fan(tensor, mode)
     return calculate_gain(nonlinearity, a) / math.sqrt(fan) if fan else 0.0
 
 

@@ -382,12 +382,15 @@ class Module:
     def to(self: Self, *args: Any, **kwargs: Any) -> Self:
         """Move parameters and buffers to a device and/or convert the floating point ones, in place.
 
-        As ``torch.nn.Module.to``: ``to(device)``, ``to(dtype)``, ``to(device, dtype)``, ``to(tensor)``.
+        As ``torch.nn.Module.to``: ``to(device)``, ``to(dtype)``, ``to(device, dtype)``, ``to(tensor)``, and
+        ``to(memory_format=...)``, which is for parameters and buffers of four or five dimensions.
         Make the optimizer afterwards: it keeps the parameters it was given in memory of its own.
 
         Raises:
             TypeError: ``dtype`` is no floating point type.
+            RuntimeError: a parameter has not as many dimensions as ``memory_format`` is for.
         """
+        order = kwargs.pop("memory_format", None)
         kind, where = destination(args, kwargs)
         if kind is not None and not kind.is_floating_point:
             raise TypeError(
@@ -396,7 +399,8 @@ class Module:
             )
 
         def convert(t: Tensor) -> Tensor:
-            return t.to(where, kind if t.is_floating_point() else None)
+            new = t.to(where, kind if t.is_floating_point() else None)
+            return new.to(memory_format=order) if order is not None and t.ndim in (4, 5) else new
 
         return self._apply(convert)
 

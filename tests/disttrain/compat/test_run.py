@@ -67,6 +67,54 @@ def test_the_modules_are_the_same_objects(run):
     assert err == ""
 
 
+def test_functions_keep_their_names_beside_modules_of_the_same_name(run):
+    out, err = run("""
+        import torch
+        import torch.multiprocessing as mp
+        import torch.nn.utils.spectral_norm
+        from torch.nn.utils.weight_norm import weight_norm
+        from torch.nn.parallel.data_parallel import data_parallel
+        from torch.autograd.gradcheck import gradcheck
+        from torch.nn.utils.clip_grad import clip_grad_norm_
+
+        utils, wrappers = torch.nn.utils, torch.nn.parallel
+        assert weight_norm is utils.weight_norm and data_parallel is wrappers.data_parallel
+        assert gradcheck is torch.autograd.gradcheck and callable(utils.spectral_norm) and callable(mp.spawn)
+        print(utils.spectral_norm(torch.nn.Linear(2, 3))(torch.ones(1, 2)).shape == (1, 3))
+    """)
+
+    assert (out, err) == ("True\n", "")
+
+
+def test_the_homes_of_names_that_scripts_import(run):
+    out, err = run("""
+        import torch, torch.utils.data
+        from torch.amp.grad_scaler import GradScaler
+        from torch.distributed.distributed_c10d import ReduceOp
+        from torch.distributions.categorical import Categorical
+        from torch.distributions.normal import Normal
+        from torch.nn.init import _calculate_correct_fan, _calculate_fan_in_and_fan_out
+        from torch.nn.modules.batchnorm import _BatchNorm
+        from torch.nn.modules.conv import _ConvNd
+        from torch.nn.modules.loss import _Loss, _WeightedLoss
+        from torch.nn.modules.utils import _ntuple, _pair
+        from torch.utils.data._utils.collate import default_collate
+        from torch.utils.hooks import RemovableHandle
+
+        nn = torch.nn
+        assert isinstance(nn.SyncBatchNorm(2), _BatchNorm) and isinstance(nn.ConvTranspose1d(1, 1, 1), _ConvNd)
+        assert issubclass(nn.NLLLoss, _WeightedLoss) and issubclass(nn.MSELoss, _Loss)
+        assert (_pair(3), _pair([1, 2]), _ntuple(4)("a")) == ((3, 3), (1, 2), ("a",))
+        assert default_collate is torch.utils.data._utils.collate.default_collate
+        assert _calculate_fan_in_and_fan_out(torch.ones(2, 3, 5, 7)) == (105, 70)
+        assert _calculate_correct_fan(torch.ones(2, 3), "FAN_OUT") == 2
+        handle = nn.Linear(1, 1).register_forward_hook(print)
+        assert isinstance(handle, RemovableHandle) and isinstance(handle, torch.utils.hooks.RemovableHandle)
+    """)
+
+    assert (out, err) == ("", "")
+
+
 def test_the_script_is_main(run):
     out, _ = run(
         """
@@ -133,6 +181,9 @@ def test_what_is_not_here_is_said_by_name(run):
             "import torchvision.io",
             "import torch.launcher",
             "from torch.nn import qat",
+            "from torch.distributed.fsdp import FullyShardedDataParallel",
+            "from torch.distributed import optim",
+            "import torch._dynamo",
         ]
         for line in lines:
             try:
@@ -150,6 +201,11 @@ def test_what_is_not_here_is_said_by_name(run):
     assert "utils.tensorboard" in lines["from torch.utils.tensorboard import SummaryWriter"]
     assert lines["import torchvision.io"] == "torchvision.io is not in disttrain.vision"
     assert lines["from torch.nn import qat"].startswith("disttrain.nn.qat is PyTorch's")
+    assert lines["from torch.distributed.fsdp import FullyShardedDataParallel"].startswith(
+        "disttrain.distributed.fsdp is PyTorch's, not in disttrain"
+    )
+    assert lines["from torch.distributed import optim"].startswith("disttrain.distributed.optim is PyTorch's")
+    assert "what begins with an underscore is PyTorch's own" in lines["import torch._dynamo"]
     assert {"import torch.ops", "import torch.launcher"} <= set(lines)
 
 

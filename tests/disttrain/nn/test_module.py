@@ -65,7 +65,7 @@ def test_a_parameter_is_a_tensor_whose_results_are_plain():
     assert p.is_leaf
     assert type(p * 2) is dt.Tensor
     assert type(p.detach()) is dt.Tensor
-    assert repr(p).startswith("Parameter containing:")
+    assert repr(p).startswith("Parameter containing:\ntensor(")
     assert not nn.Parameter(dt.ones(3), requires_grad=False).requires_grad
     assert nn.Parameter().shape == (0,)
     with pytest.raises(TypeError, match=r"a Parameter is made of a Tensor, got list; .*disttrain\.tensor"):
@@ -568,3 +568,22 @@ def test_type_converts_integers_too_and_to_empty_keeps_shapes(lib):
     net.to_empty(device="cpu")
     assert net.weight.shape == (3,)
     assert net.share_memory() is net
+
+
+def test_to_a_memory_format_reaches_images_only(lib):
+    net = lib.nn.Sequential(lib.nn.Conv2d(3, 4, 3), lib.nn.Flatten(), lib.nn.Linear(4, 2))
+    optimizer = lib.optim.SGD(net.parameters(), lr=0.1)
+    x = lib.ones(2, 3, 3, 3).to(memory_format=lib.channels_last)
+
+    assert net.to(memory_format=lib.channels_last) is net
+
+    assert net[0].weight.is_contiguous(memory_format=lib.channels_last)
+    assert net[0].weight.stride() == (27, 1, 9, 3)
+    before = net[0].weight.detach().clone()
+    net(x)[:, 0].sum().backward()
+    optimizer.step()
+    assert not bool((net[0].weight == before).all())
+    with pytest.raises(TypeError):
+        lib.nn.Conv2d(1, 1, 1).to(memory_format="channels_last")
+    with pytest.raises(RuntimeError):
+        lib.nn.Conv2d(1, 1, 1).to(memory_format=lib.channels_last_3d)
