@@ -20,9 +20,9 @@ _NAMES = {
     "disttrain.batching": "vmap",
     "disttrain.devices": "device",
     "disttrain.dtypes": "bfloat16 dtype float16 float32 float64 int16 int32 int64 int8 promote_types uint8",
-    "disttrain.random": "Generator get_rng_state initial_seed manual_seed seed set_rng_state",
+    "disttrain.random": "Generator default_generator get_rng_state initial_seed manual_seed seed set_rng_state",
     "disttrain.functions.random": (
-        "bernoulli multinomial normal poisson rand rand_like randint randint_like randn randn_like randperm"
+        "bernoulli binomial multinomial normal poisson rand rand_like randint randint_like randn randn_like randperm"
     ),
     "disttrain.functions.creation": (
         "arange as_tensor asarray empty empty_like empty_strided eye from_numpy frombuffer full full_like "

@@ -358,6 +358,7 @@ from disttrain.functions.linalg import vdot as vdot
 from disttrain.functions.norm import dist as dist
 from disttrain.functions.norm import norm as norm
 from disttrain.functions.random import bernoulli as bernoulli
+from disttrain.functions.random import binomial as binomial
 from disttrain.functions.random import multinomial as multinomial
 from disttrain.functions.random import normal as normal
 from disttrain.functions.random import poisson as poisson
@@ -520,6 +521,7 @@ from disttrain.nn.toplevel import poisson_nll_loss as poisson_nll_loss
 from disttrain.nn.toplevel import triplet_margin_loss as triplet_margin_loss
 from disttrain.printing import set_printoptions as set_printoptions
 from disttrain.random import Generator as Generator
+from disttrain.random import default_generator as default_generator
 from disttrain.random import get_rng_state as get_rng_state
 from disttrain.random import initial_seed as initial_seed
 from disttrain.random import manual_seed as manual_seed

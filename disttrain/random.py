@@ -118,7 +118,7 @@ def _check_seed(seed: int) -> int:
     return int(seed) & _MASK
 
 
-def default_generator() -> Generator:
+def current_generator() -> Generator:
     """Return the generator of the calling rank: stream = its rank."""
     ctx = context.current()
     if ctx.generator is None:
@@ -128,33 +128,54 @@ def default_generator() -> Generator:
     return ctx.generator
 
 
+class _OfTheRank(Generator):
+    """The generator of whichever rank asks: what programs import once, by name, and use on every rank."""
+
+    def __init__(self) -> None:
+        self.device = Device("cpu")
+
+    _stream = property(
+        lambda self: current_generator()._stream, lambda self, n: setattr(current_generator(), "_stream", n)
+    )
+    _seed = property(
+        lambda self: current_generator()._seed, lambda self, n: setattr(current_generator(), "_seed", n)
+    )
+    _draw = property(
+        lambda self: current_generator()._draw, lambda self, n: setattr(current_generator(), "_draw", n)
+    )
+
+
+default_generator: Generator = _OfTheRank()
+"""The calling rank's generator, as ``torch.default_generator``."""
+
+
 def manual_seed(seed: Any) -> Generator:
     """Begin the calling rank's stream of ``seed``; ranks draw different numbers from one seed.
 
     Raises:
         ValueError: ``int(seed)`` fails, or has more than 64 bits.
     """
-    return default_generator().manual_seed(int(seed))
+    return current_generator().manual_seed(int(seed))
 
 
 def seed() -> int:
     """Begin a stream that nobody can foresee on the calling rank, and return its seed."""
-    return default_generator().seed()
+    return current_generator().seed()
 
 
 def initial_seed() -> int:
     """Return the seed of the calling rank's stream."""
-    return default_generator().initial_seed()
+    return current_generator().initial_seed()
 
 
 def get_rng_state() -> Tensor:
     """Return the state of the calling rank's generator."""
-    return default_generator().get_state()
+    return current_generator().get_state()
 
 
 def set_rng_state(new_state: Tensor) -> None:
     """Continue the calling rank's stream where :func:`get_rng_state` was taken."""
-    default_generator().set_state(new_state)
+    current_generator().set_state(new_state)
 
 
 @contextmanager
@@ -192,7 +213,7 @@ def words64(count: int, generator: Generator | None = None) -> np.ndarray[Any, A
         TypeError: ``generator`` is none.
     """
     if generator is None:
-        return default_generator().raw(count)
+        return current_generator().raw(count)
     if not isinstance(generator, Generator):
         raise TypeError(f"generator must be a Generator, got {type(generator).__name__}: {generator!r:.80}")
     return generator.raw(count)

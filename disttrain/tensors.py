@@ -516,6 +516,10 @@ class Tensor(
     def requires_grad(self, value: Any) -> None:
         if value is not True and value is not False:
             raise RuntimeError(f"requires_grad must be a bool, got {type(value).__name__}: {value!r:.80}")
+        if value and self._node is not None and self._edge() is not None:
+            raise RuntimeError(
+                "requires_grad can be set only on leaf tensors; this one has a grad_fn already"
+            )
         self.requires_grad_(value)
 
     def requires_grad_(self, requires_grad: Any = True) -> Tensor:

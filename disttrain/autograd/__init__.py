@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -243,7 +244,7 @@ def grad(
         grad_outputs: gradients of the outputs.
         retain_graph: keep the graph for another pass; by default if ``create_graph``.
         create_graph: record the pass, so that the result can be differentiated again.
-        only_inputs: there for PyTorch's signature; must be true.
+        only_inputs: there for PyTorch's signature; ignored.
         allow_unused: return ``None`` for an input that the outputs do not depend on, instead of raising.
         is_grads_batched: the first dimension of each of ``grad_outputs`` counts passes, which are made one after the
             other; the results have it too.
@@ -251,10 +252,18 @@ def grad(
 
     Raises:
         GradientError: an input does not require grad, or the outputs do not depend on it.
-        ValueError: ``only_inputs`` is false, or ``allow_unused=False`` contradicts ``materialize_grads``.
+        ValueError: ``allow_unused=False`` contradicts ``materialize_grads``.
+
+    Warns:
+        FutureWarning: ``only_inputs`` is false.
     """
     if not only_inputs:
-        raise ValueError("only_inputs=False does not exist; use backward() to accumulate into all leaves")
+        warnings.warn(
+            "grad(only_inputs=False) accumulates nothing, as with True: the argument is ignored; call backward() to "
+            "accumulate into all leaves",
+            FutureWarning,
+            stacklevel=2,
+        )
     if materialize_grads and allow_unused is False:
         raise ValueError(
             "Expected allow_unused to be True or not passed when materialize_grads=True, but got: allow_unused=False."

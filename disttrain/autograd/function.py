@@ -13,7 +13,7 @@ from disttrain import engine, missing
 from disttrain.context import grad_enabled
 from disttrain.errors import GradientError
 from disttrain.kernels.arrays import is_array
-from disttrain.modes import Mode, changed, no_grad
+from disttrain.modes import Mode, changed, enable_grad, no_grad
 from disttrain.nodes import Edge, Node, PackedTensor, next_sequence
 from disttrain.ops.types import no_vjp
 
@@ -187,7 +187,8 @@ class _Saved:
         if self.edge is not None:
             target, index = self.edge
             if target is not None and not isinstance(target, Node):
-                return target  # type: ignore[no-any-return]
+                with enable_grad():  # what the hooks gave back, with the history of the leaf
+                    return _InPlaceOf.apply(target, t)  # type: ignore[no-any-return]
             t._node, t._index = (ctx if target is None else target), index
         return t
 
@@ -376,6 +377,18 @@ def once_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
         return tuple(guarded) if several else guarded[0]
 
     return wrapper
+
+
+class _InPlaceOf(Function):
+    """Its second argument, whose gradient goes to the first."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, value: Tensor) -> Tensor:
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0], None
 
 
 class _Once(Function):

@@ -188,23 +188,24 @@ def jacobian(
         create_graph: let the result have a history.
         strict: raise if an output does not depend on an input, instead of returning zeros.
         vectorize: there for PyTorch's signature; rows are made one after the other in any case.
-        strategy: only ``"reverse-mode"``.
+        strategy: ``"reverse-mode"``; ``"forward-mode"`` gives the same result, in the same way.
 
     Returns:
         For one input and one output a Tensor of shape ``(*output.shape, *input.shape)``; for several inputs or outputs
         a tuple of them, or a tuple (by outputs) of tuples (by inputs).
 
     Raises:
-        NotImplementedError: ``strategy`` is ``"forward-mode"``.
+        NotImplementedError: ``strategy`` is ``"forward-mode"`` with ``create_graph`` or without ``vectorize``.
         RuntimeError, TypeError: see :func:`vjp`.
     """
     if strategy not in ("reverse-mode", "forward-mode"):
         raise ValueError(f'strategy must be "reverse-mode" or "forward-mode", got {strategy!r}')
     if strict and vectorize:
         raise RuntimeError("jacobian(): strict=True and vectorize=True exclude each other; leave one out")
-    if strategy == "forward-mode":
+    if strategy == "forward-mode" and (create_graph or not vectorize):
         raise NotImplementedError(
-            'jacobian(strategy="forward-mode"): there are no forward-mode gradients; use "reverse-mode"'
+            'jacobian(strategy="forward-mode") goes only with vectorize=True and create_graph=False, as in PyTorch; '
+            'use "reverse-mode"'
         )
     with autograd.enable_grad():
         is_tuple, given = _as_tuple(inputs, "inputs", "jacobian")
@@ -263,7 +264,7 @@ def hessian(
         For one input a Tensor of shape ``(*input.shape, *input.shape)``, for several a tuple of tuples.
 
     Raises:
-        NotImplementedError: ``outer_jacobian_strategy`` is ``"forward-mode"``.
+        NotImplementedError: ``outer_jacobian_strategy`` is ``"forward-mode"``; see :func:`jacobian`.
         RuntimeError: ``func`` returns more than one number.
     """
     is_tuple, _ = _as_tuple(inputs, "inputs", "hessian")

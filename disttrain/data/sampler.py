@@ -265,7 +265,7 @@ class EpochSampler(Sampler[int]):
             if shared is not None and self.generator is None:
                 self._seed = shared
             else:
-                self._seed = (self.generator or random.default_generator()).initial_seed()
+                self._seed = (self.generator or random.current_generator()).initial_seed()
             if self._seed == random._unseeded and current_env().world_size > 1:
                 self._seed = 0
         return self._seed

@@ -13,6 +13,8 @@ import numpy as np
 
 from disttrain import context, dtypes, engine
 from disttrain.functions.common import copy_
+from disttrain.functions.creation import empty_like
+from disttrain.functions.shape import broadcast_tensors
 from disttrain.kernels import random as kernels
 from disttrain.ops import elementwise
 from disttrain.random import Generator, permutation, uniform, words64
@@ -115,7 +117,8 @@ def rand_like(
 ) -> Tensor:
     """A tensor like ``input`` of numbers evenly distributed in [0, 1), as ``torch.rand_like``."""
     kind = _kind("rand_like", dtype, _like("rand_like", input).dtype)
-    return _finish(uniform(input.shape, generator, kind.numpy), kind, device or input.device, requires_grad)
+    values = uniform(input.shape, generator, kind.numpy)
+    return _laid_out(input, values, kind, device, requires_grad, memory_format)
 
 
 def randn_like(
@@ -132,7 +135,16 @@ def randn_like(
     """A tensor like ``input`` of numbers of the standard normal distribution, as ``torch.randn_like``."""
     kind = _kind("randn_like", dtype, _like("randn_like", input).dtype)
     values = standard_normal(input.shape, generator, kind.numpy)
-    return _finish(values, kind, device or input.device, requires_grad)
+    return _laid_out(input, values, kind, device, requires_grad, memory_format)
+
+
+def _laid_out(
+    input: Tensor, values: Any, kind: dtypes.dtype, device: Any, requires_grad: bool, memory_format: Any
+) -> Tensor:
+    """Return ``values`` in an order of memory like that of ``input``."""
+    t = empty_like(input, dtype=kind, device=device, memory_format=memory_format)
+    t._array[...] = values
+    return t.requires_grad_() if requires_grad else t
 
 
 def _like(name: str, input: Any) -> Tensor:
@@ -190,7 +202,7 @@ def randint_like(
         low, high = 0, low
     kind = _like("randint_like", input).dtype if dtype is None else dtypes.as_dtype(dtype)
     values = _integers("randint_like", low, high, input.shape, kind, generator)
-    return _finish(values, kind, device or input.device, requires_grad)
+    return _laid_out(input, values, kind, device, requires_grad, memory_format)
 
 
 def _end(name: str, x: Any) -> int:
@@ -207,6 +219,8 @@ def _integers(
     name: str, low: Any, high: Any, shape: tuple[int, ...], kind: dtypes.dtype, generator: Generator | None
 ) -> Any:
     low, high = _end(name, low), _end(name, high)
+    if high >= 1 << 63 and name != "random_":
+        raise ValueError(f"{name}(): the upper end must be below 2**63, got {high}")
     if high <= low:
         raise RuntimeError(f"random_ expects 'from' to be less than 'to': nothing lies in [{low}, {high})")
     for what, end in (("from", low), ("to - 1", high - 1)):
@@ -442,6 +456,77 @@ def _poisson(rates: Any, generator: Generator | None) -> Any:
         good = sure | (possible & fits)
         out[left[good]] = k[good]
         left = left[~good]
+    return out
+
+
+def binomial(count: Tensor, prob: Tensor, generator: Generator | None = None) -> Tensor:
+    """Numbers of successes in ``count`` trials of chance ``prob``, in their type, as ``torch.binomial``.
+
+    ``count`` and ``prob`` broadcast. The gradients are zero.
+
+    Raises:
+        RuntimeError: the types differ.
+        ValueError: a type is not floating point.
+    """
+    for t in (_like("binomial", count), _like("binomial", prob)):
+        if not t.dtype.is_floating_point:
+            raise ValueError(f"binomial(): count and prob are floating point numbers, got {t.dtype}")
+    if count.dtype is not prob.dtype:
+        raise RuntimeError(
+            f"binomial(): count and prob need the same type, got {count.dtype} and {prob.dtype}"
+        )
+    count, prob = broadcast_tensors(count, prob)
+    n, p = (t._array.astype(np.float64).reshape(-1) for t in (count, prob))
+    flip = p > 0.5  # as many failures as the rarer outcome has successes
+    drawn = _binomial(n, np.where(flip, 1 - p, p), generator)
+    return _drawn(count + prob, np.where(flip, n - drawn, drawn).reshape(count.shape))
+
+
+def _binomial(n: Any, p: Any, generator: Generator | None) -> Any:
+    """Draw for chances of at most a half."""
+    out = np.where(np.isnan(p) | np.isnan(n), np.nan, 0.0)
+    u = uniform(n.shape, generator, np.float64)
+    few = (n * p < 10) & (n > 0) & (p > 0)
+    if few.any():  # by inversion of the distribution function
+        size, chance, left = n[few], p[few], u[few]
+        term = kernels.exp(size * kernels.log(1 - chance))
+        below, k = term.copy(), np.zeros_like(size)
+        for i in range(1, 100):  # beyond that the probability is nil
+            more = (left >= below) & (i <= size)
+            if not more.any():
+                break
+            k[more] = i
+            term = term * np.maximum(size - i + 1, 0) / i * (chance / (1 - chance))
+            below += term
+        out[few] = k
+    rest = np.flatnonzero(n * p >= 10)
+    while rest.size:  # Hörmann's transformed rejection BTRS (J. Statist. Comput. Simulation 46, 1993)
+        words = words64(2 * n.size, generator)
+        size, chance = n[rest], p[rest]
+        u, v = kernels.open_uniform(words[rest]) - 0.5, kernels.open_uniform(words[n.size + rest])
+        spread = np.sqrt(size * chance * (1 - chance))
+        b = 1.15 + 2.53 * spread
+        a = -0.0873 + 0.0248 * b + 0.01 * chance
+        v_r = 0.92 - 4.2 / b
+        alpha = (2.83 + 5.1 / b) * spread
+        us = 0.5 - np.abs(u)
+        k = np.floor((2 * a / us + b) * u + size * chance + 0.5)
+        possible = (k >= 0) & (k <= size)
+        sure = (us >= 0.07) & (v <= v_r)
+        mode = np.floor((size + 1) * chance)
+        whole = np.clip(k, 0, size)
+        odds = kernels.log(chance / (1 - chance))
+        score = kernels.log(v * alpha / (a / (us * us) + b))
+        bound = (
+            kernels.log_gamma(mode + 1)
+            + kernels.log_gamma(size - mode + 1)
+            - kernels.log_gamma(whole + 1)
+            - kernels.log_gamma(size - whole + 1)
+            + (whole - mode) * odds
+        )
+        good = possible & (sure | (score <= bound))
+        out[rest[good]] = k[good]
+        rest = rest[~good]
     return out
 
 

@@ -150,9 +150,10 @@ class LBFGS(Optimizer):
                 or abs(loss - loss_before) < group["tolerance_change"]
             ):
                 break
-        memory.keep(state)
-        state["d"], state["t"] = Tensor(direction), t
-        state["prev_flat_grad"], state["prev_loss"] = Tensor(before), loss_before
+        if iterations:
+            memory.keep(state)
+            state["d"], state["t"] = Tensor(direction), t
+            state["prev_flat_grad"], state["prev_loss"] = Tensor(before), loss_before
         return first_loss
 
     def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, float, Array]:

@@ -217,9 +217,7 @@ class Optimizer:
         """Return the options of all groups and the state of all parameters, these numbered in order; not copied."""
         for hook in list(self._state_dict_pre_hooks.values()):
             hook(self)
-        number: dict[int, int] = {}
-        for i, p in enumerate(p for g in self.param_groups for p in g["params"]):
-            number.setdefault(id(p), i)
+        number = {id(p): i for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
         groups = []
         for group in self.param_groups:
             packed = {k: v for k, v in group.items() if k != "params"}

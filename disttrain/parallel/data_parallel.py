@@ -15,7 +15,7 @@ from disttrain.engine import Slot, is_grad_enabled, queue_callback
 from disttrain.kernels.arrays import Array
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import is_lazy
-from disttrain.random import default_generator
+from disttrain.random import current_generator
 from disttrain.tensors import RemovableHandle, Tensor
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ class DistributedDataParallel(Module):
     def _agree(self) -> None:
         """Take from rank 0 this wrapper's number, and the seed that orders data sets: ranks may seed differently."""
         rank = context.current()
-        told = np.array([rank.wrappers, default_generator().initial_seed()], np.uint64)
+        told = np.array([rank.wrappers, current_generator().initial_seed()], np.uint64)
         rank.wrappers += 1
         self._comm.broadcast(told)
         self._number, rank.order_seed = (int(word) for word in told)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from disttrain import autograd, missing, random
@@ -21,7 +22,33 @@ from disttrain.modes import Mode, Recording, changed
 from disttrain.nodes import PackedTensor
 from disttrain.tensors import Tensor
 
-__all__ = ["CheckpointError", "checkpoint", "checkpoint_sequential", "noop_context_fn"]
+__all__ = [
+    "CheckpointError",
+    "checkpoint",
+    "checkpoint_sequential",
+    "noop_context_fn",
+    "set_checkpoint_debug_enabled",
+    "set_checkpoint_early_stop",
+]
+
+_early_stop: ContextVar[bool | None] = ContextVar("checkpoint_early_stop", default=None)
+"""What :func:`set_checkpoint_early_stop` says, over the argument of :func:`checkpoint`."""
+
+
+@contextlib.contextmanager
+def set_checkpoint_early_stop(enable: bool) -> Iterator[None]:
+    """Let all calls of :func:`checkpoint` inside a ``with`` block have ``early_stop=enable``."""
+    token = _early_stop.set(enable)
+    try:
+        yield
+    finally:
+        _early_stop.reset(token)
+
+
+@contextlib.contextmanager
+def set_checkpoint_debug_enabled(enabled: bool | None) -> Iterator[None]:
+    """Do nothing: there for PyTorch's name; an error says what differed in any case."""
+    yield
 
 
 class CheckpointError(GradientError):
@@ -163,7 +190,8 @@ def checkpoint(
                 random.set_rng_state(state)
             function(*values[:n], **named)
 
-    frame = _Frame(again, determinism_check, early_stop)
+    said = _early_stop.get()
+    frame = _Frame(again, determinism_check, early_stop if said is None else said)
     with first, saved_tensors_hooks(frame.pack, frame.unpack):
         return function(*args, **kwargs)
 

@@ -441,8 +441,9 @@ def test_grad_takes_only_inputs_where_pytorch_does():
     (g,) = dt.autograd.grad((x * x).sum(), x, None, None, False, True)
 
     assert g.tolist() == [2, 2]
-    with pytest.raises(ValueError, match="only_inputs"):
-        dt.autograd.grad(x.sum(), x, only_inputs=False)
+    with pytest.warns(FutureWarning, match="only_inputs"):
+        (g,) = dt.autograd.grad(x.sum(), x, only_inputs=False)
+    assert g.tolist() == [1, 1]
 
 
 # --------------------------------------------------------------------------------- arguments of grad and backward
@@ -474,6 +475,8 @@ x.sum().backward(inputs=[]) | ((x*2).sum().backward(inputs=x), x.grad) | (x*2).s
 (A.backward([x.sum()],grad_variables=[L.ones(())]), x.grad) | A.backward([])
 A.backward([x.sum()],[L.ones(())],grad_variables=[L.ones(())])
 A.grad(A.grad(x*x, x, g, create_graph=True)[0].sum(), g) | A.Variable(L.ones(2), requires_grad=True)
+setattr(x*2, "requires_grad", True) | setattr(x, "requires_grad", True) | (x*2).requires_grad_()
+A.grad(x.sum(), x, only_inputs=False)
 A.Variable(x) | A.Variable(L.ones(2), True).requires_grad | A.Variable(3) | isinstance(x, A.Variable)
 A.grad(((h:=x*2)*3).sum(), A.graph.get_gradient_edge(h)) | A.grad((x*3).sum(), A.graph.get_gradient_edge(x))
 A.graph.get_gradient_edge(y) | A.grad(A.graph.get_gradient_edge((h:=x*2)*3), x, L.ones(2))

@@ -282,6 +282,10 @@ def poisson_chances(rate: float, n: int) -> Any:
     return np.array([math.exp(k * math.log(rate) - rate - math.lgamma(k + 1)) for k in range(n)])
 
 
+def binomial_chances(n: int, p: float) -> Any:
+    return np.array([math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)])
+
+
 DISCRETE: dict[str, tuple[Any, Any]] = {
     "geometric_": (lambda t: t.geometric_(0.3), np.array([0, *(0.3 * 0.7**k for k in range(40))])),
     "random_": (lambda t: t.random_(3, 8), np.array([0, 0, 0, 0.2, 0.2, 0.2, 0.2, 0.2])),
@@ -291,6 +295,12 @@ DISCRETE: dict[str, tuple[Any, Any]] = {
     "poisson, few": (lambda t: dt.poisson(t + 2.5), poisson_chances(2.5, 40)),
     "poisson, some": (lambda t: dt.poisson(t + 12), poisson_chances(12, 80)),
     "poisson, many": (lambda t: dt.poisson(t + 300), poisson_chances(300, 600)),
+    "binomial, few": (lambda t: dt.binomial(t + 12, t + 0.3), binomial_chances(12, 0.3)),
+    "binomial, mostly": (lambda t: dt.binomial(t + 12, t + 0.9), binomial_chances(12, 0.9)),
+    "binomial, some": (lambda t: dt.binomial(t + 40, t + 0.3), binomial_chances(40, 0.3)),
+    "binomial, many": (lambda t: dt.binomial(t + 600, t + 0.7), binomial_chances(600, 0.7)),
+    "binomial, none": (lambda t: dt.binomial(t + 3, t), np.array([1.0])),
+    "binomial, all": (lambda t: dt.binomial(t + 3, t + 1), np.array([0, 0, 0, 1.0])),
     "randint_like": (lambda t: dt.randint_like(t, 1, 4), np.array([0, 1, 1, 1]) / 3),
 }
 
@@ -360,6 +370,18 @@ def test_fork_rng_puts_the_generator_back() -> None:
     assert dt.rand(3, generator=g).tolist() == dt.rand(3, generator=h).tolist()
 
 
+def test_the_default_generator_is_that_of_the_rank() -> None:
+    dt.manual_seed(27)
+    first = dt.rand(3).tolist()
+    dt.default_generator.manual_seed(27)
+    state = dt.get_rng_state()
+    assert dt.rand(3, generator=dt.default_generator).tolist() == first
+    assert dt.rand(3).tolist() != first
+    dt.default_generator.set_state(state)
+    assert dt.rand(3).tolist() == first
+    assert dt.default_generator.clone_state().get_state().tolist() == dt.get_rng_state().tolist()
+
+
 CALLS = """
 rand(3) | rand(2,3) | rand((2,3)) | rand(size=(2,3)) | rand(()) | rand([]) | rand(-1) | rand(2.0)
 rand("a") | rand(True) | rand(2,dtype=L.int64) | rand(2,dtype=L.float64,requires_grad=True)
@@ -399,6 +421,13 @@ Z(2,dtype=L.int64).log_normal_() | Z(2).cauchy_(0,0) | Z(2,dtype=L.int64).cauchy
 Z(2).cauchy_(median=1.,sigma=2.) | manual_seed(-1).initial_seed() | manual_seed(1<<64)
 manual_seed(1.7).initial_seed() | manual_seed("a") | manual_seed(None) | Generator().manual_seed(1.5)
 Generator().initial_seed() | set_rng_state(Z(3)) | set_rng_state([1]) | random.initial_seed()>=0
+rand_like(Z(2,3).t()).stride() | randn_like(Z(2,3).t()).stride() | randint_like(Z(2,3).t(),5).stride()
+randint(0,2**63,(2,)) | randint(0,2**63-1,(2,)) | randint_like(Z(2,dtype=L.int64),2**63)
+binomial(L.ones(3)*4,L.ones(3)/2) | binomial(L.ones(2,1)*4,L.ones(3)/2) | binomial(L.ones(2),L.ones(3)/2)
+binomial(L.ones(2),L.ones(2,dtype=L.float64)/2) | binomial(L.ones(2,requires_grad=True),L.ones(2)/2)
+binomial(L.ones(2,dtype=L.int64),L.ones(2)/2) | default_generator.manual_seed(4).initial_seed()
+rand(2,generator=default_generator)
+random.default_generator is L.default_generator
 set_rng_state(Z(3,dtype=L.uint8)) | randn(3,out=Z(0)) | multinomial(L.ones(3),2,out=Z(2,dtype=L.int64))
 """
 

@@ -35,6 +35,16 @@ def grad(lib: Any, f: Any, x: Any, **options: Any) -> Any:
     return lib.autograd.grad(f.sum(), x, allow_unused=True, **options)
 
 
+def packed(lib: Any, again: bool) -> Any:
+    """Hooks on what is saved see what a Function saves, and ``backward`` sees what they give back."""
+    x = leaf(lib)
+    with lib.autograd.graph.saved_tensors_hooks(lambda t: t * 10, lambda t: t):
+        y = keeps(lib).apply(x)
+        z = keeps(lib).apply(y)
+    g = grad(lib, z, x, create_graph=again)
+    return [g, grad(lib, g[0], x)] if again else g
+
+
 def double(lib: Any) -> Any:
     return make(lib, lambda ctx, a: a * 2, lambda ctx, g: g * 2)
 
@@ -292,6 +302,8 @@ PROGRAMS: dict[str, Any] = {
     "gradient inside": gradient_inside,
     "under no_grad": outside,
     "ctx is grad_fn": ctx_is_grad_fn,
+    "saved under hooks": lambda lib: packed(lib, False),
+    "saved under hooks, twice": lambda lib: packed(lib, True),
     "no forward": missing,
     "no backward": lambda lib: missing(lib, forward=staticmethod(lambda ctx, a: a * 2)),
 }

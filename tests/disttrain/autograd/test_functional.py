@@ -94,8 +94,16 @@ def test_calls_give_what_they_give_in_pytorch(call: str) -> None:
     assert same(ours, theirs), f"{ours}, PyTorch {theirs}"
 
 
-def test_there_is_no_forward_mode() -> None:
+def test_forward_mode_is_taken_where_pytorch_takes_it() -> None:
     with pytest.raises(NotImplementedError, match="reverse-mode"):
         dt.autograd.functional.jacobian(lambda x: x, dt.ones(2), strategy="forward-mode")
+    with pytest.raises(NotImplementedError, match="create_graph"):
+        dt.autograd.functional.jacobian(
+            lambda x: x, dt.ones(2), create_graph=True, vectorize=True, strategy="forward-mode"
+        )
     with pytest.raises(ValueError, match="sideways"):
         dt.autograd.functional.jacobian(lambda x: x, dt.ones(2), strategy="sideways")
+    (rows,) = dt.autograd.functional.jacobian(
+        lambda x: (x * x,), dt.tensor([1.0, 2.0]), vectorize=True, strategy="forward-mode"
+    )
+    assert rows.tolist() == [[2, 0], [0, 4]]

@@ -375,3 +375,25 @@ def test_lbfgs_without_gradients_and_with_an_unknown_search():
     assert q.item() == 1
     with pytest.raises(RuntimeError, match="must be 'strong_wolfe' or None, got 'armijo'"):
         dt.optim.LBFGS([p], line_search_fn="armijo").step(closure)
+
+
+def test_lbfgs_without_iterations_only_looks() -> None:
+    p = dt.ones(2, requires_grad=True)
+    optimizer = dt.optim.LBFGS([p], max_iter=0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (p * p).sum()
+        loss.backward()
+        return loss
+
+    assert [optimizer.step(closure).item() for _ in range(2)] == [2, 2]
+    assert p.tolist() == [1, 1]
+
+
+def test_a_parameter_given_twice_has_its_last_number() -> None:
+    p, q = dt.ones(1, requires_grad=True), dt.ones(1, requires_grad=True)
+    with pytest.warns(UserWarning, match="more than once"):
+        optimizer = dt.optim.SGD([p, q, p], lr=0.1)
+
+    assert optimizer.state_dict()["param_groups"][0]["params"] == [2, 1, 2]

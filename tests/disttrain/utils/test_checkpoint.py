@@ -15,7 +15,13 @@ from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.local import run_ranks
 from disttrain.nn import functional as F
 from disttrain.nn.parallel import DistributedDataParallel
-from disttrain.utils.checkpoint import CheckpointError, checkpoint, checkpoint_sequential
+from disttrain.utils.checkpoint import (
+    CheckpointError,
+    checkpoint,
+    checkpoint_sequential,
+    set_checkpoint_debug_enabled,
+    set_checkpoint_early_stop,
+)
 
 
 def weights(n: int = 40) -> Any:
@@ -83,6 +89,21 @@ def test_one_pass_of_backward_computes_once() -> None:
     assert len(runs) == 2
     out.backward()
     assert len(runs) == 3
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_switch_says_whether_the_second_run_ends_early(stop: bool) -> None:
+    ended = []
+
+    def block(x: Any) -> Any:
+        y = x.exp()
+        ended.append(x)
+        return y + 1
+
+    with set_checkpoint_early_stop(stop), set_checkpoint_debug_enabled(True):
+        out = checkpoint(block, dt.ones(5, requires_grad=True), use_reentrant=False).sum()
+    out.backward()
+    assert len(ended) == (1 if stop else 2)
 
 
 def nest(x: Any, k: float = 1.0) -> Any:
