@@ -46,7 +46,7 @@ class autocast:
         cache_enabled: bool | None = None,
     ) -> None:
         if not isinstance(device_type, str):
-            raise ValueError(f"Expected `device_type` of type `str`, got: `{type(device_type)}`")
+            raise ValueError(f"autocast: device_type is a string like 'cpu', got {device_type!r:.80}")
         if device_type not in ("cpu", "cuda", "mps", "xpu"):
             raise RuntimeError(f"autocast: there is no kind of device {device_type!r}; use 'cpu' or 'cuda'")
         self.device = device_type
@@ -163,17 +163,21 @@ class GradScaler:
         if not self._enabled:
             return
         if id(optimizer) in self._stepped:
-            raise RuntimeError("unscale_() is being called after step().")
+            raise RuntimeError(
+                "unscale_(): this optimizer has had its step(); unscale before it, update() begins anew"
+            )
         if id(optimizer) in self._unscaled:
             raise RuntimeError(
-                "unscale_() has already been called on this optimizer since the last update()."
+                "unscale_(): the gradients of this optimizer are unscaled already; call update() before the next time"
             )
         finite = True
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     if p.grad.dtype is dtypes.float16:
-                        raise ValueError("Attempting to unscale FP16 gradients.")
+                        raise ValueError(
+                            "unscale_(): a gradient is float16; keep the parameters in float32, use autocast"
+                        )
                     p.grad.mul_(1.0 / self._scale)
                     finite = finite and bool(np.isfinite(p.grad._array).all())
         self._unscaled[id(optimizer)] = finite
@@ -187,9 +191,13 @@ class GradScaler:
         if not self._enabled:
             return optimizer.step(*args, **kwargs)
         if "closure" in kwargs:
-            raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")
+            raise RuntimeError(
+                "GradScaler.step(): an optimizer that calls a closure cannot be scaled; give enabled=False for it"
+            )
         if id(optimizer) in self._stepped:
-            raise RuntimeError("step() has already been called since the last update().")
+            raise RuntimeError(
+                "GradScaler.step(): this optimizer has had its step; call update() before the next one"
+            )
         if id(optimizer) not in self._unscaled:
             self.unscale_(optimizer)
         self._stepped.add(id(optimizer))
@@ -202,7 +210,9 @@ class GradScaler:
         if new_scale is not None:
             self._scale = float(new_scale)
         elif not self._unscaled:
-            raise RuntimeError("No inf checks were recorded prior to update.")
+            raise RuntimeError(
+                "GradScaler.update(): no optimizer has been stepped or unscaled since the last one"
+            )
         elif not all(self._unscaled.values()):
             self._scale *= self._backoff_factor
             self._growth_tracker = 0
@@ -269,7 +279,7 @@ class GradScaler:
             return
         if not state_dict:
             raise RuntimeError(
-                "The source state dict is empty, possibly because it was saved from a disabled instance of GradScaler."
+                "GradScaler.load_state_dict(): the dict is empty; a GradScaler with enabled=False saves such a one"
             )
         self._scale = state_dict["scale"]
         self._growth_factor = state_dict["growth_factor"]

@@ -642,9 +642,9 @@ def _visit(node: Node, g: Any, create_graph: bool, receivers: set[Any] | None) -
     for k, counter, version, _ in node.versions:
         if counter[0] != version:
             raise GradientError(
-                f"one of the variables needed for gradient computation has been modified by an inplace operation: a "
-                f"tensor of shape {tuple(saved[k].shape)} that {node.op.__name__} needs is at version {counter[0]}, "
-                f"expected {version}; clone() it before the change"
+                f"a tensor of shape {tuple(saved[k].shape)} that {node.op.__name__} needs for its gradient was "
+                f"modified by an inplace operation: it is at version {counter[0]}, expected {version}; clone() it "
+                f"before the change"
             )
     if create_graph:
         saved = _as_tensors(node, saved)

@@ -43,7 +43,7 @@ def _numbers(name: str, argnums: Argnums, count: int) -> tuple[int, ...]:
             raise RuntimeError(f"{name}(): got argnum={i}, but only {count} positional inputs")
     found = tuple([i % count for i in numbers])
     if len(set(found)) < len(found):
-        raise RuntimeError(f"{name}(): argnums elements must be unique, got {argnums}")
+        raise RuntimeError(f"{name}(): argnums names an argument twice: {argnums}")
     return found
 
 
@@ -366,7 +366,7 @@ def functional_call(
         twice = given.keys() & d.keys()
         if twice:
             raise ValueError(
-                f"{sorted(twice)} appeared in multiple dictionaries; behavior of functional call is ambiguous"
+                f"functional_call(): more than one of the dictionaries has {sorted(twice)}; give each name once"
             )
         given |= d
     args = () if args is None else args if isinstance(args, tuple) else (args,)

@@ -45,9 +45,14 @@ def is_nonzero(input: Tensor) -> bool:
         RuntimeError: there is more than one, or none.
     """
     if _tensor(input, "is_nonzero").numel() == 0:
-        raise RuntimeError("Boolean value of Tensor with no values is ambiguous")
+        raise RuntimeError(
+            f"Boolean value of Tensor of shape {list(input.shape)} is ambiguous: it has no elements; ask .numel()"
+        )
     if input.numel() > 1:
-        raise RuntimeError("Boolean value of Tensor with more than one value is ambiguous")
+        raise RuntimeError(
+            f"Boolean value of Tensor of shape {list(input.shape)} is ambiguous: it has {input.numel()} elements; say "
+            f".any() or .all()"
+        )
     return bool(input.item())
 
 

@@ -55,7 +55,9 @@ def construct(name: str, kind: dtypes.dtype, args: tuple[Any, ...]) -> Tensor:
         return first.detach()
     if len(args) == 1 and (not isinstance(first, Size | int) or isinstance(first, bool)):
         if not isinstance(first, Sequence | np.ndarray) or isinstance(first, str):
-            raise TypeError(f"{name}(): data must be a sequence (got {type(first).__name__})")
+            raise TypeError(
+                f"{name}() is made of sizes or of a sequence of numbers, got {type(first).__name__}"
+            )
         return creation.tensor(first, dtype=kind)
     return creation.empty(*(args or (0,)), dtype=kind)
 

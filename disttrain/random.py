@@ -66,7 +66,7 @@ class Generator:
             ValueError: it has more bits.
         """
         if not hasattr(seed, "__index__"):
-            raise RuntimeError(f"manual_seed expected a long, but got {type(seed).__name__}: {seed!r:.80}")
+            raise RuntimeError(f"manual_seed() takes an int, got {type(seed).__name__}: {seed!r:.80}")
         self._seed, self._draw = _check_seed(seed), 0
         return self
 

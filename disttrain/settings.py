@@ -81,9 +81,9 @@ def set_num_threads(n: int) -> None:
         RuntimeError: ``n`` is not positive.
     """
     if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"set_num_threads expects an int, but got {type(n).__name__}")
+        raise TypeError(f"set_num_threads() takes an int, got {type(n).__name__}")
     if n < 1:
-        raise RuntimeError(f"set_num_threads expects a positive integer, got {n}")
+        raise RuntimeError(f"set_num_threads(): n must be positive, got {n}")
     if n != get_num_threads():
         warnings.warn(
             f"set_num_threads({n}): the BLAS library has chosen {get_num_threads()}; "

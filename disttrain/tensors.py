@@ -255,7 +255,9 @@ class Tensor(
     @property
     def _version(self) -> int:
         if self.is_inference():
-            raise RuntimeError("Inference tensors do not track version counter.")
+            raise RuntimeError(
+                "a tensor made in inference_mode() does not count its changes; clone() it outside"
+            )
         return self._version_counter[0]
 
     def is_inference(self) -> Any:
@@ -612,8 +614,7 @@ class Tensor(
                 result = hook(self)
                 if result is not None and not isinstance(result, Tensor):
                     raise TypeError(
-                        f"expected Variable, but hook returned {type(result).__name__!r}: a hook after the "
-                        f"accumulation of a gradient returns nothing"
+                        f"a hook after the accumulation of a gradient returns nothing, got {type(result).__name__!r}"
                     )
 
     def _give_slot(self) -> None:
@@ -655,9 +656,7 @@ class Tensor(
     @data.setter
     def data(self, value: Tensor) -> None:
         if not isinstance(value, Tensor):
-            raise TypeError(
-                f"Variable data has to be a tensor, but got {type(value).__name__}: {value!r:.80}"
-            )
+            raise TypeError(f".data takes a Tensor, got {type(value).__name__}: {value!r:.80}")
         if self._edge() is not None and not value.dtype.is_floating_point:
             raise RuntimeError(
                 f"data set to a tensor that requires gradients must be floating point, got {value.dtype}"

@@ -82,7 +82,7 @@ class Variable(metaclass=_IsTensor):
 
     def __new__(cls, data: Tensor, requires_grad: bool = False, volatile: Any = None) -> Any:
         if not isinstance(data, engine.Tensor_):
-            raise TypeError(f"Variable data has to be a tensor, but got {type(data).__name__}")
+            raise TypeError(f"Variable() is made of a Tensor, got {type(data).__name__}")
         return data.detach().requires_grad_(requires_grad)
 
 
@@ -126,7 +126,9 @@ def _roots(
     for i, (t, g) in enumerate(zip(tensors, grads, strict=True)):
         edge = _edge_of(t)
         if g is not None and not isinstance(g, engine.Tensor_):
-            raise TypeError(f"gradients can be either Tensors or None, but got {type(g).__name__}: {g!r:.80}")
+            raise TypeError(
+                f"each gradient to start from is a Tensor or None, got {type(g).__name__}: {g!r:.80}"
+            )
         if edge is None:
             raise GradientError(
                 f"element {i} of tensors does not require grad and does not have a grad_fn: nothing it was made from "
@@ -266,11 +268,11 @@ def grad(
         )
     if materialize_grads and allow_unused is False:
         raise ValueError(
-            "Expected allow_unused to be True or not passed when materialize_grads=True, but got: allow_unused=False."
+            "grad(): materialize_grads=True gives zeros for unused inputs; leave allow_unused=False out"
         )
     outs, ins = _as_sequence(outputs), _as_sequence(inputs)
     if not ins:
-        raise GradientError("grad requires non-empty inputs.")
+        raise GradientError("grad(): inputs is empty; give the tensors to differentiate by")
     retain = create_graph if retain_graph is None else retain_graph
     if is_grads_batched:
         found = _one_by_one(outs, ins, grad_outputs, retain, create_graph)
@@ -285,8 +287,7 @@ def grad(
             g = engine.Tensor_(np.zeros_like(t._array)).requires_grad_(create_graph)
         elif g is None and not allow_unused:
             raise GradientError(
-                f"One of the differentiated Tensors appears to not have been used in the graph: input {i}. Set "
-                f"allow_unused=True if this is the desired behavior."
+                f"grad(): the outputs do not depend on input {i}; allow_unused=True gives None for such an input"
             )
         results.append(g if g is None or isinstance(g, engine.Tensor_) else engine.Tensor_(g))
     return tuple(results)

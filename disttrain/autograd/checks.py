@@ -215,11 +215,12 @@ def _check_undefined(func: Callable[..., Any], given: tuple[Any, ...]) -> None:
             )
         except RuntimeError as e:
             raise GradcheckError(
-                f"Expected backward function to handle undefined output grads, but it raised {e!r}; look at output "
-                f"{skipped}"
+                f"backward raised {e!r} when the gradient of output {skipped} was None; it must take that for zeros"
             ) from e
         if any(g is not None and np.any(g._array != 0) for g in found):
-            raise GradcheckError("Expected all input grads to be undefined or zero when all output grads are")
+            raise GradcheckError(
+                "the gradients of the outputs were None or zero, and one of an input was not zero"
+            )
 
 
 def _check_batched(func: Callable[..., Any], given: tuple[Any, ...]) -> None:

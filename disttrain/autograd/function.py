@@ -111,8 +111,8 @@ class BackwardCFunction(FunctionCtx, Node):
         n = len(self.edges)
         if len(grads) < n or any(extra is not None for extra in grads[n:]):
             raise GradientError(
-                f"function {name} returned an incorrect number of gradients (expected {n}, got {len(grads)}): one "
-                f"for each argument of forward, None for those that have none"
+                f"{name}: backward must return {n} gradients, got {len(grads)}: one for each argument of forward, "
+                f"None for those that have none"
             )
         return [self._checked(i, one, needs[i], create_graph) for i, one in enumerate(grads[:n])]
 
@@ -122,12 +122,11 @@ class BackwardCFunction(FunctionCtx, Node):
         name = self.name()
         if not isinstance(g, engine.Tensor_):
             raise GradientError(
-                f"expected Variable or None (got {type(g).__name__}): gradient {i} of function {name}"
+                f"{name}: backward returns Tensors and None, got {type(g).__name__} as gradient {i}"
             )
         if not self._tensor_inputs[i]:
             raise GradientError(
-                f"function {name} returned a gradient different than None at position {i + 1}, but the "
-                f"corresponding forward input was not a Variable"
+                f"{name}: argument {i} of forward is no Tensor, so backward must return None for it, got a Tensor"
             )
         if not need:
             return None
@@ -137,8 +136,7 @@ class BackwardCFunction(FunctionCtx, Node):
         )
         if not fits:
             raise GradientError(
-                f"Function {name} returned an invalid gradient at index {i} - got {list(g.shape)} but expected "
-                f"shape compatible with {list(shape)}"
+                f"{name}: gradient {i} must have a shape like its input, {list(shape)}, got {list(g.shape)}"
             )
         return g if create_graph else g._array
 
@@ -176,9 +174,8 @@ class _Saved:
         """Return the tensor with its history."""
         if self.packed is None and self.counter[0] != self.version:
             raise GradientError(
-                f"one of the variables needed for gradient computation has been modified by an inplace operation: "
-                f"a tensor that {ctx._function.__name__} saved is at version {self.counter[0]}, expected "
-                f"{self.version}; clone() it before the change"
+                f"{ctx._function.__name__}: a tensor that it saved for backward was modified by an inplace operation: "
+                f"it is at version {self.counter[0]}, expected {self.version}; clone() it before the change"
             )
         if self.kept is not None:
             return self.kept
@@ -218,19 +215,19 @@ class Function:
     @staticmethod
     def forward(*args: Any, **kwargs: Any) -> Any:
         """Compute the outputs; see the class."""
-        raise NotImplementedError("You must implement the forward function for custom autograd.Function.")
+        raise NotImplementedError("a Function needs a static method forward(ctx, ...); this one has none")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Any:
         """Save what ``backward`` needs; see the class."""
-        raise NotImplementedError("setup_context is not implemented.")
+        raise NotImplementedError("this Function has no setup_context(ctx, inputs, output)")
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         """Compute the gradients of the arguments; see the class."""
         raise NotImplementedError(
-            "You must implement either the backward or vjp method for your custom autograd.Function to use it "
-            "with backward mode AD."
+            "a Function needs a static method backward(ctx, *gradients), or vjp, to be differentiated; this one "
+            "has neither"
         )
 
     @staticmethod
@@ -284,7 +281,7 @@ class Function:
         for i, t in enumerate(ctx._to_save):
             if t is not None and not isinstance(t, Tensor):
                 raise TypeError(
-                    f"save_for_backward can only save variables, but argument {i} is of type {type(t).__name__}"
+                    f"save_for_backward() takes Tensors and None, got {type(t).__name__} as argument {i}"
                 )
         if recorded:
             finished = dict(zip(map(id, outs), results, strict=True))
@@ -320,8 +317,7 @@ def _check_dirty(ctx: BackwardCFunction, args: Sequence[Any], outs: Sequence[Any
     for t in ctx._dirty:
         if not _is_in(t, outs):
             raise GradientError(
-                "Some elements marked as dirty during the forward method were not returned as output. The inputs that "
-                "are modified inplace must all be outputs of the Function."
+                "mark_dirty(): a tensor that forward changes in place must also be what it returns, and one is not"
             )
         if recorded and _is_in(t, args):
             engine.check_in_place(t)

@@ -56,7 +56,7 @@ def _check_vector(v: Any, like: Tensors, what: str, function: str) -> Tensors:
     if v is None:
         if len(like) != 1 or like[0].numel() != 1:
             raise RuntimeError(
-                f"The vector v can only be None if {what} of {function}() is a single Tensor with a single element"
+                f"{function}(): v may be left out only if {what} is one Tensor with one element; give v"
             )
         return (zeros_like(like[0].detach()) + 1,)
     _, vs = _as_tuple(v, "vector v", function)
@@ -71,12 +71,12 @@ def _check_vector(v: Any, like: Tensors, what: str, function: str) -> Tensors:
 
 
 def _outputs(func: Callable[..., Any], inputs: Tensors, function: str, strict: bool) -> tuple[bool, Tensors]:
-    is_tuple, outs = _as_tuple(func(*inputs), "outputs of the user-provided function", function)
+    is_tuple, outs = _as_tuple(func(*inputs), "what the function returned", function)
     if strict:
         for i, out in enumerate(outs):
             if not out.requires_grad:
                 raise RuntimeError(
-                    f"{function}(): output {i} of the user-provided function does not require gradients; in strict "
+                    f"{function}(): output {i} of the function does not require gradients; in strict "
                     f"mode each output must depend on the inputs"
                 )
     return is_tuple, outs
@@ -108,7 +108,7 @@ def _grads(
         if g is None:
             if strict:
                 raise RuntimeError(
-                    f"{function}(): the outputs are independent of input {i}; not allowed in strict mode"
+                    f"{function}(): the outputs are independent of input {i}; strict=True refuses that"
                 )
             g = zeros_like(x.detach())
         elif strict and create_graph and not g.requires_grad:
@@ -164,7 +164,7 @@ def jvp(
             for i, b in enumerate(backs):
                 if not b.requires_grad:
                     raise RuntimeError(
-                        f"jvp(): the outputs are independent of input {i}; not allowed in strict mode"
+                        f"jvp(): the outputs are independent of input {i}; strict=True refuses that"
                     )
         grads = _grads(backs, dummies, vs, create_graph, strict and create_graph, "jvp")
     return _unpack(outs_tuple, _results(outs, create_graph)), _unpack(
@@ -235,13 +235,12 @@ def _rows(out: Tensor, xs: Tensors, create_graph: bool, strict: bool) -> list[An
 def _scalar(func: Callable[..., Any], function: str) -> Callable[..., Any]:
     def single(*inputs: Any) -> Any:
         out = func(*inputs)
-        is_tuple, outs = _as_tuple(out, "outputs of the user-provided function", function)
+        is_tuple, outs = _as_tuple(out, "what the function returned", function)
         if is_tuple:
-            raise RuntimeError(f"The function given to {function} should return a single Tensor, got a tuple")
+            raise RuntimeError(f"{function}(): the function must return one Tensor, got a tuple")
         if outs[0].numel() != 1:
             raise RuntimeError(
-                f"The Tensor returned by the function given to {function} should contain a single element, got shape "
-                f"{list(outs[0].shape)}"
+                f"{function}(): the function must return one number, got a Tensor of shape {list(outs[0].shape)}"
             )
         return outs[0].squeeze() if outs[0].ndim else outs[0]
 

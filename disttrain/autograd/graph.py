@@ -44,7 +44,7 @@ def get_gradient_edge(tensor: Tensor) -> GradientEdge:
     edge = tensor._edge()
     if edge is None:
         raise GradientError(
-            "It is not possible to get the gradient edge for a Tensor that does not require gradients"
+            "get_gradient_edge(): the tensor does not require grad, so no edge of the graph leads to it"
         )
     return GradientEdge(gradient_node(edge[0]), edge[1])
 

@@ -216,7 +216,7 @@ class Run:
             if not ready:
                 self._pool.close(kill=True)
                 raise RuntimeError(
-                    f"DataLoader timed out after {self._timeout} seconds: worker {worker.number} "
+                    f"DataLoader: timed out, {self._timeout} seconds are over: worker {worker.number} "
                     f"(pid {worker.pid}) has not finished its batch"
                 )
             for object_ in ready:
@@ -263,7 +263,7 @@ class _Failure:
     def __init__(self, error: BaseException, worker: int) -> None:
         kind = type(error)
         text = "".join(traceback.format_exception(error))
-        self.text = f"Caught {kind.__name__} in DataLoader worker process {worker}.\nOriginal {text}"
+        self.text = f"Caught {kind.__name__} in DataLoader worker process {worker}; what it ran:\n{text}"
         self.kind: type[BaseException] = RuntimeError if kind is StopIteration else kind
         try:
             pickle.dumps(kind)

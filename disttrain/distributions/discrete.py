@@ -28,7 +28,7 @@ def _eps(t: Tensor) -> float:
 
 def _one_of(probs: Any, logits: Any) -> None:
     if (probs is None) == (logits is None):
-        raise ValueError("Either `probs` or `logits` must be specified, but not both.")
+        raise ValueError("one of probs and logits is needed, and only one; give the other None")
 
 
 class Bernoulli(Distribution):
@@ -94,7 +94,9 @@ class Categorical(Distribution):
         given = logits if probs is None else probs
         if given.dim() < 1:
             which = "logits" if probs is None else "probs"
-            raise ValueError(f"`{which}` parameter must be at least one-dimensional.")
+            raise ValueError(
+                f"{type(self).__name__}: {which} needs a dimension of classes, got a tensor without dimensions"
+            )
         super().__init__(given.shape[:-1], (), validate_args)
         self._num_events = int(given.shape[-1])
         if probs is None:

@@ -119,8 +119,7 @@ class Distribution:
     def _check(self, name: str, value: Tensor, good: Tensor, what: str) -> None:
         if self._validate_args and not bool(good.all()):
             raise ValueError(
-                f"Expected parameter {name} of shape {tuple(value.shape)} of distribution {type(self).__name__} to be "
-                f"{what}, but found invalid values:\n{value!r}"
+                f"{type(self).__name__}: {name} of shape {tuple(value.shape)} has to be {what}, got\n{value!r}"
             )
 
     def _check_value(self, value: Any, good: Any, what: str) -> None:
@@ -133,13 +132,11 @@ class Distribution:
         for a, b in zip(reversed(have), reversed(want), strict=False):
             if a not in (1, b) and b != 1:
                 raise ValueError(
-                    f"Value is not broadcastable with batch_shape+event_shape: {have} vs {want}."
+                    f"{type(self).__name__}: a value of shape {have} does not broadcast with {want}, the batch_shape "
+                    f"and event_shape"
                 )
         if not bool(good(value).all()):
-            raise ValueError(
-                f"Expected value argument to be within the support ({what}) of the distribution {self!r}, but found "
-                f"invalid values:\n{value!r}"
-            )
+            raise ValueError(f"{self!r} has no such values: they have to be {what}, got\n{value!r}")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(batch_shape={tuple(self._batch_shape)}, event_shape={tuple(self._event_shape)})"
@@ -162,7 +159,7 @@ class Independent(Distribution):
         shape = base_distribution.batch_shape
         if n > len(shape):
             raise ValueError(
-                f"Expected reinterpreted_batch_ndims <= len(base_distribution.batch_shape), actual {n} vs {len(shape)}"
+                f"Independent: reinterpreted_batch_ndims={n} is more than the {len(shape)} batch dimensions there are"
             )
         self.base_dist = base_distribution
         self.reinterpreted_batch_ndims = n

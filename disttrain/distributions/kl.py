@@ -47,8 +47,7 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
             if function is not None:
                 return function(p, q)
     raise NotImplementedError(
-        f"No KL(p || q) is implemented for p type {type(p).__name__} and q type {type(q).__name__}; "
-        f"register_kl() adds one"
+        f"kl_divergence(): no formula from {type(p).__name__} to {type(q).__name__}; register_kl() adds one"
     )
 
 

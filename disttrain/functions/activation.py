@@ -160,7 +160,7 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
         RuntimeError: ``input`` is boolean.
     """
     if min_val > max_val:
-        raise ValueError(f"hardtanh(): min_val {min_val} cannot be greater than max_val {max_val}")
+        raise ValueError(f"hardtanh(): min_val {min_val} lies above max_val {max_val}; swap them")
     return _clip("hardtanh", input, min_val, max_val, inplace)
 
 

@@ -146,7 +146,7 @@ def normalize_dim(dim: int, ndim: int) -> int:
     n = max(ndim, 1)
     if not -n <= dim < n:
         raise IndexError(
-            f"Dimension out of range (expected to be in range of [{-n}, {n - 1}], but got {dim})"
+            f"Dimension out of range: {dim} is not in [{-n}, {n - 1}] for a tensor of {ndim} dimensions"
         )
     return dim + n if dim < 0 else dim
 

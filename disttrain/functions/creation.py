@@ -129,7 +129,9 @@ def _unevenness(data: Any, depth: int = 0) -> Exception:
     lengths = [len(d) for d in data]
     for n in lengths:
         if n != lengths[0]:
-            return ValueError(f"expected sequence of length {lengths[0]} at dim {depth + 1} (got {n})")
+            return ValueError(
+                f"the nested sequences are uneven: {lengths[0]} and {n} elements in dimension {depth + 1}"
+            )
     return next(
         (_unevenness(d, depth + 1) for d in data if len({np.shape(e) for e in d if np.ndim(e) < 2}) > 1),
         ValueError(f"the nested sequences are uneven: {data!r:.80}"),

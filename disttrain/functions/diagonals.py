@@ -166,7 +166,7 @@ def select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
     d = normalize_dim(dim, input.ndim)
     if not input.ndim or not -input.shape[d] <= index < input.shape[d]:
         raise IndexError(
-            f"select_scatter(): index {index} out of range for dimension {d} of shape {list(input.shape)}"
+            f"select_scatter(): there is no index {index} in dimension {d} of shape {list(input.shape)}"
         )
     return _into("select_scatter", input, src, ops.index, {"key": (*[slice(None)] * d, index, ...)})
 

@@ -259,14 +259,14 @@ def randperm(
     n = _end("randperm", n)
     kind = dtypes.int64 if dtype is None else dtypes.as_dtype(dtype)
     if n < 0:
-        raise RuntimeError(f"n must be non-negative, got {n}")
+        raise RuntimeError(f"randperm(): n counts elements, so it is not negative, got {n}")
     largest = (
         1 << _DIGITS[kind]
         if kind.is_floating_point
         else (1 if kind is dtypes.bool_ else np.iinfo(kind.numpy).max)
     )
     if n - 1 > largest:
-        raise RuntimeError(f"n is too large for result tensor type: randperm({n}) in {kind}")
+        raise RuntimeError(f"randperm(): {kind} does not hold all numbers below {n}; give a wider dtype")
     return _finish(permutation(n, words64(n, generator)), kind, device, requires_grad)
 
 
@@ -296,7 +296,7 @@ def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | N
 def _probability(name: str, p: Any) -> float:
     chance = float(p)
     if not 0 <= chance <= 1:
-        raise RuntimeError(f"{name} expects p to be in [0, 1], but got p={chance}")
+        raise RuntimeError(f"{name}(): p is a probability, in [0, 1], got {chance}")
     return chance
 
 
@@ -333,7 +333,7 @@ def normal(
         z = standard_normal(_shape("normal", size), generator, kind.numpy)
         return _finish(mean + std * z, kind, device, requires_grad)
     if tensors[-1] is std and (std._array < 0).any():
-        raise RuntimeError("normal expects all elements of std >= 0.0")
+        raise RuntimeError("normal(): std holds a negative number")
     _check_std("normal", std)
     first = tensors[0]
     kind = _kind("normal", None, first.dtype)
@@ -357,7 +357,7 @@ def normal(
 
 def _check_std(name: str, std: Any) -> None:
     if not isinstance(std, engine.Tensor_) and not std >= 0:
-        raise RuntimeError(f"{name} expects std >= 0.0, but found std {std}")
+        raise RuntimeError(f"{name}(): std must not be negative, got {std}")
 
 
 def multinomial(
@@ -376,25 +376,25 @@ def multinomial(
     """
     array = _like("multinomial", input)._array
     if array.dtype.kind not in "fV":
-        raise RuntimeError(f"multinomial only supports floating-point dtypes for input, got: {input.dtype}")
+        raise RuntimeError(
+            f"multinomial(): weights are floating point numbers, got {input.dtype}; convert with .float()"
+        )
     if array.ndim not in (1, 2):
-        raise RuntimeError(f"prob_dist must be 1 or 2 dim, got shape {list(array.shape)}")
+        raise RuntimeError(f"multinomial(): weights form a vector or rows, got shape {list(array.shape)}")
     if not array.shape[-1]:
-        raise RuntimeError(f"prob_dist must have positive last dimension size, got shape {list(array.shape)}")
+        raise RuntimeError(f"multinomial(): there is nothing to draw from, got shape {list(array.shape)}")
     if num_samples <= 0:
-        raise RuntimeError(f"cannot sample n_sample <= 0 samples, got {num_samples}")
+        raise RuntimeError(f"multinomial(): num_samples must be positive, got {num_samples}")
     with np.errstate(invalid="ignore"):
         rows = array.astype(np.float64).reshape(-1, array.shape[-1])
     if not replacement and num_samples > rows.shape[1]:
         raise RuntimeError(
-            f"cannot sample n_sample > prob_dist.size(-1) samples without replacement: {num_samples} of {rows.shape[1]}"
+            f"multinomial(): {num_samples} of {rows.shape[1]} cannot be drawn unless replacement=True"
         )
     if not np.isfinite(rows).all() or (rows < 0).any():
-        raise RuntimeError(
-            "probability tensor contains either `inf`, `nan` or element < 0: weights must be finite, not negative"
-        )
+        raise RuntimeError("multinomial(): weights must be finite, not negative, and one is not")
     if (rows.sum(-1) <= 0).any():
-        raise RuntimeError("invalid multinomial distribution (sum of probabilities <= 0)")
+        raise RuntimeError("multinomial(): all weights of a row are 0; one must be positive")
     shape = (len(rows), num_samples if replacement else rows.shape[1])
     u = kernels.open_uniform(words64(shape[0] * shape[1], generator)).reshape(shape)
     if replacement:
@@ -418,7 +418,7 @@ def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
         raise RuntimeError(f"poisson(): rates are floating point numbers, got {input.dtype}")
     rates = array.astype(np.float64).reshape(-1)
     if not (rates >= 0).all():
-        raise RuntimeError("invalid Poisson rate, expected rate to be non-negative")
+        raise RuntimeError("poisson(): a rate is negative or nan")
     return _drawn(input, _poisson(rates, generator).reshape(array.shape))
 
 
@@ -542,12 +542,14 @@ def uniform_(input: Tensor, *args: Any, generator: Generator | None = None, **en
     low, high = _ends("uniform_", args, ends, {"from": 0.0, "to": 1.0})
     kind = _floats("uniform_", input)
     if not low <= high:
-        raise RuntimeError(f"uniform_ expects to return a [from, to) range, but found from={low} > to={high}")
+        raise RuntimeError(f"uniform_(): from={low} must not be greater than to={high}")
     largest = _largest(input)
     if not (abs(low) <= largest and abs(high) <= largest):
-        raise RuntimeError(f"uniform_: from={low} or to={high} is out of bounds for {input.dtype}")
+        raise RuntimeError(f"uniform_(): {input.dtype} does not hold from={low} or to={high}")
     if not high - low <= largest:
-        raise RuntimeError(f"uniform_ expects to-from <= {largest}, but found to={high} and from={low}")
+        raise RuntimeError(
+            f"uniform_(): from={low} and to={high} are further apart than {largest}, the largest {input.dtype}"
+        )
     if kind.itemsize == 2:
         kind = np.dtype(np.float32)
     u = uniform(input.shape, generator, kind)
@@ -651,7 +653,7 @@ def exponential_(input: Tensor, lambd: float = 1.0, *, generator: Generator | No
     """
     _floats("exponential_", input)
     if not lambd > 0:
-        raise RuntimeError(f"exponential_ expects lambda > 0.0, but found lambda={lambd}")
+        raise RuntimeError(f"exponential_(): lambd must be positive, got {lambd}")
     return _write(input, (-kernels.log(_open(input, generator)) / lambd).reshape(input.shape))
 
 
@@ -668,7 +670,7 @@ def geometric_(input: Tensor, p: float, *, generator: Generator | None = None) -
     if input.dtype is dtypes.bool_:
         raise NotImplementedError("geometric_() counts trials, the tensor has booleans")
     if not 0 < p < 1:
-        raise RuntimeError(f"geometric_ expects p to be in (0, 1), but got p={p}")
+        raise RuntimeError(f"geometric_(): p must lie between 0 and 1, both excluded, got {p}")
     trials = np.ceil(kernels.log(_open(input, generator)) / kernels.log(np.array([1.0 - p])))
     return _write(input, trials.reshape(input.shape))
 
@@ -683,7 +685,7 @@ def log_normal_(
     """
     _floats("log_normal_", input)
     if not std > 0:
-        raise RuntimeError(f"log_normal_ expects std > 0.0, but found std={std}")
+        raise RuntimeError(f"log_normal_(): std must be positive, got {std}")
     z = standard_normal(input.shape, generator, np.float64)
     return _write(input, kernels.exp(z * float(std) + float(mean)))
 
@@ -698,7 +700,7 @@ def cauchy_(
     """
     _floats("cauchy_", input)
     if not sigma > 0:
-        raise RuntimeError(f"cauchy_ expects sigma > 0.0, but found sigma={sigma}")
+        raise RuntimeError(f"cauchy_(): sigma must be positive, got {sigma}")
     n = input.numel()
     z = standard_normal((2 * n,), generator, np.float64)
     return _write(input, (float(median) + float(sigma) * (z[:n] / z[n:])).reshape(input.shape))

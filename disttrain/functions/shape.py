@@ -363,9 +363,7 @@ def select(input: Tensor, dim: int, index: int) -> Tensor:
     d = normalize_dim(dim, input.ndim)
     index = operator.index(index)
     if not input.ndim or not -input._array.shape[d] <= index < input._array.shape[d]:
-        raise IndexError(
-            f"select(): index {index} out of range for dimension {d} of shape {list(input.shape)}"
-        )
+        raise IndexError(f"select(): there is no index {index} in dimension {d} of shape {list(input.shape)}")
     return along(input, d, index)
 
 

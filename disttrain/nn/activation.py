@@ -377,5 +377,5 @@ class Softmax2d(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         if input.ndim not in (3, 4):
-            raise ValueError(f"Softmax2d: expected input to be 3D or 4D, got {input.ndim}D instead")
+            raise ValueError(f"Softmax2d: input is (N, C, H, W) or (C, H, W), got shape {tuple(input.shape)}")
         return F.softmax(input, -3)

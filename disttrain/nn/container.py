@@ -272,7 +272,7 @@ class ParameterList(Module):
         """
         if not isinstance(values, Iterable) or isinstance(values, Tensor):
             raise TypeError(
-                f"ParameterList.extend should be called with an iterable, but got {type(values).__name__}"
+                f"ParameterList.extend() takes several parameters in an iterable, got {type(values).__name__}"
             )
         for value in values:
             self.append(value)

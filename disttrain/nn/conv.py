@@ -50,7 +50,7 @@ class _ConvNd(Module):
                 f"{out_channels}"
             )
         if padding_mode not in _MODES:
-            raise ValueError(f"padding_mode must be one of {', '.join(_MODES)}, got {padding_mode!r}")
+            raise ValueError(f"{name}: padding_mode is {', '.join(_MODES)}, got {padding_mode!r}")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = each(name, "kernel_size", kernel_size, n)

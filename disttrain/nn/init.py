@@ -298,7 +298,7 @@ def _deprecated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Tensor:
         warnings.warn(
-            f"`nn.init.{old}` is now deprecated in favor of `nn.init.{function.__name__}`.",
+            f"nn.init.{old}() is the old name of nn.init.{function.__name__}(); use that",
             FutureWarning,
             stacklevel=2,
         )

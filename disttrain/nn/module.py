@@ -76,9 +76,7 @@ class Module:
         Raises:
             NotImplementedError: this one does not.
         """
-        raise NotImplementedError(
-            f'Module [{type(self).__name__}] is missing the required "forward" function'
-        )
+        raise NotImplementedError(f"{type(self).__name__} has no forward(); define it in the class")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         d = self.__dict__
@@ -475,7 +473,9 @@ class Module:
         """
         if args:
             warnings.warn(
-                "Positional args are being deprecated, use kwargs instead.", FutureWarning, stacklevel=2
+                "state_dict(): give destination, prefix and keep_vars by name; by position is deprecated",
+                FutureWarning,
+                stacklevel=2,
             )
             options: list[Any] = [destination, prefix, keep_vars]
             options[: len(args)] = args
@@ -593,12 +593,11 @@ class Module:
                 problems.append(f"{name} must be a Tensor, got {type(given).__name__}.")
             elif given.shape != value.shape:
                 problems.append(
-                    f"size mismatch for {name}: copying a param with shape {given.shape!r} from checkpoint, the "
-                    f"shape in current model is {value.shape!r}."
+                    f"size mismatch for {name}: given {tuple(given.shape)}, the module has {tuple(value.shape)}."
                 )
         if problems:
             raise RuntimeError(
-                f"Error(s) in loading state_dict for {type(self).__name__}:\n\t" + "\n\t".join(problems)
+                f"load_state_dict(): this does not fit {type(self).__name__}:\n\t" + "\n\t".join(problems)
             )
         with no_grad():
             for name, value in own.items():

@@ -47,11 +47,11 @@ class RNNBase(Module):
     ) -> None:
         super().__init__()
         if mode not in _GATES:
-            raise ValueError(f"Unrecognized RNN mode: {mode}; one of {', '.join(_GATES)}")
+            raise ValueError(f"RNNBase: mode is one of {', '.join(_GATES)}, got {mode}")
         _check_sizes(input_size, hidden_size, num_layers, proj_size, dropout)
         for name, flag in (("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)):
             if not isinstance(flag, bool):
-                raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+                raise TypeError(f"{mode}: {name} is True or False, got {type(flag).__name__}")
         self.mode = mode
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -109,19 +109,21 @@ class RNNBase(Module):
         kind = getattr(self, self._all_weights[0][0]).dtype
         if input.dtype is not kind:
             raise ValueError(
-                f"RNN input dtype ({input.dtype}) does not match weight dtype ({kind}). Convert input: "
-                f"input.to({kind}), or convert model: model.to({input.dtype})"
+                f"{self._get_name()}: input is {input.dtype}, the weights are {kind}; convert one of them with .to()"
             )
         dims = 3 if batch_sizes is None else 2
         if input.ndim != dims:
-            raise RuntimeError(f"input must have {dims} dimensions, got {input.ndim}")
+            raise RuntimeError(f"{self._get_name()}: input must have {dims} dimensions, got {input.ndim}")
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
-                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
+                f"{self._get_name()}: input must have {self.input_size} features (input_size), got {input.shape[-1]}"
             )
 
     def check_hidden_size(
-        self, hx: Tensor, expected_hidden_size: tuple[int, ...], msg: str = "Expected hidden size {}, got {}"
+        self,
+        hx: Tensor,
+        expected_hidden_size: tuple[int, ...],
+        msg: str = "the hidden state must have shape {}, got {}",
     ) -> None:
         """Check the shape of a state.
 
@@ -163,7 +165,7 @@ class RNNBase(Module):
         else:
             if input.ndim not in (2, 3):
                 raise ValueError(
-                    f"{self._get_name()}: Expected input to be 2D or 3D, got {input.ndim}D instead"
+                    f"{self._get_name()}: input has 3 dimensions, or 2 without a batch, got shape {tuple(input.shape)}"
                 )
             single, batch_sizes, order, back = input.ndim == 2, None, None, None
             data = input.unsqueeze(0 if self.batch_first else 1) if single else input
@@ -176,10 +178,12 @@ class RNNBase(Module):
         else:
             for k, (state, shape) in enumerate(zip(states, shapes, strict=True)):
                 what = f"hidden[{k}]" if cells else "hidden"
-                self.check_hidden_size(state, shape, f"Expected {what} size {{}}, got {{}}")
+                self.check_hidden_size(
+                    state, shape, f"{self._get_name()}: {what} must have shape {{}}, got {{}}"
+                )
                 if state.dtype is not data.dtype:
                     raise RuntimeError(
-                        f"expected {what} to have the dtype of the input, {data.dtype}, got {state.dtype}"
+                        f"{self._get_name()}: {what} must have the dtype of input, {data.dtype}, got {state.dtype}"
                     )
             if order is not None:
                 states = [index_select(s, 1, order) for s in states]
@@ -189,7 +193,9 @@ class RNNBase(Module):
             data = data.transpose(0, 1) if self.batch_first else data
             steps, batch, _ = data.shape
             if not steps:
-                raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+                raise RuntimeError(
+                    f"{self._get_name()}: the sequences have no steps, got shape {tuple(input.shape)}"
+                )
             rows, sizes = data.reshape(steps * batch, self.input_size), (batch,) * steps
         rows, last = self._layers(rows, states, sizes)
         if back is not None:
@@ -216,12 +222,10 @@ class RNNBase(Module):
             states = [hx[0], hx[1]]
         dims = 2 if single else 3
         if not packed and any(s.ndim != dims for s in states):
-            kind = "unbatched 2-D" if single else "batched 3-D"
-            if len(states) == 2:
-                got = f"hx and cx should also be {dims}-D but got ({states[0].ndim}-D, {states[1].ndim}-D) tensors"
-            else:
-                got = f"hx should also be {dims}-D but got {states[0].ndim}-D tensor"
-            raise RuntimeError(f"For {kind} input, {got}")
+            got = " and ".join(str(s.ndim) for s in states)
+            raise RuntimeError(
+                f"{self._get_name()}: a state must have {dims} dimensions like input, got {got}"
+            )
         return [s.unsqueeze(1) for s in states] if single else states
 
     def _layers(
@@ -276,28 +280,23 @@ def _options(mode: str, direction: int) -> dict[str, Any]:
 
 def _check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: int, dropout: Any) -> None:
     if isinstance(dropout, bool) or not isinstance(dropout, numbers.Number | str):
-        raise ValueError(f"dropout should be a number in range [0, 1], got {dropout!r}")
+        raise ValueError(f"dropout is a probability, a number in [0, 1], got {dropout!r}")
     if not 0 <= float(dropout) <= 1:  # type: ignore[arg-type]
-        raise ValueError(
-            f"dropout should be a number in range [0, 1] representing the probability of an element being zeroed, "
-            f"got {dropout}"
-        )
+        raise ValueError(f"dropout is a probability, a number in [0, 1], got {dropout}")
     for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
         if not isinstance(value, int):
-            raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
         if value <= 0:
-            raise ValueError(f"{name} must be greater than zero, got {value}")
+            raise ValueError(f"{name} must be positive, got {value}")
     if proj_size < 0:
-        raise ValueError(
-            f"proj_size should be a positive integer or zero to disable projections, got {proj_size}"
-        )
+        raise ValueError(f"proj_size must be positive, or 0 for no projection, got {proj_size}")
     if proj_size >= hidden_size:
-        raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
+        raise ValueError(f"proj_size {proj_size} must be less than hidden_size {hidden_size}")
 
 
 def _without_projection(proj_size: int) -> None:
     if proj_size:
-        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        raise ValueError(f"proj_size is for LSTM only; RNN and GRU have no projection, got {proj_size}")
 
 
 class RNN(RNNBase):
@@ -338,7 +337,7 @@ class RNN(RNNBase):
     ) -> None:
         _without_projection(proj_size)
         if nonlinearity not in _MODES:
-            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+            raise ValueError(f"RNN: nonlinearity is 'tanh' or 'relu', got {nonlinearity!r}")
         super().__init__(
             _MODES[nonlinearity],
             input_size,
@@ -494,16 +493,20 @@ class RNNCellBase(Module):
         """Return what the op gives for one step, without the batch dimension if ``input`` has none."""
         name = self._get_name()
         if input.ndim not in (1, 2):
-            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.ndim}D instead")
+            raise ValueError(
+                f"{name}: input is (N, input_size) or (input_size), got shape {tuple(input.shape)}"
+            )
         for word, state in zip(what, states or (), strict=False):
             if state.ndim not in (1, 2):
-                raise ValueError(f"{name}: Expected {word} to be 1D or 2D, got {state.ndim}D instead")
+                raise ValueError(
+                    f"{name}: {word} is (N, hidden_size) or (hidden_size), got shape {tuple(state.shape)}"
+                )
         single = input.ndim == 1
         x = input.unsqueeze(0) if single else input
         batch = x.shape[0]
         if x.shape[1] != self.input_size:
             raise RuntimeError(
-                f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}"
+                f"{name}: input must have {self.input_size} features (input_size), got {x.shape[1]}"
             )
         kind = self.weight_ih.dtype
         if states is None:
@@ -514,11 +517,11 @@ class RNNCellBase(Module):
         for k, state in enumerate(states):
             if state.shape[0] != batch:
                 raise RuntimeError(
-                    f"Input batch size {batch} doesn't match hidden{k} batch size {state.shape[0]}"
+                    f"{name}: hidden{k} has {state.shape[0]} rows, input {batch}; they must be as many"
                 )
             if state.ndim != 2 or state.shape[1] != self.hidden_size:
                 raise RuntimeError(
-                    f"hidden{k} has inconsistent hidden_size: got {state.shape[1]}, expected {self.hidden_size}"
+                    f"{name}: hidden{k} must have {self.hidden_size} features (hidden_size), got {state.shape[1]}"
                 )
         if any(t.dtype is not kind for t in (x, *states)):
             got = ", ".join(str(t.dtype) for t in (x, *states))
@@ -576,7 +579,7 @@ class RNNCell(RNNCellBase):
             RuntimeError: sizes or dtypes that do not fit, or an unknown nonlinearity.
         """
         if self.nonlinearity not in _MODES:
-            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}; 'tanh' or 'relu'")
+            raise RuntimeError(f"RNNCell: nonlinearity is 'tanh' or 'relu', got {self.nonlinearity!r}")
         states = None if hx is None else (hx,)
         return self._step(_MODES[self.nonlinearity], input, states, ("hidden",))[0]  # type: ignore[no-any-return]
 

@@ -14,7 +14,7 @@ from disttrain.tensors import Tensor
 
 def _probability(p: float) -> float:
     if not 0 <= p <= 1:
-        raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {p}")
+        raise RuntimeError(f"dropout: p is a probability, in [0, 1], got {p}")
     return p
 
 

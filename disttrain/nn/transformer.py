@@ -420,7 +420,7 @@ def _activation(activation: Activation) -> Callable[[Tensor], Tensor]:
     if not isinstance(activation, str):
         return activation
     if activation not in _ACTIVATIONS:
-        raise RuntimeError(f"activation should be relu/gelu, not {activation}")
+        raise RuntimeError(f"activation is 'relu', 'gelu' or a function, got {activation!r}")
     return _ACTIVATIONS[activation]
 
 

@@ -1,4 +1,4 @@
-"""Resilient backpropagation."""
+"""Rprop: steps that grow while the gradient keeps its sign."""
 
 from __future__ import annotations
 

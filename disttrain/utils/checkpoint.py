@@ -173,7 +173,8 @@ def checkpoint(
     """
     if use_reentrant and kwargs:
         raise ValueError(
-            f"Unexpected keyword arguments: {', '.join(kwargs)}; give use_reentrant=False to pass them"
+            f"checkpoint(): use_reentrant=True passes no keywords on, got {', '.join(kwargs)}; give "
+            f"use_reentrant=False"
         )
     if determinism_check not in ("default", "none"):
         raise ValueError(f'determinism_check must be "default" or "none", got {determinism_check!r}')
@@ -219,7 +220,7 @@ def checkpoint_sequential(
         ValueError: there is an unknown keyword, or ``segments`` is not positive.
     """
     if kwargs:
-        raise ValueError(f"Unexpected keyword arguments: {', '.join(kwargs)}")
+        raise ValueError(f"checkpoint_sequential() does not know the keywords {', '.join(kwargs)}")
     parts = list(functions)
     if segments < 1:
         raise ValueError(f"segments must be positive, got {segments}")

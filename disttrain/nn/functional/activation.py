@@ -42,8 +42,7 @@ def _choose(name: str, input: Tensor, dim: int | None, stacklevel: int) -> int:
     if dim is not None:
         return dim
     warnings.warn(
-        f"Implicit dimension choice for {name} has been deprecated. Change the call to include dim=X as an "
-        f"argument.",
+        f"{name}: a dim that is left to be guessed is deprecated; say which, dim=...",
         stacklevel=stacklevel,
     )
     return 0 if input.ndim in (0, 1, 3) else 1
@@ -62,7 +61,7 @@ def gumbel_softmax(
         dim: the dimension along which the results add up to 1.
     """
     if eps != 1e-10:
-        warnings.warn("`eps` parameter is deprecated and has no effect.", stacklevel=2)
+        warnings.warn("gumbel_softmax: eps has no effect; leave it out", stacklevel=2)
     u = (random.bits32(logits.numel()) + 0.5) * 2.0**-32  # in (0, 1): both logarithms are finite
     noise = Tensor((-np.log(-np.log(u))).reshape(logits.shape).astype(logits._array.dtype)).to(logits.device)
     soft = activation.softmax((logits + noise) / tau, dim)

@@ -64,7 +64,7 @@ def scaled_dot_product_attention(
                 f"and {value.dtype}"
             )
     if not 0 <= dropout_p <= 1:
-        raise RuntimeError(f"{name}: dropout probability has to be between 0 and 1, but got {dropout_p}")
+        raise RuntimeError(f"{name}: dropout_p is a probability, in [0, 1], got {dropout_p}")
     if enable_gqa:
         key, value = _repeat_heads(query, key), _repeat_heads(query, value)
     E, S = query.shape[-1], key.shape[-2]
@@ -190,7 +190,7 @@ def multi_head_attention_forward(
         static_k: ``(N * num_heads, S, E / num_heads)``: take it for the projected keys.
         static_v: likewise, for the projected values.
         average_attn_weights: return the mean of the heads' weights.
-        is_causal: ``attn_mask`` is the causal mask.
+        is_causal: say that ``attn_mask`` is the causal one.
 
     Returns:
         ``(L, N, E)``, and the weights: ``(N, L, S)``, ``(N, num_heads, L, S)`` unless averaged, or ``None``.
@@ -204,9 +204,9 @@ def multi_head_attention_forward(
         key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
     L, N, E = query.shape
     if embed_dim_to_check != E:
-        raise RuntimeError(f"was expecting embedding dimension of {embed_dim_to_check}, but got {E}")
+        raise RuntimeError(f"attention: query must have {embed_dim_to_check} features, got {E}")
     if num_heads < 1 or E % num_heads:
-        raise RuntimeError(f"embed_dim {E} not divisible by num_heads {num_heads}")
+        raise RuntimeError(f"attention: embed_dim {E} is not a multiple of num_heads {num_heads}")
     features = 2 if use_separate_proj_weight else 3
     if key.shape[:features] != value.shape[:features] or key.shape[1] != N:
         raise RuntimeError(
@@ -287,28 +287,25 @@ def _check_dims(
 ) -> bool:
     """Return whether the arguments have no batch dimension."""
     if query.ndim not in (2, 3):
-        raise RuntimeError(
-            f"query should be unbatched 2D or batched 3D tensor but received {query.ndim}-D query tensor"
-        )
+        raise RuntimeError(f"attention: query is (L, N, E) or (L, E), got shape {list(query.shape)}")
     single = query.ndim == 2
-    kind = "unbatched (2-D)" if single else "batched (3-D)"
+    kind = "an unbatched" if single else "a batched"
     if key.ndim != query.ndim or value.ndim != query.ndim:
         raise RuntimeError(
-            f"For {kind} `query`, expected `key` and `value` to be {query.ndim}-D but found {key.ndim}-D and "
-            f"{value.ndim}-D tensors respectively"
+            f"attention: key and value must have {query.ndim} dimensions like {kind} query, got {key.ndim} and "
+            f"{value.ndim}"
         )
     if padding is not None and padding.ndim != query.ndim - 1:
         raise RuntimeError(
-            f"For {kind} `query`, expected `key_padding_mask` to be `None` or {query.ndim - 1}-D but found "
-            f"{padding.ndim}-D tensor instead"
+            f"attention: key_padding_mask must have {query.ndim - 1} dimensions with {kind} query, got {padding.ndim}"
         )
     if mask is not None and mask.ndim not in (2, 3):
         raise RuntimeError(
-            f"For {kind} `query`, expected `attn_mask` to be `None`, 2-D or 3-D but found {mask.ndim}-D tensor instead"
+            f"attention: attn_mask is (L, S) or (N * num_heads, L, S), got shape {list(mask.shape)}"
         )
     if single and mask is not None and mask.ndim == 3 and mask.shape[0] != heads:
         raise RuntimeError(
-            f"Expected `attn_mask` shape to be {[heads, query.shape[0], key.shape[0]]} but got {list(mask.shape)}"
+            f"attention: attn_mask must have shape {[heads, query.shape[0], key.shape[0]]}, got {list(mask.shape)}"
         )
     return single
 
@@ -320,7 +317,7 @@ def _additive(name: str, mask: Tensor | None, query: Tensor) -> Tensor | None:
     if mask.dtype.name == "bool":
         return zeros_like(mask, dtype=query.dtype).masked_fill(mask, -math.inf)
     if not mask.is_floating_point():
-        raise RuntimeError(f"only bool and floating types of {name} are supported, got {mask.dtype}")
+        raise RuntimeError(f"attention: {name} holds booleans or floating point numbers, got {mask.dtype}")
     return mask
 
 
@@ -352,24 +349,24 @@ def _project(
         wq, wk, wv = separate
         if wq is None or wk is None or wv is None:
             raise RuntimeError(
-                "use_separate_proj_weight is True but q_proj_weight, k_proj_weight or v_proj_weight is None"
+                "attention: use_separate_proj_weight=True needs q_proj_weight, k_proj_weight and v_proj_weight"
             )
         for word, w, x in (("q", wq, query), ("k", wk, key), ("v", wv, value)):
             if tuple(w.shape) != (E, x.shape[-1]):
                 raise RuntimeError(
-                    f"expecting {word}_proj_weight of shape {[E, x.shape[-1]]}, but got {list(w.shape)}"
+                    f"attention: {word}_proj_weight must have shape {[E, x.shape[-1]]}, got {list(w.shape)}"
                 )
     else:
         if weight is None:
-            raise RuntimeError("use_separate_proj_weight is False but in_proj_weight is None")
+            raise RuntimeError("attention: in_proj_weight is needed, unless use_separate_proj_weight=True")
         if tuple(weight.shape) != (3 * E, E) or key.shape[-1] != E:
             raise RuntimeError(
-                f"expecting in_proj_weight of shape {[3 * E, E]} and keys of {E} features, but got "
+                f"attention: in_proj_weight must have shape {[3 * E, E]} and keys {E} features, got "
                 f"{list(weight.shape)} and {key.shape[-1]}"
             )
         wq, wk, wv = weight[:E], weight[E : 2 * E], weight[2 * E :]
     if bias is not None and tuple(bias.shape) != (3 * E,):
-        raise RuntimeError(f"expecting in_proj_bias of shape {[3 * E]}, but got {list(bias.shape)}")
+        raise RuntimeError(f"attention: in_proj_bias must have shape {[3 * E]}, got {list(bias.shape)}")
     bq, bk, bv = (None if bias is None else bias[i * E : (i + 1) * E] for i in range(3))
     return linear(query, wq, bq), linear(key, wk, bk), linear(value, wv, bv)
 

@@ -80,7 +80,9 @@ def _lengths(what: str, given: Lengths, N: int) -> Any:
         raise RuntimeError(f"ctc_loss: {what}_lengths must be integral, got {values.dtype}")
     values = values.reshape(-1).astype(np.int64)
     if len(values) != N:
-        raise RuntimeError(f"ctc_loss: {what}_lengths must be of size batch_size {N}, got {len(values)}")
+        raise RuntimeError(
+            f"ctc_loss: {what}_lengths needs a number for each of {N} sequences, got {len(values)}"
+        )
     if (values < 0).any():
         raise RuntimeError(f"ctc_loss: {what}_lengths must not be negative, got {values.tolist()}")
     return values

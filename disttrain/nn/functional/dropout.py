@@ -49,8 +49,8 @@ def dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
     _check("dropout2d", input, p)
     if input.ndim not in (3, 4):
         warnings.warn(
-            f"dropout2d: Received a {input.ndim}-D input to dropout2d, which is deprecated and will result in an error "
-            f"in a future release. Use dropout instead.",
+            f"dropout2d: an input of {input.ndim} dimensions has no (N, C, H, W) or (C, H, W) and will be refused some "
+            f"day; use dropout",
             stacklevel=2,
         )
     elif input.ndim == 3:
@@ -71,8 +71,8 @@ def dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
     _check("dropout3d", input, p)
     if input.ndim not in (4, 5):
         warnings.warn(
-            f"dropout3d: Received a {input.ndim}-D input to dropout3d, which is deprecated and will result in an error "
-            f"in a future release. Use dropout instead.",
+            f"dropout3d: an input of {input.ndim} dimensions has no (N, C, D, H, W) or (C, D, H, W) and will be "
+            f"refused some day; use dropout",
             stacklevel=2,
         )
     return _drop_features(input, p, training, inplace, 2 if input.ndim == 5 else 1)

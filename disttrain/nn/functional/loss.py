@@ -173,8 +173,8 @@ def kl_div(
     by_batch = reduction == "batchmean"
     if reduction == "mean" and size_average is None and reduce is None:
         warnings.warn(
-            "reduction: 'mean' divides the total loss by both the batch size and the support size. 'batchmean' "
-            "divides only by the batch size, and aligns with the KL div math definition.",
+            "kl_div: reduction='mean' divides by the number of elements; the divergence of distributions is "
+            "'batchmean', which divides by that of rows",
             stacklevel=2,
         )
     how = chosen(size_average, reduce, "sum" if by_batch else reduction)

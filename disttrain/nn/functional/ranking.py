@@ -150,7 +150,7 @@ def multi_margin_loss(
     C = rows.shape[1]
     if weight is not None and weight.numel() != C:
         raise RuntimeError(
-            f"multi_margin_loss: inconsistent weight size, expected {C} but got {weight.numel()}"
+            f"multi_margin_loss: weight needs a number for each of {C} classes, got {weight.numel()}"
         )
     check_range(classes._array, C, "multi_margin_loss: class")
     classes = classes.long().reshape(-1, 1)
@@ -307,7 +307,7 @@ def _triplet(
     reduction: str,
 ) -> Tensor:
     if not margin > 0:
-        raise ValueError(f"margin must be greater than 0, got {margin}")
+        raise ValueError(f"triplet_margin_loss: margin must be positive, got {margin}")
     if not anchor.ndim == positive.ndim == negative.ndim:
         raise RuntimeError(
             f"the anchor, positive and negative tensors are expected to have the same number of dimensions, but "

@@ -20,7 +20,7 @@ def chosen(size_average: bool | None, reduce: bool | None, reduction: Any) -> st
     if size_average is not None or reduce is not None:
         found = "none" if reduce is False else "sum" if size_average is False else "mean"
         warnings.warn(
-            f"size_average and reduce args will be deprecated, please use reduction={found!r} instead.",
+            f"size_average and reduce are the old words for reduction; say reduction={found!r}",
             stacklevel=3,
         )
         return found

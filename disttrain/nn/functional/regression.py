@@ -112,8 +112,8 @@ def _pair(name: str, input: Tensor, target: Tensor, floats: bool = True) -> list
             )
     if input._array.shape != target._array.shape:
         warnings.warn(
-            f"Using a target size ({target.shape!r}) that is different to the input size ({input.shape!r}). "
-            f"This will likely lead to incorrect results due to broadcasting. Please ensure they have the same size.",
+            f"target of shape {tuple(target.shape)} is broadcast with input of shape {tuple(input.shape)}, which is "
+            f"seldom what a loss means; give both one shape",
             stacklevel=3,
         )
         input, target = broadcast_tensors(input, target)

@@ -113,8 +113,7 @@ def embedding_bag(
     """
     if weight.dtype.category == 1 and input.dtype.is_floating_point:
         warnings.warn(
-            "Argument order of nn.functional.embedding_bag was changed. Usage `embedding_bag(weight, input, ...)` is "
-            "deprecated, and should now be `embedding_bag(input, weight, ...)`.",
+            "embedding_bag: the table came before the indices, as of old; call embedding_bag(input, weight, ...)",
             stacklevel=2,
         )
         weight, input = input, weight
@@ -183,9 +182,11 @@ def _bags(input: Tensor, offsets: Tensor | None, include_last: bool) -> tuple[np
         B, n = input.shape
         return np.repeat(np.arange(B), n), B
     if input.ndim != 1:
-        raise ValueError(f"embedding_bag: input has to be 1D or 2D, got shape {tuple(input.shape)}")
+        raise ValueError(
+            f"embedding_bag: input is a vector or (bags, indices), got shape {tuple(input.shape)}"
+        )
     if offsets is None or offsets.ndim != 1:
-        raise ValueError(f"embedding_bag: offsets has to be a 1D Tensor but got {offsets!r:.80}")
+        raise ValueError(f"embedding_bag: a vector of indices needs a vector of offsets, got {offsets!r:.80}")
     if offsets._array.dtype not in (np.int64, np.int32):
         raise RuntimeError(f"embedding_bag: offsets must hold int64 or int32, got {offsets.dtype}")
     begins = to_host(offsets._array).astype(np.int64)
@@ -195,7 +196,7 @@ def _bags(input: Tensor, offsets: Tensor | None, include_last: bool) -> tuple[np
             f"embedding_bag: offsets[0] has to be 0, the first bag begins there, got {begins[0]}"
         )
     if len(begins) and begins[-1] > size:
-        raise RuntimeError(f"embedding_bag: offsets[-1] can not be greater than the input's length {size}")
+        raise RuntimeError(f"embedding_bag: the last offset, {begins[-1]}, lies behind the {size} indices")
     if (np.diff(begins) < 0).any():
         raise RuntimeError(f"embedding_bag: offsets must not descend, got {begins.tolist()}")
     if include_last:

@@ -99,7 +99,7 @@ def spectral_norm(
     """
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
-        raise ValueError(f"{type(module).__name__} has no parameter or buffer with name {name!r}")
+        raise ValueError(f"there is no parameter or buffer {name!r} in {type(module).__name__}")
     function = _SpectralNorm(weight, n_power_iterations, default_dim(module) if dim is None else dim, eps)
     return register_parametrization(module, name, function)
 

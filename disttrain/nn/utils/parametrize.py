@@ -134,8 +134,7 @@ def register_parametrization(
         return module
     if tensor_name not in module._parameters and tensor_name not in module._buffers:
         raise ValueError(
-            f"{type(module).__name__} does not have a parameter, a buffer, or a parametrized element "
-            f"with name {tensor_name!r}"
+            f"register_parametrization(): there is no parameter or buffer {tensor_name!r} in {type(module).__name__}"
         )
     functions = ParametrizationList([parametrization], getattr(module, tensor_name), unsafe)
     delattr(module, tensor_name)

@@ -165,10 +165,10 @@ def pack_padded_sequence(
     steps, batch = (shape[1], shape[0]) if batch_first else shape[:2]
     if len(sizes) != batch:
         raise RuntimeError(
-            f"Expected `len(lengths)` to be equal to batch_size, but got {len(sizes)} (batch_size={batch})"
+            f"pack_padded_sequence: each of {batch} sequences needs its length, got {len(sizes)}"
         )
     if 0 in shape:
-        raise RuntimeError(f"Cannot pack empty tensors, got shape {shape}.")
+        raise RuntimeError(f"pack_padded_sequence: there is nothing to pack in a tensor of shape {shape}")
     order = None
     if not enforce_sorted:
         order = np.argsort(-sizes, kind="stable")
@@ -218,8 +218,7 @@ def pad_packed_sequence(
     if total_length is not None:
         if total_length < steps:
             raise ValueError(
-                f"Expected total_length to be at least the length of the longest sequence in input, but got "
-                f"total_length={total_length} and max sequence length being {steps}"
+                f"pad_packed_sequence: total_length={total_length} is too short for a sequence of {steps} steps"
             )
         steps = total_length
     lengths = (np.arange(batch) < batch_sizes[:, None]).sum(0)
@@ -277,9 +276,9 @@ def pad_sequence(
         )
     parts = list(sequences.unbind(0) if isinstance(sequences, Tensor) else sequences)
     if padding_side not in ("left", "right"):
-        raise RuntimeError(f"Expected padding_side to be one of left or right, but got {padding_side}.")
+        raise RuntimeError(f"pad_sequence: padding_side is 'left' or 'right', got {padding_side!r}")
     if not parts:
-        raise RuntimeError("received an empty list of sequences")
+        raise RuntimeError("pad_sequence: there are no sequences to pad")
     for part in parts:
         if not isinstance(part, Tensor) or not part.ndim or part.shape[1:] != parts[0].shape[1:]:
             got = list(part.shape) if isinstance(part, Tensor) else type(part).__name__

@@ -184,7 +184,7 @@ def test_an_error_in_a_worker_comes_with_its_traceback(error, raised):
     assert [b.item() for b in batches] == [2, 3]
 
 
-def test_errors_read_as_those_of_pytorch():
+def test_errors_have_the_type_and_the_end_of_those_of_pytorch():
     wrapper = pytest.importorskip("torch._utils").ExceptionWrapper
 
     def bad(index):
@@ -199,8 +199,8 @@ def test_errors_read_as_those_of_pytorch():
     with pytest.raises(ZeroDivisionError) as theirs:
         wrapped.reraise()
 
-    lines, expected = str(ours.value).splitlines(), str(theirs.value).splitlines()
-    assert (lines[:2], lines[-1]) == (expected[:2], expected[-1])
+    assert type(ours.value) is type(theirs.value)
+    assert str(ours.value).splitlines()[-1] == str(theirs.value).splitlines()[-1]
 
 
 def test_an_error_of_a_class_that_cannot_travel():
@@ -272,7 +272,9 @@ def test_a_worker_killed_while_idle_is_named():
 def test_a_stuck_worker_runs_into_the_timeout():
     stuck = Reader(2, lambda index: time.sleep(60))
 
-    with pytest.raises(RuntimeError, match=r"DataLoader timed out after 0.3 seconds: worker 0 \(pid \d+\)"):
+    with pytest.raises(
+        RuntimeError, match=r"DataLoader: timed out, 0.3 seconds are over: worker 0 \(pid \d+\)"
+    ):
         list(DataLoader(stuck, num_workers=1, timeout=0.3))
 
 

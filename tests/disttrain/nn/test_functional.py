@@ -114,7 +114,7 @@ def test_softmax_is_also_a_function_and_a_method():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: F.softmax(x, 2), IndexError, "Dimension out of range.*but got 2"),
+        (lambda x: F.softmax(x, 2), IndexError, "Dimension out of range: 2 is not in"),
         (
             lambda x: F.softmax(x.long(), 1),
             NotImplementedError,

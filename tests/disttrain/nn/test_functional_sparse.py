@@ -122,11 +122,11 @@ def test_alpha_dropout_keeps_mean_and_variance(name, inplace):
 
 
 def test_dropout2d_warns_of_other_shapes_as_torch():
-    with pytest.warns(UserWarning, match="dropout2d: Received a 2-D input"):
+    with pytest.warns(UserWarning, match="dropout2d: an input of 2 dimensions"):
         F.dropout2d(dt.ones(2, 3))
     with pytest.warns(UserWarning, match="dropout2d: Received a 3D input"):
         F.dropout2d(dt.ones(2, 3, 4))
-    with pytest.warns(UserWarning, match="dropout3d: Received a 3-D input"):
+    with pytest.warns(UserWarning, match="dropout3d: an input of 3 dimensions"):
         F.dropout3d(dt.ones(2, 3, 4))
 
 
@@ -138,8 +138,8 @@ def test_dropout2d_warns_of_other_shapes_as_torch():
             ValueError,
             "if input is 2D, then offsets has to be None",
         ),
-        (lambda i, w: F.embedding_bag(i[0], w), ValueError, "offsets has to be a 1D Tensor"),
-        (lambda i, w: F.embedding_bag(i[None], w), ValueError, "1D or 2D"),
+        (lambda i, w: F.embedding_bag(i[0], w), ValueError, "needs a vector of offsets"),
+        (lambda i, w: F.embedding_bag(i[None], w), ValueError, r"a vector or \(bags"),
         (lambda i, w: F.embedding_bag(i, w[0]), ValueError, "weight has to be a 2D Tensor"),
         (lambda i, w: F.embedding_bag(i, w, mode="min"), ValueError, "sum, mean or max, got 'min'"),
         (lambda i, w: F.embedding_bag(i, w, mode="max", sparse=True), ValueError, "max mode"),
@@ -157,7 +157,7 @@ def test_dropout2d_warns_of_other_shapes_as_torch():
         (lambda i, w: F.embedding_bag(i, w, padding_idx=7), RuntimeError, "padding_idx must be within"),
         (lambda i, w: F.embedding_bag(i + 1, w), IndexError, r"out of range: must be in \[0, 7\)"),
         (lambda i, w: F.embedding_bag(i[0], w, dt.tensor([1, 2])), RuntimeError, r"offsets\[0\] has to be 0"),
-        (lambda i, w: F.embedding_bag(i[0], w, dt.tensor([0, 9])), RuntimeError, "greater than"),
+        (lambda i, w: F.embedding_bag(i[0], w, dt.tensor([0, 9])), RuntimeError, "9, lies behind the 4"),
         (lambda i, w: F.embedding_bag(i[0], w, dt.tensor([0, 3, 2])), RuntimeError, "must not descend"),
         (lambda i, w: F.embedding(i, w, 7), ValueError, "padding_idx must be in"),
         (lambda i, w: F.embedding(i.to(dt.int16), w), RuntimeError, "int64 or int32, got disttrain.int16"),

@@ -147,9 +147,7 @@ def test_unknown_names_and_missing_forward():
     net = Net()
     with pytest.raises(AttributeError, match="'Net' object has no attribute 'third'"):
         _ = net.third
-    with pytest.raises(
-        NotImplementedError, match=r'Module \[Module\] is missing the required "forward" function'
-    ):
+    with pytest.raises(NotImplementedError, match=r"Module has no forward\(\)"):
         nn.Module()(1)
     with pytest.raises(
         AttributeError, match=r"Net has no module 'third' \(of 'third.0'\); its modules: first, norm"
@@ -284,14 +282,12 @@ def test_a_state_that_does_not_fit_is_refused_whole_with_all_reasons():
         net.load_state_dict(state)
 
     assert str(error.value).split("\n\t") == [
-        "Error(s) in loading state_dict for Net:",
+        "load_state_dict(): this does not fit Net:",
         'Missing key(s) in state_dict: "first.bias", "norm.running_var".',
         'Unexpected key(s) in state_dict: "third.weight", "more".',
-        "size mismatch for scale: copying a param with shape disttrain.Size([5]) from checkpoint, the shape in "
-        "current model is disttrain.Size([4]).",
+        "size mismatch for scale: given (5,), the module has (4,).",
         "shift must be a Tensor, got list.",
-        "size mismatch for first.weight: copying a param with shape disttrain.Size([4, 3]) from checkpoint, the "
-        "shape in current model is disttrain.Size([4, 4]).",
+        "size mismatch for first.weight: given (4, 3), the module has (4, 4).",
     ]
     assert all((value == before[key]).all() for key, value in net.state_dict().items())
 
@@ -497,7 +493,7 @@ def test_hooks_around_the_state(lib):
     into = {"there": 1}
     assert net.state_dict(destination=into) is into
     assert next(iter(into)) == "there"
-    with pytest.warns(FutureWarning, match="Positional args"):
+    with pytest.warns(FutureWarning, match=r"Positional args|by position is deprecated"):
         assert next(iter(net.state_dict({}, "y."))) == "y.0.weight"
 
 

@@ -105,7 +105,7 @@ def test_spectral_norm_by_parametrization(dim):
     compare(ours, theirs)
 
     assert abs(np.linalg.svd(ours.weight.detach().numpy())[1][0] - 1) < 0.1
-    with pytest.raises(ValueError, match="no parameter or buffer with name 'w'"):
+    with pytest.raises(ValueError, match="no parameter or buffer 'w' in Linear"):
         nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2), "w")
 
 

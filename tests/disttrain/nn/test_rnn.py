@@ -280,20 +280,22 @@ def test_calls_that_torch_refuses(torch, name, x, hx):
         raised.append(error.value)
 
     assert type(raised[1]) is type(raised[0])
-    assert str(raised[1]).split(".")[0] == str(raised[0]).split(".")[0]
+    assert str(raised[1]).startswith(f"{name}: ")
 
 
 def test_dtypes_must_agree():
-    with pytest.raises(ValueError, match=r"input dtype .*float64.* does not match weight dtype .*float32"):
+    with pytest.raises(ValueError, match=r"LSTM: input is .*float64, the weights are .*float32"):
         nn.LSTM(3, 4)(dt.zeros(5, 2, 3, dtype=dt.float64))
-    with pytest.raises(RuntimeError, match=r"expected hidden to have the dtype .*float32, got .*float64"):
+    with pytest.raises(
+        RuntimeError, match=r"GRU: hidden must have the dtype of input, .*float32, got .*float64"
+    ):
         nn.GRU(3, 4)(dt.zeros(5, 2, 3), dt.zeros(1, 2, 4, dtype=dt.float64))
     with pytest.raises(RuntimeError, match=r"one dtype, .*float32, got .*int64"):
         nn.GRUCell(3, 4)(dt.zeros(2, 3, dtype=dt.int64))
     with pytest.raises(RuntimeError, match="must be a tuple of hidden state and cells, got Tensor"):
         nn.LSTM(3, 4)(dt.zeros(5, 2, 3), dt.zeros(1, 2, 4))
     cell = nn.RNNCell(3, 4, nonlinearity="x")
-    with pytest.raises(RuntimeError, match="Unknown nonlinearity: x"):
+    with pytest.raises(RuntimeError, match="'tanh' or 'relu', got 'x'"):
         cell(dt.zeros(2, 3))
 
 

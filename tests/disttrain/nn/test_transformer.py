@@ -214,26 +214,32 @@ def test_the_causal_mask_and_the_names_of_a_transformer(torch):
 
 
 ERRORS = [
-    ((lambda m: m(*[dt.zeros(3, 2, 5)] * 3)), "embedding dimension of 6, but got 5"),
+    ((lambda m: m(*[dt.zeros(3, 2, 5)] * 3)), "6 features, got 5"),
     ((lambda m: m(dt.zeros(3, 2, 6), dt.zeros(4, 2, 6), dt.zeros(5, 2, 6))), "must fit together"),
     ((lambda m: m(dt.zeros(3, 2, 6), *[dt.zeros(4, 3, 6)] * 2)), "must fit together"),
-    ((lambda m: m(*[dt.zeros(1, 3, 2, 6)] * 3)), "received 4-D query"),
-    ((lambda m: m(dt.zeros(3, 6), *[dt.zeros(4, 2, 6)] * 2)), "`key` and `value` to be 2-D but found 3-D"),
+    ((lambda m: m(*[dt.zeros(1, 3, 2, 6)] * 3)), r"got shape \[1, 3, 2, 6\]"),
+    (
+        (lambda m: m(dt.zeros(3, 6), *[dt.zeros(4, 2, 6)] * 2)),
+        "key and value must have 2 dimensions like an unbatched query, got 3",
+    ),
     (
         (lambda m: m(*[dt.zeros(3, 2, 6)] * 3, key_padding_mask=dt.zeros(2, 4))),
         r"shape \[2, 3\], got \[2, 4\]",
     ),
-    ((lambda m: m(*[dt.zeros(3, 2, 6)] * 3, key_padding_mask=dt.zeros(3))), "2-D but found 1-D"),
+    (
+        (lambda m: m(*[dt.zeros(3, 2, 6)] * 3, key_padding_mask=dt.zeros(3))),
+        "2 dimensions with a batched query, got 1",
+    ),
     ((lambda m: m(*[dt.zeros(3, 2, 6)] * 3, attn_mask=dt.zeros(2, 3))), r"\[2, 3\], but should be \[3, 3\]"),
     ((lambda m: m(*[dt.zeros(3, 2, 6)] * 3, attn_mask=dt.zeros(3, 3, 3))), r"but should be \[4, 3, 3\]"),
-    ((lambda m: m(*[dt.zeros(3, 2, 6)] * 3, attn_mask=dt.zeros(3))), "found 1-D tensor"),
+    ((lambda m: m(*[dt.zeros(3, 2, 6)] * 3, attn_mask=dt.zeros(3))), r"attn_mask is \(L, S\) or"),
     (
         (lambda m: m(*[dt.zeros(3, 6)] * 3, attn_mask=dt.zeros(3, 3, 3))),
-        r"to be \[2, 3, 3\] but got \[3, 3, 3\]",
+        r"shape \[2, 3, 3\], got \[3, 3, 3\]",
     ),
     (
         (lambda m: m(*[dt.zeros(3, 2, 6)] * 3, attn_mask=dt.zeros(3, 3).long())),
-        "only bool and floating types",
+        "holds booleans or floating point numbers",
     ),
     ((lambda m: m(*[dt.zeros(3, 2, 6)] * 3, is_causal=True)), "Need attn_mask"),
 ]
@@ -246,11 +252,11 @@ def test_calls_that_do_not_fit(call, message):
 
 
 def test_layers_that_do_not_fit():
-    with pytest.raises(ValueError, match="divisible by num_heads, got 6 and 4"):
+    with pytest.raises(ValueError, match="6 is not a multiple of num_heads 4"):
         nn.MultiheadAttention(6, 4)
-    with pytest.raises(ValueError, match="greater than 0, got embed_dim=6 and num_heads=0"):
+    with pytest.raises(ValueError, match="must be positive, got 6 and 0"):
         nn.MultiheadAttention(6, 0)
-    with pytest.raises(RuntimeError, match="relu/gelu, not tanh"):
+    with pytest.raises(RuntimeError, match="'relu', 'gelu' or a function, got 'tanh'"):
         nn.TransformerEncoderLayer(6, 2, activation="tanh")
     model = nn.Transformer(6, 2, 1, 1, 8)
     with pytest.raises(RuntimeError, match="batch number of src and tgt must be equal"):
