@@ -14,6 +14,7 @@ from disttrain import context, dtypes, engine
 from disttrain.functions.shape import given
 from disttrain.layouts import need_strided, preserve_format
 from disttrain.ops import strided
+from disttrain.ops.shape import kept_order
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -377,7 +378,7 @@ def _like(
     if not isinstance(input, engine.Tensor_):
         raise TypeError(f"expected a Tensor, got {type(input).__name__}: {input!r:.80}")
     kept = memory_format is None or memory_format is preserve_format
-    array = make(input._array, _dtype(dtype or input.dtype), "K" if kept else "C")
+    array = make(input._array, _dtype(dtype or input.dtype), kept_order(input._array) if kept else "C")
     if not kept:
         array = _ordered(array, memory_format)
     return _new(array, requires_grad, device or input.device)

@@ -170,10 +170,8 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
 
 
 def _as_value(value: Any, dtype: np.dtype[Any]) -> Tensor:
-    if isinstance(value, str | list | tuple) or value is None:
-        raise TypeError(f"a tensor cannot hold {value!r:.80}; make it a tensor first")
-    if isinstance(value, np.ndarray | range):
-        return engine.Tensor_(np.asarray(value, dtype))  # type: ignore[no-any-return]
+    if not isinstance(value, bool | int | float | complex | np.integer):
+        raise TypeError(f"cannot assign {type(value).__name__} {value!r:.80}; make it a tensor first")
     if dtype.itemsize == 2 and dtype.kind in "fV" and isinstance(value, float):
         with np.errstate(over="ignore"):  # to infinity, as PyTorch's halves here
             return engine.Tensor_(np.asarray(value).astype(dtype))  # type: ignore[no-any-return]

@@ -56,8 +56,10 @@ def repeat_interleave(
         return repeat_interleave(engine.Tensor_(np.arange(input.numel())), input, 0)
     if dim is None:
         return repeat_interleave(ravel(input), repeats, 0, output_size=output_size)
+    if not input.ndim:
+        raise IndexError(f"repeat_interleave(): dim={dim}, but the tensor has no dimensions")
     d = normalize_dim(dim, input.ndim)
-    n = input._array.shape[d] if input.ndim else 1
+    n = input._array.shape[d]
     if isinstance(repeats, engine.Tensor_):
         if repeats.dtype.name not in ("int64", "int32"):
             raise RuntimeError(f"repeat_interleave(): repeats must be int64 or int32, got {repeats.dtype}")
@@ -77,8 +79,7 @@ def repeat_interleave(
     where = np.repeat(np.arange(n), times if times.size != 1 else int(times[0]))
     if output_size is not None and output_size != where.size:
         raise RuntimeError(f"repeat_interleave(): output_size is {output_size}, the result has {where.size}")
-    grown = input if input.ndim else reshape(input, 1)
-    return engine.apply(index_ops.take, grown, key=(*[slice(None)] * d, where))  # type: ignore[no-any-return]
+    return engine.apply(index_ops.take, input, key=(*[slice(None)] * d, where))  # type: ignore[no-any-return]
 
 
 def flip(input: Tensor, *axes: Any, dims: Any = None) -> Tensor:

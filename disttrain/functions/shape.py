@@ -13,6 +13,7 @@ from disttrain import dtypes, engine, layouts
 from disttrain.functions.common import normalize_dim, normalize_dims, sizes
 from disttrain.ops import shape as ops
 from disttrain.ops import strided
+from disttrain.ops.types import get_array_module
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -65,7 +66,8 @@ def reshape(input: Tensor, *sizes: Any, shape: Any = None) -> Tensor:
 def view(input: Tensor, *sizes: Any, size: Any = None, dtype: Any = None) -> Tensor:
     """The same memory in another shape; or, given a dtype, the same bytes as that type.
 
-    With a narrower or wider type the last dimension grows or shrinks.
+    With a narrower or wider type the last dimension grows or shrinks. What convolution and its like left in
+    channels-last memory is laid out row-major first, for good; views that were taken of it before stay as they are.
 
     Raises:
         RuntimeError: the memory cannot be seen so, or the shape holds another number of elements.
@@ -76,6 +78,8 @@ def view(input: Tensor, *sizes: Any, size: Any = None, dtype: Any = None) -> Ten
         return _view_as_type(input, dtypes.as_dtype(dtype))
     wanted = given("view", "size", sizes, size)
     wanted = _resolve(wanted, input._array.size, "view", input._array.shape)
+    if not input._array.flags.c_contiguous:
+        _settle(input)
     t = engine.apply_view(ops.reshape, input, shape=wanted)
     if t._base is None and t._array.size:
         raise RuntimeError(
@@ -83,6 +87,25 @@ def view(input: Tensor, *sizes: Any, size: Any = None, dtype: Any = None) -> Ten
             f"seen as {list(wanted)} without a copy; use reshape()"
         )
     return t
+
+
+def _settle(input: Tensor) -> None:
+    """Lay the memory that ``input`` is a view of out row-major if it is channels-last, of a batch or of one element.
+
+    PyTorch's images are row-major unless someone asks for another order; here convolution chooses.
+    """
+    base = input if input._base is None else input._base
+    array = base._array
+    if array.flags.c_contiguous or array.ndim < 3 or base._layout or (base.is_leaf and base.requires_grad):
+        return
+    xp = get_array_module(array)
+    if not any(xp.moveaxis(array, channels, -1).flags.c_contiguous for channels in (0, 1)):
+        return
+    base._array = array = xp.ascontiguousarray(array)
+    if base is not input:
+        for op, options in input._chain:
+            array = op(array, **options)[0]
+        input._array = array
 
 
 def _view_as_type(input: Tensor, dtype: dtypes.dtype) -> Tensor:
@@ -315,7 +338,7 @@ def broadcast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
     if len(tensors) == 1 and isinstance(tensors[0], list | tuple):
         tensors = tuple(tensors[0])
     common = broadcast_shapes(*(x._array.shape for x in tensors))
-    return tuple(expand(x, common) for x in tensors)
+    return tuple(x if x.shape == common else expand(x, common) for x in tensors)
 
 
 def numel(input: Tensor) -> int:

@@ -272,7 +272,7 @@ def _rows(kernel: Any, dim: int, *arrays: Array) -> Array:
     if 0 in size:
         return x.copy()
     out = kernel(*[xp.ascontiguousarray(a).reshape(-1, size[-1]) for a in moved])
-    return xp.moveaxis(out.reshape(size), -1, dim).astype(x.dtype, copy=False)
+    return shape.row_major(xp.moveaxis(out.reshape(size), -1, dim).astype(x.dtype, copy=False))
 
 
 def _flat(kernel: Any, *arrays: Array) -> Array:
@@ -287,6 +287,6 @@ def _flat(kernel: Any, *arrays: Array) -> Array:
 
 
 def _memory_order(x: Array) -> tuple[int, ...]:
-    if x.flags.c_contiguous:
+    if x.flags.c_contiguous or 0 in x.strides:
         return tuple(range(x.ndim))
     return tuple(sorted(range(x.ndim), key=lambda a: -x.strides[a]))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.ops.shape import row_major
 from disttrain.ops.types import Array, Op, Result, call, get_array_module, no_vjp, saved_for
 
 Needs = tuple[bool, ...]
@@ -461,7 +462,8 @@ def copy_from_vjp(g: Any, needs: Needs) -> Grads:
 
 def masked_fill(x: Array, mask: Array, value: Any) -> Result:
     """``x`` with ``value`` (a number or an array without dimensions) where ``mask`` holds."""
-    return get_array_module(x).where(mask, value, x).astype(x.dtype, copy=False), (mask,), masked_fill_vjp
+    out = get_array_module(x).where(mask, value, x).astype(x.dtype, copy=False)
+    return row_major(out), (mask,), masked_fill_vjp
 
 
 def masked_fill_vjp(g: Any, needs: Needs, mask: Any) -> Grads:

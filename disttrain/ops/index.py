@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.ops.shape import row_major
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array, no_vjp
 
 Needs = tuple[bool, ...]
@@ -11,11 +12,11 @@ Grads = tuple[Any, ...]
 
 
 def take(x: Array, *, key: Any) -> Result:
-    """``x[key]`` where the key holds index or mask arrays (NumPy's rules): a copy."""
+    """``x[key]`` where the key holds index or mask arrays (NumPy's rules): a copy, row-major."""
     axis = _one_axis(key)
-    if axis is not None and key[axis].size > _MANY:
+    if axis is not None and (axis or key[axis].size > _MANY):
         return x.take(key[axis], axis), (x.shape, key), take_vjp  # several times as fast
-    return x[key], (x.shape, key), take_vjp
+    return row_major(x[key]), (x.shape, key), take_vjp
 
 
 _MANY = 256
@@ -90,7 +91,8 @@ def put_vjp(g: Any, needs: Needs, key: Any, accumulate: bool) -> Grads:
 def triangle(x: Array, *, diagonal: int, upper: bool) -> Result:
     """``x`` with zeros below (``upper``) or above a diagonal of its last two axes."""
     xp = get_array_module(x)
-    return (xp.triu if upper else xp.tril)(x, diagonal), (diagonal, upper), triangle_vjp
+    half = (xp.triu if upper else xp.tril)(xp.ascontiguousarray(x), diagonal)
+    return half, (diagonal, upper), triangle_vjp
 
 
 def triangle_vjp(g: Any, needs: Needs, diagonal: int, upper: bool) -> Grads:
@@ -102,4 +104,4 @@ def nonzero(x: Array) -> Result:
     xp = get_array_module(x)
     if not x.ndim:
         return xp.empty((int(bool(x)), 0), np.int64), (), no_vjp
-    return xp.stack(xp.nonzero(x), axis=1), (), no_vjp
+    return xp.stack(xp.nonzero(x)).T, (), no_vjp  # one dimension after the other, as PyTorch lays them out

@@ -22,7 +22,7 @@ def _dot(x: Array, y: Array) -> Array:
         out = xp.empty((*x.shape[:-1], y.shape[1]), x.dtype)
         xp.matmul(x.reshape(rows, x.shape[-1]), y, out=out.reshape(rows, y.shape[1]))
         return out
-    return x @ y
+    return shape.row_major(x @ y)
 
 
 def matmul(x: Array, y: Array) -> Result:

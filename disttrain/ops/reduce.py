@@ -32,7 +32,7 @@ def sum(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     wide = np.float32 if x.dtype.kind in "fV" and x.dtype.itemsize == 2 else x.dtype
     with np.errstate(over="ignore", invalid="ignore"):
         out = get_array_module(x).sum(x, axis=axes, keepdims=keepdims, dtype=wide).astype(x.dtype, copy=False)
-    return out, (x.shape, axes, keepdims), sum_vjp
+    return shape.row_major(out), (x.shape, axes, keepdims), sum_vjp
 
 
 def sum_vjp(g: Any, needs: Needs, size: tuple[int, ...], axes: Axes, keepdims: bool) -> Grads:
@@ -46,7 +46,7 @@ def mean(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     with np.errstate(over="ignore", invalid="ignore"):
         total = get_array_module(x).sum(x, axis=axes, keepdims=keepdims, dtype=wide)
         out = total / wide(n) if wide is np.float32 else total / x.dtype.type(n)
-    return out.astype(x.dtype, copy=False), (x.shape, axes, keepdims, n), mean_vjp
+    return shape.row_major(out.astype(x.dtype, copy=False)), (x.shape, axes, keepdims, n), mean_vjp
 
 
 def mean_vjp(g: Any, needs: Needs, size: tuple[int, ...], axes: Axes, keepdims: bool, n: int) -> Grads:
@@ -62,7 +62,8 @@ def var(x: Array, *, axes: Axes, keepdims: bool, correction: float) -> Result:
     with np.errstate(all="ignore"):
         centre = wide - wide.sum(axis=axes, keepdims=True) / wide.dtype.type(n)
         out = xp.sum(centre * centre, axis=axes, keepdims=keepdims) / wide.dtype.type(divisor)
-    return out.astype(x.dtype, copy=False), (x, axes, keepdims, n, divisor), var_vjp
+    out = shape.row_major(out.astype(x.dtype, copy=False))
+    return out, (x, axes, keepdims, n, divisor), var_vjp
 
 
 def var_vjp(g: Any, needs: Needs, x: Any, axes: Axes, keepdims: bool, n: int, divisor: float) -> Grads:
@@ -74,7 +75,7 @@ def prod(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """The product over ``axes``."""
     with np.errstate(over="ignore", invalid="ignore"):
         out = get_array_module(x).prod(x, axis=axes, keepdims=keepdims, dtype=x.dtype)
-    return out, (x, axes, keepdims), prod_vjp
+    return shape.row_major(out), (x, axes, keepdims), prod_vjp
 
 
 def prod_vjp(g: Any, needs: Needs, x: Any, axes: Axes, keepdims: bool) -> Grads:
@@ -105,13 +106,13 @@ def _before(x: Any, axis: int) -> Any:
 
 def amax(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """The largest over ``axes``. Equal ones share the gradient."""
-    out = get_array_module(x).max(x, axis=axes, keepdims=keepdims)
+    out = shape.row_major(get_array_module(x).max(x, axis=axes, keepdims=keepdims))
     return out, (x, np.asarray(out) if not hasattr(out, "ndim") else out, axes, keepdims), extreme_vjp
 
 
 def amin(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """The smallest over ``axes``. Equal ones share the gradient."""
-    out = get_array_module(x).min(x, axis=axes, keepdims=keepdims)
+    out = shape.row_major(get_array_module(x).min(x, axis=axes, keepdims=keepdims))
     return out, (x, np.asarray(out) if not hasattr(out, "ndim") else out, axes, keepdims), extreme_vjp
 
 
@@ -172,12 +173,12 @@ def argmin(x: Array, *, axis: int | None, keepdims: bool) -> Result:
 
 def all(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """Whether none is zero."""
-    return get_array_module(x).all(x, axis=axes, keepdims=keepdims), (), no_vjp
+    return shape.row_major(get_array_module(x).all(x, axis=axes, keepdims=keepdims)), (), no_vjp
 
 
 def any(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """Whether one is not zero."""
-    return get_array_module(x).any(x, axis=axes, keepdims=keepdims), (), no_vjp
+    return shape.row_major(get_array_module(x).any(x, axis=axes, keepdims=keepdims)), (), no_vjp
 
 
 def logsumexp(x: Array, *, axes: Axes, keepdims: bool) -> Result:
@@ -190,7 +191,7 @@ def logsumexp(x: Array, *, axes: Axes, keepdims: bool) -> Result:
         out = xp.log(xp.sum(xp.exp(wide - top), axis=axes, keepdims=True)) + top
     if not keepdims:
         out = out.squeeze(axes)
-    out = out.astype(x.dtype, copy=False)
+    out = shape.row_major(out.astype(x.dtype, copy=False))
     return out, (x, out, axes, keepdims), logsumexp_vjp
 
 
@@ -232,6 +233,7 @@ def vector_norm(x: Array, *, order: float, axes: Axes, keepdims: bool) -> Result
         else:
             out = xp.sum(xp.abs(wide) ** order, **over) ** (1 / order)
     out = np.asarray(out).astype(x.dtype, copy=False) if xp is np else out.astype(x.dtype, copy=False)
+    out = shape.row_major(out)
     return out, (x, out, order, axes, keepdims), vector_norm_vjp
 
 

@@ -26,7 +26,7 @@ def cumsum(x: Array, *, axis: int) -> Result:
     """The sums of the first 1, 2, 3 … elements along ``axis``."""
     with np.errstate(over="ignore", invalid="ignore"):
         out = get_array_module(x).cumsum(x, axis, dtype=_accumulator(x)).astype(x.dtype, copy=False)
-    return out, (axis,), cumsum_vjp
+    return shape.row_major(out), (axis,), cumsum_vjp
 
 
 def cumsum_vjp(g: Any, needs: Needs, axis: int) -> Grads:
@@ -37,6 +37,7 @@ def cumprod(x: Array, *, axis: int) -> Result:
     """The products of the first 1, 2, 3 … elements along ``axis``."""
     with np.errstate(over="ignore", invalid="ignore"):
         out = get_array_module(x).cumprod(x, axis, dtype=_accumulator(x)).astype(x.dtype, copy=False)
+    out = shape.row_major(out)
     return out, (x, out, axis), cumprod_vjp
 
 
@@ -66,6 +67,7 @@ def logcumsumexp(x: Array, *, axis: int) -> Result:
     wide = x.astype(_accumulator(x), copy=False)
     with np.errstate(invalid="ignore"):
         out = get_array_module(x).logaddexp.accumulate(wide, axis).astype(x.dtype, copy=False)
+    out = shape.row_major(out)
     return out, (x, out, axis), logcumsumexp_vjp
 
 
@@ -101,6 +103,7 @@ def _running(x: Array, out: Array, axis: int) -> Result:
     hit = (x == out) | (x != x)
     places = xp.arange(x.shape[axis]).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
     where = xp.maximum.accumulate(xp.where(hit, places, 0), axis)
+    out, where = shape.row_major(out), shape.row_major(where)
     return (out, where), (where, axis, x.shape), running_vjp
 
 

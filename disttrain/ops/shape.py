@@ -1,6 +1,6 @@
 """Operations that move elements and compute nothing. Options are normalised: axes not negative, sizes explicit."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -135,7 +135,17 @@ def _replay(x: Any, chain: Chain) -> Any:
 
 def copy(x: Array, *, order: str = "K") -> Result:
     """A copy of ``x`` in memory of its own; ``order`` as in NumPy (``K`` keeps the layout, ``C`` is row-major)."""
-    return x.copy(order), (), copy_vjp
+    return x.copy(kept_order(x) if order == "K" else order), (), copy_vjp
+
+
+def kept_order(x: Array) -> Literal["C", "K"]:
+    """Return the order, in NumPy's letters, of what is made like ``x``: row-major if ``x`` repeats elements."""
+    return "C" if 0 in x.strides else "K"
+
+
+def row_major(x: Array) -> Array:
+    """Return a result in row-major memory: NumPy gives some in the order of their arguments, PyTorch does not."""
+    return x if x.flags.c_contiguous else get_array_module(x).ascontiguousarray(x)
 
 
 def copy_vjp(g: Any, needs: tuple[bool, ...]) -> tuple[Any, ...]:
@@ -145,7 +155,7 @@ def copy_vjp(g: Any, needs: tuple[bool, ...]) -> tuple[Any, ...]:
 def astype(x: Array, *, dtype: np.dtype[Any]) -> Result:
     """``x`` converted to another type."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return x.astype(dtype), (x.dtype,), astype_vjp
+        return x.astype(dtype, kept_order(x)), (x.dtype,), astype_vjp
 
 
 def astype_vjp(g: Any, needs: tuple[bool, ...], dtype: np.dtype[Any]) -> tuple[Any, ...]:
@@ -153,12 +163,20 @@ def astype_vjp(g: Any, needs: tuple[bool, ...], dtype: np.dtype[Any]) -> tuple[A
 
 
 def concatenate(*xs: Array, axis: int) -> Result:
-    """``xs`` one after the other along ``axis``."""
-    return (
-        get_array_module(*xs).concatenate(xs, axis),
-        (axis, tuple(x.shape[axis] for x in xs)),
-        concatenate_vjp,
-    )
+    """``xs`` one after the other along ``axis``, row-major unless all of them are channels-last."""
+    sizes = tuple(x.shape[axis] for x in xs)
+    out = None
+    if _is_mixed(xs):
+        shape = xs[0].shape
+        out = get_array_module(*xs).empty((*shape[:axis], sum(sizes), *shape[axis + 1 :]), xs[0].dtype)
+    return get_array_module(*xs).concatenate(xs, axis, out=out), (axis, sizes), concatenate_vjp
+
+
+def _is_mixed(xs: tuple[Array, ...]) -> bool:
+    """Return whether NumPy may join arrays in an order of axes that is neither row-major nor channels-last."""
+    if all([x.flags.c_contiguous for x in xs]):
+        return False
+    return not all(x.ndim in (4, 5) and np.moveaxis(x, 1, -1).flags.c_contiguous for x in xs)
 
 
 def concatenate_vjp(g: Any, needs: tuple[bool, ...], axis: int, sizes: tuple[int, ...]) -> tuple[Any, ...]:
@@ -171,8 +189,10 @@ def concatenate_vjp(g: Any, needs: tuple[bool, ...], axis: int, sizes: tuple[int
 
 
 def stack(*xs: Array, axis: int) -> Result:
-    """``xs`` along a new axis."""
-    return get_array_module(*xs).stack(xs, axis), (axis,), stack_vjp
+    """``xs`` along a new axis, row-major."""
+    xp, shape = get_array_module(*xs), xs[0].shape
+    out = xp.empty((*shape[:axis], len(xs), *shape[axis:]), xs[0].dtype)
+    return xp.stack(xs, axis, out=out), (axis,), stack_vjp
 
 
 def stack_vjp(g: Any, needs: tuple[bool, ...], axis: int) -> tuple[Any, ...]:
@@ -183,7 +203,7 @@ def stack_vjp(g: Any, needs: tuple[bool, ...], axis: int) -> tuple[Any, ...]:
 
 def flip(x: Array, *, axes: tuple[int, ...]) -> Result:
     """``x`` with the order of its elements along ``axes`` reversed."""
-    return get_array_module(x).flip(x, axes).copy(), (axes,), flip_vjp
+    return get_array_module(x).flip(x, axes).copy(kept_order(x)), (axes,), flip_vjp
 
 
 def flip_vjp(g: Any, needs: tuple[bool, ...], axes: tuple[int, ...]) -> tuple[Any, ...]:
@@ -191,8 +211,9 @@ def flip_vjp(g: Any, needs: tuple[bool, ...], axes: tuple[int, ...]) -> tuple[An
 
 
 def roll(x: Array, *, shifts: tuple[int, ...], axes: tuple[int, ...]) -> Result:
-    """``x`` shifted along ``axes``; what leaves at one end comes in at the other."""
-    return get_array_module(x).roll(x, shifts, axes), (shifts, axes), roll_vjp
+    """``x`` shifted along ``axes``, row-major; what leaves at one end comes in at the other."""
+    xp = get_array_module(x)
+    return xp.roll(xp.ascontiguousarray(x), shifts, axes), (shifts, axes), roll_vjp
 
 
 def roll_vjp(
@@ -218,7 +239,8 @@ def pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float) -> Resul
     """``x`` with ``widths`` elements of ``value`` before and after it along each axis; negative widths cut."""
     cut = tuple(slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(widths, x.shape, strict=True))
     grown = tuple((max(a, 0), max(b, 0)) for a, b in widths)
-    out = get_array_module(x).pad(x[cut], grown, constant_values=value)
+    xp = get_array_module(x)
+    out = xp.pad(xp.ascontiguousarray(x[cut]) if x.flags.fnc else x[cut], grown, constant_values=value)
     return out, (x.shape, widths), pad_vjp
 
 

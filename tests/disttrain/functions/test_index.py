@@ -312,3 +312,23 @@ def test_keys_of_lists_and_arrays(key: Any) -> None:
         return
 
     np.testing.assert_array_equal(dt.from_numpy(x)[key].numpy(), expected.numpy())
+
+
+@pytest.mark.parametrize("key", ["[:]", "[0]", "[x == 0]", "[[0, 1, 2]]"])
+def test_only_numbers_and_tensors_are_assigned(key: str) -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    for value in (
+        "np.ones(1)",
+        "np.array(2.0)",
+        "range(1)",
+        "np.float32(2)",
+        "np.bool_(True)",
+        "[1]",
+        "None",
+    ):
+        for T in (dt, torch):
+            with pytest.raises(TypeError):
+                exec(f"x{key} = {value}", {"x": T.zeros(3), "np": np})
+    for value in ("np.float64(2)", "np.int32(2)", "True", "2", "T.tensor(2.0)"):
+        for T in (dt, torch):
+            exec(f"x{key} = {value}", {"x": T.zeros(3), "np": np, "T": T})

@@ -337,3 +337,87 @@ def test_ravel_is_contiguous() -> None:
 
     assert x[:, 1].ravel().stride() == (1,)
     assert x.ravel().data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "lay", ["{}", "{}.mT", "{}.transpose(0, 1)", "{}[:1].expand(4, -1, -1)", "{}[..., ::2]"]
+)
+def test_what_pytorch_lays_out_row_major_is_so_here(lay: str) -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    a = f(4, 4, 4)
+    for program in (
+        "x[:, i]",
+        "x[:, :, i]",
+        "x[0, :, i]",
+        "x[:, m]",
+        "x.index_select(1, i)",
+        "x.repeat_interleave(2, 1)",
+        "x.repeat_interleave(2, -1)",
+        "T.cat([x, x], 0)",
+        "T.cat([x, x], -1)",
+        "T.stack([x, x], 1)",
+        "T.hstack([x, x])",
+        "T.block_diag(x[0], x[1])",
+        "x.roll(1, 1)",
+        "x.flip(1)",
+        "x.rot90()",
+        "x.tril()",
+        "x.clone()",
+        "x + 1",
+        "x.float()",
+        "T.ones_like(x)",
+        "x.sum(0)",
+        "x.mean(1)",
+        "x.var(0)",
+        "x.prod(-1)",
+        "x.amax(0)",
+        "x.logsumexp(1)",
+        "x.norm(dim=0)",
+        "x.any(0)",
+        "x.cumsum(1)",
+        "x.cumprod(0)",
+        "x.cummax(1)[0]",
+        "x.logcumsumexp(2)",
+        "x.softmax(1)",
+        "x.log_softmax(0)",
+        "x.masked_fill(x > 0, 0)",
+        "x @ x",
+        "x @ x[0]",
+        "T.nn.functional.pad(x, (1, 1))",
+        "x.nonzero(as_tuple=True)[1]",
+        "x.expand(2, 4, 4, x.shape[-1]).clone()",
+    ):
+        rows = []
+        for T in (dt, torch):
+            x = eval(lay.format("x"), {"x": T.from_numpy(a)})
+            names = {"T": T, "x": x, "i": T.tensor([1, 0]), "m": T.tensor([True, False, True, True])}
+            try:
+                rows.append(eval(program, names).is_contiguous())
+            except RuntimeError:
+                rows.append(None)
+        assert rows[0] or not rows[1], program
+
+
+def test_images_may_be_viewed_as_pytorchs() -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    a, w = f(2, 3, 5, 5), f(4, 3, 2, 2)
+
+    def program(T: Any) -> list[Any]:
+        F = T.nn.functional
+        x = T.from_numpy(a.copy()).requires_grad_()
+        y = F.conv2d(x, T.from_numpy(w))
+        before = F.relu(y)
+        flat = y.view(-1, 4 * 4 * 4)
+        flat[:, 3] = 7  # reaches y
+        grid = F.max_pool2d(before, 2).view(2, 2, 2, -1)
+        one = F.relu(F.conv2d(x[0], T.from_numpy(w))).view(-1)
+        line = F.conv1d(x[:, :, 0], T.from_numpy(w[..., 0])).relu().view(2, -1)
+        cut = y.flatten(2).view(8, 16)
+        parts = [y, flat, grid, one, line, cut]
+        sum([(p * p).sum() for p in parts]).backward()
+        with pytest.raises(RuntimeError):
+            y[:, :, 1:].view(-1)
+        return [p.detach().numpy() for p in parts] + [x.grad.numpy()]
+
+    for ours, theirs in zip(program(dt), program(torch), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
