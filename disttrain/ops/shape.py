@@ -174,7 +174,7 @@ def concatenate(*xs: Array, axis: int) -> Result:
 
 def _is_mixed(xs: tuple[Array, ...]) -> bool:
     """Return whether NumPy may join arrays in an order of axes that is neither row-major nor channels-last."""
-    if all([x.flags.c_contiguous for x in xs]):
+    if all(x.flags.c_contiguous for x in xs):
         return False
     return not all(x.ndim in (4, 5) and np.moveaxis(x, 1, -1).flags.c_contiguous for x in xs)
 
