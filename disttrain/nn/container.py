@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Union
 
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import Parameter
@@ -43,8 +44,7 @@ class _Listed(Module):
         keys = list(self._modules)[index] if isinstance(index, slice) else [self._key(index)]
         for key in keys:
             del self._modules[key]
-        if all(k.isdigit() for k in self._modules):
-            self._renumber(list(self._modules.values()))
+        self._renumber(list(self._modules.values()))
 
     def _renumber(self, modules: list[Any]) -> None:
         self._modules.clear()
@@ -68,8 +68,15 @@ class _Listed(Module):
         return self
 
     def insert(self, index: int, module: Module) -> Any:
-        """Put a module before the one at ``index`` (the modules are numbered anew) and return this one."""
+        """Put a module before the one at ``index`` (the modules are numbered anew) and return this one.
+
+        Raises:
+            IndexError: ``index`` is out of range.
+            TypeError: not a module.
+        """
         modules = list(self._modules.values())
+        if not -len(modules) <= index <= len(modules):
+            raise IndexError(f"index {index} is out of range for an insertion into {len(modules)} modules")
         modules.insert(index, module)
         if not isinstance(module, Module):
             raise TypeError(f"expected an nn.Module, got {type(module).__name__}")
@@ -87,12 +94,12 @@ class Sequential(_Listed):
     """Modules one after another: the output of each is the input of the next.
 
     Args:
-        args: the modules, or one mapping of names to modules.
+        args: the modules, or one ``OrderedDict`` of names to modules.
     """
 
     def __init__(self, *args: Any) -> None:
         super().__init__()
-        if len(args) == 1 and isinstance(args[0], Mapping):
+        if len(args) == 1 and isinstance(args[0], OrderedDict):
             for name, module in args[0].items():
                 self.register_module(name, module)
         else:
@@ -100,7 +107,7 @@ class Sequential(_Listed):
                 self.register_module(str(i), module)
 
     def _from(self, modules: dict[str, Any]) -> Sequential:
-        return Sequential(modules)
+        return Sequential(OrderedDict(modules))
 
     def __add__(self, other: Sequential) -> Sequential:
         return Sequential(*self, *_sequential(other))
@@ -178,10 +185,13 @@ class ModuleList(_Listed):
         return f"{self._get_name()}(\n  " + "\n  ".join(lines) + "\n)"
 
 
+Named = Union[Mapping[str, Module], "ModuleDict", Iterable[tuple[str, Module]]]
+
+
 class ModuleDict(Module):
     """A dict of modules that are registered; it has no ``forward`` of its own."""
 
-    def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] | None = None) -> None:
+    def __init__(self, modules: Named | None = None) -> None:
         super().__init__()
         if modules is not None:
             self.update(modules)
@@ -224,9 +234,17 @@ class ModuleDict(Module):
         """Remove all modules."""
         self._modules.clear()
 
-    def update(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]]) -> None:
-        """Add modules, replacing those of the same names."""
-        for key, module in modules.items() if isinstance(modules, Mapping) else modules:
+    def update(self, modules: Named) -> None:
+        """Add modules, replacing those of the same names.
+
+        Args:
+            modules: a mapping, another ``ModuleDict``, or pairs.
+
+        Raises:
+            TypeError: none of these.
+            ValueError: an entry is no pair.
+        """
+        for key, module in modules.items() if isinstance(modules, Mapping | ModuleDict) else modules:
             self[key] = module
 
 
@@ -411,17 +429,18 @@ class ParameterDict(Module):
         return self
 
     def extra_repr(self) -> str:
-        return "\n".join(f"  ({key}): {_entry(value)}" for key, value in self.items())
+        return "\n".join(f"  ({key}): {_entry(value, kind=True)}" for key, value in self.items())
 
 
 def _kept(value: Any) -> Any:
     return Parameter(value) if isinstance(value, Tensor) and not isinstance(value, Parameter) else value
 
 
-def _entry(value: Any) -> str:
-    """Return how a list or dict shows what it holds."""
+def _entry(value: Any, kind: bool = False) -> str:
+    """Return how a list shows what it holds; a dict shows the ``kind`` of tensor where a list shows the dtype."""
     if not isinstance(value, Tensor):
         return f"Object of type: {type(value).__name__}"
     what = "Parameter" if isinstance(value, Parameter) else "Tensor"
     where = f" ({value.device})" if value.is_cuda else ""
-    return f"{what} containing: [{value.dtype!r} of size {'x'.join(map(str, value.shape))}{where}]"
+    name = value.type() if kind else repr(value.dtype)
+    return f"{what} containing: [{name} of size {'x'.join(map(str, value.shape))}{where}]"

@@ -24,10 +24,22 @@ class Flatten(Module):
 
 
 class Unflatten(Module):
-    """Makes the dimension ``dim`` several, of sizes ``unflattened_size`` (one of them may be -1)."""
+    """Makes the dimension ``dim`` several, of sizes ``unflattened_size`` (one of them may be -1).
+
+    Raises:
+        TypeError: ``unflattened_size`` is no tuple or list of integers, or ``dim`` is a name.
+    """
 
     def __init__(self, dim: int, unflattened_size: Sequence[int]) -> None:
         super().__init__()
+        if not isinstance(dim, int):
+            raise TypeError(f"Unflatten: dim must be an integer (there are no named dimensions), got {dim!r}")
+        if not isinstance(unflattened_size, tuple | list) or not all(
+            isinstance(n, int) for n in unflattened_size
+        ):
+            raise TypeError(
+                f"Unflatten: unflattened_size must be a tuple of integers, got {unflattened_size!r}"
+            )
         self.dim = dim
         self.unflattened_size = unflattened_size
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from disttrain import dtypes
+from disttrain import compiler, dtypes
 from disttrain.engine import no_grad
 from disttrain.nn.hooks import BackwardHooks
 from disttrain.nn.parameter import Buffer, Parameter
@@ -16,6 +16,7 @@ Self = TypeVar("Self", bound="Module")
 T = TypeVar("T")
 
 _EXTRA = "_extra_state"
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 class IncompatibleKeys(NamedTuple):
@@ -27,7 +28,7 @@ class IncompatibleKeys(NamedTuple):
     def __repr__(self) -> str:
         if not self.missing_keys and not self.unexpected_keys:
             return "<All keys matched successfully>"
-        return f"IncompatibleKeys(missing_keys={self.missing_keys}, unexpected_keys={self.unexpected_keys})"
+        return f"_IncompatibleKeys(missing_keys={self.missing_keys}, unexpected_keys={self.unexpected_keys})"
 
 
 class _StateHooks:
@@ -55,6 +56,8 @@ class Module:
     _modules: dict[str, Module | None]
 
     _state_hooks: _StateHooks | None = None
+    _not_in_old_states: tuple[str, ...] = ()
+    """Buffers that a state may lack, because those of old programs do; they keep their values."""
 
     def __init__(self) -> None:
         fields: dict[str, Any] = {
@@ -91,10 +94,13 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         d = self.__dict__
         if isinstance(value, Parameter):
+            self._vacate(name, "_parameters")
             self.register_parameter(name, value)
         elif isinstance(value, Module):
+            self._vacate(name, "_modules")
             self.register_module(name, value)
         elif isinstance(value, Buffer):
+            self._vacate(name, "_buffers")
             self.register_buffer(name, value, value.persistent)
         elif name in d.get("_parameters", ()):
             if value is not None:
@@ -120,7 +126,7 @@ class Module:
 
     def __getattr__(self, name: str) -> Any:
         d = self.__dict__
-        for registry in ("_parameters", "_buffers", "_modules"):
+        for registry in _REGISTRIES:
             entries = d.get(registry)
             if entries is not None and name in entries:
                 return entries[name]
@@ -184,7 +190,7 @@ class Module:
     add_module = register_module
 
     def _claim(self, name: str, registry: str, what: str) -> dict[str, Any]:
-        """Return the registry that ``name`` may go to; whatever plain or registered thing had the name is gone."""
+        """Return the registry that ``name`` may go to, where only one of its own kind has the name already."""
         d = self.__dict__
         if registry not in d:
             raise _not_initialised(self, f"given {what} {name!r}")
@@ -193,15 +199,22 @@ class Module:
         if not name or "." in name:
             raise KeyError(f"the name of a {what} must not be empty or have a dot, got {name!r}")
         entries: dict[str, Any] = d[registry]
-        if name not in entries and hasattr(type(self), name):
+        others = [d[other] for other in _REGISTRIES if other != registry]
+        taken = hasattr(type(self), name) or name in d or any(name in other for other in others)
+        if taken and name not in entries:
             raise KeyError(
-                f"{type(self).__name__} has an attribute {name!r} already; give the {what} another name"
+                f"{type(self).__name__} has an attribute {name!r} already; give the {what} another name, or "
+                f"assign it to the attribute"
             )
-        d.pop(name, None)
-        for other in ("_parameters", "_buffers", "_modules"):
-            if other != registry:
-                d[other].pop(name, None)
         return entries
+
+    def _vacate(self, name: str, registry: str) -> None:
+        """Forget what had ``name``, if it is not in ``registry`` itself: something is assigned in its place."""
+        d = self.__dict__
+        d.pop(name, None)
+        for other in _REGISTRIES:
+            if other != registry and other in d:
+                d[other].pop(name, None)
 
     # ------------------------------------------------------------------------------------- walking the tree
 
@@ -429,6 +442,10 @@ class Module:
             lambda t: t.new_empty(t.shape, device="cpu" if device is None else device), recurse
         )
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile nothing, which one warning says; see :func:`disttrain.compile`."""
+        compiler.compile(self, *args, **kwargs)
+
     def share_memory(self: Self) -> Self:
         """Return this module: ranks that are threads share memory, and processes exchange gradients instead."""
         return self
@@ -576,7 +593,9 @@ class Module:
             hooks = module._state_hooks
             for hook in list(hooks.before_loading.values()) if hooks is not None else ():
                 hook(module, state_dict, prefix, {}, strict, missing, unexpected, problems)
-            own.update({prefix + name: value for name, value in module._own_state()})
+            for name, value in module._own_state():
+                if prefix + name in state_dict or name not in module._not_in_old_states:
+                    own[prefix + name] = value
             if prefix + _EXTRA in state_dict or type(module).get_extra_state is not Module.get_extra_state:
                 extras[prefix + _EXTRA] = module
         missing += [name for name in (*own, *extras) if name not in state_dict]
@@ -672,6 +691,9 @@ class Module:
         ``None`` for those without gradient).
         """
         return _register(self.__dict__["_backward_hooks"], hook, prepend)
+
+    register_backward_hook = register_full_backward_hook
+    """PyTorch's deprecated hook of the last operation of ``forward``; here it is that of the whole module."""
 
     def _call_hooked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         d = self.__dict__

@@ -25,6 +25,7 @@ class _Norm(Module):
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
+    _not_in_old_states = ("num_batches_tracked",)
 
     def _set_up(
         self,
@@ -129,7 +130,8 @@ class _BatchNorm(_Norm):
         fits = len(shape) in self.ranks if self.ranks else len(shape) >= 2
         counts = self.weight is not None or self.running_mean is not None  # else nothing has num_features
         if not fits or (counts and shape[1] != self.num_features):
-            raise ValueError(
+            error = RuntimeError if fits else ValueError
+            raise error(
                 f"{type(self).__name__}({self.num_features}): expected input of shape "
                 f"{self.expects.format(self.num_features)}, got {shape}"
             )

@@ -96,7 +96,10 @@ def batch_norm_vjp(
             b = a * rstd * rstd * dot / n
             gx = from_rows(kernels.channel_grad(rows, seen, mean, a, -b, -c), x).astype(x.dtype, copy=False)
         if any(needs[1:]):
-            gw, gb = (dot * rstd).astype(g.dtype), total.astype(g.dtype)
+            kind = (
+                g.dtype if weight is None else weight.dtype
+            )  # a float32 weight beside halves keeps its digits
+            gw, gb = (dot * rstd).astype(kind), total.astype(kind)
     else:
 
         def per_channel(v: Any) -> Any:

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+from disttrain import dtypes
 from disttrain.functions.activation import check_float
 from disttrain.tensors import Tensor
 
@@ -69,6 +70,24 @@ def check_kind(name: str, input: Any, kinds: str, *types: str) -> None:
     if dtype.kind not in kinds and dtype.name not in types:
         raise NotImplementedError(
             f"{name}() needs a floating point tensor, got {input.dtype}; convert it with .float()"
+        )
+
+
+def check_affine(name: str, input: Tensor, *parameters: Tensor | None) -> None:
+    """Check that the parameters of a normalisation are of the dtype of ``input``; of float32 for halves too.
+
+    Raises:
+        RuntimeError: they are of another.
+    """
+    kind = input._array.dtype
+    others = [p for p in parameters if p is not None and p._array.dtype != kind]
+    if not others:
+        return
+    given = [p for p in parameters if p is not None]
+    if kind.itemsize != 2 or any(p.dtype is not dtypes.float32 for p in given):
+        raise RuntimeError(
+            f"{name}: input is {input.dtype}, but a parameter or running value is {others[0].dtype}; expected one "
+            f"dtype, or float32 beside a half precision input; convert with .to()"
         )
 
 

@@ -31,7 +31,7 @@ def ctc_loss(
     Args:
         log_probs: log-probabilities of the classes, ``(T, N, C)`` or ``(T, C)``, from a log-softmax: the gradient
             takes that for granted, as PyTorch's.
-        targets: classes other than ``blank``, ``(N, S)``, or all targets one after another.
+        targets: classes other than ``blank``, ``(N, S)``, or all targets one after another; taken as int64.
         input_lengths: steps of each sequence, at most ``T``.
         target_lengths: labels of each target.
         blank: the class that stands for no label.
@@ -43,6 +43,7 @@ def ctc_loss(
 
     Raises:
         RuntimeError: shapes, lengths or classes that do not fit together.
+        TypeError: ``targets`` is no Tensor.
         ValueError: an unknown reduction.
     """
     reduction = chosen(None, None, reduction)
@@ -51,8 +52,8 @@ def ctc_loss(
         raise RuntimeError(
             f"ctc_loss: log_probs must be (T, N, C) or (T, C), got shape {tuple(log_probs.shape)}"
         )
-    if not isinstance(targets, Tensor) or targets.dtype.category != 1:
-        raise RuntimeError(f"ctc_loss: targets must hold classes as integers, got {targets!r:.100}")
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"ctc_loss: targets must be a Tensor, got {type(targets).__name__}")
     single = log_probs.ndim == 2
     x = log_probs.unsqueeze(1) if single else log_probs
     T, N, C = x.shape
@@ -61,7 +62,7 @@ def ctc_loss(
     steps, labels = _lengths("input", input_lengths, N), _lengths("target", target_lengths, N)
     if (steps > T).any() or (steps < 0).any():
         raise RuntimeError(f"ctc_loss: expected input_lengths to be in [0, {T}], got {steps.tolist()}")
-    padded = _padded(to_host(targets._array), labels, single, blank)
+    padded = _padded(to_host(targets.long()._array), labels, single, blank)
     if padded.size and (padded.min() < 0 or padded.max() >= C):
         raise RuntimeError(f"ctc_loss: targets must be in [0, {C}), got {padded.min()} to {padded.max()}")
     loss: Tensor = engine.apply(

@@ -98,19 +98,19 @@ def binary_cross_entropy(
 
     Raises:
         ValueError: the shapes differ, or an unknown reduction.
-        RuntimeError: a value outside of [0, 1], or a ``weight`` that does not fit.
+        RuntimeError: a value outside of [0, 1], a ``weight`` that does not fit, or two dtypes.
     """
     reduction = chosen(size_average, reduce, reduction)
     check_float("binary_cross_entropy", input)
     _check_tensor("binary_cross_entropy", target)
-    if not target.dtype.is_floating_point:
+    if target.dtype is not input.dtype:
         raise RuntimeError(
-            f"binary_cross_entropy: found a target of {target.dtype}, expected {input.dtype}; convert it with .float()"
+            f"binary_cross_entropy: found a target of {target.dtype}, expected {input.dtype}; convert it with "
+            f".to({input.dtype})"
         )
     _check_same_size("binary_cross_entropy", input, target)
-    a, b = _alike(input, target)
     return engine.apply(  # type: ignore[no-any-return]
-        loss.binary_cross_entropy, a, b, weight, reduction=reduction
+        loss.binary_cross_entropy, input, target, weight, reduction=reduction
     )
 
 
@@ -167,9 +167,14 @@ def kl_div(
         log_target: ``target`` holds logarithms.
 
     Raises:
-        RuntimeError: the shapes do not broadcast.
+        RuntimeError: the shapes do not broadcast, or integers.
         ValueError: an unknown reduction.
     """
+    for what, x in (("input", input), ("target", target)):
+        if not x.is_floating_point():
+            raise RuntimeError(
+                f"kl_div: {what} must be floating point, got {x.dtype}; convert it with .float()"
+            )
     by_batch = reduction == "batchmean"
     if reduction == "mean" and size_average is None and reduce is None:
         warnings.warn(

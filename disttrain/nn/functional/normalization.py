@@ -10,7 +10,7 @@ import numpy as np
 from disttrain import engine
 from disttrain.functions.out import with_out
 from disttrain.kernels.axes import spans
-from disttrain.nn.functional.checks import check_kind
+from disttrain.nn.functional.checks import check_affine, check_kind
 from disttrain.ops import axes, norm
 from disttrain.tensors import Tensor
 
@@ -38,13 +38,17 @@ def batch_norm(
         eps: added to the variance.
 
     Raises:
-        ValueError: one value per channel in training, or ``eps`` that is not positive.
-        RuntimeError: missing running values outside of training, or wrong shapes.
+        ValueError: one value per channel in training, ``eps`` that is not positive, or one running value without
+            the other.
+        RuntimeError: missing running values outside of training, or wrong shapes or dtypes.
         TypeError: ``input`` is no Tensor.
     """
     check_kind("batch_norm", input, "fV")
     if eps <= 0:
         raise ValueError(f"batch_norm: eps must be positive, got {eps}")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("batch_norm: running_mean and running_var go together; give both, or None for both")
+    check_affine("batch_norm", input, weight, bias, running_mean, running_var)
     if input.numel() == 0 and input.ndim == 1:
         return input.clone()  # as PyTorch, which looks at no shape of what is empty
     out = engine.apply(
@@ -67,7 +71,7 @@ def batch_norm(
 
 def layer_norm(
     input: Tensor,
-    normalized_shape: int | Sequence[int],
+    normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
@@ -82,11 +86,12 @@ def layer_norm(
         eps: added to the variance.
 
     Raises:
-        RuntimeError: shapes that do not fit.
-        TypeError: ``input`` is no Tensor.
+        RuntimeError: shapes or dtypes that do not fit.
+        TypeError: ``input`` is no Tensor, or ``normalized_shape`` no tuple.
     """
     check_kind("layer_norm", input, "fV")
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    check_affine("layer_norm", input, weight, bias)
+    shape = _sizes("layer_norm", normalized_shape)
     return engine.apply(  # type: ignore[no-any-return]
         norm.layer_norm, input, weight, bias, normalized_shape=shape, eps=eps
     )
@@ -94,7 +99,7 @@ def layer_norm(
 
 def rms_norm(
     input: Tensor,
-    normalized_shape: int | Sequence[int],
+    normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
@@ -108,13 +113,19 @@ def rms_norm(
 
     Raises:
         RuntimeError: shapes that do not fit.
-        TypeError: ``input`` is no Tensor.
+        TypeError: ``input`` is no Tensor, or ``normalized_shape`` no tuple.
     """
     check_kind("rms_norm", input, "fV")
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = _sizes("rms_norm", normalized_shape)
     return engine.apply(  # type: ignore[no-any-return]
         norm.rms_norm, input, weight, normalized_shape=shape, eps=eps
     )
+
+
+def _sizes(name: str, normalized_shape: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(normalized_shape, tuple | list):
+        raise TypeError(f"{name}: normalized_shape must be a tuple of integers, got {normalized_shape!r}")
+    return tuple(normalized_shape)
 
 
 def group_norm(
@@ -139,6 +150,7 @@ def group_norm(
         TypeError: ``input`` is no Tensor.
     """
     check_kind("group_norm", input, "fV")
+    check_affine("group_norm", input, weight, bias)
     if input.ndim < 2:
         raise RuntimeError(f"group_norm: expected input (N, C, *), got shape {tuple(input.shape)}")
     N, C, *size = input.shape
@@ -197,6 +209,7 @@ def instance_norm(
         TypeError: ``input`` is no Tensor.
     """
     check_kind("instance_norm", input, "fV")
+    check_affine("instance_norm", input, weight, bias, running_mean, running_var)
     if not use_input_stats:
         return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     if input.ndim < 2:

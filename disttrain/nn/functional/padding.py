@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,11 +27,16 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
 
     Raises:
         NotImplementedError: a number of dimensions that the mode does not know.
-        RuntimeError: ``pad`` that does not fit the input.
-        ValueError: a ``value`` in another mode than ``"constant"``.
+        RuntimeError: ``pad`` that does not fit the input, or a ``value`` in another mode than ``"constant"``.
+        TypeError: ``pad`` is no tuple or list of integers.
     """
     check_kind("pad", input, "fViub")
-    widths = tuple(int(w) for w in pad)
+    if not isinstance(pad, tuple | list):
+        raise TypeError(f"pad must be a tuple of integers, got {type(pad).__name__}: {pad!r:.80}")
+    try:
+        widths = tuple(map(operator.index, pad))
+    except TypeError:
+        raise TypeError(f"pad must be a tuple of integers, got {pad!r:.80}") from None
     if len(widths) % 2 or len(widths) // 2 > input.ndim:
         raise RuntimeError(
             f"pad must hold a pair for each of at most {input.ndim} dimensions, got {list(widths)}"
@@ -49,7 +55,7 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
             f"pad() knows the modes 'constant', 'reflect', 'replicate' and 'circular', got {mode!r}"
         )
     if value is not None and value != 0:
-        raise ValueError(f"pad(): mode {mode!r} takes no value, got {value!r}")
+        raise RuntimeError(f"pad(): mode {mode!r} takes no value, got {value!r}")
     if not 1 <= len(pairs) <= 3 or first not in (1, 2):
         raise NotImplementedError(
             f"pad(): mode {mode!r} pads the last 1, 2 or 3 dimensions behind (N, C) or (C), got {list(widths)} for "

@@ -312,7 +312,9 @@ def _adaptive_size(name: str, n: int, images: Tensor, output_size: Any, channels
         raise RuntimeError(
             f"{name}: expected images of at least one {'channel and ' if channels else ''}pixel, got shape {have}"
         )
-    if not isinstance(output_size, int) and len(output_size) == n:
+    if isinstance(output_size, tuple | list):
+        if len(output_size) != n:
+            raise RuntimeError(f"{name}: output_size must be one integer or {n} of them, got {output_size!r}")
         output_size = [h if want is None else want for want, h in zip(output_size, have[2:], strict=True)]
     size = each(name, "output_size", output_size, n)
     if min(size) < 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from disttrain import dtypes
 from disttrain.functions.activation import check_float, logsigmoid
 from disttrain.functions.arithmetic import minimum, where
 from disttrain.functions.creation import arange, zeros_like
@@ -180,11 +181,15 @@ def multilabel_margin_loss(
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Raises:
-        RuntimeError: other shapes, or a class out of range.
+        RuntimeError: other shapes, a class out of range, or classes that are not int64.
         ValueError: an unknown reduction.
     """
     reduction = chosen(size_average, reduce, reduction)
     check_float("multilabel_margin_loss", input)
+    if target.dtype is not dtypes.int64:
+        raise RuntimeError(
+            f"multilabel_margin_loss: target must be int64, got {target.dtype}; convert it with .long()"
+        )
     rows, classes = _rows("multilabel_margin_loss", input, target, 1)
     N, C = rows.shape
     if classes.numel() and (int(classes.min()) < -1 or int(classes.max()) >= C):

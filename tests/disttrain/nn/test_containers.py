@@ -46,8 +46,33 @@ def test_sequential_may_have_names():
 
     assert net.first is net[0]
     assert list(net.state_dict()) == ["first.weight", "first.bias"]
+    assert list(net[:1]._modules) == ["first"]
     del net[1]
-    assert list(net._modules) == ["first"]
+    assert list(net._modules) == ["0"]  # numbered anew, as in PyTorch
+
+
+def test_what_a_sequential_refuses():
+    net = nn.Sequential(nn.ReLU(), nn.Tanh())
+
+    for index in (3, -3):
+        with pytest.raises(IndexError, match=f"index {index} is out of range"):
+            net.insert(index, nn.ELU())
+    with pytest.raises(TypeError, match="cannot register dict as module '0'"):
+        nn.Sequential({"act": nn.ReLU()})
+    assert len(net) == 2
+
+
+def test_a_module_dict_of_another():
+    one = nn.ModuleDict({"act": nn.ReLU()})
+
+    assert list(nn.ModuleDict(one)) == ["act"]
+    assert nn.ModuleDict(one)["act"] is one["act"]
+
+
+def test_a_parameter_dict_shows_the_kind_of_tensor():
+    assert repr(nn.ParameterDict({"a": dt.ones(2)})).endswith(
+        "(a): Parameter containing: [torch.FloatTensor of size 2])"
+    )
 
 
 def test_module_list_registers_its_modules():

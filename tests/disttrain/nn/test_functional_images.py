@@ -265,14 +265,21 @@ def test_half_precision_comes_back_in_its_own_type(name, dtype):
         (
             lambda x: F.adaptive_avg_pool2d(x[None], (1, 2, 3)),
             RuntimeError,
-            "output_size must be an integer or 2",
+            "output_size must be one integer or 2 of them",
         ),
         (
             lambda x: F.conv_transpose1d(x, x[:, :1, None], output_padding=1),
             RuntimeError,
             "output_padding=.1,.",
         ),
-        (lambda x: F.pad(x, (1, 1), value=1.0, mode="reflect"), ValueError, "takes no value, got 1.0"),
+        (
+            lambda x: F.adaptive_avg_pool2d(x[None], (1,)),
+            RuntimeError,
+            "output_size must be one integer or 2",
+        ),
+        (lambda x: F.pad(x, (1.0, 1)), TypeError, "a tuple of integers"),
+        (lambda x: F.pad(x, dt.tensor([1, 1])), TypeError, "a tuple of integers, got Tensor"),
+        (lambda x: F.pad(x, (1, 1), value=1.0, mode="reflect"), RuntimeError, "takes no value, got 1.0"),
         (lambda x: F.pad(x, (1, 1), "mirror"), NotImplementedError, "got 'mirror'"),
         (lambda x: F.pad(x, (-4, -4)), RuntimeError, "cuts more than there is"),
         (lambda x: F.pad(x, (-2, -4), "reflect"), RuntimeError, "leaves nothing of shape"),

@@ -244,7 +244,18 @@ def test_the_deprecated_arguments_work_with_a_warning(name, size_average, reduce
         (lambda x, y: F.binary_cross_entropy_with_logits(x, y[0]), ValueError, "target must have the shape"),
         (lambda x, y: F.pdist(x[0]), RuntimeError, "2D"),
         (lambda x, y: F.pdist(x, -1), RuntimeError, "non-negative p"),
-        (lambda x, y: F.ctc_loss(x, y, (4,), (1,)), RuntimeError, "targets must hold classes"),
+        (lambda x, y: F.ctc_loss(x, [1], (4,), (1,)), TypeError, "targets must be a Tensor, got list"),
+        (
+            lambda x, y: F.kl_div(x, y.long()),
+            RuntimeError,
+            "target must be floating point, got disttrain.int64",
+        ),
+        (lambda x, y: F.multilabel_margin_loss(x, y.int()), RuntimeError, "target must be int64"),
+        (
+            lambda x, y: F.binary_cross_entropy(x.sigmoid(), y.float()),
+            RuntimeError,
+            "found a target of disttrain.float32, expected disttrain.float64",
+        ),
         (
             lambda x, y: F.ctc_loss(x, y.argmax(1), (4,), (4,), blank=6),
             RuntimeError,

@@ -240,3 +240,54 @@ def test_inputs_of_the_wrong_type_are_refused_with_the_cure():
         layer(dt.zeros(2, 3, dtype=dt.float64))
     with pytest.raises(TypeError, match=r"needs a Tensor as target, got list"):
         nn.CrossEntropyLoss()(dt.zeros(2, 3), [0, 1])
+
+
+@pytest.fixture(params=["torch", "disttrain"])
+def lib(request):
+    """PyTorch and disttrain: what a test says holds for both."""
+    return pytest.importorskip(request.param, reason="PyTorch is the reference")
+
+
+@pytest.mark.parametrize(("mine", "given"), [("float32", "float64"), ("float16", "float32")])
+@pytest.mark.parametrize(
+    "make", [lambda n: n.BatchNorm1d(3), lambda n: n.LayerNorm(3), lambda n: n.GroupNorm(1, 3)]
+)
+def test_a_normalisation_of_another_dtype_than_its_input_is_refused(lib, make, mine, given):
+    layer = make(lib.nn).to(getattr(lib, mine))
+
+    with pytest.raises(RuntimeError):
+        layer(lib.ones(2, 3, 2, dtype=getattr(lib, given))[..., 0])
+
+
+def test_a_float32_normalisation_takes_halves(lib):
+    for layer in (lib.nn.BatchNorm1d(3), lib.nn.LayerNorm(3), lib.nn.GroupNorm(1, 3)):
+        x = lib.arange(12.0).reshape(4, 3).sin().to(lib.bfloat16)
+
+        out = layer(x)
+        out.float().square().sum().backward()
+
+        assert out.dtype is lib.bfloat16
+        assert layer.weight.grad.dtype is lib.float32
+
+
+def test_a_normalisation_says_what_does_not_fit(lib):
+    F = lib.nn.functional
+    x = lib.ones(4, 3)
+
+    with pytest.raises(RuntimeError):
+        lib.nn.BatchNorm1d(2)(x)  # channels
+    with pytest.raises(ValueError):
+        lib.nn.BatchNorm1d(2)(x[0])  # dimensions
+    with pytest.raises(ValueError):
+        F.batch_norm(x, lib.zeros(3), None, training=True)
+    for norm in (F.layer_norm, F.rms_norm):
+        with pytest.raises(TypeError):
+            norm(x, 3)
+
+
+def test_unflatten_takes_a_tuple_of_integers(lib):
+    for sizes in (5, "23", (2.0, 3)):
+        with pytest.raises(TypeError):
+            lib.nn.Unflatten(1, sizes)
+    with pytest.raises(TypeError):
+        lib.nn.Unflatten("features", (("a", 2), ("b", 3)) if lib is dt else ((2, 3),))

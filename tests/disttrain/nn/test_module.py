@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -298,7 +299,7 @@ def test_a_loose_load_tells_what_it_passed_over_and_still_minds_shapes():
     result = net.load_state_dict({"scale": dt.zeros(4), "more": dt.ones(1)}, strict=False)
 
     assert result.unexpected_keys == ["more"]
-    assert result.missing_keys == [k for k in KEYS if k != "scale"]
+    assert result.missing_keys == [k for k in KEYS if k not in ("scale", "norm.num_batches_tracked")]
     assert net.scale.tolist() == [0.0] * 4
     with pytest.raises(RuntimeError, match="size mismatch for scale"):
         net.load_state_dict({"scale": dt.zeros(3)}, strict=False)
@@ -583,3 +584,65 @@ def test_to_a_memory_format_reaches_images_only(lib):
         lib.nn.Conv2d(1, 1, 1).to(memory_format="channels_last")
     with pytest.raises(RuntimeError):
         lib.nn.Conv2d(1, 1, 1).to(memory_format=lib.channels_last_3d)
+
+
+def test_registering_takes_nobody_elses_name_and_assigning_does(lib):
+    net = lib.nn.Module()
+    net.child, net.plain, net.weight = lib.nn.ReLU(), 3, lib.nn.Parameter(lib.ones(1))
+    net.register_buffer("kept", lib.ones(1))
+
+    for name in ("child", "plain", "kept"):
+        with pytest.raises(KeyError):
+            net.register_parameter(name, lib.nn.Parameter(lib.ones(1)))
+    for name in ("child", "plain", "weight"):
+        with pytest.raises(KeyError):
+            net.register_buffer(name, lib.ones(1))
+    for name in ("weight", "plain", "kept"):
+        with pytest.raises(KeyError):
+            net.add_module(name, lib.nn.ReLU())
+    net.kept, net.child, net.plain = (
+        lib.nn.Parameter(lib.ones(2)),
+        lib.nn.Parameter(lib.ones(2)),
+        lib.nn.ReLU(),
+    )
+    assert [n for n, _ in net.named_parameters()] == ["weight", "kept", "child"]
+    assert [n for n, _ in net.named_children()] == ["plain"]
+    assert not list(net.buffers())
+
+
+def test_a_state_of_before_batches_were_counted(lib):
+    norm = lib.nn.Sequential(lib.nn.BatchNorm1d(3))
+    state = {k: v + 1 for k, v in norm.state_dict().items() if "tracked" not in k}
+
+    keys = norm.load_state_dict(state)
+
+    assert str(keys) == "<All keys matched successfully>"
+    assert norm[0].running_var.tolist() == [2.0] * 3
+    with pytest.raises(RuntimeError, match="running_var"):
+        norm.load_state_dict({k: v for k, v in state.items() if "var" not in k})
+    assert "_IncompatibleKeys(missing_keys=['0.weight'" in repr(norm.load_state_dict({}, strict=False))
+
+
+def test_a_module_compiled_in_place_runs_as_it_is():
+    net = dt.nn.Linear(2, 3)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert net.compile(mode="reduce-overhead") is None
+
+    assert net(dt.ones(1, 2)).shape == (1, 3)
+
+
+def test_a_parameter_prints_on_lines_of_its_own(lib):
+    assert str(lib.nn.Parameter(lib.ones(2))) == (
+        "Parameter containing:\ntensor([1., 1.], requires_grad=True)"
+    )
+
+
+def test_the_deprecated_backward_hook():
+    net, seen = dt.nn.ReLU(), []
+    net.register_backward_hook(lambda module, grad_input, grad_output: seen.append(grad_output[0].tolist()))
+
+    net(dt.ones(2, requires_grad=True)).sum().backward()
+
+    assert seen == [[1.0, 1.0]]

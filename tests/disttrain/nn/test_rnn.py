@@ -162,7 +162,8 @@ def test_gradients_of_gradients(torch, name):
 def test_dropout_is_between_layers_and_in_training_only():
     dt.manual_seed(0)
     layer = nn.LSTM(3, 4, 2, dropout=0.5)
-    one = nn.LSTM(3, 4, 1, dropout=1.0)
+    with pytest.warns(UserWarning, match="dropout=1.0 has no effect with num_layers=1"):
+        one = nn.LSTM(3, 4, 1, dropout=1.0)
     x = dt.randn(5, 2, 3)
 
     assert not layer(x)[0].equal(layer(x)[0])
