@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,10 @@ class Slot:
 # ---------------------------------------------------------------------------------------------- recording
 
 
+# PyTorch never warns of infinities and nan. An op that can make them sets np.errstate, but for the cheapest, +, - and
+# *, to which it would add a third of their time: their warnings are dropped here, and by apply() where they are errors.
+warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"disttrain\.")
+
 _MISFITS = ("broadcast", "remapping", "cannot assign", "shape mismatch")  # in NumPy's messages about shapes
 
 
@@ -107,6 +112,9 @@ def apply(op: Op, *inputs: Any, **options: Any) -> Any:
             raise
         shapes = " and ".join([str(list(a.shape)) for a in arrays if is_array(a)])
         raise RuntimeError(f"{op.__name__}(): shapes {shapes} do not broadcast to one shape") from e
+    except RuntimeWarning:  # NumPy's, of an infinity or nan, where the user made errors of warnings
+        with np.errstate(all="ignore"):
+            out, saved, vjp = op(*arrays, **options)
     node = None
     mode = grad_enabled.get()
     if type(out) is tuple:
@@ -114,7 +122,9 @@ def apply(op: Op, *inputs: Any, **options: Any) -> Any:
         if vjp is not no_vjp and mode:
             node = _record(op, options, vjp, saved, inputs, arrays, out, versions, mode)
         return tuple([_wrap(o, node, i, versions[i]) for i, o in enumerate(out)])
-    if not is_array(out):  # NumPy turns arrays without dimensions into scalars
+    if type(out) is not np.ndarray and not is_array(
+        out
+    ):  # NumPy turns arrays without dimensions into scalars
         scalar, out = out, np.asarray(out)
         saved = tuple([out if s is scalar else s for s in saved])
     if mode is True or mode is False or not mode.inference:
@@ -123,7 +133,12 @@ def apply(op: Op, *inputs: Any, **options: Any) -> Any:
             node = _record(op, options, vjp, saved, inputs, arrays, (out,), (version,), mode)
     else:
         version = Counter((0,))
-    return _wrap(out, node, 0, version)
+    t: Tensor = Tensor_.__new__(Tensor_)  # _wrap(), without the call
+    t._array = out
+    t._version_counter = version
+    if node is not None and out.dtype.kind in "fV":
+        t._node = node
+    return t
 
 
 def _record(

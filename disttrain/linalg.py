@@ -34,6 +34,7 @@ from disttrain.functions.linalg import linalg_cross as cross
 from disttrain.functions.linalg import matmul, multi_dot, vecdot
 from disttrain.functions.norm import linalg_norm as norm
 from disttrain.functions.norm import vector_norm
+from disttrain.functions.out import with_out
 
 __all__ = [
     "LinAlgError",
@@ -69,6 +70,8 @@ __all__ = [
     "vector_norm",
 ]
 
+_WITHOUT_OUT = ("LinAlgError", "diagonal", "matrix_exp", "vander")
+globals().update({name: with_out(globals()[name]) for name in __all__ if name not in _WITHOUT_OUT})
 
 if not TYPE_CHECKING:  # which would take every name for granted
     __getattr__ = missing.of(__name__)

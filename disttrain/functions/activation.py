@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from disttrain import dtypes, engine
-from disttrain.functions.common import floating, normalize_dim
+from disttrain.functions.common import floating, normalize_dim, numpy_names
 from disttrain.ops import activation, piecewise
 from disttrain.ops.types import Op
 
@@ -315,6 +315,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     return engine.apply(activation.glu, input, dim=axis)  # type: ignore[no-any-return]
 
 
+@numpy_names
 def softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """``exp(input)`` over its sum along ``dim``.
 
@@ -329,6 +330,7 @@ def softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     return _along(activation.softmax, "softmax", input, dim, dtype)
 
 
+@numpy_names
 def log_softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """The logarithm of :func:`softmax`, exact where that is near zero; same arguments and errors."""
     return _along(activation.log_softmax, "log_softmax", input, dim, dtype)

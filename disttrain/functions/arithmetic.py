@@ -14,6 +14,7 @@ from disttrain.functions.common import (
     as_operand,
     binary,
     cast,
+    fitting,
     floating,
     is_zero,
     need_tensors,
@@ -36,6 +37,8 @@ def scaled(name: str, input: Operand, other: Operand, alpha: float) -> Operand:
                 raise RuntimeError("sub() is not defined for booleans; use logical_xor() or bitwise_not()")
     if type(alpha) is int and alpha == 1:
         return other
+    if isinstance(alpha, bool) and result_type(as_operand(input), as_operand(other)) is not dtypes.bool_:
+        raise RuntimeError(f"{name}() of numbers needs a number for alpha, got {alpha}")
     whole = not any(
         isinstance(x, float) or (isinstance(x, engine.Tensor_) and x.dtype.is_floating_point)
         for x in (input, other)
@@ -83,6 +86,7 @@ def div(input: Operand, other: Operand, *, rounding_mode: str | None = None) -> 
         input = engine.Tensor_.full_(input)
     if not result_type(input, other).is_floating_point:
         if rounding_mode == "trunc":
+            input, other = promote(input, other)
             return floor_divide(sub(input, fmod(input, other)), other)
         input, other = (floating(t) if isinstance(t, engine.Tensor_) else float(t) for t in (input, other))
     return binary(elementwise.div if rounding_mode is None else elementwise.trunc_divide, input, other)
@@ -136,6 +140,10 @@ def pow(input: Operand, exponent: Operand) -> Tensor:
     """
     input, exponent = as_operand(input), as_operand(exponent)
     _check_power(input, exponent)
+    if isinstance(exponent, int | float):
+        kind = result_type(input, exponent)
+        if kind.category == 1:
+            fitting("pow", exponent, kind.numpy)
     if result_type(input, exponent) is dtypes.bool_:
         if isinstance(exponent, engine.Tensor_):
             raise RuntimeError("pow() is not defined for booleans; convert a tensor, for example with .int()")
@@ -210,7 +218,13 @@ def _of_floats(name: str, op: Op, input: Operand, other: Operand) -> Tensor:
 
 
 def _as_array(x: Operand, kind: np.dtype[Any]) -> Any:
-    return x if isinstance(x, engine.Tensor_) else np.asarray(x, kind)
+    with np.errstate(all="ignore"):
+        return x if isinstance(x, engine.Tensor_) else np.asarray(x, kind)
+
+
+def _fitting(name: str, x: Operand, kind: np.dtype[Any]) -> Any:
+    """Return a tensor converted to ``kind``, or a number that fits into it."""
+    return cast(x, kind) if isinstance(x, engine.Tensor_) else fitting(name, x, kind)
 
 
 def maximum(input: Tensor, other: Tensor) -> Tensor:
@@ -253,15 +267,24 @@ def clamp(input: Tensor, min: Operand | None = None, max: Operand | None = None)
     """``input`` limited to ``[min, max]``; a limit is a number, a tensor or ``None``.
 
     Raises:
-        RuntimeError: both limits are ``None``.
+        RuntimeError: both limits are ``None``, or a number is out of range.
+        TypeError: one limit is a number, the other a tensor.
     """
     if min is None and max is None:
         raise RuntimeError("clamp() needs min or max, got None for both")
-    known = [t for t in (input, min, max) if t is not None]
+    known = [as_operand(t) for t in (input, min, max) if t is not None]
+    if len(known) == 3 and isinstance(known[1], engine.Tensor_) != isinstance(known[2], engine.Tensor_):
+        raise TypeError(f"clamp() needs two numbers or two tensors, got min={min!r:.80} and max={max!r:.80}")
     kind = promote(*known)[0]._array.dtype
-    limits = [cast(t, kind) for t in (min, max)]
-    if kind.kind == "V":  # NumPy would make float32 of a bfloat16 array and a number
-        limits = [kind.type(t) if isinstance(t, int | float) else t for t in limits]
+    limits = [
+        # A number of the type: NumPy would make float32 of a bfloat16 array and a Python number.
+        kind.type(fitting("clamp", t, kind))
+        if isinstance(t, int | float)
+        else t
+        if t is None
+        else cast(t, kind)
+        for t in (min, max)
+    ]
     return engine.apply(elementwise.clamp, cast(input, kind), *limits)  # type: ignore[no-any-return]
 
 
@@ -290,9 +313,12 @@ def where(condition: Tensor, input: Operand = None, other: Operand = None) -> An
         raise RuntimeError(
             f"where() needs a boolean condition, got {condition.dtype}; compare it with something first"
         )
-    a, b = promote(input, other)
+    a, b = as_operand(input), as_operand(other)
     kind = result_type(a, b).numpy  # NumPy's own choice for numbers is another
-    a, b = (x if isinstance(x, engine.Tensor_) else np.asarray(x, kind) for x in (a, b))
+    if kind.kind in "fV":
+        a, b = (_as_array(cast(x, kind), kind) for x in (a, b))
+    else:
+        a, b = (_as_array(_fitting("where", x, kind), kind) for x in (a, b))
     return engine.apply(elementwise.where, condition, a, b)
 
 
@@ -310,7 +336,7 @@ def filling(input: Tensor, mask: Tensor, value: Operand) -> Any:
         raise RuntimeError(
             f"masked_fill needs a number or a tensor without dimensions, got shape {list(value.shape)}"
         )
-    return cast(as_operand(value), input._array.dtype)
+    return _fitting("masked_fill", as_operand(value), input._array.dtype)
 
 
 def fill(input: Tensor, value: Operand) -> Tensor:
@@ -368,6 +394,7 @@ def _add_scaled(name: str, op: Op, input: Tensor, tensor1: Tensor, tensor2: Tens
     refuse_bool(name, operands[0])
     if isinstance(value, float) and not operands[0].dtype.is_floating_point:
         raise RuntimeError(f"{name}() of integers needs an integer value, got {value}")
+    value = fitting(name, value, operands[0]._array.dtype)
     return engine.apply(op, *operands, value=value)  # type: ignore[no-any-return]
 
 

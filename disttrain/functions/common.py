@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar
 from typing import cast as cast_type
 
+import ml_dtypes
 import numpy as np
 
 from disttrain import context, dtypes, engine
@@ -79,6 +82,26 @@ def cast(x: Any, kind: np.dtype[Any]) -> Any:
     return whole - (1 << bits) if kind.kind == "i" and whole >> (bits - 1) else whole
 
 
+def fitting(name: str, value: Number, kind: np.dtype[Any]) -> Number:
+    """Return a Python number as one that an array of ``kind`` holds: whole, or a boolean, where it must be.
+
+    Raises:
+        RuntimeError: it is out of the type's range. A negative number down to -255 wraps around in uint8.
+    """
+    if kind.kind == "b":
+        return bool(value)
+    if kind.kind in "fV":
+        if -65504 <= value <= 65504 or not math.isfinite(value):  # which all types hold
+            return value
+        if abs(value) <= float(ml_dtypes.finfo(kind).max):  # type: ignore[no-untyped-call]
+            return value
+    elif isinstance(value, int) or math.isfinite(value):
+        whole, limits = int(value), np.iinfo(kind)
+        if (limits.min or -limits.max) <= whole <= limits.max:
+            return whole + 256 if kind.kind == "u" and whole < 0 else whole
+    raise RuntimeError(f"{name}(): {value!r} cannot be converted to {kind}: it is out of range")
+
+
 def is_zero(x: Operand) -> bool:
     """Return whether ``x`` is, or holds, an integer zero."""
     return bool((x._array == 0).any()) if isinstance(x, engine.Tensor_) else x == 0
@@ -89,7 +112,8 @@ def binary(op: Op, x: Operand, y: Operand) -> Tensor:
     result: Tensor
     if isinstance(x, engine.Tensor_):
         if isinstance(y, engine.Tensor_):
-            if x._array.dtype == y._array.dtype:
+            kind = x._array.dtype
+            if kind is y._array.dtype or kind == y._array.dtype:
                 result = engine.apply(op, x, y)
                 return result
         elif type(y) in _NUMBERS and x._array.dtype in _PLAIN:
@@ -142,7 +166,10 @@ def normalize_dim(dim: int, ndim: int) -> int:
 
     Raises:
         IndexError: there is no such dimension.
+        TypeError: it is no integer.
     """
+    if type(dim) is not int:
+        dim = _as_dim(dim)
     n = max(ndim, 1)
     if not -n <= dim < n:
         raise IndexError(
@@ -151,16 +178,23 @@ def normalize_dim(dim: int, ndim: int) -> int:
     return dim + n if dim < 0 else dim
 
 
+def _as_dim(dim: Any) -> int:
+    if isinstance(dim, bool) or not hasattr(type(dim), "__index__"):
+        raise TypeError(f"a dimension must be an integer, got {type(dim).__name__}: {dim!r:.80}")
+    return operator.index(dim)
+
+
 def normalize_dims(dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     """Return ``dim`` as a sorted tuple of dimensions counted from the front; all of them for ``None`` and ``()``.
 
     Raises:
         IndexError: there is no such dimension.
         RuntimeError: a dimension is named twice.
+        TypeError: one is no integer.
     """
     if dim is None:
         return tuple(range(ndim))
-    if isinstance(dim, int):
+    if not isinstance(dim, Sequence):
         return (normalize_dim(dim, ndim),) if ndim else (normalize_dim(dim, ndim),)[:0]
     dims = sorted(normalize_dim(d, ndim) for d in dim)
     if len(set(dims)) < len(dims):
@@ -180,11 +214,14 @@ _NUMPY_NAMES = {
 
 def numpy_names(function: Function) -> Function:
     """Return ``function`` with NumPy's words for some keywords, which PyTorch takes too: ``axis``, ``keepdims``."""
+    known = signature(function).parameters
+    names = {n: ours for n, ours in _NUMPY_NAMES.items() if ours in known and n not in known}
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        for name in options.keys() & _NUMPY_NAMES.keys():
-            options[_NUMPY_NAMES[name]] = options.pop(name)
+        if options:
+            for name in options.keys() & names.keys():
+                options[names[name]] = options.pop(name)
         return function(*args, **options)
 
     return cast_type(Function, call)
@@ -224,9 +261,9 @@ def overwrite(x: Tensor, function: Callable[..., Tensor], *args: Any, **options:
     return engine.adopt(x, result)
 
 
-def copy_(x: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
-    """Write ``src`` into ``x``, broadcast and converted, as ``torch.Tensor.copy_``."""
-    source = src if isinstance(src, engine.Tensor_) else engine.Tensor_(np.asarray(src))
+def copy_(x: Tensor, other: Tensor, non_blocking: bool = False) -> Tensor:
+    """Write ``other`` into ``x``, broadcast and converted, as ``torch.Tensor.copy_``."""
+    source = other if isinstance(other, engine.Tensor_) else engine.Tensor_(np.asarray(other))
     engine.check_in_place(x)
     old = x if x._base is None else x._array  # a view's old value is cut out of its base's history elsewhere
     result: Tensor = engine.apply(elementwise.copy_from, old, source)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import context, dtypes, engine
+from disttrain.functions.common import fitting
 from disttrain.functions.shape import given
 from disttrain.layouts import need_strided, preserve_format
 from disttrain.ops import strided
@@ -58,16 +59,26 @@ def tensor(
     else:
         array = _from_sequence(data, kind)
     if kind is not None:
-        if array.dtype.kind == "f" and kind.kind in "iu" and not _fits(array):
-            raise RuntimeError(f"tensor(): {data!r:.80} cannot be converted to {kind}: it is out of range")
-        with np.errstate(over="ignore"):
+        given = isinstance(data, engine.Tensor_ | np.ndarray | np.generic)
+        if array.dtype.kind in "fi" and kind.kind in "iu" and not given:
+            if not _fits(array, kind):
+                raise RuntimeError(
+                    f"tensor(): {data!r:.80} cannot be converted to {kind}: it is out of range"
+                )
+            array = array.astype(
+                np.int64, copy=False
+            )  # a negative float wraps around in uint8 as an integer does
+        with np.errstate(all="ignore"):
             array = array.astype(kind, copy=False)
     return _new(array, requires_grad, device)
 
 
-def _fits(array: Any) -> bool:
-    """Return whether all numbers lie in the range of int64."""
-    return bool((np.abs(array) <= 2.0**63).all())
+def _fits(array: Any, kind: np.dtype[Any]) -> bool:
+    """Return whether all numbers lie in the range of a type of integers, of which uint8 takes negative ones too."""
+    limits = np.iinfo(kind)
+    if array.dtype.kind == "i" and kind.itemsize == 8:
+        return True
+    return bool(((array >= float(limits.min or -limits.max)) & (array <= float(limits.max))).all())
 
 
 _PYTHON: dict[type, dtypes.dtype | None] = {bool: dtypes.bool_, int: dtypes.int64, float: None}
@@ -302,23 +313,7 @@ def _number(name: str, value: Any) -> Any:
 
 def filled(name: str, make: Any, value: Any, kind: np.dtype[Any]) -> Any:
     """Return ``make(value)`` for a number that the type can hold."""
-    value = _number(name, value)
-    if isinstance(value, int) and kind == np.uint8 and -256 < value < 0:
-        value += 256  # as PyTorch
-    if isinstance(value, float) and kind.kind == "b":
-        value = bool(value)
-    try:
-        if isinstance(value, float) and kind.kind in "iu":
-            value = int(value)
-        if (
-            kind.kind in "fV" and not -65504 <= value <= 65504 and math.isfinite(value)
-        ):  # which all types hold
-            with np.errstate(over="ignore"):
-                if np.isinf(np.asarray(value).astype(kind)):
-                    raise OverflowError("it is too large")
-        return make(value)
-    except (OverflowError, ValueError) as e:
-        raise RuntimeError(f"{name}(): {value!r} cannot be converted to {kind}: {e}") from None
+    return make(fitting(name, _number(name, value), kind))
 
 
 def full(

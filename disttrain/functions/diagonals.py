@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import dtypes, engine
-from disttrain.functions.common import cast, normalize_dim, overwrite
+from disttrain.functions.common import cast, normalize_dim, numpy_names, overwrite
 from disttrain.functions.shape import broadcast_to, clone
 from disttrain.layouts import need_strided
 from disttrain.ops import index as index_ops
@@ -157,6 +157,7 @@ def diagonal_scatter(input: Tensor, src: Tensor, offset: int = 0, dim1: int = 0,
     return _into("diagonal_scatter", input, src, ops.diagonal, _diagonal_options(input, offset, dim1, dim2))
 
 
+@numpy_names
 def select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
     """A copy of ``input`` with ``src`` as element ``index`` of dimension ``dim``.
 
@@ -171,6 +172,7 @@ def select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
     return _into("select_scatter", input, src, ops.index, {"key": (*[slice(None)] * d, index, ...)})
 
 
+@numpy_names
 def slice_scatter(
     input: Tensor, src: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Tensor:

@@ -14,7 +14,7 @@ from disttrain.functions import arithmetic as a
 from disttrain.functions import compare as c
 from disttrain.functions import elementwise as e
 from disttrain.functions import scan
-from disttrain.functions.common import Operand, as_operand, cast, copy_, in_place, overwrite, refuse_bool
+from disttrain.functions.common import Operand, as_operand, copy_, fitting, in_place, overwrite, refuse_bool
 from disttrain.ops import activation, elementwise, special
 from disttrain.ops.types import Op
 
@@ -58,8 +58,8 @@ def _overwritings(*functions: Callable[..., Tensor]) -> list[Callable[..., Tenso
 def _truth(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return the in-place form of a function without a gradient: what is written forgets the history of the tensor."""
 
-    def call(input: Tensor, *args: Any) -> Tensor:
-        return copy_(input, function(input, *args))
+    def call(input: Tensor, *args: Any, **options: Any) -> Tensor:
+        return copy_(input, function(input, *args, **options))
 
     return _named(function, call)
 
@@ -125,7 +125,8 @@ def fill_(input: Tensor, value: Operand) -> Tensor:
                 f"fill_() needs a number or a tensor without dimensions, got shape {list(value.shape)}"
             )
         return copy_(input, value)
-    return engine.write_in_place(input, elementwise.fill, value=cast(as_operand(value), input._array.dtype))
+    number = fitting("fill_", as_operand(value), input._array.dtype)
+    return engine.write_in_place(input, elementwise.fill, value=number)
 
 
 def zero_(input: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import engine
-from disttrain.functions.common import need_tensors, normalize_dim, overwrite
+from disttrain.functions.common import need_tensors, normalize_dim, numpy_names, overwrite
 from disttrain.functions.creation import filled, tensor
 from disttrain.functions.shape import broadcast_tensors, expand
 from disttrain.kernels.arrays import is_array
@@ -256,6 +256,7 @@ def need_in_range(name: str, index: Any, size: int, error: type[Exception] = Run
         raise error(f"{name}(): index {bad} is out of range for a dimension of size {size}")
 
 
+@numpy_names
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The elements ``index`` (a vector, int64 or int32) of dimension ``dim``.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import engine
-from disttrain.functions.common import cast, normalize_dim, promote
+from disttrain.functions.common import cast, normalize_dim, numpy_names, promote
 from disttrain.functions.shape import (
     along,
     expand,
@@ -35,6 +35,7 @@ def _cut(input: Tensor, dim: int, parts: Sequence[int]) -> tuple[Tensor, ...]:
     return tuple([along(input, dim, slice(b, b + n)) for b, n in zip(ends, parts, strict=False)])
 
 
+@numpy_names
 def split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
     """Views of pieces along ``dim``: of one size (the last may be smaller), or of the sizes given.
 
@@ -68,6 +69,7 @@ def split_with_sizes(input: Tensor, split_sizes: Sequence[int], dim: int = 0) ->
     return _cut(input, d, parts)
 
 
+@numpy_names
 def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """Views of at most ``chunks`` pieces of equal size (the last may be smaller) along ``dim``."""
     if chunks < 1:
@@ -78,6 +80,7 @@ def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     return split(input, -(-n // chunks) if n else [0] * chunks, dim)
 
 
+@numpy_names
 def tensor_split(
     input: Tensor, indices_or_sections: Any = None, dim: int = 0, *, indices: Any = None, sections: Any = None
 ) -> tuple[Tensor, ...]:
@@ -145,6 +148,7 @@ def dsplit(
     return _split_along("dsplit", input, where, 3, 2)
 
 
+@numpy_names
 def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     """Views of all elements of dimension ``dim``."""
     d = normalize_dim(dim, input.ndim)
@@ -184,6 +188,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None) -> 
 concat = concatenate = cat
 
 
+@numpy_names
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """The tensors along a new dimension ``dim``, in their common type.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from disttrain import engine
-from disttrain.functions.common import need_tensors, normalize_dim, overwrite, promote
+from disttrain.functions.common import need_tensors, normalize_dim, numpy_names, overwrite, promote
 from disttrain.functions.rearrange import roll
 from disttrain.functions.shape import broadcast_tensors, clone, permute, reshape
 from disttrain.ops import linalg
@@ -296,6 +296,7 @@ def kron(input: Tensor, other: Tensor) -> Tensor:
     return reshape(x * y, [p * q for p, q in zip(a, b, strict=True)])
 
 
+@numpy_names
 def cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
     """The vectors that stand upright on those of both, along the first dimension of size 3 unless ``dim`` is given.
 
@@ -311,6 +312,7 @@ def cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
     return linalg_cross(input, other, dim=dim)
 
 
+@numpy_names
 def linalg_cross(input: Tensor, other: Tensor, *, dim: int = -1) -> Tensor:
     """The vectors that stand upright on those of both, along ``dim``.
 
@@ -335,6 +337,7 @@ def linalg_cross(input: Tensor, other: Tensor, *, dim: int = -1) -> Tensor:
     return roll(x, -1, d) * roll(y, -2, d) - roll(x, -2, d) * roll(y, -1, d)
 
 
+@numpy_names
 def vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
     """The sums of products along ``dim``; the others broadcast."""
     need_tensors("linalg.vecdot", x, y)

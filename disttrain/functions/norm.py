@@ -12,6 +12,7 @@ from disttrain.functions.common import (
     need_floats,
     need_tensors,
     normalize_dims,
+    numpy_names,
 )
 from disttrain.ops import elementwise, reduce
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Dims = int | Sequence[int] | None
 
 
+@numpy_names
 def vector_norm(
     x: Tensor, ord: float = 2, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Tensor:
@@ -70,6 +72,7 @@ def _of_matrices(x: Tensor, order: Any, dims: tuple[int, ...], keepdim: bool) ->
     return matrix_norm(x, order, dims, keepdim)
 
 
+@numpy_names
 def linalg_norm(
     input: Tensor,
     ord: float | str | None = None,

@@ -9,39 +9,47 @@ from typing import Any
 
 import numpy as np
 
-from disttrain import engine
+from disttrain import dtypes, engine
 from disttrain.modes import is_grad_enabled, no_grad
 
 _NAMES = """
-abs acos acosh add addbmm addcdiv addcmul addmm addmv addr all amax amin aminmax angle any arange argmax
-argmin asin asinh atan atan2 atanh baddbmm bernoulli bitwise_and bitwise_left_shift bitwise_not bitwise_or
-bitwise_right_shift bitwise_xor bmm bucketize cat ceil cholesky cholesky_inverse cholesky_solve clamp
-clamp_max clamp_min clip column_stack complex concat concatenate conj_physical copysign cos cosh cross
-cummax cummin cumprod cumsum deg2rad diag diff digamma div divide dot dstack empty empty_like empty_permuted
-empty_strided eq equal erf erfc erfinv exp exp2 expm1 eye fix float_power floor floor_divide fmax fmin fmod
-frac frexp full gather gcd ge geqrf ger greater greater_equal gt hamming_window hash_tensor heaviside histc
-histogram histogramdd hspmm hstack hypot i0 igamma igammac index_add index_reduce index_select inner inverse
-isin isneginf isposinf kron kthvalue lcm ldexp le lerp less less_equal lgamma linspace log log10 log1p log2
-log_softmax logaddexp logaddexp2 logcumsumexp logical_and logical_not logical_or logical_xor logit logspace
-logsumexp lt lu lu_solve lu_unpack masked_select matmul matrix_power max maximum mean min minimum mm mode
-msort mul multinomial multiply mv mvlgamma nan_to_num nanmean nanquantile nansum narrow_copy ne neg negative
-nextafter nonzero norm normal not_equal ones ones_like ormqr outer polar polygamma pow qr quantile rad2deg
-rand rand_like randint randint_like randn randn_like randperm range reciprocal remainder renorm round
-row_stack rsqrt scatter scatter_add scatter_reduce searchsorted sgn sigmoid sign signbit sin sinc sinh
-slice_scatter softmax sort sqrt square sspaddmm stack std std_mean sub subtract svd take take_along_dim tan
-tanh tensordot topk triangular_solve tril triu true_divide trunc var var_mean vdot vstack where xlogy zeros
-zeros_like
+abs absolute acos acosh add addbmm addcdiv addcmul addmm addmv addr all amax amin aminmax angle any arange
+arccos arccosh arcsin arcsinh arctan arctan2 arctanh argmax argmin asin asinh atan atan2 atanh baddbmm
+bernoulli bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor bmm
+bucketize cat ceil chain_matmul cholesky cholesky_inverse cholesky_solve clamp clamp_max clamp_min clip
+column_stack complex concat concatenate conj_physical copysign cos cosh cross cummax cummin cumprod cumsum
+deg2rad diag diff digamma div divide dot dstack empty empty_permuted eq erf erfc erfinv exp exp2 expm1 eye
+fix float_power floor floor_divide fmax fmin fmod frac frexp full gather gcd ge geqrf ger greater
+greater_equal gt hamming_window hardshrink hash_tensor heaviside histc histogram histogramdd hspmm hstack
+hypot i0 igamma igammac index_add index_copy index_reduce index_select inner inverse isin isneginf isposinf
+kron kthvalue lcm ldexp le lerp less less_equal lgamma linspace log log10 log1p log2 log_softmax logaddexp
+logaddexp2 logcumsumexp logical_and logical_not logical_or logical_xor logit logspace logsumexp lt lu
+lu_solve lu_unpack masked_select matmul matrix_power max maximum mean median min minimum mm mode msort mul
+multinomial multiply mv mvlgamma nan_to_num nanmean nanmedian nanquantile nansum narrow_copy ne neg negative
+nextafter nonzero norm normal not_equal ones ormqr outer polar polygamma pow prod qr quantile rad2deg rand
+randint randn randperm range reciprocal remainder renorm round row_stack rsqrt scatter scatter_add
+scatter_reduce searchsorted sgn sigmoid sign signbit sin sinc sinh slice_scatter slogdet softmax sort sqrt
+square sspaddmm stack std sub subtract sum svd take take_along_dim tan tanh tensordot threshold topk
+triangular_solve tril triu true_divide trunc var vdot vstack where xlogy zeros
 """
 TAKES_OUT = frozenset(_NAMES.split())
 """PyTorch's functions that have ``out=``; the façade wraps those of them that are here."""
 
 _SAME_TYPE = """
-abs addbmm addmm addmv amax amin aminmax baddbmm bmm ceil cross diag dot floor gather index_add index_select
-inner log_softmax masked_select matmul mm mv neg norm round scatter scatter_add scatter_reduce sign
-slice_scatter softmax take take_along_dim tensordot tril triu trunc vdot where
+abs addbmm addmm addmv amax amin aminmax argmax argmin baddbmm bitwise_not bmm bucketize ceil cholesky_ex
+conj_physical cross cummax cummin det diag dot eigh eigvalsh float_power floor frac gather heaviside histc
+index_add index_copy index_select inner inv inv_ex inverse isin isneginf isposinf kthvalue linalg_cross
+linalg_norm log_softmax logcumsumexp masked_select matmul matrix_norm median mm mode msort multi_dot
+multinomial mv nan_to_num nanmedian nanquantile neg nonzero norm qr quantile round scatter scatter_add
+scatter_reduce searchsorted sgn sign signbit slice_scatter slogdet softmax solve solve_triangular sort svd
+svdvals take take_along_dim tensordot topk triangular_solve tril triu trunc vdot vecdot vector_norm where
 """
 SAME_TYPE = frozenset(_SAME_TYPE.split())
 """Those that want ``out`` of the type of the result; the others convert."""
+
+_TAKES_TYPE = "arange cumprod cumsum empty eye full linspace logspace ones prod randperm sum zeros"
+TAKES_TYPE_OF_OUT = frozenset(_TAKES_TYPE.split())
+"""Those whose result has the type of ``out`` where no ``dtype`` is given."""
 
 _APART = "cat gather index_select kthvalue masked_select stack take take_along_dim"
 APART = frozenset(_APART.split())
@@ -77,6 +85,8 @@ def _write(function: Callable[..., Any], out: Any, args: tuple[Any, ...], option
         )
     for target in targets:
         _check_memory(name, target, args)
+    if name in TAKES_TYPE_OF_OUT:
+        options = {**options, "dtype": _type_of_out(name, targets[0], options.get("dtype"))}
     with no_grad():
         result = function(*args, **options)
         results = list(result) if isinstance(result, tuple | list) else [result]
@@ -89,6 +99,14 @@ def _write(function: Callable[..., Any], out: Any, args: tuple[Any, ...], option
     return type(result)(*targets) if hasattr(result, "_fields") else type(out)(targets)
 
 
+def _type_of_out(name: str, target: Any, dtype: Any) -> Any:
+    if dtype is not None and dtypes.as_dtype(dtype) is not target.dtype:
+        raise RuntimeError(
+            f"{name}(): dtype={dtype!r} and out= of {target.dtype} do not agree; leave dtype away"
+        )
+    return target.dtype
+
+
 def _wants_gradient(x: Any) -> bool:
     if isinstance(x, tuple | list):
         return any(map(_wants_gradient, x))
@@ -98,7 +116,9 @@ def _wants_gradient(x: Any) -> bool:
 def _check_memory(name: str, target: Any, args: tuple[Any, ...]) -> None:
     """Refuse what PyTorch refuses: elements of ``out`` that are one, or that are in part those of an argument."""
     array = target._array
-    if any(stride == 0 and size > 1 for stride, size in zip(array.strides, array.shape, strict=True)):
+    if array.size and any(
+        stride == 0 and size > 1 for stride, size in zip(array.strides, array.shape, strict=True)
+    ):
         raise RuntimeError(f"{name}(): several elements of out= are one in memory; clone() it first")
     apart = name in APART
     operands = args[0] if args and isinstance(args[0], tuple | list) else args
@@ -123,7 +143,8 @@ def _share_memory(a: Any, b: Any) -> bool:
 def _put(name: str, target: Any, value: Any) -> None:
     """Write ``value`` into ``target``, which takes its shape, as PyTorch resizes it."""
     have, want = value.dtype, target.dtype
-    if have.category > want.category or (name in SAME_TYPE and have is not want):
+    same = name in SAME_TYPE or (name in ("all", "any") and want is not dtypes.uint8)
+    if have.category > want.category or (same and have is not want):
         raise RuntimeError(
             f"{name}(): the result is {have}, which cannot be written into out= of {want}; give one of {have}"
         )

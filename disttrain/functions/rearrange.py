@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import engine
-from disttrain.functions.common import normalize_dim, sizes
+from disttrain.functions.common import normalize_dim, numpy_names, sizes
 from disttrain.functions.shape import clone, given, ravel, reshape, transpose
 from disttrain.ops import index as index_ops
 from disttrain.ops import shape as ops
@@ -38,6 +38,7 @@ def tile(input: Tensor, *times: Any, dims: Any = None) -> Tensor:
     return repeat(input, (1,) * (input.ndim - len(by)) + by)
 
 
+@numpy_names
 def repeat_interleave(
     input: Tensor, repeats: Any = None, dim: int | None = None, *, output_size: int | None = None
 ) -> Tensor:

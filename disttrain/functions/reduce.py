@@ -201,7 +201,14 @@ def count_nonzero(input: Tensor, dim: Dims = None) -> Tensor:
 
 @numpy_names
 def logsumexp(input: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
-    """``log(sum(exp(input)))`` over ``dim``, without overflow."""
+    """``log(sum(exp(input)))`` over ``dim``, without overflow.
+
+    Raises:
+        IndexError: there is no such dimension.
+        TypeError: ``dim`` is ``None``.
+    """
+    if dim is None:
+        raise TypeError("logsumexp() needs dim, an integer or several, got None")
     return _reduce(reduce.logsumexp, floating(input), dim, keepdim)
 
 

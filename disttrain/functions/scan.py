@@ -25,6 +25,8 @@ def _accumulate(op: Op, input: Tensor, dim: int, dtype: Any) -> Tensor:
     need_tensors(op.__name__, input)
     if dtype is not None:
         input = input.to(dtypes.as_dtype(dtype))
+        if input.dtype is dtypes.bool_:
+            raise NotImplementedError(f"{op.__name__}() is not defined for booleans; give another dtype")
     elif not input.dtype.is_floating_point:
         input = input.to(dtypes.int64)
     axis = normalize_dim(dim, input.ndim)
@@ -129,6 +131,7 @@ def diff(
     return out
 
 
+@numpy_names
 def trapezoid(y: Tensor, x: Tensor | None = None, *, dx: Operand = None, dim: int = -1) -> Tensor:
     """The integral of ``y`` along ``dim`` by the trapezoidal rule, at points ``x``, or ``dx`` (1 by default) apart.
 
@@ -138,9 +141,15 @@ def trapezoid(y: Tensor, x: Tensor | None = None, *, dx: Operand = None, dim: in
     """
     areas = _trapezoids("trapezoid", y, x, dx, dim)
     axis = normalize_dim(dim, y.ndim)
-    return (areas if y.shape[axis] else areas.detach()).sum(axis) / 2  # of no points: 0 whatever they are
+    if not y.shape[axis]:
+        return areas.detach().sum(axis, dtype=y.dtype)  # of no points: 0 whatever they are
+    if x is not None:
+        return areas.sum(axis) / 2
+    ends = y.select(axis, 0) + y.select(axis, -1)
+    return (y.sum(axis) - ends * 0.5) * (1.0 if dx is None else dx)
 
 
+@numpy_names
 def cumulative_trapezoid(y: Tensor, x: Tensor | None = None, *, dx: Operand = None, dim: int = -1) -> Tensor:
     """The integrals of :func:`trapezoid` up to each point but the first.
 

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import engine
-from disttrain.functions.common import need_tensors, normalize_dim, overwrite
+from disttrain.functions.common import (
+    as_operand,
+    fitting,
+    need_tensors,
+    normalize_dim,
+    numpy_names,
+    overwrite,
+)
 from disttrain.functions.index import index_array, need_in_range
 from disttrain.functions.shape import broadcast_shapes, expand
 from disttrain.ops import index as index_ops
@@ -17,6 +24,7 @@ if TYPE_CHECKING:
     from disttrain.tensors import Tensor
 
 
+@numpy_names
 def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
     """``out[i][j] = input[index[i][j]][j]`` for ``dim`` 0. ``sparse_grad`` changes nothing here.
 
@@ -49,6 +57,7 @@ def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False)
     return engine.apply(ops.gather, input, where, axis=d)  # type: ignore[no-any-return]
 
 
+@numpy_names
 def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
     """The elements at ``indices`` along ``dim``, both broadcast in the others; of the flattened tensor without it.
 
@@ -110,6 +119,7 @@ def _scattered(
     return engine.apply(op, input, where, value, axis=d, **options)  # type: ignore[no-any-return]
 
 
+@numpy_names
 def scatter(
     input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None, reduce: str | None = None
 ) -> Tensor:
@@ -132,6 +142,8 @@ def scatter(
         raise TypeError("scatter() needs src or value")
     if value is not None and isinstance(value, engine.Tensor_):
         what = value.item()
+    if isinstance(what, int | float):
+        what = fitting("scatter", what, input._array.dtype)
     if reduce is None:
         return _scattered("scatter", ops.scatter, input, dim, index, what)
     if reduce not in ("add", "multiply"):
@@ -145,12 +157,14 @@ def scatter(
     )
 
 
+@numpy_names
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """A copy of ``input`` with ``src`` added at ``index`` along ``dim``."""
     need_tensors("scatter_add", input, index, src)
     return _scattered("scatter_add", ops.scatter_add, input, dim, index, src)
 
 
+@numpy_names
 def scatter_reduce(
     input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
@@ -230,6 +244,7 @@ def _by_vector(
     return out if input.ndim else out.reshape(())  # type: ignore[no-any-return]
 
 
+@numpy_names
 def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
     """A copy of ``input`` with ``alpha * source`` added at the elements ``index`` (a vector) of dimension ``dim``.
 
@@ -245,12 +260,14 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
     return _by_vector("index_add", input, dim, index, source, "int64 int32", True)
 
 
+@numpy_names
 def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     """A copy of ``input`` with ``source`` written at the elements ``index`` (a vector) of dimension ``dim``."""
     need_tensors("index_copy", source)
     return _by_vector("index_copy", input, dim, index, source, "int64", False)
 
 
+@numpy_names
 def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     """A copy of ``input`` with ``value``, a number, at the elements ``index`` (a vector) of dimension ``dim``.
 
@@ -267,7 +284,8 @@ def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
             raise RuntimeError(f"index_fill(): value must have no dimensions, got shape {list(value.shape)}")
         v = value.to(input.dtype)
     else:
-        v = engine.Tensor_(np.asarray(value).astype(input._array.dtype))
+        kind = input._array.dtype
+        v = engine.Tensor_(np.asarray(fitting("index_fill", as_operand(value), kind), kind))
     x = input if input.ndim else input.reshape(1)
     out = engine.apply(index_ops.put, x, v, key=key, accumulate=False)
     return out if input.ndim else out.reshape(())  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ import numpy as np
 
 from disttrain import dtypes, engine
 from disttrain.defaults import result_type
-from disttrain.functions.common import as_operand, need_tensors, normalize_dim, numpy_names
+from disttrain.functions.common import as_operand, need_floats, need_tensors, normalize_dim, numpy_names
 from disttrain.kernels.arrays import Array, get_array_module
 
 if TYPE_CHECKING:
@@ -120,11 +120,15 @@ def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, inve
     elements, test_elements = as_operand(elements), as_operand(test_elements)
     if not isinstance(elements, engine.Tensor_) and not isinstance(test_elements, engine.Tensor_):
         raise TypeError(f"isin() needs a Tensor among its arguments, got {elements!r} and {test_elements!r}")
+    for t in (elements, test_elements):
+        if isinstance(t, bool) or (isinstance(t, engine.Tensor_) and t.dtype is dtypes.bool_):
+            raise RuntimeError("isin() is not defined for booleans; convert them, for example with .int()")
     kind = result_type(elements, test_elements).numpy
-    x, y = (
-        _comparable((t._array if isinstance(t, engine.Tensor_) else np.asarray(t)).astype(kind))
-        for t in (elements, test_elements)
-    )
+    with np.errstate(all="ignore"):
+        x, y = (
+            _comparable((t._array if isinstance(t, engine.Tensor_) else np.asarray(t)).astype(kind))
+            for t in (elements, test_elements)
+        )
     return engine.Tensor_(np.isin(x, y, assume_unique=False, invert=invert))  # type: ignore[no-any-return]
 
 
@@ -155,6 +159,10 @@ def searchsorted(
         raise RuntimeError(f"searchsorted(): side must be 'left' or 'right', got {side!r}")
     if side == "left" and right:
         raise RuntimeError("searchsorted(): side='left' contradicts right=True")
+    if sorted_sequence.dtype is dtypes.bool_:
+        raise NotImplementedError(
+            "searchsorted() is not defined for booleans; convert the sequence, for example with .int()"
+        )
     input = as_operand(input)
     number = not isinstance(input, engine.Tensor_)
     sequence = sorted_sequence._array
@@ -228,7 +236,7 @@ def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -
         raise RuntimeError(f"bincount(): minlength must be at least 0, got {minlength}")
     if x.ndim != 1 or (x.size and x.min() < 0):
         raise RuntimeError("bincount() needs a vector of integers of at least 0")
-    if weights is None:
+    if weights is None or not x.size:
         return engine.Tensor_(np.bincount(x, minlength=minlength).astype(np.int64))  # type: ignore[no-any-return]
     if weights.shape != input.shape:
         raise RuntimeError(
@@ -247,10 +255,8 @@ def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Ten
     Raises:
         RuntimeError: ``bins`` is not positive, or the range is not finite or ends before it begins.
     """
-    need_tensors("histc", input)
+    need_floats("histc", input)
     x = input._array.reshape(-1)
-    if input.dtype is dtypes.bool_:
-        raise RuntimeError("histc() is not defined for booleans; convert the tensor with .float()")
     if bins <= 0:
         raise RuntimeError(f"histc(): bins must be positive, got {bins}")
     low, high = float(min), float(max)
@@ -263,8 +269,6 @@ def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Ten
     if low > high:
         raise RuntimeError(f"histc(): max must be larger than min, got [{low}, {high}]")
     x = x[(x >= low) & (x <= high)]
-    if input.dtype.category < 2:
-        x = x.astype(np.float64)
     places = np.minimum(((x - low) * bins / (high - low)).astype(np.int64), bins - 1)
     counts = np.bincount(places, minlength=bins)
     return engine.Tensor_(counts.astype(input._array.dtype))  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import dtypes, engine, layouts
-from disttrain.functions.common import normalize_dim, normalize_dims, sizes
+from disttrain.functions.common import normalize_dim, normalize_dims, numpy_names, sizes
 from disttrain.ops import shape as ops
 from disttrain.ops import strided
 from disttrain.ops.types import get_array_module
@@ -165,6 +165,7 @@ def ravel(input: Tensor) -> Tensor:
     return reshape(contiguous(input), input._array.size)
 
 
+@numpy_names
 def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     """Dimension ``dim`` as several of ``sizes``; one may be -1.
 
@@ -261,6 +262,7 @@ def movedim(input: Tensor, source: int | Sequence[int], destination: int | Seque
 moveaxis = movedim
 
 
+@numpy_names
 def squeeze(input: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
     """A view without the dimensions of size 1 (among ``dim``, if given)."""
     drop: Any = range(input.ndim)
@@ -273,6 +275,7 @@ def squeeze(input: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
     )
 
 
+@numpy_names
 def unsqueeze(input: Tensor, dim: int) -> Tensor:
     """A view with a new dimension of size 1 at ``dim``."""
     shape = input._array.shape
@@ -346,6 +349,7 @@ def numel(input: Tensor) -> int:
     return int(input._array.size)
 
 
+@numpy_names
 def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
     """A view of ``length`` elements from ``start`` along ``dim``.
 
@@ -372,11 +376,13 @@ def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
     return along(input, d, slice(start, start + length))
 
 
+@numpy_names
 def narrow_copy(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
     """:func:`narrow` in memory of its own."""
     return clone(narrow(input, dim, start, length))
 
 
+@numpy_names
 def select(input: Tensor, dim: int, index: int) -> Tensor:
     """A view of element ``index`` of dimension ``dim``.
 
@@ -505,11 +511,13 @@ def _become(input: Tensor, changed: Tensor) -> Tensor:
     return input
 
 
+@numpy_names
 def squeeze_(input: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
     """:func:`squeeze` in place."""
     return _become(input, squeeze(input, dim))
 
 
+@numpy_names
 def unsqueeze_(input: Tensor, dim: int) -> Tensor:
     """:func:`unsqueeze` in place."""
     return _become(input, unsqueeze(input, dim))

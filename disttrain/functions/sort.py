@@ -10,7 +10,7 @@ import numpy as np
 
 from disttrain import dtypes, engine
 from disttrain.functions.arithmetic import lerp
-from disttrain.functions.common import need_floats, need_tensors, normalize_dim, numpy_names
+from disttrain.functions.common import need_floats, need_tensors, normalize_dim, numpy_names, refuse_bool
 from disttrain.ops import sort as ops
 from disttrain.ops.types import Op
 
@@ -58,7 +58,7 @@ def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
         IndexError: there is no such dimension.
         RuntimeError: ``k`` is larger than the dimension.
     """
-    need_tensors("topk", input)
+    refuse_bool("topk", input)
     k = operator.index(k)
     d = normalize_dim(dim, input.ndim)
     n = input.shape[d] if input.ndim else 1

@@ -88,7 +88,7 @@ def sigmoid_vjp(g: Any, needs: Needs, y: Any) -> Grads:
 
 def stable_sigmoid(x: Array) -> Array:
     """Return the logistic function of a float32 or float64 array, without a warning where ``e ** -x`` overflows."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         return 1 / (1 + get_array_module(x).exp(-x))
 
 

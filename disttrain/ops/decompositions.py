@@ -171,7 +171,7 @@ def cofactors_vjp(g: Any, needs: Needs, x: Any, c: Any) -> Grads:
 
 def slogdet(x: Array) -> Result:
     """The signs of determinants, and the logarithms of their absolute values."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(all="ignore"):
         sign, logarithm = get_array_module(x).linalg.slogdet(x)
     return (np.asarray(sign), np.asarray(logarithm)), (x,), slogdet_vjp
 

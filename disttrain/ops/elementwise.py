@@ -47,26 +47,26 @@ def mul_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
 
 def div(x: Array, y: Array) -> Result:
     """``x / y``; a division by zero gives an infinity or nan without a warning, as in PyTorch."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return x / y, (x, y), div_vjp
 
 
 @saved_for((1,), (0, 1))
 def div_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         gx = g / y
         return gx if needs[0] else None, -gx * (x / y) if needs[1] else None
 
 
 def floor_divide(x: Array, y: Array) -> Result:
     """``floor(x / y)``."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x, y).floor_divide(x, y), (), zeros_vjp
 
 
 def trunc_divide(x: Array, y: Array) -> Result:
     """``trunc(x / y)``."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x, y).trunc(x / y), (), zeros_vjp
 
 
@@ -82,7 +82,7 @@ def zeros_vjp(g: Any, needs: Needs) -> Grads:
 
 def remainder(x: Array, y: Array) -> Result:
     """``x - y * floor(x / y)``: the sign is that of ``y``."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x, y).remainder(x, y), (x, y), remainder_vjp
 
 
@@ -93,7 +93,7 @@ def remainder_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
 
 def fmod(x: Array, y: Array) -> Result:
     """``x - y * trunc(x / y)``: the sign is that of ``x``."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x, y).fmod(x, y), (x, y), fmod_vjp
 
 
@@ -156,7 +156,7 @@ def abs_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def reciprocal(x: Array) -> Result:
     """``1 / x``."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(all="ignore"):
         y = get_array_module(x).reciprocal(x)
     return y, (y,), reciprocal_vjp
 
@@ -167,7 +167,8 @@ def reciprocal_vjp(g: Any, needs: Needs, y: Any) -> Grads:
 
 def square(x: Array) -> Result:
     """``x * x``."""
-    return x * x, (x,), square_vjp
+    with np.errstate(all="ignore"):
+        return x * x, (x,), square_vjp
 
 
 def square_vjp(g: Any, needs: Needs, x: Any) -> Grads:
@@ -179,7 +180,7 @@ def square_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def exp(x: Array) -> Result:
     """``e ** x``."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         y = get_array_module(x).exp(x)
     return y, (y,), exp_vjp
 
@@ -190,7 +191,7 @@ def exp_vjp(g: Any, needs: Needs, y: Any) -> Grads:
 
 def exp2(x: Array) -> Result:
     """``2 ** x``."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         y = get_array_module(x).exp2(x)
     return y, (y,), exp2_vjp
 
@@ -201,7 +202,7 @@ def exp2_vjp(g: Any, needs: Needs, y: Any) -> Grads:
 
 def expm1(x: Array) -> Result:
     """``e ** x - 1``, exact near zero."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         y = get_array_module(x).expm1(x)
     return y, (y,), expm1_vjp
 
@@ -212,7 +213,7 @@ def expm1_vjp(g: Any, needs: Needs, y: Any) -> Grads:
 
 def log(x: Array) -> Result:
     """Natural logarithm; ``-inf`` at zero and nan below, without a warning, as in PyTorch."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x).log(x), (x,), log_vjp
 
 
@@ -222,7 +223,7 @@ def log_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def log2(x: Array) -> Result:
     """Logarithm to base 2."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x).log2(x), (x,), log2_vjp
 
 
@@ -232,7 +233,7 @@ def log2_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def log10(x: Array) -> Result:
     """Logarithm to base 10."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x).log10(x), (x,), log10_vjp
 
 
@@ -242,7 +243,7 @@ def log10_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def log1p(x: Array) -> Result:
     """``log(1 + x)``, exact near zero."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x).log1p(x), (x,), log1p_vjp
 
 
@@ -252,7 +253,7 @@ def log1p_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def sqrt(x: Array) -> Result:
     """Square root; nan below zero."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         y = get_array_module(x).sqrt(x)
     return y, (y,), sqrt_vjp
 
@@ -263,7 +264,7 @@ def sqrt_vjp(g: Any, needs: Needs, y: Any) -> Grads:
 
 def rsqrt(x: Array) -> Result:
     """``1 / sqrt(x)``."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         y = get_array_module(x).reciprocal(get_array_module(x).sqrt(x))
     return y, (y,), rsqrt_vjp
 
@@ -274,7 +275,7 @@ def rsqrt_vjp(g: Any, needs: Needs, y: Any) -> Grads:
 
 def sin(x: Array) -> Result:
     """Sine of ``x`` radians."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x).sin(x), (x,), sin_vjp
 
 
@@ -284,7 +285,7 @@ def sin_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def cos(x: Array) -> Result:
     """Cosine of ``x`` radians."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x).cos(x), (x,), cos_vjp
 
 
@@ -294,7 +295,7 @@ def cos_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def tan(x: Array) -> Result:
     """Tangent of ``x`` radians."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         y = get_array_module(x).tan(x)
     return y, (y,), tan_vjp
 
@@ -314,7 +315,7 @@ def atan_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def sinh(x: Array) -> Result:
     """Hyperbolic sine."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x).sinh(x), (x,), sinh_vjp
 
 
@@ -324,7 +325,7 @@ def sinh_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def cosh(x: Array) -> Result:
     """Hyperbolic cosine."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x).cosh(x), (x,), cosh_vjp
 
 
@@ -365,7 +366,7 @@ def trunc(x: Array) -> Result:
 
 def frac(x: Array) -> Result:
     """``x - trunc(x)``; nan for infinities."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         return x - get_array_module(x).trunc(x), (), frac_vjp
 
 
@@ -375,7 +376,9 @@ def frac_vjp(g: Any, needs: Needs) -> Grads:
 
 def round(x: Array, *, decimals: int) -> Result:
     """The nearest number of ``decimals`` decimals, halves to even."""
-    return get_array_module(x).round(x, decimals), (), zero_vjp
+    wide = x.astype(np.float32) if decimals and x.dtype.itemsize == 2 else x
+    with np.errstate(all="ignore"):
+        return get_array_module(x).round(wide, decimals).astype(x.dtype, copy=False), (), zero_vjp
 
 
 # ------------------------------------------------------------------------------------------ choice
@@ -448,12 +451,14 @@ def where_vjp(g: Any, needs: Needs, condition: Any) -> Grads:
 
 def fill(x: Array, *, value: Any) -> Result:
     """``value`` in the shape and type of ``x``."""
-    return get_array_module(x).full_like(x, value), (), zero_vjp
+    with np.errstate(all="ignore"):
+        return get_array_module(x).full_like(x, value), (), zero_vjp
 
 
 def copy_from(x: Array, y: Array) -> Result:
     """``y`` in the shape and type of ``x``: what ``x.copy_(y)`` writes."""
-    return get_array_module(x).broadcast_to(y, x.shape).astype(x.dtype), (), copy_from_vjp
+    with np.errstate(all="ignore"):
+        return get_array_module(x).broadcast_to(y, x.shape).astype(x.dtype), (), copy_from_vjp
 
 
 def copy_from_vjp(g: Any, needs: Needs) -> Grads:
@@ -462,7 +467,8 @@ def copy_from_vjp(g: Any, needs: Needs) -> Grads:
 
 def masked_fill(x: Array, mask: Array, value: Any) -> Result:
     """``x`` with ``value`` (a number or an array without dimensions) where ``mask`` holds."""
-    out = get_array_module(x).where(mask, value, x).astype(x.dtype, copy=False)
+    with np.errstate(all="ignore"):
+        out = get_array_module(x).where(mask, value, x).astype(x.dtype, copy=False)
     return row_major(out), (mask,), masked_fill_vjp
 
 

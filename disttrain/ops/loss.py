@@ -306,7 +306,7 @@ def binary_cross_entropy(
                 f"{name}: {what} must be in [0, 1], got {float(a.min())} to {float(a.max())}; for scores use "
                 f"binary_cross_entropy_with_logits"
             )
-    with np.errstate(divide="ignore"):
+    with np.errstate(all="ignore"):
         loss = -(t * xp.maximum(xp.log(wide), -100) + (1 - t) * xp.maximum(xp.log1p(-wide), -100))
     if weight is not None:
         loss = loss * widen(weight)
@@ -328,7 +328,7 @@ def binary_cross_entropy_vjp(g: Any, needs: Needs, x: Any, target: Any, weight: 
         gx = g * (x - target) / spread
     if needs[1]:
         if is_array(x):
-            with np.errstate(divide="ignore"):
+            with np.errstate(all="ignore"):
                 xp, wide = get_array_module(x), widen(x)
                 gt = g * (xp.maximum(xp.log1p(-wide), -100) - xp.maximum(xp.log(wide), -100))
         else:

@@ -30,7 +30,7 @@ def _kept(size: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
 def sum(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """The sum over ``axes``."""
     wide = np.float32 if x.dtype.kind in "fV" and x.dtype.itemsize == 2 else x.dtype
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         out = get_array_module(x).sum(x, axis=axes, keepdims=keepdims, dtype=wide).astype(x.dtype, copy=False)
     return shape.row_major(out), (x.shape, axes, keepdims), sum_vjp
 
@@ -43,7 +43,7 @@ def mean(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """The mean over ``axes``; nan if they hold nothing."""
     n = math.prod(x.shape[a] for a in axes)
     wide = np.float32 if x.dtype.itemsize == 2 else x.dtype
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         total = get_array_module(x).sum(x, axis=axes, keepdims=keepdims, dtype=wide)
         out = total / wide(n) if wide is np.float32 else total / x.dtype.type(n)
     return shape.row_major(out.astype(x.dtype, copy=False)), (x.shape, axes, keepdims, n), mean_vjp
@@ -62,7 +62,7 @@ def var(x: Array, *, axes: Axes, keepdims: bool, correction: float) -> Result:
     with np.errstate(all="ignore"):
         centre = wide - wide.sum(axis=axes, keepdims=True) / wide.dtype.type(n)
         out = xp.sum(centre * centre, axis=axes, keepdims=keepdims) / wide.dtype.type(divisor)
-    out = shape.row_major(out.astype(x.dtype, copy=False))
+        out = shape.row_major(out.astype(x.dtype, copy=False))
     return out, (x, axes, keepdims, n, divisor), var_vjp
 
 
@@ -73,7 +73,7 @@ def var_vjp(g: Any, needs: Needs, x: Any, axes: Axes, keepdims: bool, n: int, di
 
 def prod(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """The product over ``axes``."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         out = get_array_module(x).prod(x, axis=axes, keepdims=keepdims, dtype=x.dtype)
     return shape.row_major(out), (x, axes, keepdims), prod_vjp
 
@@ -106,13 +106,15 @@ def _before(x: Any, axis: int) -> Any:
 
 def amax(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """The largest over ``axes``. Equal ones share the gradient."""
-    out = shape.row_major(get_array_module(x).max(x, axis=axes, keepdims=keepdims))
+    with np.errstate(all="ignore"):  # bfloat16's comparison with nan warns
+        out = shape.row_major(get_array_module(x).max(x, axis=axes, keepdims=keepdims))
     return out, (x, np.asarray(out) if not hasattr(out, "ndim") else out, axes, keepdims), extreme_vjp
 
 
 def amin(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """The smallest over ``axes``. Equal ones share the gradient."""
-    out = shape.row_major(get_array_module(x).min(x, axis=axes, keepdims=keepdims))
+    with np.errstate(all="ignore"):
+        out = shape.row_major(get_array_module(x).min(x, axis=axes, keepdims=keepdims))
     return out, (x, np.asarray(out) if not hasattr(out, "ndim") else out, axes, keepdims), extreme_vjp
 
 
@@ -186,12 +188,10 @@ def logsumexp(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     xp = get_array_module(x)
     wide = x.astype(np.float32) if x.dtype.itemsize == 2 else x
     top = xp.max(wide, axis=axes, keepdims=True) if x.size else xp.zeros(_kept(x.shape, axes), wide.dtype)
-    top = xp.where(xp.isfinite(top), top, wide.dtype.type(0))
-    with np.errstate(divide="ignore"):
+    with np.errstate(all="ignore"):
+        top = xp.where(xp.isfinite(top), top, wide.dtype.type(0))
         out = xp.log(xp.sum(xp.exp(wide - top), axis=axes, keepdims=True)) + top
-    if not keepdims:
-        out = out.squeeze(axes)
-    out = shape.row_major(out.astype(x.dtype, copy=False))
+        out = shape.row_major((out if keepdims else out.squeeze(axes)).astype(x.dtype, copy=False))
     return out, (x, out, axes, keepdims), logsumexp_vjp
 
 
@@ -219,7 +219,7 @@ def vector_norm(x: Array, *, order: float, axes: Axes, keepdims: bool) -> Result
     xp = get_array_module(x)
     wide = x.astype(np.float32) if x.dtype.itemsize == 2 else x
     over: dict[str, Any] = {"axis": axes, "keepdims": keepdims}
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         if order == 2:
             out = xp.sqrt(xp.sum(wide * wide, **over))
         elif order == math.inf:

@@ -24,7 +24,7 @@ def _backwards(g: Any, axis: int) -> Any:
 
 def cumsum(x: Array, *, axis: int) -> Result:
     """The sums of the first 1, 2, 3 … elements along ``axis``."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         out = get_array_module(x).cumsum(x, axis, dtype=_accumulator(x)).astype(x.dtype, copy=False)
     return shape.row_major(out), (axis,), cumsum_vjp
 
@@ -35,7 +35,7 @@ def cumsum_vjp(g: Any, needs: Needs, axis: int) -> Grads:
 
 def cumprod(x: Array, *, axis: int) -> Result:
     """The products of the first 1, 2, 3 … elements along ``axis``."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         out = get_array_module(x).cumprod(x, axis, dtype=_accumulator(x)).astype(x.dtype, copy=False)
     out = shape.row_major(out)
     return out, (x, out, axis), cumprod_vjp
@@ -65,7 +65,7 @@ def cumprod_vjp(g: Any, needs: Needs, x: Any, out: Any, axis: int) -> Grads:
 def logcumsumexp(x: Array, *, axis: int) -> Result:
     """``log(cumsum(exp(x)))`` along ``axis``, without overflow."""
     wide = x.astype(_accumulator(x), copy=False)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         out = get_array_module(x).logaddexp.accumulate(wide, axis).astype(x.dtype, copy=False)
     out = shape.row_major(out)
     return out, (x, out, axis), logcumsumexp_vjp

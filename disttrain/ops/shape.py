@@ -33,7 +33,10 @@ def transpose_vjp(g: Any, needs: tuple[bool, ...], axes: tuple[int, ...]) -> tup
 
 def broadcast_to(x: Array, *, shape: tuple[int, ...]) -> Result:
     """A view of ``x`` repeated along new axes and along those of size 1."""
-    return get_array_module(x).broadcast_to(x, shape), (), broadcast_to_vjp
+    out = x[(None,) * (len(shape) - x.ndim) + (...,)]
+    if out.shape != shape:
+        out = get_array_module(x).broadcast_to(x, shape)  # which NumPy makes read-only
+    return out, (), broadcast_to_vjp
 
 
 def broadcast_to_vjp(g: Any, needs: tuple[bool, ...]) -> tuple[Any, ...]:
@@ -48,7 +51,7 @@ def sum_to_shape(x: Array, *, shape: tuple[int, ...]) -> Result:
     )
     out = x
     if axes:
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             out = x.sum(axis=axes, dtype=np.float32 if x.dtype.itemsize == 2 else None)
     return np.reshape(out, shape).astype(x.dtype, copy=False), (x.shape,), sum_to_shape_vjp
 
@@ -154,7 +157,7 @@ def copy_vjp(g: Any, needs: tuple[bool, ...]) -> tuple[Any, ...]:
 
 def astype(x: Array, *, dtype: np.dtype[Any]) -> Result:
     """``x`` converted to another type."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return x.astype(dtype, kept_order(x)), (x.dtype,), astype_vjp
 
 

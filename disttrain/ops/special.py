@@ -29,7 +29,7 @@ def _each(kernel: Any, x: Array, *options: Any) -> Array:
 
 def asin(x: Array) -> Result:
     """Arc sine, in radians; nan outside [-1, 1]."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x).arcsin(x), (x,), asin_vjp
 
 
@@ -39,7 +39,7 @@ def asin_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def acos(x: Array) -> Result:
     """Arc cosine, in radians; nan outside [-1, 1]."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x).arccos(x), (x,), acos_vjp
 
 
@@ -58,7 +58,7 @@ def asinh_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def acosh(x: Array) -> Result:
     """Inverse hyperbolic cosine; nan below 1."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x).arccosh(x), (x,), acosh_vjp
 
 
@@ -68,7 +68,7 @@ def acosh_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def atanh(x: Array) -> Result:
     """Inverse hyperbolic tangent; infinite at -1 and 1, nan beyond."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return get_array_module(x).arctanh(x), (x,), atanh_vjp
 
 
@@ -108,7 +108,7 @@ def hypot_vjp(g: Any, needs: Needs, x: Any, y: Any, out: Any) -> Grads:
 
 def logaddexp(x: Array, y: Array) -> Result:
     """``log(exp(x) + exp(y))`` without overflow."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         out = get_array_module(x, y).logaddexp(widen(x), widen(y))
     return out.astype(x.dtype, copy=False), (x, y), logaddexp_vjp
 
@@ -119,7 +119,7 @@ def logaddexp_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
 
 def logaddexp2(x: Array, y: Array) -> Result:
     """``log2(exp2(x) + exp2(y))`` without overflow."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         out = get_array_module(x, y).logaddexp2(widen(x), widen(y))
     return out.astype(x.dtype, copy=False), (x, y), logaddexp2_vjp
 
@@ -130,7 +130,7 @@ def logaddexp2_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
 
 def _shares(g: Any, needs: Needs, x: Any, y: Any, power: Any) -> Grads:
     """Return the gradients of a logarithm of a sum of two powers: each power's share of the sum."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         gap = y - x
     return (
         call(elementwise.div, g, 1 + call(power, gap)) if needs[0] else None,
@@ -142,7 +142,7 @@ def xlogy(x: Array, y: Array) -> Result:
     """``x * log(y)``; 0 where ``x`` is 0, unless ``y`` is nan."""
     xp = get_array_module(x, y)
     a, b = widen(x), widen(y)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         out = xp.where((a == 0) & (b == b), a.dtype.type(0), a * xp.log(b))
     return out.astype(x.dtype, copy=False), (x, y), xlogy_vjp
 
@@ -163,7 +163,7 @@ def logit(x: Array, *, limit: float | None) -> Result:
     p = widen(x)
     if limit is not None:
         p = xp.minimum(xp.maximum(p, p.dtype.type(limit)), p.dtype.type(1 - limit))
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         out = xp.log(p / (1 - p))
     return out.astype(x.dtype, copy=False), (x, limit), logit_vjp
 
@@ -228,9 +228,9 @@ def polygamma_vjp(g: Any, needs: Needs, x: Any, n: int) -> Grads:
 def sinc(x: Array) -> Result:
     """``sin(pi x) / (pi x)``; 1 at 0."""
     xp = get_array_module(x)
-    a = widen(x) * math.pi
-    zero = a == 0
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
+        a = widen(x) * math.pi
+        zero = a == 0
         out = xp.where(zero, a.dtype.type(1), xp.sin(a) / xp.where(zero, a.dtype.type(1), a))
     return out.astype(x.dtype, copy=False), (x,), sinc_vjp
 
@@ -261,7 +261,7 @@ def nan_to_num(x: Array, *, nan: float, posinf: float, neginf: float) -> Result:
     """``x`` with numbers in place of nan and the infinities."""
     xp = get_array_module(x)
     kind = x.dtype.type
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         out = xp.where(xp.isnan(x), kind(nan), x)
         out = xp.where(x == kind(np.inf), kind(posinf), xp.where(x == kind(-np.inf), kind(neginf), out))
     return out, (x,), nan_to_num_vjp
@@ -335,13 +335,13 @@ def lerp(x: Array, end: Array, weight: Array) -> Result:
     xp = get_array_module(x, end, weight)
     a, b = widen(x), widen(end)
     w = weight if isinstance(weight, int | float) else widen(weight)
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(all="ignore"):
         gap = b - a
         if isinstance(w, int | float):
             out = a + w * gap if -0.5 < w < 0.5 else b - gap * (1 - w)
         else:
             out = xp.where(xp.abs(w) < 0.5, a + w * gap, b - gap * (1 - w))
-    return out.astype(x.dtype, copy=False), (x, end, weight), lerp_vjp
+        return out.astype(x.dtype, copy=False), (x, end, weight), lerp_vjp
 
 
 @saved_for((2,), (2,), (0, 1))
@@ -356,9 +356,10 @@ def lerp_vjp(g: Any, needs: Needs, x: Any, end: Any, weight: Any) -> Grads:
 def addcmul(x: Array, y: Array, z: Array, *, value: float) -> Result:
     """``x + value * y * z``."""
     a, b, c = widen(x), widen(y), widen(z)
-    product = b * c
-    out = a + (product if value == 1 else product * value)
-    return out.astype(x.dtype, copy=False), (y, z, value), addcmul_vjp
+    with np.errstate(all="ignore"):
+        product = b * c
+        out = a + (product if value == 1 else product * value)
+        return out.astype(x.dtype, copy=False), (y, z, value), addcmul_vjp
 
 
 @saved_for((2,), (1,), (1, 2))
@@ -373,9 +374,9 @@ def addcmul_vjp(g: Any, needs: Needs, y: Any, z: Any, value: float | None) -> Gr
 def addcdiv(x: Array, y: Array, z: Array, *, value: float) -> Result:
     """``x + value * y / z``."""
     a, b, c = widen(x), widen(y), widen(z)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         out = a + value * (b / c)
-    return out.astype(x.dtype, copy=False), (y, z, value), addcdiv_vjp
+        return out.astype(x.dtype, copy=False), (y, z, value), addcdiv_vjp
 
 
 @saved_for((2,), (1, 2), (1, 2))

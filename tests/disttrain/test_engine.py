@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -303,3 +304,42 @@ def test_errors_name_the_operation() -> None:
     y.add_(1)
     with pytest.raises(GradientError, match=r"shape \(2,\) that exp needs .* version 1, expected 0"):
         y.sum().backward()
+
+
+LOUD: dict[str, Any] = {
+    "add": lambda x: x + x,
+    "sub": lambda x: x * 0 - dt.tensor(float("inf")) + float("inf"),
+    "mul": lambda x: x * x,
+    "square": lambda x: x.square(),
+    "div": lambda x: x / 0,
+    "matmul": lambda x: x @ x,
+    "half": lambda x: x.half(),
+    "copy_": lambda x: dt.zeros(2, dtype=dt.float16).copy_(x),
+    "lerp": lambda x: x.lerp(-x, 0.3),
+    "addcmul": lambda x: x.addcmul(x, x),
+    "var": lambda x: x.var(),
+    "logsumexp": lambda x: x.logsumexp(0),
+    "rad2deg": lambda x: x.rad2deg(),
+    "trapezoid": lambda x: dt.trapezoid(x, x),
+    "amax": lambda x: (x.bfloat16() * float("nan")).amax(),
+    "where": lambda x: dt.where(x > 0, x.half(), 1e10),
+    "backward": lambda x: (x.requires_grad_() * x * x).sum().backward(),
+}
+
+
+@pytest.mark.parametrize("name", LOUD)
+def test_infinities_and_nan_give_no_warning(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LOUD[name](dt.tensor([3e38, -3e38]))
+
+
+def test_a_script_sees_no_warning_of_numpys_but_its_own() -> None:
+    code = (
+        "import disttrain as dt, numpy as np; x = dt.tensor([3e38, -3e38]); x + x; x * x; x - float('inf') * x;"
+        "np.float32(3e38) * np.float32(3e38)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr.count("RuntimeWarning") == 1

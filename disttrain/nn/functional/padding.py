@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from disttrain import engine
+from disttrain.functions.common import as_operand, fitting
 from disttrain.kernels.axes import AxisMap, selection
 from disttrain.nn.functional.checks import check_kind
 from disttrain.ops import axes as axes_ops
@@ -47,8 +48,9 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     if any(n + a + b < 0 or max(-a, 0) + max(-b, 0) > n for n, (a, b) in zip(sizes, pairs, strict=True)):
         raise RuntimeError(f"pad {list(widths)} cuts more than there is of shape {tuple(input.shape)}")
     if mode == "constant":
+        filler = fitting("pad", as_operand(value or 0), input._array.dtype)
         return engine.apply(  # type: ignore[no-any-return]
-            ops.pad, input, widths=((0, 0),) * first + tuple(pairs), value=value or 0
+            ops.pad, input, widths=((0, 0),) * first + tuple(pairs), value=filler
         )
     if mode not in ("reflect", "replicate", "circular"):
         raise NotImplementedError(

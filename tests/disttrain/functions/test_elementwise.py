@@ -476,6 +476,24 @@ CASES["copy_"] = [
     c(f(3), f(1, 3)),
 ]
 
+HALF, BYTES = f(3).astype(np.float16), np.arange(3).astype(np.uint8)
+LARGE = (300, -1, -300, 1e10, -1e9, float("inf"), float("nan"), 2.7)  # what some types cannot hold
+CASES["fill_"] += [c(x, v) for x in (HALF, BYTES, mask(3), f(3).astype(np.float32)) for v in (*LARGE, 1e300)]
+CASES["masked_fill"] += [
+    c(x, mask(3), v) for x in (HALF, BYTES, f(3).astype(np.float32)) for v in (*LARGE, 1e300)
+]
+CASES["where"] += [c(mask(3), x, v) for x in (HALF, BYTES) for v in LARGE]
+CASES["clamp"] += [c(x, min=v) for x in (HALF, BYTES, f(3).astype(ml_dtypes.bfloat16)) for v in LARGE]
+CASES["clamp"] += [c(f(3), 0, f(3)), c(f(3), f(3), 1), c(f(3), min=f(3), max=1.0), c(BYTES, 0, 256)]
+CASES["pow"] += [c(BYTES, 300), c(BYTES, 255)]
+CASES["addcmul"] += [c(BYTES, BYTES, BYTES, value=300)]
+CASES["add"] += [c(f(3), f(3), alpha=True), c(mask(3), mask(3), alpha=True), c(BYTES, 300)]
+CASES["sub"] += [c(np.arange(3), 2, alpha=True)]
+CASES["div"] += [c(mask(3), 2, rounding_mode=r) for r in ("trunc", "floor")]
+CASES["round"] += [c(np.array([3.05, -2.56, 1.72], np.float16), decimals=d) for d in (1, 2, -1)]
+for _name in ("lt_", "eq_"):
+    CASES[_name] += [c(np.arange(3), other=1)]
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_as_pytorch_does(name: str, against_torch: Any) -> None:

@@ -54,6 +54,10 @@ CASES: dict[str, list[Any]] = {
     + [c(f(2, 2)), c(f(0)), c(i(1, 2, 3), r=2, with_replacement=True)],
 }
 
+CASES["chunk"] = [c(f(4, 2), 2, axis=0)]
+CASES["unbind"] = [c(f(4, 2), axis=1)]
+CASES["stack"] = [c([f(2), f(2)], axis=1)]
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_as_pytorch_does(name: str, against_torch: Any) -> None:

@@ -88,6 +88,13 @@ def test_what_is_no_tensor_and_the_wrong_number_are_refused():
     both(run)
 
 
+REFUSED = {
+    *("empty_like", "empty_strided", "full_like", "hamming_window", "ones_like", "rand_like", "randint_like"),
+    *("randn_like", "std_mean", "var_mean", "zeros_like"),
+}
+"""Whose pages in PyTorch name it, but which do not take it."""
+
+
 def test_every_function_that_has_out_in_pytorch_has_it_here():
     missing = []
     for name in dt.__all__:
@@ -97,8 +104,81 @@ def test_every_function_that_has_out_in_pytorch_has_it_here():
             try:
                 f(out="no tensor")
             except TypeError as e:
-                if "out must be" not in str(e):
+                if ("out must be" in str(e)) == (name in REFUSED):
                     missing.append(name)
             else:
                 missing.append(name)
     assert not missing
+
+
+@pytest.mark.parametrize("name", ["ones_like", "zeros_like", "rand_like", "std_mean"])
+def test_what_takes_none_in_pytorch_takes_none_here(name):
+    def run(lib):
+        with pytest.raises(TypeError):
+            getattr(lib, name)(lib.ones(3), out=lib.ones(3))
+
+    both(run)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("argmax", (0,)),
+        ("all", (0,)),
+        ("cumsum", (0,)),
+        ("prod", (0,)),
+        ("signbit", ()),
+        ("msort", ()),
+        ("nonzero", ()),
+        ("nan_to_num", ()),
+        ("arcsin", ()),
+        ("absolute", ()),
+        ("add", (1,)),
+    ],
+)
+def test_the_type_of_out_is_converted_to_or_refused_as_in_pytorch(name, args, dtype):
+    def run(lib):
+        x = lib.tensor([2.0, -1.0, 1.0])
+        out = lib.empty(0, dtype=getattr(lib, dtype))
+        try:
+            getattr(lib, name)(x, *args, out=out)
+        except RuntimeError:
+            return "refused"
+        return out.tolist()
+
+    ours, theirs = both(run)
+    assert ours == theirs == "refused" or np.testing.assert_allclose(ours, theirs, rtol=1e-3) is None
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int64", "float16", "float32"])
+@pytest.mark.parametrize(("name", "args"), [("eye", (3,)), ("ones", (3,)), ("full", ((3,), 1.0))])
+def test_what_makes_tensors_takes_the_type_of_out(name, args, dtype):
+    def run(lib):
+        out = lib.empty(0, dtype=getattr(lib, dtype))
+        with pytest.raises(RuntimeError):
+            getattr(lib, name)(*args, dtype=lib.float64, out=out)
+        return getattr(lib, name)(*args, out=out).numpy()
+
+    ours, theirs = both(run)
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.dtype == theirs.dtype
+
+
+def test_an_out_of_no_elements_may_have_any_shape():
+    def run(lib):
+        return lib.exp(lib.zeros(0, 3), out=lib.empty(0, 3)).shape
+
+    ours, theirs = both(run)
+    assert tuple(ours) == tuple(theirs)
+
+
+def test_linear_algebra_has_it_too():
+    def run(lib):
+        out, wide = lib.empty(0), lib.empty(0, dtype=lib.float64)
+        lib.linalg.norm(lib.tensor([3.0, 4.0]), out=out)
+        with pytest.raises(RuntimeError):
+            lib.linalg.inv(lib.eye(2), out=wide)
+        return out.numpy()
+
+    np.testing.assert_array_equal(*both(run))

@@ -157,6 +157,10 @@ for _name in ("sum", "mean", "var", "std", "amax", "amin", "all", "any", "prod",
 for _name in ("sum", "argmax", "max", "any", "var"):
     CASES[_name] += [c([1.0, 2.0]), c(1.0), c(f(3), "a")]
 
+for _name in ("sum", "mean", "amax", "any", "argmax", "prod"):  # dimensions that are no integers
+    CASES[_name] = CASES[_name] + [c(f(2, 3), dim=True), c(f(2, 3), dim=1.0), c(f(2, 3), dim="0")]
+CASES["logsumexp"] = [*CASES["logsumexp"], c(f(2, 3), None)]
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_as_pytorch_does(name: str, against_torch: Any) -> None:

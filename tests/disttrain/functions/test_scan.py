@@ -67,6 +67,14 @@ CASES["cumsum_"], CASES["cumprod_"] = COMMON, [*COMMON, c(ZEROS, 1)]
 CASES["trapz"] = [case for case in CASES["trapezoid"] if "dx" not in case[1] or len(case[0]) == 1]
 CASES["cumulative_trapezoid"] = CASES["trapezoid"]
 
+CASES["trapezoid"] += [
+    c(np.array([123, 133, 0, 1], np.uint8)),  # twice an end may be more than the type holds
+    c(np.array([np.inf, 0.0, 1.0])),
+    c(np.array([], np.int64)),
+    c(np.array([[1, 2], [3, 5]], np.int16), dx=2, axis=0),
+]
+CASES["cumsum"] += [c(f(3), True), c(f(3), 0.0), c(f(3), axis=0)]
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_as_pytorch_does(name: str, against_torch: Any) -> None:

@@ -70,6 +70,11 @@ CASES: dict[str, list[Any]] = {
 for _name in ("index_add", "index_copy", "index_fill"):
     CASES[f"{_name}_"] = CASES[_name]
 
+CASES["index_fill"] += [c(np.zeros(3, np.uint8), 0, i(1), v) for v in (300, 255, -1)]
+CASES["scatter"] += [c(np.zeros(3, np.uint8), 0, i(1), v) for v in (300, 255, -1)]
+CASES["index_select"] = [c(f(2, 3), axis=1, index=i(0, 2))]
+CASES["gather"] = [c(f(2, 3), axis=0, index=np.zeros((1, 3), np.int64))]
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_as_pytorch_does(name: str, against_torch: Any) -> None:

@@ -106,6 +106,11 @@ CASES: dict[str, list[Any]] = {
     ],
 }
 
+CASES["isin"] += [c(np.array([True, False]), np.array([True])), c(np.array([1.0]), True)]
+CASES["searchsorted"] += [c(np.array([False, True]), np.array([True]))]
+CASES["bincount"] += [c(np.array([], np.int64), np.array([], np.float32), 2)]
+CASES["histc"] += [c(np.arange(5), 5, 0, 4)]
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_as_pytorch_does(name: str, against_torch: Any) -> None:

@@ -421,3 +421,13 @@ def test_images_may_be_viewed_as_pytorchs() -> None:
 
     for ours, theirs in zip(program(dt), program(torch), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_an_expansion_that_repeats_nothing_can_be_written() -> None:
+    x = dt.zeros(1, 3)
+
+    x.expand(1, 1, 3).add_(1)
+
+    assert x.tolist() == [[1.0, 1.0, 1.0]]
+    with pytest.raises(RuntimeError, match="cannot be written"):
+        x.expand(2, 3).add_(1)

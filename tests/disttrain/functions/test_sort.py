@@ -112,6 +112,8 @@ for _name in ("quantile", "nanquantile"):
         c(f(3, 4), np.array([0.25, 0.75]), keepdim=True),
     ]
 
+CASES["topk"] += [c(BOOLS, 1), c(f(3), 1, dim=True)]
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_as_pytorch_does(name: str, against_torch: Any) -> None:
