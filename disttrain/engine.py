@@ -193,7 +193,7 @@ def observe(node: Node, mode: Any, arrays: Sequence[Any], outs: Sequence[Array])
     if hooks is None or not isinstance(node.saved, tuple) or not any(map(is_array, node.saved)):
         return
     with no_grad():
-        node.saved = Packed([PackedTensor(hooks, Tensor_(s)) if is_array(s) else s for s in node.saved])
+        node.saved = Packed([PackedTensor(hooks, Tensor_._of(s)) if is_array(s) else s for s in node.saved])
     node.versions = [(k, [0], 0, j) for k, _, _, j in node.versions]  # what comes back is not what was saved
 
 
@@ -277,7 +277,7 @@ def write_in_place(x: Tensor, op: Op, *others: Any, **options: Any) -> Tensor:
 def _apart(x: Tensor) -> Tensor:
     """Return ``x`` with its history in memory of its own, so that hooks may keep what is about to be overwritten."""
     edge = x._edge()
-    t: Tensor = Tensor_(x._array.copy())
+    t: Tensor = Tensor_._of(x._array.copy())
     if edge is not None:
         t._node, t._index = edge
     return t
@@ -602,7 +602,7 @@ def _useful(nodes: list[Node], targets: set[Any]) -> set[Any]:
 
 def _run_hooks(hooks: dict[int, Callable[..., Any]], g: Any, create_graph: bool) -> Any:
     """Return the gradient after each hook, which sees and may replace it as a Tensor."""
-    t = g if create_graph else Tensor_(g)
+    t = g if create_graph else Tensor_._of(g)
     for hook in list(hooks.values()):
         new = hook(t)
         if new is None:
@@ -624,7 +624,7 @@ def _run_node_hooks(
     """Return the gradients after the hooks of a node, which see all of them as Tensors."""
 
     def tensors(gs: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple([g if g is None or not is_array(g) else Tensor_(g) for g in gs])
+        return tuple([g if g is None or not is_array(g) else Tensor_._of(g) for g in gs])
 
     assert node.hooks is not None
     now = tensors(grads)
@@ -680,7 +680,7 @@ def _as_tensors(node: Node, saved: tuple[Any, ...]) -> tuple[Any, ...]:
         if edge is not None and not isinstance(edge[0], Node):
             tensors[k] = edge[0]
         else:
-            tensors[k] = t = Tensor_(s)
+            tensors[k] = t = Tensor_._of(s)
             if edge is not None:
                 t._node, t._index = edge
     return tuple(tensors)
@@ -703,7 +703,7 @@ def accumulate_grad(leaf: Tensor, g: Any) -> None:
         get_array_module(g).add(into, g, out=into)
         leaf._grad._version_counter[0] += 1
     elif slot is None or slot.is_held(leaf):
-        leaf._grad = Tensor_(g.copy())  # never g itself: other leaves may have got the same array
+        leaf._grad = Tensor_._of(g.copy())  # never g itself: other leaves may have got the same array
         if slot is not None and slot.scale != 1.0:
             leaf._grad._array *= np.asarray(slot.scale, g.dtype)
     else:

@@ -53,7 +53,7 @@ def construct(name: str, kind: dtypes.dtype, args: tuple[Any, ...]) -> Tensor:
         if first.dtype is not kind and name != "Tensor":  # which takes all
             raise TypeError(f"expected {name} (got a tensor of {first.dtype}); use to({kind})")
         return first.detach()
-    if len(args) == 1 and (not isinstance(first, Size | int) or isinstance(first, bool)):
+    if len(args) == 1 and (not isinstance(first, Size | int | np.integer) or isinstance(first, bool)):
         if not isinstance(first, Sequence | np.ndarray) or isinstance(first, str):
             raise TypeError(
                 f"{name}() is made of sizes or of a sequence of numbers, got {type(first).__name__}"

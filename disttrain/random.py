@@ -82,7 +82,7 @@ class Generator:
     def get_state(self) -> Tensor:
         """Return all there is to know, 24 bytes in a uint8 tensor: seed, stream and draw as little-endian uint64."""
         words = np.array([self._seed & _MASK, self._stream, self._draw], "<u8")
-        return engine.Tensor_(words.view(np.uint8))  # type: ignore[no-any-return]
+        return engine.Tensor_._of(words.view(np.uint8))  # type: ignore[no-any-return]
 
     def set_state(self, new_state: Tensor) -> Generator:
         """Continue where :meth:`get_state` was taken.

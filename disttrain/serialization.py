@@ -444,7 +444,7 @@ class _Reader:
     def _build_tensor(self, described: dict[str, Any]) -> Tensor:
         name = described["tensor"]
         if name not in self._tensors:
-            self._tensors[name] = self._locate(Tensor(self._arrays[name]), described.get("device", "cpu"))
+            self._tensors[name] = self._locate(Tensor._of(self._arrays[name]), described.get("device", "cpu"))
         tensor = self._tensors[name].detach()  # the same memory for all that are stored under this name
         cls = described.get("class")
         if cls == "Parameter":

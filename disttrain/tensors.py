@@ -17,7 +17,7 @@ from disttrain.devices import device as Device
 from disttrain.devices import move
 from disttrain.errors import GradientError
 from disttrain.inquiries import Inquiries
-from disttrain.kernels.arrays import Array, is_array, to_host
+from disttrain.kernels.arrays import Array, to_host
 from disttrain.layouts import preserve_format
 from disttrain.methods import (
     ElementwiseMethods,
@@ -89,8 +89,8 @@ class Tensor(
 ):
     """A multi-dimensional array of one type that records the operations on it, as ``torch.Tensor``.
 
-    Make one with :func:`disttrain.tensor`, :func:`disttrain.zeros` and their like; ``Tensor(array)`` wraps an
-    array without a copy.
+    Make one with :func:`disttrain.tensor`, :func:`disttrain.zeros` and their like. ``Tensor(data)`` converts to the
+    default floating point type, ``Tensor(2, 3)`` takes sizes.
     """
 
     _array: Array
@@ -133,13 +133,23 @@ class Tensor(
     __array_priority__ = 1000  # so that `array * tensor` comes to us
 
     def __init__(self, data: Any = 0, *sizes: Any) -> None:
-        if not is_array(data):
-            from disttrain import context, legacy
+        from disttrain import context, legacy
 
-            data = legacy.construct("Tensor", context.current().default_dtype, (data, *sizes))._array
-        dtypes.of(data)
-        self._array = data
+        self._array = legacy.construct("Tensor", context.current().default_dtype, (data, *sizes))._array
         self._version_counter = engine.new_counter()
+
+    @classmethod
+    def _of(cls, array: Array) -> Tensor:
+        """Return a tensor on the memory of an array.
+
+        Raises:
+            TypeError: the array is of a type that no tensor can have.
+        """
+        dtypes.of(array)
+        t = Tensor.__new__(Tensor)
+        t._array = array
+        t._version_counter = engine.new_counter()
+        return t
 
     @classmethod
     def full_(cls, value: Any) -> Tensor:
@@ -343,7 +353,7 @@ class Tensor(
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: Any = False) -> Tensor:
-        return Tensor(np.asarray(array))  # what a function of NumPy's made of this tensor
+        return Tensor._of(np.asarray(array))  # what a function of NumPy's made of this tensor
 
     def item(self) -> Any:
         """Return the only element as a Python number.
@@ -606,7 +616,7 @@ class Tensor(
     def _accumulate(self, g: Any) -> None:
         engine.accumulate_grad(self, g)
         if self._after_hooks:
-            gradient = g if isinstance(g, Tensor) else Tensor(g)
+            gradient = g if isinstance(g, Tensor) else Tensor._of(g)
             for hook in list(self._after_hooks.values()):
                 hook((), (gradient,))
         if self._post_hooks:
@@ -620,7 +630,7 @@ class Tensor(
     def _give_slot(self) -> None:
         """Hand out a gradient over the slot, and remember to whom."""
         assert self._slot is not None
-        self._grad = Tensor(self._slot.array)
+        self._grad = Tensor._of(self._slot.array)
         self._given_grad = weakref.ref(self._grad)
 
     def backward(
@@ -651,7 +661,7 @@ class Tensor(
     @property
     def data(self) -> Tensor:
         """The same memory without history; changes in place are not seen by autograd."""
-        return Tensor(self._array)
+        return Tensor._of(self._array)
 
     @data.setter
     def data(self, value: Tensor) -> None:
@@ -665,7 +675,7 @@ class Tensor(
 
     def detach(self) -> Tensor:
         """Return the same memory without history; a change in place is seen by autograd's version check."""
-        t = Tensor(self._array)
+        t = Tensor._of(self._array)
         t._version_counter = self._version_counter
         return t
 

@@ -145,7 +145,7 @@ def _roots(
                     f"grad can be implicitly created only for scalar outputs: backward() without a gradient needs a "
                     f"scalar, got shape {list(t.shape)}; reduce it first, for example with .mean()"
                 )
-            g = engine.Tensor_(np.ones_like(t._array))
+            g = engine.Tensor_._of(np.ones_like(t._array))
         else:
             if g.shape != t.shape:
                 raise GradientError(
@@ -284,12 +284,12 @@ def grad(
     results = []
     for i, (t, g) in enumerate(zip(ins, found, strict=True)):
         if g is None and materialize_grads:
-            g = engine.Tensor_(np.zeros_like(t._array)).requires_grad_(create_graph)
+            g = engine.Tensor_._of(np.zeros_like(t._array)).requires_grad_(create_graph)
         elif g is None and not allow_unused:
             raise GradientError(
                 f"grad(): the outputs do not depend on input {i}; allow_unused=True gives None for such an input"
             )
-        results.append(g if g is None or isinstance(g, engine.Tensor_) else engine.Tensor_(g))
+        results.append(g if g is None or isinstance(g, engine.Tensor_) else engine.Tensor_._of(g))
     return tuple(results)
 
 
@@ -308,7 +308,9 @@ def _one_by_one(
     for i in range(n):
         roots = _roots(outs, [None if g is None else g[i] for g in given], create_graph)
         found = _run_to(roots, _wanted(ins), create_graph=create_graph, retain_graph=retain or i + 1 < n)
-        rows.append([g if g is None or isinstance(g, engine.Tensor_) else engine.Tensor_(g) for g in found])
+        rows.append(
+            [g if g is None or isinstance(g, engine.Tensor_) else engine.Tensor_._of(g) for g in found]
+        )
     from disttrain.functions.join import stack
 
     return [None if column[0] is None else stack(column) for column in zip(*rows, strict=True)]

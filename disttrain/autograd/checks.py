@@ -299,7 +299,7 @@ def gradgradcheck(
             v = randn_like(o.detach())
             if gen_non_contig_grad_outputs and o.ndim:
                 wide = np.repeat(v._array[..., None], 2, -1)
-                v = engine.Tensor_(wide)[..., 0]
+                v = engine.Tensor_._of(wide)[..., 0]
             vectors.append(v.detach().requires_grad_())
     else:
         vectors = [grad_outputs] if isinstance(grad_outputs, engine.Tensor_) else list(grad_outputs)

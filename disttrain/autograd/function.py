@@ -101,7 +101,7 @@ class BackwardCFunction(FunctionCtx, Node):
         for one, meta in zip(g if self.outputs > 1 else (g,), self._metas, strict=True):
             if one is None and meta is not None and self._materialize:
                 one = np.zeros(*meta)
-            given.append(engine.Tensor_(one) if is_array(one) else one)
+            given.append(engine.Tensor_._of(one) if is_array(one) else one)
         backward, name = self._function.backward, self.name()
         if backward is Function.backward:
             backward = self._function.vjp
@@ -180,7 +180,7 @@ class _Saved:
         if self.kept is not None:
             return self.kept
         array = self.array if self.packed is None else self.packed.unpack()
-        t: Tensor = engine.Tensor_(array)
+        t: Tensor = engine.Tensor_._of(array)
         if self.edge is not None:
             target, index = self.edge
             if target is not None and not isinstance(target, Node):

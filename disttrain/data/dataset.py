@@ -70,7 +70,7 @@ class TensorDataset(Dataset[tuple[Tensor, ...]]):
 
     def collated(self, indices: Sequence[int]) -> list[Tensor]:
         """Return what ``default_collate`` makes of these samples, by one gather per tensor."""
-        rows = Tensor(np.asarray(indices, np.int64))
+        rows = Tensor._of(np.asarray(indices, np.int64))
         return [t[rows] for t in self.tensors]
 
     def __len__(self) -> int:

@@ -38,9 +38,9 @@ class Digits(Dataset[tuple[Any, Any]]):
         for label in range(10):
             nth[labels == label] = np.arange(np.count_nonzero(labels == label))
         chosen = (nth % 5 != 4) == train
-        self.images = Tensor((images[chosen, None] / np.float32(16)).astype(np.float32))
+        self.images = Tensor._of((images[chosen, None] / np.float32(16)).astype(np.float32))
         """All images: float32, (n, 1, 8, 8)."""
-        self.labels = Tensor(labels[chosen].astype(np.int64))
+        self.labels = Tensor._of(labels[chosen].astype(np.int64))
         """All labels: int64, (n,)."""
         self.train = train
         self.transform = transform

@@ -410,7 +410,7 @@ class _Pickler(ForkingPickler):
 
 
 def _rebuild_tensor(array: Any, requires_grad: bool) -> Tensor:
-    return Tensor(array).requires_grad_(requires_grad)
+    return Tensor._of(array).requires_grad_(requires_grad)
 
 
 def _pickle(message: Any) -> bytes:

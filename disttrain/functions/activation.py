@@ -286,7 +286,7 @@ def rrelu(
     from disttrain import random
 
     slopes = lower + (upper - lower) * random.uniform(input.shape, generator)
-    slopes = engine.Tensor_(slopes.astype(input._array.dtype)).to(input.device)
+    slopes = engine.Tensor_._of(slopes.astype(input._array.dtype)).to(input.device)
     if inplace:
         return engine.write_in_place(input, piecewise.prelu, slopes)
     return engine.apply(piecewise.prelu, input, slopes)  # type: ignore[no-any-return]

@@ -32,7 +32,7 @@ def as_operand(x: Operand) -> Any:
     if isinstance(x, engine.Tensor_ | bool | int | float):
         return x
     if isinstance(x, np.ndarray):
-        return engine.Tensor_(x)
+        return engine.Tensor_._of(x)
     raise TypeError(f"expected a Tensor or a number, got {type(x).__name__}: {x!r}")
 
 
@@ -263,7 +263,7 @@ def overwrite(x: Tensor, function: Callable[..., Tensor], *args: Any, **options:
 
 def copy_(x: Tensor, other: Tensor, non_blocking: bool = False) -> Tensor:
     """Write ``other`` into ``x``, broadcast and converted, as ``torch.Tensor.copy_``."""
-    source = other if isinstance(other, engine.Tensor_) else engine.Tensor_(np.asarray(other))
+    source = other if isinstance(other, engine.Tensor_) else engine.Tensor_._of(np.asarray(other))
     engine.check_in_place(x)
     old = x if x._base is None else x._array  # a view's old value is cut out of its base's history elsewhere
     result: Tensor = engine.apply(elementwise.copy_from, old, source)

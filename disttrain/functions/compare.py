@@ -150,7 +150,7 @@ def isclose(
     if x.dtype.kind != "f":  # bfloat16 has no isclose; booleans cannot be subtracted; integers wrap around
         x, y = x.astype(np.float64), y.astype(np.float64)
     try:
-        return engine.Tensor_(xp.asarray(xp.isclose(x, y, rtol, atol, equal_nan)))  # type: ignore[no-any-return]
+        return engine.Tensor_._of(xp.asarray(xp.isclose(x, y, rtol, atol, equal_nan)))  # type: ignore[no-any-return]
     except ValueError as error:
         raise RuntimeError(
             f"isclose(): shapes {list(input.shape)} and {list(other.shape)} do not broadcast"

@@ -27,7 +27,7 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
 
 
 def _new(array: Any, requires_grad: bool, device: Any = None) -> Tensor:
-    t: Tensor = engine.Tensor_(array)
+    t: Tensor = engine.Tensor_._of(array)
     if device is not None:
         t = t.to(device)
     return t.requires_grad_() if requires_grad else t
@@ -155,7 +155,7 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     if isinstance(data, engine.Tensor_):
         t = data
     elif isinstance(data, np.ndarray):
-        t = engine.Tensor_(data)
+        t = engine.Tensor_._of(data)
     else:
         t = tensor(data, dtype=dtype)
     result: Tensor = t.to(dtypes.as_dtype(dtype) if dtype is not None else t.dtype).to(device or t.device)
@@ -214,7 +214,7 @@ def from_numpy(ndarray: np.ndarray[Any, Any]) -> Tensor:
             f"from_numpy(): the byte order of {ndarray.dtype} is not this machine's; convert the array with "
             f"astype(array.dtype.newbyteorder('='))"
         )
-    return engine.Tensor_(ndarray)  # type: ignore[no-any-return]
+    return engine.Tensor_._of(ndarray)  # type: ignore[no-any-return]
 
 
 def _size(name: str, args: tuple[Any, ...], size: Any = None) -> tuple[int, ...]:
@@ -650,4 +650,4 @@ def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
         raise RuntimeError(
             f"one_hot(): classes must be in [0, {count}), got {labels.min()} to {labels.max()}"
         )
-    return engine.Tensor_((labels[..., None] == np.arange(count)).astype(np.int64))  # type: ignore[no-any-return]
+    return engine.Tensor_._of((labels[..., None] == np.arange(count)).astype(np.int64))  # type: ignore[no-any-return]

@@ -158,7 +158,7 @@ def _with_info(
     """Return ``op`` of each matrix, nan where it fails, and what ``failure`` says of those."""
     info = np.zeros(A.shape[:-2], np.int32)
     try:
-        return engine.apply(op, A), engine.Tensor_(info)
+        return engine.apply(op, A), engine.Tensor_._of(info)
     except np.linalg.LinAlgError as error:
         if check_errors:
             raise LinAlgError(f"{name}(): {why}") from error
@@ -168,9 +168,9 @@ def _with_info(
             op(matrices[i])
         except np.linalg.LinAlgError:
             info[i] = failure(matrices[i])
-    failed = engine.Tensor_(info[..., None, None] != 0)
-    eye = engine.Tensor_(np.eye(A.shape[-1], dtype=matrices.dtype))
-    return where(failed, math.nan, engine.apply(op, where(failed, eye, A))), engine.Tensor_(info)
+    failed = engine.Tensor_._of(info[..., None, None] != 0)
+    eye = engine.Tensor_._of(np.eye(A.shape[-1], dtype=matrices.dtype))
+    return where(failed, math.nan, engine.apply(op, where(failed, eye, A))), engine.Tensor_._of(info)
 
 
 def _zero_pivot(matrix: Any) -> int:
@@ -257,7 +257,7 @@ def solve_triangular(
     _same_type(name, A, B)
     T = A
     if unitriangular:
-        T = (triu if upper else tril)(A, 1 if upper else -1) + engine.Tensor_(
+        T = (triu if upper else tril)(A, 1 if upper else -1) + engine.Tensor_._of(
             np.eye(A.shape[-1], dtype=A._array.dtype)
         )
     if not left:
@@ -297,7 +297,7 @@ def cholesky_solve(input: Tensor, input2: Tensor, upper: bool = False) -> Tensor
 def cholesky_inverse(input: Tensor, upper: bool = False) -> Tensor:
     """The inverse of ``input @ input.mT`` (``input.mT @ input`` if ``upper``)."""
     _matrices("cholesky_inverse", input, square=True)
-    eye = engine.Tensor_(
+    eye = engine.Tensor_._of(
         np.broadcast_to(np.eye(input.shape[-1], dtype=input._array.dtype), input._array.shape)
     )
     return cholesky_solve(eye, input, upper)
@@ -346,7 +346,7 @@ def matrix_rank(
     x = A._array
     s = abs(np.linalg.eigvalsh(x)) if hermitian else np.linalg.svd(x, compute_uv=False)
     limit = np.maximum(atol, rtol * s.max(-1, initial=0))
-    return engine.Tensor_(np.asarray((s > limit[..., None]).sum(-1, dtype=np.int64)))  # type: ignore[no-any-return]
+    return engine.Tensor_._of(np.asarray((s > limit[..., None]).sum(-1, dtype=np.int64)))  # type: ignore[no-any-return]
 
 
 def lstsq(A: Tensor, B: Tensor, rcond: Any = None, *, driver: str | None = None) -> Lstsq:
@@ -378,11 +378,15 @@ def lstsq(A: Tensor, B: Tensor, rcond: Any = None, *, driver: str | None = None)
     x = matmul(pinv(A, rtol=rtol), right)
     m, n = A.shape[-2:]
     rank = matrix_rank(A, rtol=rtol)
-    empty = engine.Tensor_(np.empty(0, A._array.dtype))
+    empty = engine.Tensor_._of(np.empty(0, A._array.dtype))
     full = driver in ("gels", "gelsd", "gelss") and m > n and bool((rank._array == n).all())
     residuals = (matmul(A, x) - right).square().sum(-2) if full else x.reshape(-1)[:0]
-    s = engine.Tensor_(np.linalg.svd(A._array, compute_uv=False)) if driver in ("gelsd", "gelss") else empty
-    known = rank if driver != "gels" else engine.Tensor_(np.empty(0, np.int64))
+    s = (
+        engine.Tensor_._of(np.linalg.svd(A._array, compute_uv=False))
+        if driver in ("gelsd", "gelss")
+        else empty
+    )
+    known = rank if driver != "gels" else engine.Tensor_._of(np.empty(0, np.int64))
     return Lstsq(x.squeeze(-1) if vector else x, residuals, known, s)
 
 
@@ -463,7 +467,7 @@ def qr(A: Tensor, mode: str = "reduced") -> QR:
         _, R = engine.apply(
             _without_gradient(ops.qr, "qr with mode='r', which computes no Q"), A, mode="reduced"
         )
-        return QR(engine.Tensor_(np.empty(0, A._array.dtype)), R)
+        return QR(engine.Tensor_._of(np.empty(0, A._array.dtype)), R)
     return QR(*engine.apply(ops.qr, A, mode=mode))
 
 
@@ -552,7 +556,7 @@ def matrix_power(input: Tensor, n: int) -> Tensor:
         raise RuntimeError(f"linalg.matrix_power(): needs square matrices, got shape {list(input.shape)}")
     n = operator.index(n)
     if n == 0:
-        ones: Tensor = engine.Tensor_(
+        ones: Tensor = engine.Tensor_._of(
             np.zeros_like(input._array) + np.eye(input.shape[-1], dtype=input._array.dtype)
         )
         return ones + 0 * input

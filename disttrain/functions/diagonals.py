@@ -120,7 +120,7 @@ def _triangle_indices(
         raise RuntimeError(f"{name}(): dtype must be int64 or int32, got {kind}")
     mask = np.tri(row, col, offset - 1 if upper else offset, dtype=bool)
     places = np.stack(np.nonzero(~mask if upper else mask)).astype(kind.numpy)
-    t: Tensor = engine.Tensor_(places)
+    t: Tensor = engine.Tensor_._of(places)
     return t if device is None else t.to(device)
 
 

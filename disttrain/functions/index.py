@@ -174,8 +174,8 @@ def _as_value(value: Any, dtype: np.dtype[Any]) -> Tensor:
         raise TypeError(f"cannot assign {type(value).__name__} {value!r:.80}; make it a tensor first")
     if dtype.itemsize == 2 and dtype.kind in "fV" and isinstance(value, float):
         with np.errstate(over="ignore"):  # to infinity, as PyTorch's halves here
-            return engine.Tensor_(np.asarray(value).astype(dtype))  # type: ignore[no-any-return]
-    return engine.Tensor_(filled("__setitem__", partial(np.asarray, dtype=dtype), value, dtype))  # type: ignore[no-any-return]
+            return engine.Tensor_._of(np.asarray(value).astype(dtype))  # type: ignore[no-any-return]
+    return engine.Tensor_._of(filled("__setitem__", partial(np.asarray, dtype=dtype), value, dtype))  # type: ignore[no-any-return]
 
 
 def _fitting(x: Tensor, key: tuple[Any, ...], value: Tensor, accumulate: bool) -> Tensor:

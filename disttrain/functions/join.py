@@ -223,7 +223,7 @@ def _common(tensors: Sequence[Tensor], deciding: Sequence[Tensor]) -> list[Tenso
     """Return the tensors in the type that those ``deciding`` have in common; the number of dimensions is no matter."""
     kind = deciding[0]._array.dtype
     if any(x._array.dtype != kind for x in deciding):
-        kind = promote(*[engine.Tensor_(np.empty(1, x._array.dtype)) for x in deciding])[0]._array.dtype
+        kind = promote(*[engine.Tensor_._of(np.empty(1, x._array.dtype)) for x in deciding])[0]._array.dtype
     return [cast(x, kind) for x in tensors]
 
 
@@ -305,7 +305,7 @@ def block_diag(*tensors: Tensor) -> Tensor:
                 f"block_diag() takes tensors of at most 2 dimensions, tensor {i} has shape {list(x.shape)}"
             )
     if not tensors:
-        return engine.Tensor_(np.zeros((1, 0), np.float32))  # type: ignore[no-any-return]
+        return engine.Tensor_._of(np.zeros((1, 0), np.float32))  # type: ignore[no-any-return]
     blocks = [atleast_2d(x) for x in tensors]
     blocks = _common(blocks, blocks)
     width = sum(b.shape[1] for b in blocks)
@@ -385,10 +385,10 @@ def combinations(input: Tensor, r: int = 2, with_replacement: bool = False) -> T
     if r < 0:
         raise RuntimeError(f"combinations(): r must not be negative, got {r}")
     if r == 0:
-        return engine.Tensor_(np.empty(0, input._array.dtype))  # type: ignore[no-any-return]
+        return engine.Tensor_._of(np.empty(0, input._array.dtype))  # type: ignore[no-any-return]
     n = input.numel()
     choose = itertools.combinations_with_replacement if with_replacement else itertools.combinations
     count = math.comb(n + r - 1, r) if with_replacement and n else math.comb(n, r)
     flat = itertools.chain.from_iterable(choose(range(n), r))
     rows = np.fromiter(flat, np.int64, count * r).reshape(count, r)
-    return input[engine.Tensor_(rows)]
+    return input[engine.Tensor_._of(rows)]

@@ -56,7 +56,7 @@ def _kind(name: str, dtype: Any, default: dtypes.dtype | None = None) -> dtypes.
 
 def _finish(values: Any, kind: dtypes.dtype, device: Any, requires_grad: bool) -> Tensor:
     with np.errstate(over="ignore"):
-        t: Tensor = engine.Tensor_(np.asarray(values).astype(kind.numpy, copy=False))
+        t: Tensor = engine.Tensor_._of(np.asarray(values).astype(kind.numpy, copy=False))
     if device is not None:
         t = t.to(device)
     return t.requires_grad_() if requires_grad else t
@@ -302,7 +302,7 @@ def _probability(name: str, p: Any) -> float:
 
 def _drawn(input: Tensor, values: Any) -> Tensor:
     """Return numbers in the type of ``input`` that depend on it, with gradient zero."""
-    t: Tensor = engine.Tensor_(np.asarray(values).astype(input._array.dtype))
+    t: Tensor = engine.Tensor_._of(np.asarray(values).astype(input._array.dtype))
     return engine.apply(elementwise.copy_from, input, t) if input.requires_grad else t
 
 
@@ -404,7 +404,7 @@ def multinomial(
         with np.errstate(divide="ignore"):  # what has no weight comes last
             times = -kernels.log(u.reshape(-1)).reshape(shape) / rows
         picked = np.argsort(times, axis=-1, kind="stable")[:, :num_samples]
-    return engine.Tensor_(picked.astype(np.int64).reshape(*input.shape[:-1], num_samples))  # type: ignore[no-any-return]
+    return engine.Tensor_._of(picked.astype(np.int64).reshape(*input.shape[:-1], num_samples))  # type: ignore[no-any-return]
 
 
 def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
@@ -584,7 +584,7 @@ def _floats(name: str, input: Tensor) -> np.dtype[Any]:
 
 def _write(input: Tensor, values: Any) -> Tensor:
     with np.errstate(over="ignore", invalid="ignore"):
-        t: Tensor = engine.Tensor_(np.asarray(values).astype(input._array.dtype, copy=False))
+        t: Tensor = engine.Tensor_._of(np.asarray(values).astype(input._array.dtype, copy=False))
     return copy_(input, t)
 
 

@@ -54,7 +54,7 @@ def repeat_interleave(
         RuntimeError: a number is negative, there are too few or too many, or ``output_size`` is wrong.
     """
     if repeats is None:
-        return repeat_interleave(engine.Tensor_(np.arange(input.numel())), input, 0)
+        return repeat_interleave(engine.Tensor_._of(np.arange(input.numel())), input, 0)
     if dim is None:
         return repeat_interleave(ravel(input), repeats, 0, output_size=output_size)
     if not input.ndim:

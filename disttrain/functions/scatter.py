@@ -82,7 +82,7 @@ def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Te
     where = indices._array
     if where.size and where.min() < 0:  # counted from the end, as PyTorch allows here and not in gather
         where = np.where(where < 0, where + n, where)
-    return gather(x, d, expand(engine.Tensor_(where), size))
+    return gather(x, d, expand(engine.Tensor_._of(where), size))
 
 
 def _arguments(name: str, input: Tensor, dim: int, index: Tensor, src: Any) -> tuple[int, Any]:
@@ -111,7 +111,9 @@ def _scattered(
     name: str, op: Any, input: Tensor, dim: int, index: Tensor, src: Any, **options: Any
 ) -> Tensor:
     d, where = _arguments(name, input, dim, index, src)
-    value = src if isinstance(src, engine.Tensor_) else engine.Tensor_(np.asarray(src, input._array.dtype))
+    value = (
+        src if isinstance(src, engine.Tensor_) else engine.Tensor_._of(np.asarray(src, input._array.dtype))
+    )
     if not input.ndim or not where.ndim:  # a tensor without dimensions counts as a vector of one
         one = value if op is ops.scatter and not isinstance(src, engine.Tensor_) else value.reshape(-1)
         flat = engine.apply(op, input.reshape(-1), where.reshape(-1), one, axis=0, **options)
@@ -149,7 +151,7 @@ def scatter(
     if reduce not in ("add", "multiply"):
         raise RuntimeError(f"scatter(): reduce must be 'add' or 'multiply', got {reduce!r}")
     if not isinstance(what, engine.Tensor_):
-        what = engine.Tensor_(np.full(index.shape, what, input._array.dtype))
+        what = engine.Tensor_._of(np.full(index.shape, what, input._array.dtype))
     if reduce == "add":
         return _scattered("scatter", ops.scatter_add, input, dim, index, what)
     return _scattered(
@@ -285,7 +287,7 @@ def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
         v = value.to(input.dtype)
     else:
         kind = input._array.dtype
-        v = engine.Tensor_(np.asarray(fitting("index_fill", as_operand(value), kind), kind))
+        v = engine.Tensor_._of(np.asarray(fitting("index_fill", as_operand(value), kind), kind))
     x = input if input.ndim else input.reshape(1)
     out = engine.apply(index_ops.put, x, v, key=key, accumulate=False)
     return out if input.ndim else out.reshape(())  # type: ignore[no-any-return]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def _several(*results: Array | None) -> Any:
     """Return the arrays that are there as Tensors: one, or a tuple."""
-    tensors = tuple([engine.Tensor_(r) for r in results if r is not None])
+    tensors = tuple([engine.Tensor_._of(r) for r in results if r is not None])
     return tensors if len(tensors) > 1 else tensors[0]
 
 
@@ -129,7 +129,7 @@ def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, inve
             _comparable((t._array if isinstance(t, engine.Tensor_) else np.asarray(t)).astype(kind))
             for t in (elements, test_elements)
         )
-    return engine.Tensor_(np.isin(x, y, assume_unique=False, invert=invert))  # type: ignore[no-any-return]
+    return engine.Tensor_._of(np.isin(x, y, assume_unique=False, invert=invert))  # type: ignore[no-any-return]
 
 
 def searchsorted(
@@ -193,7 +193,7 @@ def searchsorted(
         places = np.empty(values.shape, np.int64)
         for row in np.ndindex(values.shape[:-1]):
             places[row] = np.searchsorted(sequence[row], values[row], side=found)
-    return engine.Tensor_(np.asarray(places).astype(np.int32 if out_int32 else np.int64))  # type: ignore[no-any-return]
+    return engine.Tensor_._of(np.asarray(places).astype(np.int32 if out_int32 else np.int64))  # type: ignore[no-any-return]
 
 
 def _in_order(sorted_sequence: Tensor, sorter: Tensor) -> Array:
@@ -237,14 +237,14 @@ def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -
     if x.ndim != 1 or (x.size and x.min() < 0):
         raise RuntimeError("bincount() needs a vector of integers of at least 0")
     if weights is None or not x.size:
-        return engine.Tensor_(np.bincount(x, minlength=minlength).astype(np.int64))  # type: ignore[no-any-return]
+        return engine.Tensor_._of(np.bincount(x, minlength=minlength).astype(np.int64))  # type: ignore[no-any-return]
     if weights.shape != input.shape:
         raise RuntimeError(
             f"bincount(): weights must have the shape {list(input.shape)} of input, got {list(weights.shape)}"
         )
     kind = np.float32 if weights.dtype is dtypes.float32 else np.float64
     totals = np.bincount(x, weights._array.astype(np.float64), minlength)
-    return engine.Tensor_(totals.astype(kind))  # type: ignore[no-any-return]
+    return engine.Tensor_._of(totals.astype(kind))  # type: ignore[no-any-return]
 
 
 def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:
@@ -271,4 +271,4 @@ def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Ten
     x = x[(x >= low) & (x <= high)]
     places = np.minimum(((x - low) * bins / (high - low)).astype(np.int64), bins - 1)
     counts = np.bincount(places, minlength=bins)
-    return engine.Tensor_(counts.astype(input._array.dtype))  # type: ignore[no-any-return]
+    return engine.Tensor_._of(counts.astype(input._array.dtype))  # type: ignore[no-any-return]

@@ -139,7 +139,7 @@ def _median(name: str, input: Tensor, dim: int | None, keepdim: bool, *, skip_na
 def _least(input: Tensor) -> Tensor:
     """Return the lowest number of the type, which PyTorch gives for the median of no integers."""
     kind = input._array.dtype
-    return engine.Tensor_(np.asarray(np.iinfo(kind).min, kind))  # type: ignore[no-any-return]
+    return engine.Tensor_._of(np.asarray(np.iinfo(kind).min, kind))  # type: ignore[no-any-return]
 
 
 @numpy_names
@@ -205,7 +205,7 @@ def _quantile(
         if q.dtype is not input.dtype:
             raise RuntimeError(f"{name}(): q must be of {input.dtype} as input is, got {q.dtype}")
     else:
-        q = engine.Tensor_(np.asarray(q, input._array.dtype))
+        q = engine.Tensor_._of(np.asarray(q, input._array.dtype))
     if q.ndim > 1:
         raise RuntimeError(f"{name}(): q must be a number or a vector, got shape {list(q.shape)}")
     if ((q < 0) | (q > 1)).any():
@@ -221,7 +221,7 @@ def _quantile(
     if skip_nan:
         last = (n - 1 - nans.sum(-1, keepdim=True)).clamp(min=0).to(q.dtype)
     else:
-        last = engine.Tensor_(np.full((), n - 1, q._array.dtype))
+        last = engine.Tensor_._of(np.full((), n - 1, q._array.dtype))
     ranks = q.reshape(-1) * last  # (..., number of q)
     ranks = ranks.expand(*ordered.shape[:-1], q.numel())
     if not skip_nan:

@@ -98,7 +98,7 @@ def watch(*xs: Array, seen: Callable[[Grads], Grads]) -> Result:
 def watch_vjp(g: Any, needs: tuple[bool, ...], seen: Callable[[Grads], Grads]) -> Grads:
     grads = tuple(g) if isinstance(g, tuple | list) else (g,)
     plain = any(is_array(v) for v in grads)
-    result = seen(tuple(Tensor(v) if is_array(v) else v for v in grads))
+    result = seen(tuple(Tensor._of(v) if is_array(v) else v for v in grads))
     return tuple(v._array if plain and isinstance(v, Tensor) else v for v in result)
 
 

@@ -288,7 +288,7 @@ def _fans(tensor: Tensor) -> tuple[int, int]:
 
 def _write(tensor: Tensor, values: Any) -> Tensor:
     with no_grad():
-        return tensor.copy_(Tensor(values).to(tensor.dtype).to(tensor.device))
+        return tensor.copy_(Tensor._of(values).to(tensor.dtype).to(tensor.device))
 
 
 def _deprecated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -212,7 +212,7 @@ class SyncBatchNorm(_BatchNorm):
         running = [self.running_mean, self.running_var] if self.track_running_stats else [None, None]
 
         def total(x: Array) -> Array:
-            summed = Tensor(x)
+            summed = Tensor._of(x)
             distributed.all_reduce(summed, group=group)
             return summed._array
 

@@ -26,9 +26,10 @@ class Parameter(Tensor):
     """
 
     def __init__(self, data: Tensor | None = None, requires_grad: bool = True) -> None:
-        super().__init__(0 if data is None else _array_of("Parameter", data))
-        if data is not None:
-            self._version_counter = data._version_counter
+        if data is None:
+            super().__init__()
+        else:
+            self._array, self._version_counter = _array_of("Parameter", data), data._version_counter
         if requires_grad:
             self.requires_grad_()
 
@@ -55,9 +56,10 @@ class Buffer(Tensor):
     persistent: bool = True
 
     def __init__(self, data: Tensor | None = None, *, persistent: bool = True) -> None:
-        super().__init__(0 if data is None else _array_of("Buffer", data))
-        if data is not None:
-            self._version_counter = data._version_counter
+        if data is None:
+            super().__init__()
+        else:
+            self._array, self._version_counter = _array_of("Buffer", data), data._version_counter
         self.persistent = persistent
 
 
@@ -106,7 +108,7 @@ class UninitializedTensorMixin(Tensor):
     @property
     def data(self) -> Tensor:
         """A tensor without elements, of the dtype and the device."""
-        return Tensor(self.__dict__["_array"])
+        return Tensor._of(self.__dict__["_array"])
 
     @data.setter
     def data(self, value: Tensor) -> None:

@@ -413,7 +413,7 @@ class Transformer(Module):
         """Return the causal mask ``(sz, sz)``: minus infinity above the diagonal, 0 elsewhere."""
         kind = context.current().default_dtype if dtype is None else dtypes.as_dtype(dtype)
         mask = np.triu(np.full((sz, sz), -math.inf, np.float64), 1).astype(kind.numpy)
-        return Tensor(mask) if device is None else Tensor(mask).to(device)
+        return Tensor._of(mask) if device is None else Tensor._of(mask).to(device)
 
 
 def _activation(activation: Activation) -> Callable[[Tensor], Tensor]:

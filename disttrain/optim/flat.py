@@ -180,7 +180,7 @@ class FlatParameters:
                 part[...] = to_host(held._array) if isinstance(part, np.ndarray) else held._array
             else:  # a number, as PyTorch's optimizers once kept their steps
                 part[...] = held
-            state[name] = Tensor(part)
+            state[name] = Tensor._of(part)
         return fresh
 
     def make_state(

@@ -152,8 +152,8 @@ class LBFGS(Optimizer):
                 break
         if iterations:
             memory.keep(state)
-            state["d"], state["t"] = Tensor(direction), t
-            state["prev_flat_grad"], state["prev_loss"] = Tensor(before), loss_before
+            state["d"], state["t"] = Tensor._of(direction), t
+            state["prev_flat_grad"], state["prev_loss"] = Tensor._of(before), loss_before
         return first_loss
 
     def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, float, Array]:
@@ -199,10 +199,10 @@ class _Memory:
         return memory
 
     def keep(self, state: dict[str, Any]) -> None:
-        state["old_dirs"] = [Tensor(a) for a in self.changes]
-        state["old_stps"] = [Tensor(a) for a in self.steps]
-        state["ro"] = [Tensor(_scalar(r, a)) for r, a in zip(self.inverses, self.changes, strict=True)]
-        state["H_diag"] = Tensor(_scalar(self.scale, self.changes[-1])) if self.changes else self.scale
+        state["old_dirs"] = [Tensor._of(a) for a in self.changes]
+        state["old_stps"] = [Tensor._of(a) for a in self.steps]
+        state["ro"] = [Tensor._of(_scalar(r, a)) for r, a in zip(self.inverses, self.changes, strict=True)]
+        state["H_diag"] = Tensor._of(_scalar(self.scale, self.changes[-1])) if self.changes else self.scale
 
     def clear(self) -> None:
         self.changes, self.steps, self.inverses, self.scale = [], [], [], 1.0

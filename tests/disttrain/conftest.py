@@ -276,17 +276,17 @@ def differences() -> Callable[..., None]:
                 sum(np.sum(np.broadcast_to(grads[i], np.shape(grads[i])) * along[i]) for i in floats)
             )
 
-        tensors = [dt.Tensor(a.copy()).requires_grad_() if i in along else a for i, a in enumerate(args)]
-        tensors = [dt.Tensor(t) if isinstance(t, np.ndarray) else t for t in tensors]
+        tensors = [dt.Tensor._of(a.copy()).requires_grad_() if i in along else a for i, a in enumerate(args)]
+        tensors = [dt.Tensor._of(t) if isinstance(t, np.ndarray) else t for t in tensors]
         result = engine.apply(op, *tensors, **options)
         roots = [
             (r, w) for r, w in zip(result if several else (result,), weights, strict=True) if w is not None
         ]
         leaves = [tensors[i] for i in floats]
         firsts = dt.autograd.grad(
-            [r for r, _ in roots], leaves, [dt.Tensor(w) for _, w in roots], create_graph=True
+            [r for r, _ in roots], leaves, [dt.Tensor._of(w) for _, w in roots], create_graph=True
         )
-        total = sum((g * dt.Tensor(along[i])).sum() for g, i in zip(firsts, floats, strict=True))
+        total = sum((g * dt.Tensor._of(along[i])).sum() for g, i in zip(firsts, floats, strict=True))
         np.testing.assert_allclose(
             total.item(), directional(*args), rtol=1e-9, atol=1e-9, err_msg=op.__name__
         )

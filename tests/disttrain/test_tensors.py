@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,15 @@ def test_copies_of_leaves() -> None:
 
 def test_the_constructor_takes_lists_and_arrays() -> None:
     assert dt.Tensor([1, 2]).dtype is dt.float32
-    assert dt.Tensor(np.zeros(2)).dtype is dt.float64
+    assert dt.Tensor(np.zeros(2)).dtype is dt.float32  # as PyTorch: of an array too
+    assert dt.Tensor(np.arange(2)).tolist() == [0.0, 1.0]
+    assert dt.Tensor(np.int64(3)).shape == (3,)
     assert dt.Tensor.full_(3).item() == 3
     assert dt.Tensor.__init__ is not object.__init__
+
+
+def test_the_library_wraps_arrays_and_converts_none() -> None:
+    """``Tensor(array)`` converts, as PyTorch's; what the library computed keeps its type, by ``Tensor._of(array)``."""
+    sources = Path(dt.__file__).parent.rglob("*.py")
+
+    assert not [str(s) for s in sources if "Tensor_(" in s.read_text()]

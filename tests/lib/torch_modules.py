@@ -90,7 +90,7 @@ def _layer_to_ours(layer: torch.nn.Module) -> Any:
 
 def state_to_ours(layer: torch.nn.Module) -> dict[str, Any]:
     return {
-        k: dt.Tensor(to_numpy(v.clone()))
+        k: dt.Tensor._of(to_numpy(v.clone()))
         for k, v in layer.state_dict().items()
         if isinstance(v, torch.Tensor)
     }
@@ -168,7 +168,7 @@ def run_sample(score: Score, entry: Any, ours: Any, sample: Any, dtype: torch.dt
     their_grads, error = attempt(gradients, want, leaves, torch, gs)
     if error is not None:
         return
-    our_grads, error = attempt(gradients, got, our_leaves, dt, [dt.Tensor(to_numpy(g)) for g in gs])
+    our_grads, error = attempt(gradients, got, our_leaves, dt, [dt.Tensor._of(to_numpy(g)) for g in gs])
     failure = f"{error!r}" if error else gradient_difference(our_grads, their_grads, "gradient")
     score.note("gradient", failure and f"{at}: {failure}")
 

@@ -51,7 +51,7 @@ def to_ours(x: Any, requires_grad: bool | None = None) -> Any:
     if isinstance(x, torch.Tensor):
         if x.dtype.is_complex or x.layout is not torch.strided or x.device.type != "cpu" or x.is_quantized:
             raise Foreign(f"{x.dtype} {x.layout} {x.device}")
-        ours = dt.Tensor(to_numpy(x))
+        ours = dt.Tensor._of(to_numpy(x))
         wanted = x.requires_grad if requires_grad is None else requires_grad
         return ours.requires_grad_() if wanted else ours
     if isinstance(x, torch.dtype):
@@ -345,7 +345,9 @@ def run_sample(
     if len([o for o in tensors_in(got, dt.Tensor) if o.requires_grad]) != len(roots):
         score.note("gradient", f"{at}: other outputs require a gradient than PyTorch's")
         return
-    our_grads, error = attempt(gradients, got, our_leaves, dt, [dt.Tensor(to_numpy(g)) for g in gs], second)
+    our_grads, error = attempt(
+        gradients, got, our_leaves, dt, [dt.Tensor._of(to_numpy(g)) for g in gs], second
+    )
     failure = f"{error!r}" if error else gradient_difference(our_grads, their_grads, "gradient")
     score.note("gradient", failure and f"{at}: {failure}")
     if failure or not second:
@@ -360,7 +362,7 @@ def run_sample(
         return
     kept = [(f, g) for f, g in zip(firsts, gs, strict=True) if f is not None and f.requires_grad]
     our_grads, error = attempt(
-        gradients, [f for f, _ in kept], our_leaves, dt, [dt.Tensor(to_numpy(g)) for _, g in kept]
+        gradients, [f for f, _ in kept], our_leaves, dt, [dt.Tensor._of(to_numpy(g)) for _, g in kept]
     )
     failure = f"{error!r}" if error else gradient_difference(our_grads, their_grads, "second gradient")
     score.note("second", failure and f"{at}: {failure}")

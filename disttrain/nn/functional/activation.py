@@ -63,7 +63,9 @@ def gumbel_softmax(
     if eps != 1e-10:
         warnings.warn("gumbel_softmax: eps has no effect; leave it out", stacklevel=2)
     u = (random.bits32(logits.numel()) + 0.5) * 2.0**-32  # in (0, 1): both logarithms are finite
-    noise = Tensor((-np.log(-np.log(u))).reshape(logits.shape).astype(logits._array.dtype)).to(logits.device)
+    noise = Tensor._of((-np.log(-np.log(u))).reshape(logits.shape).astype(logits._array.dtype)).to(
+        logits.device
+    )
     soft = activation.softmax((logits + noise) / tau, dim)
     if not hard:
         return soft

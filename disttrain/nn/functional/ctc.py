@@ -69,7 +69,7 @@ def ctc_loss(
         ctc.ctc_loss, x, padded, steps, labels, blank=blank, zero_infinity=zero_infinity
     )
     if reduction == "mean":
-        return (loss / Tensor(np.maximum(labels, 1).astype(loss._array.dtype)).to(loss.device)).mean()
+        return (loss / Tensor._of(np.maximum(labels, 1).astype(loss._array.dtype)).to(loss.device)).mean()
     if reduction == "sum":
         return loss.sum()
     return loss.squeeze(0) if single else loss

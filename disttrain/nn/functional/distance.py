@@ -66,5 +66,7 @@ def pdist(input: Tensor, p: float = 2.0) -> Tensor:
         )
     if not p >= 0:
         raise RuntimeError(f"pdist() supports only non-negative p values, got {p}")
-    first, second = (Tensor(i.astype(np.int64)).to(input.device) for i in np.triu_indices(input.shape[0], 1))
+    first, second = (
+        Tensor._of(i.astype(np.int64)).to(input.device) for i in np.triu_indices(input.shape[0], 1)
+    )
     return norm(input.index_select(0, first) - input.index_select(0, second), p, 1)

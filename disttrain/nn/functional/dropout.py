@@ -153,8 +153,10 @@ def _saturate(input: Tensor, p: float, inplace: bool, shape: tuple[int, ...]) ->
     low = -SELU_SCALE * SELU_ALPHA  # the limit of SELU at minus infinity
     kept = random.bits32(math.prod(shape)).reshape(shape) >= round(p * 2**32)
     scale = (1 - p + low * low * p * (1 - p)) ** -0.5 if p < 1 else 0.0
-    factor = Tensor((kept * scale).astype(input._array.dtype)).to(input.device)
-    offset = Tensor(((~kept) * (low * scale) - low * p * scale).astype(input._array.dtype)).to(input.device)
+    factor = Tensor._of((kept * scale).astype(input._array.dtype)).to(input.device)
+    offset = Tensor._of(((~kept) * (low * scale) - low * p * scale).astype(input._array.dtype)).to(
+        input.device
+    )
     if inplace:
         return input.mul_(factor).add_(offset)
     return input * factor + offset

@@ -554,7 +554,7 @@ def _fractional(
         )
     where = _fractional_places(images._array, kernel, size, drawn)
     out = engine.apply(pool.gather_pixels, images, where)
-    return _with_places(out, Tensor(where), batched, return_indices)
+    return _with_places(out, Tensor._of(where), batched, return_indices)
 
 
 def _fractional_places(x: Any, kernel: tuple[int, ...], size: tuple[int, ...], samples: Any) -> Any:

@@ -155,8 +155,8 @@ def embedding_bag(
     scale = None if per_sample_weights is None else per_sample_weights.reshape(-1)
     if padding_idx is not None:
         kept = to_host(flat._array) != padding_idx
-        flat, bags = flat[Tensor(kept)], bags[kept]
-        scale = None if scale is None else scale[Tensor(kept)]
+        flat, bags = flat[Tensor._of(kept)], bags[kept]
+        scale = None if scale is None else scale[Tensor._of(kept)]
     each: Tensor = engine.apply(
         ops.embedding, weight, flat, padding_idx=None, by_frequency=scale_grad_by_freq
     )
@@ -169,7 +169,7 @@ def embedding_bag(
     if mode == "sum":
         return total
     sizes = np.maximum(np.bincount(bags, minlength=count), 1)[:, None]
-    return total / Tensor(sizes.astype(total._array.dtype)).to(total.device)
+    return total / Tensor._of(sizes.astype(total._array.dtype)).to(total.device)
 
 
 def _bags(input: Tensor, offsets: Tensor | None, include_last: bool) -> tuple[np.ndarray[Any, Any], int]:

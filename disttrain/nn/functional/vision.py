@@ -113,7 +113,7 @@ def _resize_bytes(input: Tensor, maps: Maps) -> Tensor:
         fixed = AxisMap(starts, places % m.size, weight, m.size)
         wide = axes_ops.map_axes(x.astype(np.int64), maps=((axis, fixed),))[0]
         x = np.clip((wide + (1 << (bits - 1))) >> bits, 0, 255).astype(np.uint8)
-    return Tensor(x.copy() if x is input._array else x)
+    return Tensor._of(x.copy() if x is input._array else x)
 
 
 def _new_size(old: Any, size: Any, scale_factor: Any) -> tuple[tuple[int, ...], tuple[float | None, ...]]:
@@ -341,7 +341,7 @@ def affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool | None =
         raise RuntimeError(f"affine_grid: sizes must be at least 1, got {tuple(size)}")
     steps = [_steps(m, bool(align_corners)) for m in size[2:]]
     places = np.stack([*np.meshgrid(*steps, indexing="ij")[::-1], np.ones(tuple(size[2:]))], -1)
-    base = Tensor(places.reshape(-1, n + 1).astype(theta._array.dtype))
+    base = Tensor._of(places.reshape(-1, n + 1).astype(theta._array.dtype))
     return (base @ theta.transpose(1, 2)).reshape(size[0], *size[2:], n)
 
 
@@ -410,15 +410,15 @@ def grid_sample(
         at = [np.rint(x._array.astype(np.float64)) for x in places]
         nearest = _pixels(input, at)
         if grid.requires_grad:  # it has a gradient, of zeros
-            return nearest + grid.where(Tensor(np.zeros((), bool)), 0.0).sum(-1).unsqueeze(1)
+            return nearest + grid.where(Tensor._of(np.zeros((), bool)), 0.0).sum(-1).unsqueeze(1)
         return nearest
     pixels: list[list[Any]] = []
     weights: list[list[Tensor]] = []
     for x, m in zip(places, sizes, strict=True):
         low = np.floor(x._array.astype(np.float64))
-        part = x - Tensor(low.astype(x._array.dtype))
+        part = x - Tensor._of(low.astype(x._array.dtype))
         if mode == "bicubic":
-            around = [Tensor(low + k) for k in range(-1, 3)]
+            around = [Tensor._of(low + k) for k in range(-1, 3)]
             pixels.append([_inside(p, m, padding_mode, aligned)._array for p in around])
             weights.append(_cubic_weights(part))
         else:
@@ -443,10 +443,10 @@ def _inside(x: Tensor, m: int, padding_mode: str, aligned: bool) -> Tensor:
             return x * 0
         away = (x - low).abs()
         turns = np.floor(away._array.astype(np.float64) / span)
-        rest = away - Tensor((turns * span).astype(x._array.dtype))
-        odd = Tensor(turns % 2 == 1)
+        rest = away - Tensor._of((turns * span).astype(x._array.dtype))
+        odd = Tensor._of(turns % 2 == 1)
         x = (span - rest).where(odd, rest) + low
-    edge = Tensor(np.clip(np.where(np.isnan(x._array), x._array.dtype.type(0), x._array), 0, m - 1))
+    edge = Tensor._of(np.clip(np.where(np.isnan(x._array), x._array.dtype.type(0), x._array), 0, m - 1))
     return x.where((x > 0) & (x < m - 1), edge)  # no gradient at the edge itself, as in PyTorch
 
 

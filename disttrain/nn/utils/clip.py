@@ -79,7 +79,7 @@ def get_total_norm(
         )
     xp = get_array_module(*arrays)
     kind = xp.float64 if any(a.dtype == xp.float64 for a in arrays) else xp.float32
-    return Tensor(xp.asarray(total, kind))
+    return Tensor._of(xp.asarray(total, kind))
 
 
 def _norm(arrays: list[Any], order: float) -> float:

@@ -134,7 +134,7 @@ def invert_permutation(permutation: Tensor | None) -> Tensor | None:
         return None
     inverse = np.empty_like(permutation._array)
     inverse[permutation._array] = np.arange(len(inverse))
-    return Tensor(inverse)
+    return Tensor._of(inverse)
 
 
 def pack_padded_sequence(
@@ -190,7 +190,9 @@ def pack_padded_sequence(
     flat = input.reshape(shape[0] * shape[1], *shape[2:])
     data = engine.apply(ops.take_rows, flat, rows=rows)
     device = input.device
-    return PackedSequence(data, Tensor(batch_sizes), None if order is None else Tensor(order).to(device))
+    return PackedSequence(
+        data, Tensor._of(batch_sizes), None if order is None else Tensor._of(order).to(device)
+    )
 
 
 def pad_packed_sequence(
@@ -230,7 +232,7 @@ def pad_packed_sequence(
         ops.put_rows, sequence.data, rows=rows, size=steps * batch, fill=padding_value
     )
     first, second = (batch, steps) if batch_first else (steps, batch)
-    return padded.reshape(first, second, *padded.shape[1:]), Tensor(lengths)
+    return padded.reshape(first, second, *padded.shape[1:]), Tensor._of(lengths)
 
 
 def _batch_sizes(lengths: Array) -> Array:

@@ -288,7 +288,7 @@ def resize(
         return img
     if mode not in ("nearest", "nearest-exact", "bilinear", "bicubic"):
         raise ValueError(f"This interpolation mode is unsupported with Tensor input: {mode}")
-    return Tensor(resampling.resize(img._array, new_height, new_width, mode, bool(antialias)))
+    return Tensor._of(resampling.resize(img._array, new_height, new_width, mode, bool(antialias)))
 
 
 def crop(img: Any, top: int, left: int, height: int, width: int) -> Any:
@@ -362,7 +362,7 @@ def pad(img: Any, padding: Any, fill: Any = 0, padding_mode: str = "constant") -
         raise ValueError("Padding mode should be either constant, edge, reflect or symmetric")
     left, top, right, bottom = four if len(four) == 4 else (four * 4 if len(four) == 1 else four * 2)
     if isinstance(img, Tensor):
-        return Tensor(_pad(img._array, img.ndim - 2, left, top, right, bottom, fill, padding_mode))
+        return Tensor._of(_pad(img._array, img.ndim - 2, left, top, right, bottom, fill, padding_mode))
     if padding_mode == "constant":
         given = list(fill) if isinstance(fill, list | tuple) else [fill]
         bands = len(img.getbands())
@@ -445,7 +445,7 @@ def rotate(
         return img.rotate(angle, _PIL_FILTERS[mode], expand, center, fillcolor=color)
     if mode not in ("nearest", "bilinear"):
         raise ValueError(f"a Tensor is turned with nearest or bilinear interpolation, got {mode}")
-    return Tensor(resampling.rotate(img._array, angle, mode, expand, center, fill))
+    return Tensor._of(resampling.rotate(img._array, angle, mode, expand, center, fill))
 
 
 def erase(img: Any, i: int, j: int, h: int, w: int, v: Any, inplace: bool = False) -> Any:
@@ -554,7 +554,7 @@ def adjust_hue(img: Any, hue_factor: float) -> Any:
     if not -0.5 <= hue_factor <= 0.5:
         raise ValueError(f"hue_factor ({hue_factor}) is not in [-0.5, 0.5].")
     if isinstance(img, Tensor):
-        return img if get_dimensions(img)[0] == 1 else Tensor(resampling.turn_hue(img._array, hue_factor))
+        return img if get_dimensions(img)[0] == 1 else Tensor._of(resampling.turn_hue(img._array, hue_factor))
     _check(img)
     if img.mode in ("L", "1", "I", "F"):
         return img

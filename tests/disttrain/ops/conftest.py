@@ -93,7 +93,11 @@ def compare() -> Callable[..., None]:
             return total, grad_of(total, [*leaves, g], allow_unused=True)
 
         ours = [
-            Tensor(a).requires_grad_() if i in floats else a if not isinstance(a, np.ndarray) else Tensor(a)
+            Tensor._of(a).requires_grad_()
+            if i in floats
+            else a
+            if not isinstance(a, np.ndarray)
+            else Tensor._of(a)
             for i, a in enumerate(arrays)
         ]
         theirs = [to_torch(a, "float64") for a in arrays]
@@ -102,7 +106,7 @@ def compare() -> Callable[..., None]:
         g = np.asarray(rng.standard_normal(expected.shape))
         vs = [rng.standard_normal(arrays[i].shape) for i in floats]
         total, got = second_gradients(
-            [ours[i] for i in floats], out, Tensor(g).requires_grad_(), [Tensor(v) for v in vs], grad
+            [ours[i] for i in floats], out, Tensor._of(g).requires_grad_(), [Tensor._of(v) for v in vs], grad
         )
         total_torch, wanted = second_gradients(
             [theirs[i] for i in floats],

@@ -278,7 +278,7 @@ def test_a_leaf_that_is_not_contiguous_steps_where_it_is():
     ends = []
     for library in (dt, torch):
         base = library.arange(6.0).reshape(2, 3)
-        p = base.t().requires_grad_() if library is torch else dt.Tensor(base._array.T).requires_grad_()
+        p = base.t().requires_grad_() if library is torch else dt.Tensor._of(base._array.T).requires_grad_()
         optimizer = library.optim.Adam([p], lr=0.5)
         for _ in range(3):
             p.grad = library.ones(3, 2)
