@@ -51,7 +51,7 @@ def tensor(
     if isinstance(data, engine.Tensor_):
         array = data._array.copy()
     elif isinstance(data, np.ndarray | np.generic):
-        array = np.array(data)
+        array = np.array(_forwards("tensor", data))
         if array.dtype.kind in "OUSMm":
             raise TypeError(
                 f"an array of {array.dtype} cannot become a tensor; convert it to a type of numbers"
@@ -59,7 +59,7 @@ def tensor(
     else:
         array = _from_sequence(data, kind)
     if kind is not None:
-        given = isinstance(data, engine.Tensor_ | np.ndarray | np.generic)
+        given = isinstance(data, engine.Tensor_ | np.ndarray)
         if array.dtype.kind in "fi" and kind.kind in "iu" and not given:
             if not _fits(array, kind):
                 raise RuntimeError(
@@ -155,7 +155,7 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     if isinstance(data, engine.Tensor_):
         t = data
     elif isinstance(data, np.ndarray):
-        t = engine.Tensor_._of(data)
+        t = from_numpy(data)
     else:
         t = tensor(data, dtype=dtype)
     result: Tensor = t.to(dtypes.as_dtype(dtype) if dtype is not None else t.dtype).to(device or t.device)
@@ -214,7 +214,18 @@ def from_numpy(ndarray: np.ndarray[Any, Any]) -> Tensor:
             f"from_numpy(): the byte order of {ndarray.dtype} is not this machine's; convert the array with "
             f"astype(array.dtype.newbyteorder('='))"
         )
-    return engine.Tensor_._of(ndarray)  # type: ignore[no-any-return]
+    return engine.Tensor_._of(_forwards("from_numpy", ndarray))  # type: ignore[no-any-return]
+
+
+def _forwards(name: str, array: Any) -> Any:
+    """Return an array whose strides a tensor can have.
+
+    Raises:
+        ValueError: a stride is negative.
+    """
+    if min(array.strides, default=0) < 0:
+        raise ValueError(f"{name}(): the array has negative strides {array.strides}; copy() it first")
+    return array
 
 
 def _size(name: str, args: tuple[Any, ...], size: Any = None) -> tuple[int, ...]:

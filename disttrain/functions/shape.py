@@ -128,9 +128,10 @@ def _view_as_type(input: Tensor, dtype: dtypes.dtype) -> Tensor:
             raise RuntimeError(
                 f"view(): strides {list(input.stride())} of {input.dtype} are no whole elements of {dtype}"
             )
+    bits = input.detach() if input.requires_grad else input  # which have no gradient
     if dtype is input.dtype:
-        return engine.apply_view(ops.reshape, input, shape=input._array.shape)
-    return engine.apply_view(strided.reinterpret, input, dtype=dtype.numpy)
+        return engine.apply_view(ops.reshape, bits, shape=input._array.shape)
+    return engine.apply_view(strided.reinterpret, bits, dtype=dtype.numpy)
 
 
 def view_as(input: Tensor, other: Tensor) -> Tensor:
@@ -379,7 +380,7 @@ def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
 @numpy_names
 def narrow_copy(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
     """:func:`narrow` in memory of its own."""
-    return clone(narrow(input, dim, start, length))
+    return clone(narrow(input, dim, start, length), memory_format=layouts.contiguous_format)
 
 
 @numpy_names

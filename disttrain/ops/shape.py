@@ -227,7 +227,7 @@ def roll_vjp(
 
 def tile(x: Array, *, repeats: tuple[int, ...]) -> Result:
     """``x`` repeated ``repeats`` times along its axes, of which there are as many."""
-    return get_array_module(x).tile(x, repeats), (x.shape, repeats), tile_vjp
+    return row_major(get_array_module(x).tile(x, repeats)), (x.shape, repeats), tile_vjp
 
 
 def tile_vjp(

@@ -241,3 +241,30 @@ def test_resize_keeps_what_fits() -> None:
     assert x.resize_as_(dt.zeros(1)).tolist() == [0]
     with pytest.raises(RuntimeError, match="requires grad"):
         dt.zeros(2, requires_grad=True).resize_(3)
+
+
+def test_what_a_type_cannot_hold_is_no_data() -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    for data, kind in (
+        ([300], "uint8"),
+        (-256, "uint8"),
+        ([2**40], "int32"),
+        (-129, "int8"),
+        ([1e10], "int32"),
+        ([255.5], "uint8"),
+        ([float("nan")], "int64"),
+        (np.int64(300), "uint8"),
+    ):
+        for T in (dt, torch):
+            with pytest.raises(RuntimeError):
+                T.tensor(data, dtype=getattr(T, kind))
+    for data in ([-255, 255], np.array([300, -1])):
+        assert dt.tensor(data, dtype=dt.uint8).tolist() == torch.tensor(data, dtype=torch.uint8).tolist()
+
+
+def test_arrays_that_run_backwards_are_refused() -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    for T in (dt, torch):
+        for make in (T.from_numpy, T.tensor, T.as_tensor):
+            with pytest.raises(ValueError, match="negative"):
+                make(np.arange(3)[::-1])

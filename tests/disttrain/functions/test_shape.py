@@ -310,6 +310,20 @@ def test_bytes_as_another_type() -> None:
             wrong()
 
 
+def test_bytes_have_no_gradient() -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    for T in (dt, torch):
+        x = T.ones(3, requires_grad=True)
+        y = x * 1
+        same, bits = y.view(T.float32), y.view(T.int32)
+        bits += 1  # reaches y, not its gradient
+        y.sum().backward()
+
+        assert not same.requires_grad
+        assert same[0].item() > 1
+        assert x.grad.tolist() == [1, 1, 1]
+
+
 def test_a_base_given_another_shape_in_place() -> None:
     x = dt.ones(2, 3, requires_grad=True)
     base = x * 1
@@ -360,6 +374,8 @@ def test_what_pytorch_lays_out_row_major_is_so_here(lay: str) -> None:
         "T.block_diag(x[0], x[1])",
         "x.roll(1, 1)",
         "x.flip(1)",
+        "x.tile([1])",
+        "x.narrow_copy(0, 0, 2)",
         "x.rot90()",
         "x.tril()",
         "x.clone()",
