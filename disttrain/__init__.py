@@ -97,8 +97,9 @@ _NAMES = {
         "celu celu_ hardshrink log_softmax prelu relu_ rrelu rrelu_ selu selu_ softmax threshold threshold_"
     ),
     "disttrain.nn.toplevel": (
-        "alpha_dropout alpha_dropout_ binary_cross_entropy_with_logits cosine_embedding_loss ctc_loss dropout dropout_ "
-        "embedding feature_alpha_dropout feature_alpha_dropout_ hinge_embedding_loss kl_div margin_ranking_loss "
+        "adaptive_max_pool1d alpha_dropout alpha_dropout_ batch_norm binary_cross_entropy_with_logits "
+        "cosine_embedding_loss ctc_loss dropout dropout_ embedding feature_alpha_dropout feature_alpha_dropout_ "
+        "group_norm hinge_embedding_loss instance_norm kl_div layer_norm margin_ranking_loss max_pool1d_with_indices "
         "poisson_nll_loss triplet_margin_loss"
     ),
     "disttrain.nn.functional.distance": "cosine_similarity pairwise_distance pdist",
@@ -106,7 +107,7 @@ _NAMES = {
     "disttrain.nn.functional.conv": (
         "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
     ),
-    "disttrain.nn.functional.normalization": "batch_norm group_norm instance_norm layer_norm rms_norm",
+    "disttrain.nn.functional.normalization": "rms_norm",
     "disttrain.nn.functional.pooling": "adaptive_avg_pool1d avg_pool1d max_pool1d max_pool2d max_pool3d",
     "disttrain.nn.functional.vision": "channel_shuffle pixel_shuffle pixel_unshuffle",
     "disttrain.printing": "set_printoptions",

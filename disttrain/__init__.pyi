@@ -491,10 +491,6 @@ from disttrain.nn.functional.distance import cosine_similarity as cosine_similar
 from disttrain.nn.functional.distance import pairwise_distance as pairwise_distance
 from disttrain.nn.functional.distance import pdist as pdist
 from disttrain.nn.functional.linear import bilinear as bilinear
-from disttrain.nn.functional.normalization import batch_norm as batch_norm
-from disttrain.nn.functional.normalization import group_norm as group_norm
-from disttrain.nn.functional.normalization import instance_norm as instance_norm
-from disttrain.nn.functional.normalization import layer_norm as layer_norm
 from disttrain.nn.functional.normalization import rms_norm as rms_norm
 from disttrain.nn.functional.pooling import adaptive_avg_pool1d as adaptive_avg_pool1d
 from disttrain.nn.functional.pooling import avg_pool1d as avg_pool1d
@@ -504,8 +500,10 @@ from disttrain.nn.functional.pooling import max_pool3d as max_pool3d
 from disttrain.nn.functional.vision import channel_shuffle as channel_shuffle
 from disttrain.nn.functional.vision import pixel_shuffle as pixel_shuffle
 from disttrain.nn.functional.vision import pixel_unshuffle as pixel_unshuffle
+from disttrain.nn.toplevel import adaptive_max_pool1d as adaptive_max_pool1d
 from disttrain.nn.toplevel import alpha_dropout as alpha_dropout
 from disttrain.nn.toplevel import alpha_dropout_ as alpha_dropout_
+from disttrain.nn.toplevel import batch_norm as batch_norm
 from disttrain.nn.toplevel import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
 from disttrain.nn.toplevel import cosine_embedding_loss as cosine_embedding_loss
 from disttrain.nn.toplevel import ctc_loss as ctc_loss
@@ -514,9 +512,13 @@ from disttrain.nn.toplevel import dropout_ as dropout_
 from disttrain.nn.toplevel import embedding as embedding
 from disttrain.nn.toplevel import feature_alpha_dropout as feature_alpha_dropout
 from disttrain.nn.toplevel import feature_alpha_dropout_ as feature_alpha_dropout_
+from disttrain.nn.toplevel import group_norm as group_norm
 from disttrain.nn.toplevel import hinge_embedding_loss as hinge_embedding_loss
+from disttrain.nn.toplevel import instance_norm as instance_norm
 from disttrain.nn.toplevel import kl_div as kl_div
+from disttrain.nn.toplevel import layer_norm as layer_norm
 from disttrain.nn.toplevel import margin_ranking_loss as margin_ranking_loss
+from disttrain.nn.toplevel import max_pool1d_with_indices as max_pool1d_with_indices
 from disttrain.nn.toplevel import poisson_nll_loss as poisson_nll_loss
 from disttrain.nn.toplevel import triplet_margin_loss as triplet_margin_loss
 from disttrain.printing import set_printoptions as set_printoptions

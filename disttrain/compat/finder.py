@@ -31,7 +31,7 @@ _MOVED: Final = {
     "torch.distributions.uniform": "disttrain.distributions",
     "torch.nn.parallel.data_parallel": "disttrain.nn.data_parallel",
     "torch.nn.parallel.distributed": "disttrain.parallel.data_parallel",
-    "torch.nn.utils.clip_grad": "disttrain.nn.utils.clip",
+    "torch.nn.utils.clip_grad": "disttrain.nn.utils.clip_grad",
     "torch.nn.utils.convert_parameters": "disttrain.nn.utils.vector",
     "torch.optim.adamw": "disttrain.optim.adam",
     "torch.utils.data._utils.collate": "disttrain.data.collate",

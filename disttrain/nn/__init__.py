@@ -35,6 +35,7 @@ from disttrain.nn.activation import (
     Tanhshrink,
     Threshold,
 )
+from disttrain.nn.adaptive import AdaptiveLogSoftmaxWithLoss
 from disttrain.nn.attention import MultiheadAttention
 from disttrain.nn.container import ModuleDict, ModuleList, ParameterDict, ParameterList, Sequential
 from disttrain.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
@@ -160,6 +161,7 @@ __all__ = [
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
+    "AdaptiveLogSoftmaxWithLoss",
     "AdaptiveMaxPool1d",
     "AdaptiveMaxPool2d",
     "AdaptiveMaxPool3d",

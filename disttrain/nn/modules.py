@@ -77,6 +77,8 @@ def _home(name: str) -> ModuleType:
     return sys.modules[full]
 
 
+for _name in _HOMES.split():
+    _home(_name)  # there at once, so that `import disttrain.nn.modules.conv` finds it
 __path__: list[str] = []  # so that `import torch.nn.modules.conv` looks further
 
 

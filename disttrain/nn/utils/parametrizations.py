@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from disttrain import missing
 from disttrain.functions.linalg import dot, mv
@@ -31,6 +31,8 @@ class _WeightNorm(Module):
 def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
     """Make a parameter of its length ``original0`` and its direction ``original1`` (Salimans and Kingma 2016).
 
+    States of the older ``nn.utils.weight_norm`` (``<name>_g`` and ``<name>_v``) load too.
+
     Args:
         module: whose parameter.
         name: of the parameter.
@@ -39,7 +41,15 @@ def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
     Returns:
         ``module``.
     """
-    return register_parametrization(module, name, _WeightNorm(dim), unsafe=True)
+    register_parametrization(module, name, _WeightNorm(dim), unsafe=True)
+
+    def rename(module: Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for old, new in (("g", "original0"), ("v", "original1")):
+            if f"{prefix}{name}_{old}" in state:
+                state[f"{prefix}parametrizations.{name}.{new}"] = state.pop(f"{prefix}{name}_{old}")
+
+    module.register_load_state_dict_pre_hook(rename)
+    return module
 
 
 class _SpectralNorm(Module):

@@ -95,6 +95,11 @@ class ParametrizationList(ModuleList):
         return out
 
 
+def type_before_parametrizations(module: Module) -> type[Module]:
+    """Return the class that a module had before its first parametrization."""
+    return type(module).__bases__[0] if is_parametrized(module) else type(module)
+
+
 def _check_alike(made: Tensor, before: Tensor) -> None:
     if made.shape != before.shape or made.dtype is not before.dtype:
         raise ValueError(

@@ -127,6 +127,10 @@ class PackedSequence(_Fields):
         """Whether the data is on a GPU."""
         return self.data.device.type == "cuda"
 
+    def is_pinned(self) -> bool:
+        """Return whether the data is in pinned memory."""
+        return self.data.is_pinned()
+
 
 def invert_permutation(permutation: Tensor | None) -> Tensor | None:
     """Return the permutation that undoes ``permutation``; ``None`` for ``None``."""

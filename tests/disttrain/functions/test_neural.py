@@ -21,9 +21,21 @@ def reductions(*args: Any) -> list[Any]:
     return [c(*args), *[c(*args, reduction=r) for r in (0, 1, 2)]]
 
 
+LINES, GAIN, SHIFT, MEAN, VAR = (
+    a.astype(np.float32) for a in (f((2, 6, 9)), f(6), f(6), f(6), rng.random(6))
+)
+FEW = LINES[:, :, 0]
+
 CASES: dict[str, list[Any]] = {
+    "adaptive_max_pool1d": [c(LINES, 4), c(LINES[0], (2,)), c(LINES, -1)],
     "alpha_dropout": [c(X, 0.5, False), c(X, 1.0, True), c(X, 0.0, True), c(X, 2.0, True)],
     "alpha_dropout_": [c(np.abs(X), 0.5, False)],
+    "batch_norm": [
+        c(FEW, GAIN, SHIFT, MEAN, VAR, True, 0.1, 1e-5, False),
+        c(LINES, GAIN, None, MEAN, VAR, False, 0.1, 0.1, True),
+        c(FEW, None, None, None, None, True, 0.1, 1e-5),
+        c(FEW, GAIN, SHIFT, MEAN, None, True, 0.1, 1e-5, True),
+    ],
     "bilinear": [c(X, f((4, 3)), f((5, 6, 3)), f(5)), c(X, Y, f((5, 6, 3)))],
     "binary_cross_entropy_with_logits": reductions(X, P),
     "celu": [c(X), c(X, 0.5), c(X, 0)],
@@ -43,6 +55,7 @@ CASES: dict[str, list[Any]] = {
     ],
     "feature_alpha_dropout": [c(X, 0.5, False), c(X, 1.0, True)],
     "feature_alpha_dropout_": [c(X, 0.5, False)],
+    "group_norm": [c(LINES, 2, GAIN, SHIFT, 1e-3, False), c(X, 3), c(X, 4)],
     "hardshrink": [c(X), c(X, 1.0), c(np.arange(3))],
     "hinge_embedding_loss": reductions(X, np.sign(f((4, 6)).astype(np.float32)).astype(np.int64), 0.4),
     "kl_div": [*reductions(np.log(P), P), c(X, Y, 2, log_target=True)],
@@ -57,6 +70,13 @@ CASES: dict[str, list[Any]] = {
     "selu": [c(X), c(np.arange(3))],
     "selu_": [c(X)],
     "threshold": [c(X, 0.1, 3.0), c(np.arange(5), 2, 7)],
+    "instance_norm": [
+        c(LINES, GAIN, SHIFT, None, None, True, 0.1, 1e-5, False),
+        c(LINES, GAIN, SHIFT, MEAN, VAR, True, 0.3, 0.1, True),
+        c(LINES, None, None, MEAN, VAR, False, 0.3, 0.1, True),
+    ],
+    "layer_norm": [c(FEW, [6], GAIN, None, 1e-3, False), c(LINES, (6, 9)), c(X, 6)],
+    "max_pool1d_with_indices": [c(LINES, 3, 2, 1, 1, True), c(LINES[0], 4), c(LINES, 20)],
     "threshold_": [c(X, 0.1, 3.0)],
     "triplet_margin_loss": [*reductions(X, Y, P, 2.0), c(X, Y, P, 2.0, 1.0, 1e-5, True)],
 }

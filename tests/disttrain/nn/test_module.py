@@ -646,3 +646,12 @@ def test_the_deprecated_backward_hook():
     net(dt.ones(2, requires_grad=True)).sum().backward()
 
     assert seen == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize("home", ["batchnorm", "conv", "utils", "adaptive"])
+def test_the_homes_of_layers_can_be_imported_at_once(home):
+    code = f"import disttrain.nn.modules.{home} as m; print(m.__name__)"
+
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+
+    assert out.stdout == f"disttrain.nn.modules.{home}\n"

@@ -175,3 +175,16 @@ def test_parametrizations_in_a_row(lib):
     assert tuple(layer.weight.shape) == (3, 1)
     P.remove_parametrizations(layer, "weight", leave_parametrized=False)
     assert tuple(layer.weight.shape) == (3, 2)
+
+
+def test_a_state_of_the_older_weight_norm_loads():
+    torch_layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(5, 3))
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(5, 3))
+    old = {"bias": np.ones(3), "weight_g": np.full((3, 1), 2.0), "weight_v": rng.standard_normal((3, 5))}
+
+    for lib, one in ((torch, torch_layer), (dt, layer)):
+        one.load_state_dict({k: lib.tensor(v) for k, v in old.items()})
+
+    np.testing.assert_allclose(layer.weight.detach().numpy(), torch_layer.weight.detach().numpy(), 1e-5)
+    assert nn.utils.parametrize.type_before_parametrizations(layer) is nn.Linear
+    assert nn.utils.parametrize.type_before_parametrizations(layer.parametrizations) is nn.ModuleDict

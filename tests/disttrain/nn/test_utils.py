@@ -10,11 +10,18 @@ from disttrain import nn
 from disttrain.nn import utils
 
 TESTED = {
-    *("clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"),
+    *("clip_grad_norm", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"),
     *("parameters_to_vector", "vector_to_parameters"),
 }
 ELSEWHERE = {
     *("parametrizations", "parametrize", "rnn", "stateless", "l1_penalty", "l2_penalty"),
+    *(
+        "fuse_conv_bn_eval",
+        "fuse_conv_bn_weights",
+        "fuse_linear_bn_eval",
+        "fuse_linear_bn_weights",
+        "skip_init",
+    ),
     *("remove_spectral_norm", "remove_weight_norm", "spectral_norm", "weight_norm"),
 }
 
@@ -126,3 +133,16 @@ def test_clip_grads_with_a_norm_that_is_known():
     for a, b in zip(ours, theirs, strict=True):
         if b.grad is not None:
             np.testing.assert_allclose(a.grad.numpy(), b.grad.numpy(), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["torch", "disttrain"])
+def test_the_deprecated_name_and_home_of_clipping(name):
+    lib = pytest.importorskip(name, reason="PyTorch is the reference")
+    p = lib.zeros(4, requires_grad=True)
+    p.grad = lib.ones(4)
+
+    with pytest.warns(FutureWarning, match="clip_grad_norm"):
+        assert lib.nn.utils.clip_grad_norm(p, 1.0).item() == 2.0
+    assert p.grad.sum().item() == pytest.approx(2.0, abs=1e-4)
+    assert lib.nn.utils.clip_grad_norm_([p, lib.zeros(2)], 5.0, norm_type=0).item() == 1.0
+    assert lib.nn.utils.clip_grad.clip_grad_norm_ is lib.nn.utils.clip_grad_norm_

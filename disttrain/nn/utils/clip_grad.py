@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,7 +31,7 @@ def clip_grad_norm_(
     Args:
         parameters: those without gradient are passed over.
         max_norm: upper limit.
-        norm_type: which norm; ``math.inf`` for the largest element.
+        norm_type: which norm; ``math.inf`` for the largest element, 0 for the number of gradients that are not all 0.
         error_if_nonfinite: raise instead of scaling by NaN or 0.
         foreach: without effect: there is one way to do it.
 
@@ -44,6 +45,18 @@ def clip_grad_norm_(
     total = get_total_norm(grads, norm_type, error_if_nonfinite)
     _scale(grads, max_norm, total)
     return total
+
+
+def clip_grad_norm(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """:func:`clip_grad_norm_` by its deprecated name."""
+    warnings.warn("clip_grad_norm() is deprecated; use clip_grad_norm_()", FutureWarning, stacklevel=2)
+    return clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
 
 
 def clip_grads_with_norm_(
@@ -87,6 +100,8 @@ def _norm(arrays: list[Any], order: float) -> float:
         return 0.0
     if order == 2.0:
         return math.sqrt(sum(sum_of_squares(_flat(a)) for a in arrays))
+    if order == 0.0:
+        return float(sum(bool(a.any()) for a in arrays))
     if order == math.inf:
         largest = [float(abs(a).max()) for a in arrays if a.size]
         return math.nan if any(map(math.isnan, largest)) else max(largest, default=0.0)
