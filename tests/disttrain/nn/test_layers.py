@@ -102,6 +102,7 @@ ELSEWHERE = {
         "LazyConvTranspose2d LazyConvTranspose3d LazyInstanceNorm1d LazyInstanceNorm2d LazyInstanceNorm3d LazyLinear "
         "UninitializedBuffer UninitializedParameter"
     ),
+    "test_adaptive.py": "AdaptiveLogSoftmaxWithLoss",
     "test_init.py": "init",
     "test_utils.py": "utils",
     "../test_settings.py": "DataParallel parallel",
