@@ -152,7 +152,9 @@ class GradScaler:
             return type(outputs)(self.scale(o) for o in outputs)
         if hasattr(outputs, "__iter__"):
             return map(self.scale, outputs)
-        raise ValueError(f"outputs must be a Tensor or an iterable of Tensors, got {type(outputs).__name__}")
+        raise ValueError(
+            f"GradScaler.scale() takes a Tensor, or several in an iterable, got {type(outputs).__name__}"
+        )
 
     def unscale_(self, optimizer: Optimizer) -> None:
         """Divide the gradients of an optimizer's parameters by the scale, for example to clip them.

@@ -170,7 +170,7 @@ def _record(
                     counter = inputs[j]._version_counter
                     if type(counter) is not list:
                         raise GradientError(
-                            f"Inference tensors cannot be saved for backward: {op.__name__} needs its argument {j}, "
+                            f"{op.__name__} has to keep its argument {j} for backward, "
                             f"of shape {list(a.shape)}, which was made in inference_mode(); clone() it first, or use "
                             f"no_grad() in place of inference_mode()"
                         )
@@ -287,8 +287,8 @@ def check_in_place(x: Tensor) -> None:
     """Raise the error that PyTorch raises where ``x`` must not be changed in place, or would lose its gradient."""
     if type(x._version_counter) is not list and not is_inference_mode_enabled():
         raise RuntimeError(
-            "Inplace update to inference tensor outside InferenceMode is not allowed: the tensor was made in "
-            "inference_mode(); clone() it first, or use no_grad() in place of inference_mode()"
+            "this tensor cannot be changed in place outside inference_mode(), in which it was made; "
+            "clone() it first, or use no_grad() in place of inference_mode()"
         )
     if not grad_enabled.get():
         return
@@ -647,7 +647,7 @@ def _visit(node: Node, g: Any, create_graph: bool, receivers: set[Any] | None) -
     saved = node.saved
     if saved is _FREED:
         raise GradientError(
-            f"Trying to backward through the graph a second time: what {node.op.__name__} saved has been freed; "
+            f"the graph cannot be followed a second time: what {node.op.__name__} saved has been freed; "
             f"give retain_graph=True to the first backward() or grad()"
         )
     if type(saved) is not tuple:

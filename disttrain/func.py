@@ -40,7 +40,9 @@ def _numbers(name: str, argnums: Argnums, count: int) -> tuple[int, ...]:
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     for i in numbers:
         if not -count <= i < count:
-            raise RuntimeError(f"{name}(): got argnum={i}, but only {count} positional inputs")
+            raise RuntimeError(
+                f"{name}(): there is no argument {i} (argnums), {count} were given by position"
+            )
     found = tuple([i % count for i in numbers])
     if len(set(found)) < len(found):
         raise RuntimeError(f"{name}(): argnums names an argument twice: {argnums}")
@@ -215,10 +217,10 @@ def jvp(
         RuntimeError: ``primals`` is no tuple, or ``tangents`` differs from it in its structure or shapes.
     """
     if not isinstance(primals, tuple):
-        raise RuntimeError(f"jvp(): expected primals to be a tuple, got {type(primals).__name__}")
+        raise RuntimeError(f"jvp(): primals go in a tuple, got {type(primals).__name__}")
     directions, points = _leaves(tangents), _leaves(primals)
     if not isinstance(tangents, tuple) or len(directions) != len(points):
-        raise RuntimeError("jvp(): expected primals and tangents to be tuples of the same structure")
+        raise RuntimeError("jvp(): tangents must be a tuple nested like primals")
     for p, d in zip(points, directions, strict=True):
         if p.shape != d.shape:
             raise RuntimeError(f"jvp(): a primal has shape {list(p.shape)}, and its tangent {list(d.shape)}")

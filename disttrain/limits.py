@@ -27,9 +27,7 @@ class finfo:
         if not isinstance(kind, dtypes.dtype):
             raise TypeError(f"finfo(): argument 'type' must be a disttrain.dtype, not {kind!r}")
         if not kind.is_floating_point:
-            raise TypeError(
-                f"disttrain.finfo() requires a floating point input type. Use disttrain.iinfo to handle {kind}"
-            )
+            raise TypeError(f"finfo() tells of floating point types, got {kind}; ask iinfo()")
         limits: Any = ml_dtypes.finfo(kind.numpy)  # type: ignore[no-untyped-call]
         self.dtype = kind.name
         self.bits = int(limits.bits)
@@ -57,9 +55,7 @@ class iinfo:
         if not isinstance(type, dtypes.dtype):
             raise TypeError(f"iinfo(): argument 'type' must be a disttrain.dtype, not {type!r}")
         if type.category != 1:
-            raise TypeError(
-                f"disttrain.iinfo() requires an integer input type, got {type}; use disttrain.finfo for that"
-            )
+            raise TypeError(f"iinfo() tells of integer types, got {type}; ask finfo()")
         limits = np.iinfo(type.numpy)
         self.dtype, self.bits = type.name, int(limits.bits)
         self.max, self.min = int(limits.max), int(limits.min)

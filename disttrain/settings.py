@@ -104,7 +104,7 @@ def set_num_interop_threads(n: int) -> None:
         RuntimeError: ``n`` is not positive.
     """
     if n < 1:
-        raise RuntimeError(f"set_num_interop_threads expects a positive integer, got {n}")
+        raise RuntimeError(f"set_num_interop_threads(): n must be positive, got {n}")
 
 
 def get_default_device() -> Device:

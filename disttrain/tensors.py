@@ -557,7 +557,7 @@ class Tensor(
             and self._requires_grad != requires_grad
         ):
             raise RuntimeError(
-                "Setting requires_grad=True on inference tensor outside InferenceMode is not allowed; clone() it first"
+                "requires_grad cannot be set on a tensor made in inference_mode(); clone() it first"
             )
         self._requires_grad = requires_grad
         return self
@@ -583,7 +583,7 @@ class Tensor(
         """
         if self._grad is None and self._node is not None and self._retained is None:
             warnings.warn(
-                f"The .grad attribute of a Tensor that is not a leaf Tensor is being accessed; it stays None. Call "
+                f".grad of a tensor that is no leaf stays None. Call "
                 f"retain_grad() on the tensor (made by {self._node.name()}) before backward() to keep its gradient, "
                 f"or look at a leaf's",
                 stacklevel=2,
@@ -596,7 +596,7 @@ class Tensor(
             if not isinstance(value, Tensor):
                 raise TypeError(f"grad must be a Tensor or None, got {type(value).__name__}")
             if value is self:
-                raise RuntimeError("can't assign Variable as its own grad: give another tensor, or a clone()")
+                raise RuntimeError("a tensor cannot be its own grad: give another one, or a clone()")
             if value.shape != self.shape or value.dtype is not self.dtype:
                 raise RuntimeError(
                     f"grad of a tensor of shape {list(self.shape)} and {self.dtype} cannot have shape "
@@ -669,7 +669,7 @@ class Tensor(
             raise TypeError(f".data takes a Tensor, got {type(value).__name__}: {value!r:.80}")
         if self._edge() is not None and not value.dtype.is_floating_point:
             raise RuntimeError(
-                f"data set to a tensor that requires gradients must be floating point, got {value.dtype}"
+                f".data of a tensor that requires grad takes floating point numbers, got {value.dtype}"
             )
         self._array = value._array
 
@@ -686,7 +686,7 @@ class Tensor(
             RuntimeError: the tensor is a view.
         """
         if self._base is not None:
-            raise RuntimeError("a view cannot be detached in place; use detach()")
+            raise RuntimeError("detach_(): this is a view of another tensor; use detach()")
         self._node, self._requires_grad = None, False
         return self
 

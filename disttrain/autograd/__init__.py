@@ -131,8 +131,7 @@ def _roots(
             )
         if edge is None:
             raise GradientError(
-                f"element {i} of tensors does not require grad and does not have a grad_fn: nothing it was made from "
-                f"does, or it was made under no_grad()"
+                f"tensor {i} does not require grad: nothing that it was made from does, or it was made under no_grad()"
             )
         if isinstance(t, graph.GradientEdge):
             if g is None:
@@ -142,15 +141,14 @@ def _roots(
         elif g is None:
             if t.numel() != 1:
                 raise GradientError(
-                    f"grad can be implicitly created only for scalar outputs: backward() without a gradient needs a "
-                    f"scalar, got shape {list(t.shape)}; reduce it first, for example with .mean()"
+                    f"backward() without a gradient needs a scalar, got shape {list(t.shape)}; reduce it first, for "
+                    f"example with .mean(), or give the gradient"
                 )
             g = engine.Tensor_._of(np.ones_like(t._array))
         else:
             if g.shape != t.shape:
                 raise GradientError(
-                    f"Mismatch in shape: grad_output[{i}] has a shape of {list(g.shape)} and output[{i}] has a shape "
-                    f"of {list(t.shape)}"
+                    f"gradient {i} must have the shape of its tensor, {list(t.shape)}, got {list(g.shape)}"
                 )
             g = g.to(t.dtype)
         assert g is not None
@@ -190,7 +188,7 @@ def backward(
     grads = _as_sequence(grad_tensors) if grad_tensors is not None else (None,) * len(roots_of)
     retain = create_graph if retain_graph is None else retain_graph
     if inputs is not None and not len(_as_sequence(inputs)):
-        raise GradientError("inputs argument to backward() cannot be empty; leave it out to reach all leaves")
+        raise GradientError("backward(): inputs is empty; leave it out to reach all leaves")
     roots = _roots(roots_of, grads, create_graph)
     token = _weight.set(weight)
     try:
@@ -220,8 +218,7 @@ def _wanted(inputs: Sequence[Any]) -> list[Edge]:
         edge = _edge_of(t)
         if edge is None:
             raise GradientError(
-                f"One of the differentiated Tensors does not require grad: input {i}; call requires_grad_() on it "
-                f"before it is used"
+                f"grad(): input {i} does not require grad; call requires_grad_() on it before it is used"
             )
         edges.append(edge)
     return edges

@@ -87,9 +87,7 @@ def _as_inputs(inputs: Any) -> tuple[Any, ...]:
     given = (inputs,) if isinstance(inputs, engine.Tensor_) else tuple(inputs)
     checked = [t for t in given if isinstance(t, engine.Tensor_) and t.requires_grad]
     if not checked:
-        raise ValueError(
-            "gradcheck expects at least one input tensor to require gradient, but none of them has requires_grad=True"
-        )
+        raise ValueError("gradcheck: there is nothing to check, no input has requires_grad=True")
     for i, t in enumerate(given):
         if isinstance(t, engine.Tensor_) and t.requires_grad:
             if t.dtype is not dtypes.float64:
@@ -138,7 +136,7 @@ def _check(
             numeric = _differences(func, given, t, eps)
             if any(np.any(np.abs(column) > atol) for column in numeric):
                 raise GradcheckError(
-                    f"Numerical gradient for function expected to be zero: input {i}, no output is recorded"
+                    f"gradcheck: no output is recorded, yet input {i} changes them; its gradient must be zero"
                 )
         return
     if not check_backward:
@@ -163,7 +161,7 @@ def _check(
                 a, n = np.asarray([u @ a @ v]), np.asarray([u @ n @ v])
             if not np.allclose(a, n, rtol=rtol, atol=atol):
                 raise GradcheckError(
-                    f"Jacobian mismatch for output {k} with respect to input {i},\nnumerical:{n}\nanalytical:{a}\n"
+                    f"gradcheck: two Jacobians of output {k} by input {i} differ.\nBy differences: {n}\nRecorded: {a}\n"
                 )
 
 

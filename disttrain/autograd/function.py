@@ -86,7 +86,7 @@ class BackwardCFunction(FunctionCtx, Node):
         """
         if self._saved is None:
             raise GradientError(
-                f"Trying to backward through the graph a second time: what {self._function.__name__} saved has been "
+                f"the graph cannot be followed a second time: what {self._function.__name__} saved has been "
                 f"freed; give retain_graph=True to the first backward() or grad()"
             )
         return tuple([None if s is None else s.tensor(self) for s in self._saved])
@@ -149,8 +149,8 @@ class _Saved:
     def __init__(self, t: Tensor, ctx: BackwardCFunction) -> None:
         if t.is_inference():
             raise GradientError(
-                "Inference tensors cannot be saved for backward; clone() it first, or use no_grad() in place of "
-                "inference_mode()"
+                "a tensor made in inference_mode() cannot be kept for backward; clone() it first, or use "
+                "no_grad() in place of inference_mode()"
             )
         self.counter, self.version = t._version_counter, t._version_counter[0]
         edge = t._edge()
@@ -208,7 +208,7 @@ class Function:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(
-            "Legacy autograd function with non-static forward method is deprecated: define static methods and call "
+            "a Function is not made or called itself: define static methods and call "
             f"{type(self).__name__}.apply(...) on the class"
         )
 

@@ -113,8 +113,8 @@ def _grads(
             g = zeros_like(x.detach())
         elif strict and create_graph and not g.requires_grad:
             raise RuntimeError(
-                f"{function}(): the gradient with respect to input {i} is independent of the inputs; not allowed in "
-                f"strict mode with create_graph=True"
+                f"{function}(): the gradient of input {i} does not depend on the inputs; strict=True with "
+                f"create_graph=True refuses that"
             )
         results.append(g)
     return tuple(results)

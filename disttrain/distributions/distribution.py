@@ -127,7 +127,7 @@ class Distribution:
         if not self._validate_args:
             return
         if not isinstance(value, engine.Tensor_):
-            raise ValueError(f"The value argument to log_prob must be a Tensor, got {type(value).__name__}")
+            raise ValueError(f"{type(self).__name__}: a value must be a Tensor, got {type(value).__name__}")
         have, want = tuple(value.shape), (*self._batch_shape, *self._event_shape)
         for a, b in zip(reversed(have), reversed(want), strict=False):
             if a not in (1, b) and b != 1:

@@ -97,7 +97,7 @@ def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
         RuntimeError: ``alpha`` is 0.
     """
     if alpha == 0:
-        raise RuntimeError("celu(): ZeroDivisionError: alpha cannot be 0")
+        raise RuntimeError("celu(): alpha divides, so it must not be 0")
     return _apply(activation.elu, "celu", input, inplace, alpha=alpha, input_scale=1.0 / alpha)
 
 
@@ -208,7 +208,7 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
         RuntimeError: ``lambd`` is negative.
     """
     if not lambd >= 0:
-        raise RuntimeError(f"softshrink(): lambd must be greater or equal to 0, but found to be {lambd}")
+        raise RuntimeError(f"softshrink(): lambd must not be negative, got {lambd}")
     return _apply(piecewise.softshrink, "softshrink", input, lambd=lambd)
 
 
@@ -252,8 +252,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
         channels = input.shape[1] if input.ndim > 1 else 1
         if channels != weight.numel():
             raise RuntimeError(
-                f"prelu(): mismatch of parameter numbers and input channel size: found {weight.numel()} "
-                f"parameters and {channels} channels"
+                f"prelu(): weight must hold 1 number or one for each of {channels} channels, got {weight.numel()}"
             )
     if weight.ndim:
         shape = [weight.numel() if d == 1 else 1 for d in range(input.ndim)]
@@ -278,9 +277,7 @@ def rrelu(
     """
     check_float("rrelu", input)
     if not (math.isfinite(lower) and math.isfinite(upper) and lower <= upper):
-        raise RuntimeError(
-            f"rrelu(): lower must be less than or equal to upper, both finite, got {lower} and {upper}"
-        )
+        raise RuntimeError(f"rrelu(): lower and upper must be finite and in order, got {lower} and {upper}")
     if not training:
         return leaky_relu(input, (lower + upper) / 2, inplace)
     from disttrain import random
@@ -309,9 +306,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
         raise RuntimeError("glu() does not support tensors without dimensions")
     axis = normalize_dim(dim, input.ndim)
     if input.shape[axis] % 2:
-        raise RuntimeError(
-            f"glu(): the halved dimension must be even, but dimension {axis} has size {input.shape[axis]}"
-        )
+        raise RuntimeError(f"glu(): dimension {axis} has size {input.shape[axis]}, which cannot be halved")
     return engine.apply(activation.glu, input, dim=axis)  # type: ignore[no-any-return]
 
 

@@ -154,7 +154,7 @@ def pow(input: Operand, exponent: Operand) -> Tensor:
 def _check_power(input: Operand, exponent: Operand) -> None:
     if type(exponent) is int and exponent < 0 and not result_type(input, exponent).is_floating_point:
         raise RuntimeError(
-            f"integers to negative integer powers are not allowed, got exponent {exponent}; "
+            f"pow(): integers have no power of {exponent}, which is negative; "
             f"convert the tensor to a floating point type"
         )
 

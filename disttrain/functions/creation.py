@@ -91,9 +91,7 @@ def _from_sequence(data: Any, kind: np.dtype[Any] | None = None) -> Any:
     for t in found:
         if isinstance(t, type) and t not in _PYTHON:
             error = TypeError if t in (str, bytes) or kind is not None else RuntimeError
-            raise error(
-                f"could not infer dtype of {t.__name__}: a tensor holds numbers or booleans, got {data!r:.80}"
-            )
+            raise error(f"a tensor holds numbers or booleans, got {t.__name__}: {data!r:.80}")
     if not all(map(_PYTHON.__contains__, found)):
         data = _without_tensors(data)
     try:
@@ -646,9 +644,7 @@ def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
         RuntimeError: a class is negative or not below ``num_classes``, or ``input`` does not hold int64.
     """
     if input.dtype is not dtypes.int64:
-        raise RuntimeError(
-            f"one_hot is only applicable to index tensors of int64, got {input.dtype}; use .long()"
-        )
+        raise RuntimeError(f"one_hot(): classes are int64, got {input.dtype}; use .long()")
     if num_classes < -1 or (num_classes == 0 and input.numel()):
         raise RuntimeError(
             f"one_hot(): num_classes must be positive, or -1 for as many as occur, got {num_classes}"

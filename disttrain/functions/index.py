@@ -35,7 +35,7 @@ def _parts(key: Any) -> list[Any]:
         elif isinstance(k, slice):
             k = slice(*[None if e is None else _whole(e) for e in (k.start, k.stop, k.step)])
             if k.step is not None and k.step <= 0:
-                raise ValueError(f"step must be greater than zero, got {k.step}; use flip()")
+                raise ValueError(f"the step of a slice must be positive, got {k.step}; use flip()")
         elif not (k is None or k is Ellipsis or isinstance(k, int | np.integer | np.ndarray)):
             kind = TypeError if isinstance(k, str) else IndexError
             raise kind(

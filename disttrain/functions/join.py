@@ -179,7 +179,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None) -> 
             raise RuntimeError(f"cat(): tensor {i} has no dimensions; use stack()")
         if len(shape) != len(first) or shape[:d] != first[:d] or shape[d + 1 :] != first[d + 1 :]:
             raise RuntimeError(
-                f"cat(): tensors must have the same shape except in dimension {d}; tensor 0 has "
+                f"cat(): shapes may differ in dimension {d} only; tensor 0 has "
                 f"{list(first)}, tensor {i} has {list(shape)}"
             )
     return engine.apply(ops.concatenate, *_common(some, tensors), axis=d)  # type: ignore[no-any-return]

@@ -80,7 +80,7 @@ def _write(function: Callable[..., Any], out: Any, args: tuple[Any, ...], option
             raise TypeError(f"{name}(): out must be a Tensor, got {type(target).__name__}: {target!r:.80}")
     if is_grad_enabled() and any(map(_wants_gradient, (*targets, *args, *options.values()))):
         raise RuntimeError(
-            f"{name}(): functions with out=... do not record gradients, but one of the arguments requires one; "
+            f"{name}(): what goes to out=... is not recorded, and an argument requires a gradient; "
             f"leave out= away, or call it under disttrain.no_grad()"
         )
     for target in targets:

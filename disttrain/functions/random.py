@@ -43,7 +43,7 @@ def _shape(name: str, size: Any) -> tuple[int, ...]:
             raise TypeError(f"{name}(): sizes must be integers, got {type(n).__name__}: {n!r:.80}")
     shape = tuple(map(operator.index, size))
     if any(n < 0 for n in shape):
-        raise RuntimeError(f"Trying to create tensor with negative dimension: {name}() got {list(shape)}")
+        raise RuntimeError(f"{name}(): a size cannot be negative, got {list(shape)}")
     return shape
 
 
@@ -176,9 +176,7 @@ def randint(
     elif high is None:
         low, high = 0, low
     if not isinstance(size, tuple | list):
-        raise TypeError(
-            f"randint(): size must be a tuple of integers, got {type(size).__name__}: {size!r:.80}"
-        )
+        raise TypeError(f"randint(): size is a tuple of ints, got {type(size).__name__}: {size!r:.80}")
     shape = _shape("randint", tuple(size))
     kind = dtypes.int64 if dtype is None else dtypes.as_dtype(dtype)
     return _finish(_integers("randint", low, high, shape, kind, generator), kind, device, requires_grad)
@@ -222,10 +220,10 @@ def _integers(
     if high >= 1 << 63 and name != "random_":
         raise ValueError(f"{name}(): the upper end must be below 2**63, got {high}")
     if high <= low:
-        raise RuntimeError(f"random_ expects 'from' to be less than 'to': nothing lies in [{low}, {high})")
+        raise RuntimeError(f"{name}(): nothing lies in [{low}, {high})")
     for what, end in (("from", low), ("to - 1", high - 1)):
         if not _fits(end, kind):
-            raise RuntimeError(f"{what} is out of bounds for {kind}: {name}() got [{low}, {high})")
+            raise RuntimeError(f"{name}(): {kind} does not hold {what} of [{low}, {high})")
     raw = words64(int(np.prod(shape, dtype=np.int64)), generator)
     span = high - low
     offset = raw if span == 1 << 64 else raw % np.uint64(span)
@@ -287,7 +285,7 @@ def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | N
             raise RuntimeError(f"bernoulli(): probabilities are floating point numbers, got {input.dtype}")
         chances = array.astype(np.float64)
         if chances.size and not ((chances >= 0) & (chances <= 1)).all():
-            raise RuntimeError("Expected p_in >= 0 && p_in <= 1 to be true: bernoulli() needs probabilities")
+            raise RuntimeError("bernoulli(): input holds probabilities, in [0, 1], and one is not")
     else:
         chances = np.float64(_probability("bernoulli", p))
     return _drawn(input, uniform(input.shape, generator, np.float64) < chances)
@@ -615,7 +613,7 @@ def bernoulli_(input: Tensor, p: Any = 0.5, *, generator: Generator | None = Non
         raise RuntimeError(f"bernoulli_(): probabilities are floating point numbers, got {p.dtype}")
     chances = p._array.astype(np.float64)
     if not ((chances >= 0) & (chances <= 1)).all():
-        raise RuntimeError("Expected p_in >= 0 && p_in <= 1 to be true: bernoulli_() needs probabilities")
+        raise RuntimeError("bernoulli_(): p holds probabilities, in [0, 1], and one is not")
     try:
         chances = np.broadcast_to(chances, input.shape)
     except ValueError:

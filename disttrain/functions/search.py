@@ -267,7 +267,7 @@ def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Ten
     if not (np.isfinite(low) and np.isfinite(high)):
         raise RuntimeError(f"histc(): the range [{low}, {high}] is not finite")
     if low > high:
-        raise RuntimeError(f"histc(): max must be larger than min, got [{low}, {high}]")
+        raise RuntimeError(f"histc(): max must not be less than min, got [{low}, {high}]")
     x = x[(x >= low) & (x <= high)]
     places = np.minimum(((x - low) * bins / (high - low)).astype(np.int64), bins - 1)
     counts = np.bincount(places, minlength=bins)

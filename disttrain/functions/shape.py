@@ -121,7 +121,7 @@ def _view_as_type(input: Tensor, dtype: dtypes.dtype) -> Tensor:
             )
         if input.shape[-1] * old % dtype.itemsize:
             raise RuntimeError(
-                f"view(): the last dimension must be divisible by {dtype.itemsize // old} to see {input.dtype} as "
+                f"view(): the last size must be a multiple of {dtype.itemsize // old} to see {input.dtype} as "
                 f"{dtype}, got {input.shape[-1]}"
             )
         if any(s * old % dtype.itemsize for s in input.stride()[:-1]):
@@ -370,7 +370,7 @@ def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
         raise RuntimeError(f"narrow(): length must not be negative, got {length}")
     n = input._array.shape[d]
     if not -n <= start <= n:
-        raise IndexError(f"narrow(): start {start} is out of range for dimension {d} of size {n}")
+        raise IndexError(f"narrow(): start {start} does not lie in dimension {d} of size {n}")
     start = start + n if start < 0 else start
     if start + length > n:
         raise RuntimeError(f"narrow(): start {start} and length {length} go beyond dimension {d} of size {n}")

@@ -93,14 +93,14 @@ class Hardtanh(_InPlace):
         super().__init__(inplace)
         if min_value is not None:
             warnings.warn(
-                "keyword argument `min_value` is deprecated and rename to `min_val`",
+                "Hardtanh: min_value is the old name of min_val; use that",
                 FutureWarning,
                 stacklevel=2,
             )
             min_val = min_value
         if max_value is not None:
             warnings.warn(
-                "keyword argument `max_value` is deprecated and rename to `max_val`",
+                "Hardtanh: max_value is the old name of max_val; use that",
                 FutureWarning,
                 stacklevel=2,
             )

@@ -403,7 +403,7 @@ class ParameterDict(Module):
         """
         if not isinstance(parameters, Iterable):
             raise TypeError(
-                f"ParameterDict.update should be called with an iterable of key/value pairs, but got "
+                f"ParameterDict.update() takes a mapping or pairs of a key and a parameter, got "
                 f"{type(parameters).__name__}"
             )
         if isinstance(parameters, Mapping | ParameterDict):

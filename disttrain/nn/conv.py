@@ -43,10 +43,10 @@ class _ConvNd(Module):
     ) -> None:
         name, n = type(self).__name__, self.axes
         if groups <= 0:
-            raise ValueError(f"groups must be a positive integer, got {groups}")
+            raise ValueError(f"{name}: groups must be positive, got {groups}")
         if in_channels % groups or out_channels % groups:
             raise ValueError(
-                f"in_channels and out_channels must be divisible by groups={groups}, got {in_channels} and "
+                f"{name}: groups={groups} must divide in_channels and out_channels, got {in_channels} and "
                 f"{out_channels}"
             )
         if padding_mode not in _MODES:

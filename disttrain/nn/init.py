@@ -75,7 +75,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     if nonlinearity == "leaky_relu":
         slope = 0.01 if param is None else param
         if isinstance(slope, bool) or not isinstance(slope, int | float):
-            raise ValueError(f"negative_slope {slope!r} not a valid number")
+            raise ValueError(f"negative_slope must be a number, got {slope!r}")
         return math.sqrt(2.0 / (1 + slope**2))
     if nonlinearity not in _GAINS:
         raise ValueError(
@@ -143,9 +143,7 @@ def eye_(tensor: Tensor) -> Tensor:
         ValueError: not a matrix.
     """
     if tensor.ndim != 2:
-        raise ValueError(
-            f"eye_: only tensors with 2 dimensions are supported, got shape {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"eye_: needs a matrix, got shape {tuple(tensor.shape)}")
     return _write(tensor, np.eye(*tensor.shape))
 
 
@@ -157,10 +155,10 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
     """
     if tensor.ndim not in (3, 4, 5):
         raise ValueError(
-            f"dirac_: only tensors with 3, 4, or 5 dimensions are supported, got shape {tuple(tensor.shape)}"
+            f"dirac_: needs the 3 to 5 dimensions of a convolution's weight, got shape {tuple(tensor.shape)}"
         )
     if tensor.shape[0] % groups:
-        raise ValueError(f"dirac_: dim 0, {tensor.shape[0]}, must be divisible by groups, {groups}")
+        raise ValueError(f"dirac_: groups={groups} must divide the first size, got {tensor.shape[0]}")
     values = np.zeros(tensor.shape)
     outs = tensor.shape[0] // groups
     middle = tuple(n // 2 for n in tensor.shape[2:])
@@ -177,9 +175,7 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: Gener
         ValueError: not a matrix.
     """
     if tensor.ndim != 2:
-        raise ValueError(
-            f"sparse_: only tensors with 2 dimensions are supported, got shape {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"sparse_: needs a matrix, got shape {tuple(tensor.shape)}")
     rows, columns = tensor.shape
     values = std * random.normal((rows, columns), generator)
     order = np.argsort(random.uniform((rows, columns), generator), axis=0)

@@ -60,7 +60,7 @@ class LazyModuleMixin(Module):
         Raises:
             NotImplementedError: the class does not define it.
         """
-        raise NotImplementedError(f"initialize_parameters() is not implemented for {type(self).__name__}")
+        raise NotImplementedError(f"{type(self).__name__} must define initialize_parameters()")
 
     def has_uninitialized_params(self) -> bool:
         """Return whether a parameter or a buffer of this module has no shape yet."""
@@ -73,7 +73,7 @@ class LazyModuleMixin(Module):
             module.initialize_parameters(*args, **(kwargs or {}))
         if module.has_uninitialized_params():
             raise RuntimeError(
-                f"module {type(module).__name__} has not been fully initialized: initialize_parameters() left "
+                f"{type(module).__name__}: initialize_parameters() left without a shape "
                 + ", ".join(n for n, t in (module._parameters | module._buffers).items() if is_lazy(t))
             )
         module._initialize_hook.remove()
@@ -178,12 +178,14 @@ class _LazyConvNd(LazyModuleMixin, _ConvNd):
         n = self.axes
         if input.ndim not in (n + 1, n + 2):
             raise RuntimeError(
-                f"Expected {n + 1}D (unbatched) or {n + 2}D (batched) input to {type(self).__name__}, but got input "
-                f"of size: {list(input.shape)}"
+                f"{type(self).__name__}: input has {n + 2} dimensions, or {n + 1} without a batch, got shape "
+                f"{list(input.shape)}"
             )
         channels = input.shape[-n - 1]
         if channels % self.groups:
-            raise ValueError(f"in_channels must be divisible by groups={self.groups}, got {channels}")
+            raise ValueError(
+                f"{type(self).__name__}: groups={self.groups} must divide the channels of input, got {channels}"
+            )
         self.in_channels = channels
         outer, inner = (channels, self.out_channels) if self.transposed else (self.out_channels, channels)
         _materialize(self.weight, outer, inner // self.groups, *self.kernel_size)

@@ -329,9 +329,9 @@ class MultiMarginLoss(_WeightedLoss):
     ) -> None:
         super().__init__(weight, size_average, reduce, reduction)
         if p not in (1, 2):
-            raise ValueError(f"only p == 1 and p == 2 are supported, got {p}")
+            raise ValueError(f"MultiMarginLoss: p is 1 or 2, got {p}")
         if weight is not None and weight.ndim != 1:
-            raise ValueError(f"weight must be one-dimensional, got shape {tuple(weight.shape)}")
+            raise ValueError(f"MultiMarginLoss: weight is a vector, got shape {tuple(weight.shape)}")
         self.p = p
         self.margin = margin
 

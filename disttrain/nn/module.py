@@ -311,7 +311,7 @@ class Module:
             AttributeError: there is nothing on the way, or, with ``strict``, at the name.
         """
         if not target:
-            raise ValueError("cannot set the submodule without a target name")
+            raise ValueError("set_submodule(): target is empty; name the submodule, like 'layers.0'")
         if not isinstance(module, Module):
             raise ValueError(f"expected an nn.Module, got {type(module).__name__}: {module!r:.80}")
         path, _, last = target.rpartition(".")
@@ -366,7 +366,7 @@ class Module:
             ValueError: ``mode`` is no bool.
         """
         if not isinstance(mode, bool):
-            raise ValueError(f"training mode is expected to be boolean, got {type(mode).__name__}: {mode!r}")
+            raise ValueError(f"train(): mode is True or False, got {type(mode).__name__}: {mode!r}")
         self.training = mode
         for child in self.children():
             child.train(mode)
@@ -731,7 +731,9 @@ class Module:
                 try:
                     hook.function(self, args, *([kwargs] if hook.with_kwargs else ()), None)
                 except Exception as e:  # the error of forward is the one to report
-                    warnings.warn(f"a forward hook with always_call=True raised {e!r}", stacklevel=2)
+                    warnings.warn(
+                        f"forward raised, and then a hook with always_call=True did too: {e!r}", stacklevel=2
+                    )
             raise
         return output
 

@@ -304,7 +304,7 @@ class _InstanceNorm(_Norm):
             )
             if self.affine:
                 raise ValueError(message)
-            warnings.warn(f"{message}; num_features is not used because affine=False", stacklevel=2)
+            warnings.warn(f"{message}; without affine that makes no difference", stacklevel=2)
         out = F.instance_norm(
             input.unsqueeze(0) if single else input,
             self.running_mean,

@@ -122,7 +122,7 @@ class UninitializedTensorMixin(Tensor):
             RuntimeError: always.
         """
         raise RuntimeError(
-            "can't access the shape of an uninitialized parameter or buffer: it is known once the lazy module has been "
+            "a lazy parameter or buffer has no shape yet: it is known once the lazy module has been "
             "called with a batch, or has loaded the state of one that has; load_state_dict() cannot put an "
             "uninitialized parameter in the place of an initialized one"
         )
@@ -168,7 +168,7 @@ class UninitializedTensorMixin(Tensor):
             RuntimeError: always.
         """
         raise RuntimeError(
-            "can't share memory of an uninitialized parameter or buffer; call the lazy module with a batch first"
+            "share_memory_(): a lazy parameter or buffer has no memory yet; call its module with a batch first"
         )
 
     def __repr__(self) -> str:

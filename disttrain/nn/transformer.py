@@ -387,11 +387,12 @@ class Transformer(Module):
         batch = 0 if self.batch_first else 1
         if src.ndim != tgt.ndim or (src.ndim == 3 and src.shape[batch] != tgt.shape[batch]):
             raise RuntimeError(
-                f"the batch number of src and tgt must be equal, got shapes {list(src.shape)} and {list(tgt.shape)}"
+                f"Transformer: src and tgt must be batches of one size, got shapes {list(src.shape)} and "
+                f"{list(tgt.shape)}"
             )
         if src.shape[-1] != self.d_model or tgt.shape[-1] != self.d_model:
             raise RuntimeError(
-                f"the feature number of src and tgt must be equal to d_model, {self.d_model}, got "
+                f"Transformer: src and tgt must have {self.d_model} features (d_model), got "
                 f"{src.shape[-1]} and {tgt.shape[-1]}"
             )
         memory = self.encoder(

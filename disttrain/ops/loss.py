@@ -47,7 +47,7 @@ def cross_entropy(
     if target.dtype.kind in "fV":
         if ignore_index >= 0:
             raise RuntimeError(
-                f"cross_entropy: ignore_index is not supported for probabilities, got {ignore_index}"
+                f"cross_entropy: ignore_index goes with classes, not with probabilities, got {ignore_index}"
             )
         return _cross_entropy_of_probabilities(x, target, weight, axis, reduction, label_smoothing)
     _check_classes("cross_entropy", x, target, axis, ignore_index)

@@ -56,7 +56,7 @@ class Optimizer:
         self._world_size = current_env().world_size
         if isinstance(params, Tensor):
             raise TypeError(
-                "params must be an iterable of Tensors or of dicts, got one Tensor; put it in a list"
+                f"{type(self).__name__}: params is a list of Tensors or of dicts, got one Tensor; put it in a list"
             )
         self.state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
         self.param_groups: list[dict[str, Any]] = []
@@ -136,10 +136,10 @@ class Optimizer:
             )
         for p in params:
             if not isinstance(p, Tensor):
-                raise TypeError(f"an optimizer can only optimize Tensors, got {type(p).__name__}")
+                raise TypeError(f"{type(self).__name__}: parameters are Tensors, got {type(p).__name__}")
             if not p.is_leaf and p._retained is None:
                 raise ValueError(
-                    f"can't optimize a tensor that is no leaf (shape {list(p.shape)}, made by {p.grad_fn})"
+                    f"only leaves can be optimized, not a result (shape {list(p.shape)}, made by {p.grad_fn})"
                 )
         named = bool(names) or "param_names" in param_group
         for group in self.param_groups:

@@ -71,7 +71,7 @@ class VisionDataset(Dataset[tuple[Any, Any]]):
     ) -> None:
         if transforms is not None and (transform is not None or target_transform is not None):
             raise ValueError(
-                "Only transforms or transform/target_transform can be passed as argument, but not both"
+                "transforms takes the place of transform and target_transform; give one or the others"
             )
         self.root = os.path.expanduser(root) if isinstance(root, str) else root
         self.transform, self.target_transform, self.transforms = transform, target_transform, transforms
@@ -346,7 +346,7 @@ class DatasetFolder(VisionDataset):
     ) -> None:
         super().__init__(root, transform=transform, target_transform=target_transform)
         if (extensions is None) == (is_valid_file is None):
-            raise ValueError("Both extensions and is_valid_file cannot be None or not None at the same time")
+            raise ValueError("one of extensions and is_valid_file says which files count; give one, not both")
         self.loader, self.extensions = loader, extensions
         self.classes, self.class_to_idx = self.find_classes(self.root or "")
         valid = is_valid_file or (lambda path: has_file_allowed_extension(path, extensions or ()))
@@ -361,13 +361,13 @@ class DatasetFolder(VisionDataset):
         if empty and not allow_empty:
             names = ", ".join(n for n, i in self.class_to_idx.items() if i in empty)
             wanted = f" Supported extensions are: {', '.join(extensions)}" if extensions else ""
-            raise FileNotFoundError(f"Found no valid file for the classes {names}.{wanted}")
+            raise FileNotFoundError(f"no file counts in the folders of the classes {names}.{wanted}")
 
     def find_classes(self, directory: str | os.PathLike[str]) -> tuple[list[str], dict[str, int]]:
         """Return the names of the folders in ``directory`` in order, and their numbers."""
         classes = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
         if not classes:
-            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+            raise FileNotFoundError(f"{directory} has no folder; each class is a folder of its files")
         return classes, {name: i for i, name in enumerate(classes)}
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
@@ -433,7 +433,7 @@ class FakeData(VisionDataset):
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         if not 0 <= index < self.size:
-            raise IndexError(f"{type(self).__name__} index out of range")
+            raise IndexError(f"{type(self).__name__}: there is no image {index}")
         generator = Generator().manual_seed(index + self.random_offset)
         image = randn(*self.image_size, generator=generator)
         target = randint(0, self.num_classes, (1,), generator=generator)

@@ -45,7 +45,7 @@ def make_grid(
     if isinstance(tensor, list | tuple) and all(isinstance(t, Tensor) for t in tensor):
         tensor = stack(list(tensor))
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"tensor or list of tensors expected, got {type(tensor)}")
+        raise TypeError(f"images come in a Tensor or a list of Tensors, got {type(tensor).__name__}")
     if tensor.ndim not in (2, 3, 4):
         raise ValueError(f"images must be of shape (B, C, H, W), got {list(tensor.shape)}")
     images = tensor.detach().cpu().numpy()

@@ -667,9 +667,9 @@ def test_gradgradcheck_finds_a_gradient_without_history() -> None:
 
     x = dt.linspace(0.1, 1.0, 3, dtype=dt.float64).requires_grad_()
     assert dt.autograd.gradcheck(Square.apply, x)
-    with pytest.raises(RuntimeError, match="Jacobian mismatch for output 0 with respect to input 0"):
+    with pytest.raises(RuntimeError, match="two Jacobians of output 0 by input 0 differ"):
         dt.autograd.gradgradcheck(Square.apply, x)
-    with pytest.raises(ValueError, match="at least one input tensor"):
+    with pytest.raises(ValueError, match="nothing to check"):
         dt.autograd.gradcheck(Square.apply, x.detach())
     with pytest.raises(NotImplementedError, match="forward-mode"):
         dt.autograd.gradcheck(Square.apply, x, check_forward_ad=True)

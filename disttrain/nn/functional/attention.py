@@ -97,8 +97,7 @@ def _repeat_heads(query: Tensor, x: Tensor) -> Tensor:
         return x
     if not own or heads % own:
         raise RuntimeError(
-            f"scaled_dot_product_attention: the number of heads of key and value must divide that of query, got "
-            f"{own} and {heads}"
+            f"scaled_dot_product_attention: heads of key and value must divide those of query, got {own} and {heads}"
         )
     wide = x.unsqueeze(-3).expand(*x.shape[:-2], heads // own, *x.shape[-2:])
     return wide.reshape(*x.shape[:-3], heads, *x.shape[-2:])
@@ -215,7 +214,7 @@ def multi_head_attention_forward(
         )
     if is_causal and attn_mask is None:
         raise RuntimeError(
-            "Need attn_mask if specifying the is_causal hint; "
+            "attention: is_causal=True says that attn_mask is the causal one, so give it too; "
             "nn.Transformer.generate_square_subsequent_mask(size) makes one"
         )
     if is_causal and key_padding_mask is None and not need_weights:
@@ -325,9 +324,7 @@ def _to_heads(mask: Tensor, L: int, S: int, N: int, H: int) -> Tensor:
     """Return the mask ``(L, S)`` or ``(N * H, L, S)`` in four dimensions."""
     expected = (L, S) if mask.ndim == 2 else (N * H, L, S)
     if tuple(mask.shape) != expected:
-        raise RuntimeError(
-            f"The shape of the {mask.ndim}D attn_mask is {list(mask.shape)}, but should be {list(expected)}."
-        )
+        raise RuntimeError(f"attention: attn_mask must have shape {list(expected)}, got {list(mask.shape)}")
     return mask.reshape(1, 1, L, S) if mask.ndim == 2 else mask.reshape(N, H, L, S)
 
 

@@ -58,7 +58,7 @@ def ctc_loss(
     x = log_probs.unsqueeze(1) if single else log_probs
     T, N, C = x.shape
     if not 0 <= blank < C:
-        raise RuntimeError(f"ctc_loss: blank must be in label range [0, {C}), got {blank}")
+        raise RuntimeError(f"ctc_loss: blank must be one of the classes, in [0, {C}), got {blank}")
     steps, labels = _lengths("input", input_lengths, N), _lengths("target", target_lengths, N)
     if (steps > T).any() or (steps < 0).any():
         raise RuntimeError(f"ctc_loss: expected input_lengths to be in [0, {T}], got {steps.tolist()}")

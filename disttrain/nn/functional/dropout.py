@@ -35,7 +35,7 @@ def dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
     """
     _check("dropout1d", input, p)
     if input.ndim not in (2, 3):
-        raise RuntimeError(f"dropout1d: expected 2D or 3D input, but received a {input.ndim}D input")
+        raise RuntimeError(f"dropout1d: input is (N, C, L) or (C, L), got shape {tuple(input.shape)}")
     return _drop_features(input, p, training, inplace, 1 if input.ndim == 2 else 2)
 
 
@@ -55,8 +55,7 @@ def dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
         )
     elif input.ndim == 3:
         warnings.warn(
-            "dropout2d: Received a 3D input to dropout2d and assuming that channel-wise 1D dropout behavior is "
-            "desired - input is interpreted as shape (N, C, L). Use dropout1d instead.",
+            "dropout2d: an input of 3 dimensions is taken for (N, C, L); use dropout1d for that",
             stacklevel=2,
         )
     return _drop_features(input, p, training, inplace, 2)
@@ -108,9 +107,7 @@ def feature_alpha_dropout(
 
 def _check(name: str, input: Tensor, p: float) -> None:
     if not 0 <= p <= 1:
-        raise ValueError(
-            f"{name}: p must be a probability in [0, 1], got {p} (dropout probability has to be between 0 and 1)"
-        )
+        raise ValueError(f"{name}: p is a probability, in [0, 1], got {p}")
     if not isinstance(input, Tensor):
         raise TypeError(
             f"{name}() needs a Tensor, got {type(input).__name__}; convert it with disttrain.tensor()"
@@ -121,7 +118,7 @@ def _features(name: str, input: Tensor, dims: int) -> tuple[int, ...]:
     """Return the shape of one number for each channel; these end at dimension ``dims``."""
     if input.ndim < dims:
         raise RuntimeError(
-            f"{name}: feature dropout requires at least 2 dimensions in the input, got {input.ndim}"
+            f"{name}: input needs dimensions of samples and features, got {input.ndim} dimensions"
         )
     return (*input.shape[:dims], *[1] * (input.ndim - dims))
 

@@ -206,9 +206,7 @@ def _check_classes(name: str, input: Tensor, target: Tensor, weight: Tensor | No
     check_float(name, input)
     _check_tensor(name, target)
     if target.dtype not in (int64, uint8) and not target.dtype.is_floating_point:
-        raise RuntimeError(
-            f"{name}: expected target dtype to be int64 or uint8, but got {target.dtype}; convert it with .long()"
-        )
+        raise RuntimeError(f"{name}: classes are int64 or uint8, got {target.dtype}; convert it with .long()")
     if weight is not None and weight.dtype is not input.dtype:
         raise RuntimeError(
             f"{name}: expected a weight of the input's dtype, {input.dtype}, but got {weight.dtype}"

@@ -47,7 +47,7 @@ def margin_ranking_loss(
     reduction = chosen(size_average, reduce, reduction)
     if not input1.ndim == input2.ndim == target.ndim:
         raise RuntimeError(
-            f"margin_ranking_loss: all inputs should have the same number of dimensions, got shapes "
+            f"margin_ranking_loss: both inputs and target must have as many dimensions, got shapes "
             f"{tuple(input1.shape)}, {tuple(input2.shape)} and target {tuple(target.shape)}"
         )
     return reduced((-target * (input1 - input2) + float(margin)).clamp(min=0), reduction)
@@ -96,7 +96,9 @@ def cosine_embedding_loss(
     """
     reduction = chosen(size_average, reduce, reduction)
     if target.ndim not in (0, 1):
-        raise RuntimeError(f"cosine_embedding_loss: 0D or 1D target tensor expected, got {target.ndim}D")
+        raise RuntimeError(
+            f"cosine_embedding_loss: target is one number, or one for each pair, got shape {tuple(target.shape)}"
+        )
     if input1.ndim != target.ndim + 1 or input2.ndim != target.ndim + 1:
         raise RuntimeError(
             f"cosine_embedding_loss: a {target.ndim}D target needs {target.ndim + 1}D inputs, got "
@@ -143,9 +145,7 @@ def multi_margin_loss(
     if p not in (1, 2):
         raise ValueError(f"multi_margin_loss: only p == 1 and p == 2 are supported, got {p}")
     if weight is not None and weight.ndim != 1:
-        raise ValueError(
-            f"multi_margin_loss: weight must be one-dimensional, got shape {tuple(weight.shape)}"
-        )
+        raise ValueError(f"multi_margin_loss: weight is a vector, got shape {tuple(weight.shape)}")
     check_float("multi_margin_loss", input)
     rows, classes = _rows("multi_margin_loss", input, target, 0)
     C = rows.shape[1]
@@ -315,8 +315,8 @@ def _triplet(
         raise ValueError(f"triplet_margin_loss: margin must be positive, got {margin}")
     if not anchor.ndim == positive.ndim == negative.ndim:
         raise RuntimeError(
-            f"the anchor, positive and negative tensors are expected to have the same number of dimensions, but "
-            f"got {anchor.ndim}D, {positive.ndim}D and {negative.ndim}D"
+            f"triplet_margin_loss: anchor, positive and negative must have as many dimensions, got {anchor.ndim}, "
+            f"{positive.ndim} and {negative.ndim}"
         )
     near, far = distance(anchor, positive), distance(anchor, negative)
     if swap:

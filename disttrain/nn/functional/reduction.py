@@ -27,9 +27,7 @@ def chosen(size_average: bool | None, reduce: bool | None, reduction: Any) -> st
     if type(reduction) is int:
         reduction = _BY_NUMBER.get(reduction, reduction)
     if reduction not in ("mean", "sum", "none"):
-        raise ValueError(
-            f'{reduction!r} is not a valid value for reduction; it must be "none", "mean" or "sum"'
-        )
+        raise ValueError(f'reduction is "none", "mean" or "sum", got {reduction!r}')
     return reduction  # type: ignore[no-any-return]
 
 

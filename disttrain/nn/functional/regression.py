@@ -73,7 +73,7 @@ def smooth_l1_loss(
     """
     reduction = chosen(size_average, reduce, reduction)
     if not beta >= 0:
-        raise RuntimeError(f"smooth_l1_loss does not support negative values for beta, got {beta}")
+        raise RuntimeError(f"smooth_l1_loss: beta must not be negative, got {beta}")
     if beta == 0:
         return l1_loss(input, target, reduction=reduction)
     a, b = _pair("smooth_l1_loss", input, target)
@@ -95,7 +95,7 @@ def huber_loss(
     """
     reduction = chosen(None, None, reduction)
     if not delta > 0:
-        raise RuntimeError(f"huber_loss does not support non-positive values for delta, got {delta}")
+        raise RuntimeError(f"huber_loss: delta must be positive, got {delta}")
     a, b = _pair("huber_loss", input, target)
     each = engine.apply(loss.smooth_l1, a - b, beta=delta) * delta
     if weight is None:
@@ -129,7 +129,7 @@ def _pair(name: str, input: Tensor, target: Tensor, floats: bool = True) -> list
 def _check_weight(input: Tensor, weight: Tensor) -> None:
     if weight.shape != input.shape:
         raise ValueError(
-            f"weights and input must have the same size, got {tuple(weight.shape)} and {tuple(input.shape)}"
+            f"weight must have the shape of input, {tuple(input.shape)}, got {tuple(weight.shape)}"
         )
 
 
@@ -172,7 +172,7 @@ def gaussian_nll_loss(
             var = var.unsqueeze(-1)
         elif input.ndim != var.ndim or sum(differing) != 1:
             raise ValueError(
-                f"var is of incorrect size: {tuple(var.shape)} for an input of shape {tuple(input.shape)}"
+                f"gaussian_nll_loss: var of shape {tuple(var.shape)} does not fit input of shape {tuple(input.shape)}"
             )
     var = var + (var.detach().clamp(min=eps) - var.detach())  # the gradient is that of var also below eps
     each = 0.5 * (var.log() + (input - target) ** 2 / var)

@@ -126,7 +126,7 @@ def embedding_bag(
             )
         if mode != "sum":
             raise NotImplementedError(
-                f"embedding_bag: per_sample_weights is only supported for mode='sum', got mode={mode!r}"
+                f"embedding_bag: per_sample_weights goes with mode='sum', got mode={mode!r}"
             )
         if per_sample_weights.dtype is not weight.dtype:
             raise RuntimeError(
@@ -134,18 +134,20 @@ def embedding_bag(
                 f"{per_sample_weights.dtype}"
             )
     if weight.ndim != 2:
-        raise ValueError(f"embedding_bag: weight has to be a 2D Tensor, got shape {tuple(weight.shape)}")
+        raise ValueError(
+            f"embedding_bag: weight is a table (rows, features), got shape {tuple(weight.shape)}"
+        )
     if mode not in ("sum", "mean", "max"):
-        raise ValueError(f"embedding_bag: mode has to be one of sum, mean or max, got {mode!r}")
+        raise ValueError(f"embedding_bag: mode is 'sum', 'mean' or 'max', got {mode!r}")
     if mode == "max" and (scale_grad_by_freq or sparse):
         raise ValueError(
-            "embedding_bag: max mode supports neither sparse weights nor scaling the gradient by the frequency"
+            "embedding_bag: mode='max' goes with neither sparse=True nor scale_grad_by_freq=True"
         )
     rows = weight.shape[0]
     if padding_idx is not None:
         if not -rows <= padding_idx < rows:
             raise RuntimeError(
-                f"embedding_bag: padding_idx must be within the number of embeddings, got {padding_idx}"
+                f"embedding_bag: padding_idx must be one of the {rows} rows, got {padding_idx}"
             )
         padding_idx %= rows
     bags, count = _bags(input, offsets, include_last_offset)
@@ -177,7 +179,7 @@ def _bags(input: Tensor, offsets: Tensor | None, include_last: bool) -> tuple[np
     if input.ndim == 2:
         if offsets is not None:
             raise ValueError(
-                "embedding_bag: if input is 2D, then offsets has to be None, as input is treated as bags of one size"
+                "embedding_bag: each row of a matrix is a bag, so offsets must be None; give a vector with offsets"
             )
         B, n = input.shape
         return np.repeat(np.arange(B), n), B

@@ -59,7 +59,7 @@ class _SpectralNorm(Module):
     def __init__(self, weight: Tensor, n_power_iterations: int, dim: int, eps: float) -> None:
         super().__init__()
         if n_power_iterations <= 0:
-            raise ValueError(f"expected n_power_iterations to be positive, but got {n_power_iterations}")
+            raise ValueError(f"spectral_norm: n_power_iterations must be positive, got {n_power_iterations}")
         if not -max(weight.ndim, 1) <= dim < max(weight.ndim, 1):
             raise IndexError(
                 f"dim must be a dimension of the weight of shape {tuple(weight.shape)}, got {dim}"

@@ -202,7 +202,7 @@ def remove_parametrizations(module: M, tensor_name: str, leave_parametrized: boo
     functions: Any = module.parametrizations[tensor_name]
     if not leave_parametrized and not functions.is_tensor:
         raise ValueError(
-            "cannot leave unparametrized a tensor that is parametrized in terms of several tensors"
+            "remove_parametrizations(): several tensors make this one, so leave_parametrized=False has none to put back"
         )
     learnt = any(isinstance(getattr(functions, n), Parameter) for n in functions._names())
     if leave_parametrized:

@@ -68,7 +68,7 @@ class PackedSequence(_Fields):
             data, batch_sizes = data
         if batch_sizes.device.type != "cpu":
             raise ValueError(
-                f"batch_sizes should always be on CPU, got one on {batch_sizes.device}; move it with .cpu()"
+                f"PackedSequence: batch_sizes must lie in host memory, got {batch_sizes.device}; move it with .cpu()"
             )
         if unsorted_indices is None:
             unsorted_indices = invert_permutation(sorted_indices)
@@ -178,14 +178,11 @@ def pack_padded_sequence(
         order = np.argsort(-sizes, kind="stable")
         sizes = sizes[order]
     if (sizes <= 0).any():
-        raise RuntimeError(
-            f"Length of all samples has to be greater than 0, but found an element in 'lengths' that is <= 0: "
-            f"{sizes.min()}"
-        )
+        raise RuntimeError(f"pack_padded_sequence: lengths must be positive, got {sizes.min()}")
     if (np.diff(sizes) > 0).any():
         raise RuntimeError(
-            "`lengths` array must be sorted in decreasing order when `enforce_sorted` is True; pass "
-            "`enforce_sorted=False` to have the sequences sorted"
+            "pack_padded_sequence: the longest sequence must come first and the shortest last; "
+            "enforce_sorted=False sorts them"
         )
     if sizes[0] > steps:
         raise RuntimeError(f"'lengths' has {sizes[0]}, but the padded sequences have {steps} steps")

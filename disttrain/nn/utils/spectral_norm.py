@@ -85,9 +85,9 @@ def spectral_norm(
         ValueError: fewer than one step.
     """
     if find_hook(module, SpectralNorm, name) is not None:
-        raise RuntimeError(f"cannot register two spectral_norm hooks on the same parameter {name}")
+        raise RuntimeError(f"spectral_norm: {name} has been normalised so already")
     if n_power_iterations <= 0:
-        raise ValueError(f"expected n_power_iterations to be positive, but got {n_power_iterations}")
+        raise ValueError(f"spectral_norm: n_power_iterations must be positive, got {n_power_iterations}")
     hook = SpectralNorm(name, n_power_iterations, default_dim(module) if dim is None else dim, eps)
     weight = getattr(module, name)
     matrix = as_matrix(weight.detach(), hook.dim)
@@ -108,7 +108,7 @@ def remove_spectral_norm(module: M, name: str = "weight") -> M:
     """
     key = find_hook(module, SpectralNorm, name)
     if key is None:
-        raise ValueError(f"spectral_norm of {name!r} not found in {type(module).__name__}")
+        raise ValueError(f"remove_spectral_norm(): {type(module).__name__} has no spectral_norm of {name!r}")
     hook = module.__dict__["_pre_hooks"].pop(key).function
     with no_grad():
         weight = hook.compute_weight(module, False)

@@ -52,13 +52,12 @@ def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
         RuntimeError: the parameter is normalised already.
     """
     warnings.warn(
-        "`disttrain.nn.utils.weight_norm` is deprecated in favor of "
-        "`disttrain.nn.utils.parametrizations.weight_norm`.",
+        "nn.utils.weight_norm() is the old way; nn.utils.parametrizations.weight_norm() is the new one",
         FutureWarning,
         stacklevel=2,
     )
     if find_hook(module, WeightNorm, name) is not None:
-        raise RuntimeError(f"cannot register two weight_norm hooks on the same parameter {name}")
+        raise RuntimeError(f"weight_norm: {name} has been split so already")
     hook = WeightNorm(name, -1 if dim is None else dim)
     weight = getattr(module, name)
     length = norm_except_dim(weight.detach(), hook.dim)
@@ -78,7 +77,7 @@ def remove_weight_norm(module: M, name: str = "weight") -> M:
     """
     key = find_hook(module, WeightNorm, name)
     if key is None:
-        raise ValueError(f"weight_norm of {name!r} not found in {type(module).__name__}")
+        raise ValueError(f"remove_weight_norm(): {type(module).__name__} has no weight_norm of {name!r}")
     weight = module.__dict__["_pre_hooks"].pop(key).function.compute_weight(module)
     for part in ("_g", "_v"):
         delattr(module, name + part)

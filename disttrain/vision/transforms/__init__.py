@@ -126,7 +126,7 @@ class Lambda:
 
     def __init__(self, lambd: Callable[[Any], Any]) -> None:
         if not callable(lambd):
-            raise TypeError(f"Argument lambd should be callable, got {type(lambd).__name__!r}")
+            raise TypeError(f"Lambda: lambd is a function, got {type(lambd).__name__!r}")
         self.lambd = lambd
 
     def __call__(self, img: Any) -> Any:
@@ -163,9 +163,9 @@ class Resize(Module):
     ) -> None:
         super().__init__()
         if not isinstance(size, int | Sequence):
-            raise TypeError(f"Size should be int or sequence. Got {type(size)}")
+            raise TypeError(f"Resize: size is an int or two, got {type(size).__name__}")
         if isinstance(size, Sequence) and len(size) not in (1, 2):
-            raise ValueError("If size is a sequence, it should have 1 or 2 values")
+            raise ValueError(f"Resize: size has 1 or 2 numbers, got {list(size)}")
         self.size, self.interpolation, self.max_size, self.antialias = (
             size,
             interpolation,
@@ -206,13 +206,13 @@ class Pad(Module):
     def __init__(self, padding: Any, fill: Any = 0, padding_mode: str = "constant") -> None:
         super().__init__()
         if not isinstance(padding, numbers.Number | tuple | list):
-            raise TypeError("Got inappropriate padding arg")
+            raise TypeError(f"Pad: padding is an int or a sequence of them, got {type(padding).__name__}")
         if not isinstance(padding, numbers.Number) and len(padding) not in (1, 2, 4):
-            raise ValueError(
-                f"Padding must be an int or a 1, 2, or 4 element tuple, not a {len(padding)} element tuple"
-            )
+            raise ValueError(f"Pad: padding has 1, 2 or 4 numbers, got {len(padding)}")
         if padding_mode not in ("constant", "edge", "reflect", "symmetric"):
-            raise ValueError("Padding mode should be either constant, edge, reflect or symmetric")
+            raise ValueError(
+                f"Pad: padding_mode is constant, edge, reflect or symmetric, got {padding_mode!r}"
+            )
         self.padding, self.fill, self.padding_mode = padding, fill, padding_mode
 
     def forward(self, img: Any) -> Any:
@@ -285,7 +285,9 @@ class RandomCrop(Module):
         _, h, w = F.get_dimensions(img)
         height, width = output_size
         if h < height or w < width:
-            raise ValueError(f"Required crop size {output_size} is larger than input image size {(h, w)}")
+            raise ValueError(
+                f"RandomCrop: {output_size} cannot be cut out of an image of {(h, w)}; see pad_if_needed"
+            )
         if (h, w) == (height, width):
             return 0, 0, h, w
         return _below(h - height + 1), _below(w - width + 1), height, width
@@ -419,15 +421,15 @@ class ColorJitter(Module):
     ) -> tuple[float, float] | None:
         if isinstance(value, numbers.Real):
             if value < 0:
-                raise ValueError(f"If {name} is a single number, it must be non negative.")
+                raise ValueError(f"ColorJitter: {name} must not be negative, got {value}")
             low, high = middle - float(value), middle + float(value)
             low = max(low, 0.0) if middle == 1.0 else low
         elif isinstance(value, list | tuple) and len(value) == 2:
             low, high = map(float, value)
         else:
-            raise TypeError(f"{name} should be a single number or a list/tuple with length 2.")
+            raise TypeError(f"ColorJitter: {name} is a number or (least, most), got {value!r:.80}")
         if not least <= low <= high <= most:
-            raise ValueError(f"{name} values should be between {(least, most)}, but got {(low, high)}.")
+            raise ValueError(f"ColorJitter: {name} lies in {(least, most)}, got {(low, high)}")
         return None if low == high == middle else (low, high)
 
     def forward(self, img: Any) -> Any:
@@ -474,10 +476,10 @@ class RandomRotation(Module):
         super().__init__()
         if isinstance(degrees, numbers.Real):
             if degrees < 0:
-                raise ValueError("If degrees is a single number, it must be positive.")
+                raise ValueError(f"RandomRotation: degrees must not be negative, got {degrees}")
             degrees = (-degrees, degrees)
         if len(degrees) != 2:
-            raise ValueError("degrees should be a sequence of length 2.")
+            raise ValueError(f"RandomRotation: degrees is a number or (least, most), got {degrees!r:.80}")
         self.degrees = [float(d) for d in degrees]
         self.interpolation, self.expand, self.center, self.fill = interpolation, expand, center, fill
 
@@ -514,11 +516,11 @@ class RandomErasing(Module):
     ) -> None:
         super().__init__()
         if isinstance(value, str) and value != "random":
-            raise ValueError("If value is str, it should be 'random'")
+            raise ValueError(f"RandomErasing: value is 'random' or numbers, got {value!r}")
         if scale[0] < 0 or scale[1] > 1:
-            raise ValueError("Scale should be between 0 and 1")
+            raise ValueError(f"RandomErasing: scale holds parts of the area, in [0, 1], got {scale}")
         if p < 0 or p > 1:
-            raise ValueError("Random erasing probability should be between 0 and 1")
+            raise ValueError(f"RandomErasing: p is a probability, in [0, 1], got {p}")
         self.p, self.scale, self.ratio, self.value, self.inplace = p, scale, ratio, value, inplace
 
     def forward(self, img: Tensor) -> Tensor:
@@ -542,10 +544,7 @@ class RandomErasing(Module):
             return img.new_empty(channels, h, w).normal_()
         if isinstance(self.value, list | tuple):
             if len(self.value) not in (1, channels):
-                raise ValueError(
-                    f"If value is a sequence, it should have either a single value or {channels} (number of input "
-                    f"channels)"
-                )
+                raise ValueError(f"RandomErasing: value has 1 number or one for each of {channels} channels")
             return img.new_tensor(self.value).reshape(-1, 1, 1)
         return self.value
 

@@ -99,7 +99,7 @@ def pil_to_tensor(pic: Any) -> Tensor:
         TypeError: not a Pillow image.
     """
     if not is_pil(pic):
-        raise TypeError(f"pic should be PIL Image. Got {type(pic)}")
+        raise TypeError(f"pil_to_tensor() takes a Pillow image, got {type(pic).__name__}")
     kind = {"1": np.bool_, "I": np.int32, "I;16": np.int16, "F": np.float32}.get(pic.mode, np.uint8)
     array: np.ndarray[Any, Any] = np.array(pic, copy=True).astype(kind, copy=False)
     array = array.reshape(pic.height, pic.width, len(pic.getbands()))
@@ -117,7 +117,7 @@ def to_tensor(pic: Any) -> Tensor:
     """
     if isinstance(pic, np.ndarray):
         if pic.ndim not in (2, 3):
-            raise ValueError(f"pic should be 2/3 dimensional. Got {pic.ndim} dimensions.")
+            raise ValueError(f"an image has 2 or 3 dimensions, got {pic.ndim}")
         array = pic[:, :, None] if pic.ndim == 2 else pic
         t = from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
     elif is_pil(pic):
@@ -125,7 +125,7 @@ def to_tensor(pic: Any) -> Tensor:
         if pic.mode == "1":
             t = t.to(dtypes.uint8) * 255
     else:
-        raise TypeError(f"pic should be PIL Image or ndarray. Got {type(pic)}")
+        raise TypeError(f"to_tensor() takes a Pillow image or an ndarray, got {type(pic).__name__}")
     return t.float() / 255 if t.dtype is dtypes.uint8 else t
 
 
@@ -142,7 +142,7 @@ def to_pil_image(pic: Any, mode: str | None = None) -> Any:
     """
     if isinstance(pic, Tensor):
         if pic.ndim not in (2, 3):
-            raise ValueError(f"pic should be 2/3 dimensional. Got {pic.ndim} dimensions.")
+            raise ValueError(f"an image has 2 or 3 dimensions, got {pic.ndim}")
         if pic.is_floating_point() and mode != "F":
             pic = pic.detach().mul(255).to(dtypes.uint8)
         array = pic.detach().cpu().numpy()
@@ -150,30 +150,32 @@ def to_pil_image(pic: Any, mode: str | None = None) -> Any:
         array = array.transpose(1, 2, 0)
     elif isinstance(pic, np.ndarray):
         if pic.ndim not in (2, 3):
-            raise ValueError(f"pic should be 2/3 dimensional. Got {pic.ndim} dimensions.")
+            raise ValueError(f"an image has 2 or 3 dimensions, got {pic.ndim}")
         array = pic[:, :, None] if pic.ndim == 2 else pic
     else:
-        raise TypeError(f"pic should be Tensor or ndarray. Got {type(pic)}.")
+        raise TypeError(f"to_pil_image() takes a Tensor or an ndarray, got {type(pic).__name__}")
     channels = array.shape[2]
     if channels > 4:
-        raise ValueError(f"pic should not have > 4 channels. Got {channels} channels.")
+        raise ValueError(f"to_pil_image(): Pillow knows images of at most 4 channels, got {channels}")
     if channels == 1:
         array = array[:, :, 0]
         expected = {"uint8": "L", "int16": "I;16", "int32": "I", "float32": "F"}.get(array.dtype.name)
         if expected is None:
-            raise TypeError(f"Input type {array.dtype} is not supported")
+            raise TypeError(f"to_pil_image(): Pillow has no images of {array.dtype}; use uint8")
         if mode is not None and mode != expected:
             raise ValueError(
-                f"Incorrect mode ({mode}) supplied for input type {array.dtype}. Should be {expected}"
+                f"to_pil_image(): {array.dtype} makes an image of mode {expected}, got mode={mode!r}"
             )
         if expected == "I;16":
             array = array.astype(np.uint16)
         return pil().fromarray(np.ascontiguousarray(array))
     if array.dtype != np.uint8:
-        raise TypeError(f"Input type {array.dtype} is not supported")
+        raise TypeError(f"to_pil_image(): Pillow has no images of {array.dtype}; use uint8")
     fitting = {2: ("LA",), 3: ("RGB", "YCbCr", "HSV"), 4: ("RGBA", "CMYK", "RGBX")}[channels]
     if mode is not None and mode not in fitting:
-        raise ValueError(f"Only modes {list(fitting)} are supported for {channels}D inputs")
+        raise ValueError(
+            f"to_pil_image(): {channels} channels make one of {list(fitting)}, got mode={mode!r}"
+        )
     height, width = array.shape[:2]
     return pil().frombytes(mode or fitting[0], (width, height), np.ascontiguousarray(array).tobytes())
 
@@ -186,7 +188,7 @@ def convert_image_dtype(image: Tensor, dtype: dtypes.dtype = dtypes.float32) -> 
         RuntimeError: the largest number of the type has no such floating point number.
     """
     if not isinstance(image, Tensor):
-        raise TypeError("Input img should be Tensor Image")
+        raise TypeError(f"convert_image_dtype() takes a Tensor, got {type(image).__name__}")
     if image.dtype is dtype:
         return image
     from_float, to_float = image.dtype.is_floating_point, dtype.is_floating_point
@@ -197,7 +199,7 @@ def convert_image_dtype(image: Tensor, dtype: dtypes.dtype = dtypes.float32) -> 
     largest = int(np.iinfo(dtype.numpy).max)
     if from_float:
         if dtype is dtypes.int64 or (dtype is dtypes.int32 and image.dtype is not dtypes.float64):
-            raise RuntimeError(f"The cast from {image.dtype} to {dtype} cannot be performed safely.")
+            raise RuntimeError(f"convert_image_dtype(): {dtype} does not hold all values of {image.dtype}")
         return image.mul(largest + 1.0 - 1e-3).to(dtype)
     shift = (int(np.iinfo(image.dtype.numpy).max) + 1) / (largest + 1)
     if shift >= 1:
@@ -213,17 +215,17 @@ def normalize(tensor: Tensor, mean: Sequence[float], std: Sequence[float], inpla
         ValueError: fewer than three dimensions, or a ``std`` of zero.
     """
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"img should be Tensor Image. Got {type(tensor)}")
+        raise TypeError(f"normalize() takes a Tensor, got {type(tensor).__name__}; ToTensor() comes first")
     if not tensor.is_floating_point():
-        raise TypeError(f"Input tensor should be a float tensor. Got {tensor.dtype}.")
+        raise TypeError(
+            f"normalize() takes floating point numbers, got {tensor.dtype}; ToTensor() makes them"
+        )
     if tensor.ndim < 3:
-        raise ValueError(f"Expected tensor to be a tensor image of size (..., C, H, W). Got {tensor.shape}.")
+        raise ValueError(f"normalize(): an image is (..., C, H, W), got shape {list(tensor.shape)}")
     kind = tensor.dtype.numpy
     means, stds = (np.asarray(v, kind).reshape(-1, 1, 1) for v in (mean, std))
     if (stds == 0).any():
-        raise ValueError(
-            f"std evaluated to zero after conversion to {tensor.dtype}, leading to division by zero."
-        )
+        raise ValueError(f"normalize(): std must not hold 0, got {std} for {tensor.dtype}")
     out = tensor if inplace else tensor.clone()
     return out.sub_(from_numpy(means)).div_(from_numpy(stds))
 
@@ -241,19 +243,17 @@ def new_size(
     """
     wanted = [size] if isinstance(size, int) else list(size)
     if len(wanted) not in (1, 2):
-        raise ValueError("Size must be an int or a 1 or 2 element tuple/list")
+        raise ValueError(f"resize(): size is an int, or 1 or 2 of them, got {size!r:.80}")
     if len(wanted) == 2:
         if max_size is not None:
-            raise ValueError(
-                "max_size should only be passed if size specifies the length of the smaller edge"
-            )
+            raise ValueError("resize(): max_size goes with one number as size, the shorter edge")
         return wanted[0], wanted[1]
     short, long = sorted((height, width))
     new_short, new_long = wanted[0], int(wanted[0] * long / short)
     if max_size is not None:
         if max_size <= new_short:
             raise ValueError(
-                f"max_size = {max_size} must be strictly greater than the requested size {new_short}"
+                f"resize(): max_size {max_size} must be greater than size {new_short}, the shorter edge"
             )
         if new_long > max_size:
             new_short, new_long = int(max_size * new_short / new_long), max_size
@@ -287,7 +287,7 @@ def resize(
     if (new_height, new_width) == (height, width):
         return img
     if mode not in ("nearest", "nearest-exact", "bilinear", "bicubic"):
-        raise ValueError(f"This interpolation mode is unsupported with Tensor input: {mode}")
+        raise ValueError(f"resize(): a Tensor cannot be scaled with {mode}; use bilinear")
     return Tensor._of(resampling.resize(img._array, new_height, new_width, mode, bool(antialias)))
 
 
@@ -355,11 +355,9 @@ def pad(img: Any, padding: Any, fill: Any = 0, padding_mode: str = "constant") -
     _check(img)
     four: list[int] = [padding] if isinstance(padding, int) else list(padding)
     if len(four) not in (1, 2, 4):
-        raise ValueError(
-            f"Padding must be an int or a 1, 2, or 4 element tuple, not a {len(four)} element tuple"
-        )
+        raise ValueError(f"pad(): padding has 1, 2 or 4 numbers, got {len(four)}")
     if padding_mode not in ("constant", "edge", "reflect", "symmetric"):
-        raise ValueError("Padding mode should be either constant, edge, reflect or symmetric")
+        raise ValueError(f"pad(): padding_mode is constant, edge, reflect or symmetric, got {padding_mode!r}")
     left, top, right, bottom = four if len(four) == 4 else (four * 4 if len(four) == 1 else four * 2)
     if isinstance(img, Tensor):
         return Tensor._of(_pad(img._array, img.ndim - 2, left, top, right, bottom, fill, padding_mode))
@@ -471,14 +469,14 @@ def rgb_to_grayscale(img: Any, num_output_channels: int = 1) -> Any:
         ValueError: another number of channels.
     """
     if num_output_channels not in (1, 3):
-        raise ValueError("num_output_channels should be either 1 or 3")
+        raise ValueError(f"rgb_to_grayscale(): num_output_channels is 1 or 3, got {num_output_channels}")
     if not isinstance(img, Tensor):
         _check(img)
         gray = img.convert("L")
         return gray if num_output_channels == 1 else pil().merge("RGB", [gray] * 3)
     channels = get_dimensions(img)[0]
     if channels not in (1, 3):
-        raise TypeError(f"Input image tensor permitted channel values are 1 or 3, but found {channels}")
+        raise TypeError(f"an image of colours or greys has 3 channels or 1, got {channels}")
     if channels == 3:
         r, g, b = img.unbind(-3)
         img = (0.2989 * r + 0.587 * g + 0.114 * b).to(img.dtype).unsqueeze(-3)
@@ -501,7 +499,7 @@ def _enhance(img: Any, factor: float, name: str) -> Any:
 
 def _not_negative(factor: float, name: str) -> None:
     if factor < 0:
-        raise ValueError(f"{name} ({factor}) is not non-negative.")
+        raise ValueError(f"{name} must not be negative, got {factor}")
 
 
 def adjust_brightness(img: Any, brightness_factor: float) -> Any:
@@ -552,7 +550,7 @@ def adjust_hue(img: Any, hue_factor: float) -> Any:
         ValueError: a factor outside [-0.5, 0.5].
     """
     if not -0.5 <= hue_factor <= 0.5:
-        raise ValueError(f"hue_factor ({hue_factor}) is not in [-0.5, 0.5].")
+        raise ValueError(f"adjust_hue(): hue_factor lies in [-0.5, 0.5], got {hue_factor}")
     if isinstance(img, Tensor):
         return img if get_dimensions(img)[0] == 1 else Tensor._of(resampling.turn_hue(img._array, hue_factor))
     _check(img)

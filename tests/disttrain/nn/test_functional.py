@@ -121,7 +121,7 @@ def test_softmax_is_also_a_function_and_a_method():
             "needs a floating point tensor, got disttrain.int64",
         ),
         (lambda x: F.gelu(x, "erf"), RuntimeError, "got 'erf'"),
-        (lambda x: F.dropout(x, -0.1), ValueError, r"p must be a probability in \[0, 1\], got -0.1"),
+        (lambda x: F.dropout(x, -0.1), ValueError, r"p is a probability, in \[0, 1\], got -0.1"),
         (
             lambda x: F.linear(x, x.T),
             RuntimeError,

@@ -197,7 +197,7 @@ def test_the_output_lies_in_memory_as_the_queries():
         (((3, 5), (6, 4), (6, 5)), {}, r"key \(\*, S, E\)"),
         (((3, 5), (6, 5), (7, 5)), {}, r"value \(\*, S, F\)"),
         (((2, 3, 5), (4, 6, 5), (4, 6, 5)), {}, "cannot be broadcast"),
-        (((4, 3, 5), (3, 6, 5), (3, 6, 5)), {"enable_gqa": True}, "must divide that of query, got 3 and 4"),
+        (((4, 3, 5), (3, 6, 5), (3, 6, 5)), {"enable_gqa": True}, "must divide those of query, got 3 and 4"),
         (((3, 5), (6, 5), (6, 5)), {"dropout_p": 1.5}, r"in \[0, 1\], got 1.5"),
         (((3, 5), (6, 5), (6, 5)), {"attn_mask": np.zeros((2, 6))}, r"broadcast to \[3, 6\].* got \[2, 6\]"),
         (((3, 5), (6, 5), (6, 5)), {"attn_mask": np.zeros(6)}, r"at least \(L, S\), got \[6\]"),

@@ -166,7 +166,7 @@ def test_weights_of_elements_are_those_of_torch(name, reduction):
         torch.tensor(X), torch.tensor(Y), reduction=reduction, weight=torch.tensor(P)
     )
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), 1e-12)
-    with pytest.raises(ValueError, match="must have the same size"):
+    with pytest.raises(ValueError, match=r"weight must have the shape of input, \(4, 6\)"):
         getattr(F, name)(dt.tensor(X), dt.tensor(Y), weight=dt.tensor(P[0]))
 
 
@@ -195,16 +195,24 @@ def test_the_deprecated_arguments_work_with_a_warning(name, size_average, reduce
         (
             lambda x, y: F.mse_loss(x, y, reduction="avg"),
             ValueError,
-            "'avg' is not a valid value for reduction",
+            "reduction is .*got 'avg'",
         ),
-        (lambda x, y: F.cross_entropy(x, y.argmax(1), reduction="avg"), ValueError, "'avg' is not a valid"),
+        (
+            lambda x, y: F.cross_entropy(x, y.argmax(1), reduction="avg"),
+            ValueError,
+            "reduction is .*got 'avg'",
+        ),
         (lambda x, y: F.mse_loss(x.long(), y.long()), NotImplementedError, "floating point"),
-        (lambda x, y: F.smooth_l1_loss(x, y, beta=-1), RuntimeError, "negative values for beta, got -1"),
-        (lambda x, y: F.huber_loss(x, y, delta=0), RuntimeError, "non-positive values for delta, got 0"),
+        (lambda x, y: F.smooth_l1_loss(x, y, beta=-1), RuntimeError, "beta must not be negative, got -1"),
+        (lambda x, y: F.huber_loss(x, y, delta=0), RuntimeError, "delta must be positive, got 0"),
         (lambda x, y: F.gaussian_nll_loss(x, y, -x.abs()), ValueError, "negative"),
-        (lambda x, y: F.gaussian_nll_loss(x, y, x.abs()[:, :3]), ValueError, "incorrect size"),
-        (lambda x, y: F.margin_ranking_loss(x, y, y[0]), RuntimeError, "same number of dimensions"),
-        (lambda x, y: F.cosine_embedding_loss(x, y, y), RuntimeError, "0D or 1D target tensor expected"),
+        (
+            lambda x, y: F.gaussian_nll_loss(x, y, x.abs()[:, :3]),
+            ValueError,
+            r"var of shape \(4, 3\) does not fit",
+        ),
+        (lambda x, y: F.margin_ranking_loss(x, y, y[0]), RuntimeError, "must have as many dimensions"),
+        (lambda x, y: F.cosine_embedding_loss(x, y, y), RuntimeError, "target is one number"),
         (lambda x, y: F.cosine_embedding_loss(x[0], y, y[:, 0]), RuntimeError, "1D target needs 2D inputs"),
         (lambda x, y: F.multi_margin_loss(x, y.argmax(1), p=3), ValueError, "p == 1 and p == 2"),
         (lambda x, y: F.multi_margin_loss(x, y.argmax(0)), RuntimeError, "with a target of shape"),
@@ -216,12 +224,12 @@ def test_the_deprecated_arguments_work_with_a_warning(name, size_average, reduce
         (lambda x, y: F.multilabel_margin_loss(x, y.argmax(1)), RuntimeError, "with a target of shape"),
         (lambda x, y: F.multilabel_margin_loss(x, y.long() + 9), RuntimeError, r"in \[-1, 6\)"),
         (lambda x, y: F.triplet_margin_loss(x, y, y, margin=0), ValueError, "positive, got 0"),
-        (lambda x, y: F.triplet_margin_loss(x, y, y[0]), RuntimeError, "same number of dimensions"),
-        (lambda x, y: F.kl_div(x, y, reduction="avg"), ValueError, "not a valid value"),
+        (lambda x, y: F.triplet_margin_loss(x, y, y[0]), RuntimeError, "must have as many dimensions"),
+        (lambda x, y: F.kl_div(x, y, reduction="avg"), ValueError, "reduction is "),
         (
             lambda x, y: F.cross_entropy(x, y.argmax(1).int()),
             RuntimeError,
-            "int64 or uint8, but got disttrain.int32",
+            "int64 or uint8, got disttrain.int32",
         ),
         (
             lambda x, y: F.cross_entropy(x, y.argmax(1), y[0].float()),
@@ -232,7 +240,7 @@ def test_the_deprecated_arguments_work_with_a_warning(name, size_average, reduce
         (
             lambda x, y: F.cross_entropy(x, y.abs(), ignore_index=1),
             RuntimeError,
-            "ignore_index is not supported",
+            "ignore_index goes with classes",
         ),
         (lambda x, y: F.binary_cross_entropy(x, y), RuntimeError, r"must be in \[0, 1\]"),
         (lambda x, y: F.binary_cross_entropy(x.sigmoid(), y[0]), ValueError, "target must have the shape"),
@@ -259,7 +267,7 @@ def test_the_deprecated_arguments_work_with_a_warning(name, size_average, reduce
         (
             lambda x, y: F.ctc_loss(x, y.argmax(1), (4,), (4,), blank=6),
             RuntimeError,
-            r"label range \[0, 6\), got 6",
+            r"one of the classes, in \[0, 6\), got 6",
         ),
         (
             lambda x, y: F.ctc_loss(x, y.argmax(1), (5,), (4,)),

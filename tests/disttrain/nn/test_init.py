@@ -128,9 +128,9 @@ def test_bad_input_is_refused():
         init.kaiming_normal_(dt.empty(3, 3), mode="fan")
     with pytest.raises(ValueError, match="unsupported nonlinearity 'swish'"):
         init.calculate_gain("swish")
-    with pytest.raises(ValueError, match="negative_slope 'a' not a valid number"):
+    with pytest.raises(ValueError, match="negative_slope must be a number, got 'a'"):
         init.calculate_gain("leaky_relu", "a")
-    with pytest.raises(ValueError, match=r"2 dimensions are supported, got shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"needs a matrix, got shape \(3,\)"):
         init.eye_(dt.empty(3))
     with pytest.raises(ValueError, match=r"orthogonal_: needs 2 or more dimensions, got shape \(3,\)"):
         init.orthogonal_(dt.empty(3))
@@ -149,11 +149,11 @@ def test_dirac_is_that_of_torch(shape, groups):
 
 
 def test_dirac_and_sparse_refuse_what_torch_refuses():
-    with pytest.raises(ValueError, match="3, 4, or 5 dimensions"):
+    with pytest.raises(ValueError, match=r"the 3 to 5 dimensions"):
         init.dirac_(dt.empty(2, 2))
-    with pytest.raises(ValueError, match="divisible by groups, 3"):
+    with pytest.raises(ValueError, match="groups=3 must divide"):
         init.dirac_(dt.empty(4, 2, 2), 3)
-    with pytest.raises(ValueError, match="2 dimensions"):
+    with pytest.raises(ValueError, match="sparse_: needs a matrix"):
         init.sparse_(dt.empty(2), 0.1)
 
 

@@ -367,8 +367,12 @@ def test_what_a_layer_does_not_take_is_an_error_that_says_what_fits(call, shape,
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: nn.Conv2d(3, 4, 3, groups=2), ValueError, "divisible by groups=2, got 3 and 4"),
-        (lambda: nn.Conv2d(3, 4, 3, groups=0), ValueError, "groups must be a positive integer, got 0"),
+        (
+            lambda: nn.Conv2d(3, 4, 3, groups=2),
+            ValueError,
+            "must divide in_channels and out_channels, got 3 and 4",
+        ),
+        (lambda: nn.Conv2d(3, 4, 3, groups=0), ValueError, "groups must be positive, got 0"),
         (lambda: nn.Conv2d(3, 4, 3, padding_mode="mirror"), ValueError, "got 'mirror'"),
         (lambda: nn.ConvTranspose2d(3, 4, 3, padding_mode="reflect"), ValueError, "must be 'zeros'"),
         (lambda: nn.Conv2d(3, 4, 3, padding="full"), ValueError, "got 'full'"),

@@ -168,7 +168,7 @@ def test_modes_reach_everything_below():
     assert not any(m.training for m in net.modules())
     net.train()
     assert all(m.training for m in net.modules())
-    with pytest.raises(ValueError, match="expected to be boolean, got str: 'eval'"):
+    with pytest.raises(ValueError, match="True or False, got str: 'eval'"):
         net.train("eval")
     seen = []
     assert net.apply(seen.append) is net

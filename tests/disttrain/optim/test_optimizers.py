@@ -214,7 +214,7 @@ def test_a_parameter_that_is_given_twice_steps_twice(name):
         (lambda p: dt.optim.Adam([p], betas=(1.0, 0.9)), r"betas\[0\] must be in \[0, 1\), got 1.0"),
         (lambda p: dt.optim.SGD([]), "no parameters to optimize"),
         (lambda p: dt.optim.SGD([{"params": [p]}, {"params": [p]}]), "more than one group"),
-        (lambda p: dt.optim.SGD([p * 2]), "is no leaf"),
+        (lambda p: dt.optim.SGD([p * 2]), "only leaves can be optimized"),
     ],
 )
 def test_wrong_options_are_refused(call, match):

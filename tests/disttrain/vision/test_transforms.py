@@ -51,9 +51,9 @@ def test_an_array_becomes_a_tensor():
     assert T.ToTensor()(np.zeros((4, 5), np.uint8)).shape == (1, 4, 5)
     assert T.ToTensor()(np.zeros((4, 5, 2))).dtype is dt.float64
     for wrong in ([1], dt.ones(1, 2, 2)):
-        with pytest.raises(TypeError, match="should be PIL Image or ndarray"):
+        with pytest.raises(TypeError, match="a Pillow image or an ndarray, got Tensor"):
             T.ToTensor()(wrong)
-    with pytest.raises(ValueError, match="2/3 dimensional"):
+    with pytest.raises(ValueError, match="2 or 3 dimensions, got 1"):
         T.ToTensor()(np.zeros(3))
 
 
@@ -68,14 +68,14 @@ def test_a_tensor_becomes_an_image(image):
     assert F.to_pil_image(dt.zeros(1, 2, 3), "F").mode == "F"
     for wrong, error in (
         ((dt.zeros(5, 2, 3),), "4 channels"),
-        ((dt.zeros(2),), "2/3 dim"),
-        ((dt.zeros(3, 2, 3), "L"), "Only modes"),
+        ((dt.zeros(2),), "2 or 3 dimensions, got 1"),
+        ((dt.zeros(3, 2, 3), "L"), "3 channels make one of"),
     ):
         with pytest.raises(ValueError, match=error):
             F.to_pil_image(*wrong)
-    with pytest.raises(TypeError, match="Tensor or ndarray"):
+    with pytest.raises(TypeError, match="a Tensor or an ndarray, got list"):
         F.to_pil_image([1])
-    with pytest.raises(TypeError, match="not supported"):
+    with pytest.raises(TypeError, match="Pillow has no images of"):
         F.to_pil_image(np.zeros((2, 2), np.int64))
 
 
@@ -86,7 +86,7 @@ def test_types_are_converted_with_their_scale():
     assert F.convert_image_dtype(dt.tensor([0, 255], dtype=dt.uint8)).tolist() == [0.0, 1.0]
     assert F.convert_image_dtype(dt.tensor([0, 32767], dtype=dt.int16), dt.uint8).tolist() == [0, 255]
     assert T.ConvertImageDtype(dt.float64)(x).dtype is dt.float64
-    with pytest.raises(RuntimeError, match="cannot be performed safely"):
+    with pytest.raises(RuntimeError, match="does not hold all values of"):
         F.convert_image_dtype(x, dt.int32)
 
 
@@ -147,17 +147,17 @@ def test_sizes(image, args, expected):
 
 def test_wrong_sizes_are_refused(image):
     for args, error in (
-        (((1, 2, 3),), "1 or 2 element"),
-        (((5, 5), 2, 9), "only be passed if size specifies"),
-        ((9, 2, 9), "must be strictly greater"),
+        (((1, 2, 3),), "an int, or 1 or 2 of them"),
+        (((5, 5), 2, 9), "max_size goes with one number"),
+        ((9, 2, 9), "must be greater than size 9"),
     ):
         with pytest.raises(ValueError, match=error):
             F.resize(image, *args)
-    with pytest.raises(ValueError, match="unsupported with Tensor"):
+    with pytest.raises(ValueError, match="cannot be scaled with lanczos"):
         F.resize(dt.ones(1, 4, 4), 2, F.InterpolationMode.LANCZOS)
     with pytest.raises(TypeError, match="Pillow image or a Tensor"):
         F.resize(3, 2)
-    with pytest.raises(TypeError, match="int or sequence"):
+    with pytest.raises(TypeError, match="size is an int or two, got float"):
         T.Resize(2.5)
 
 
@@ -196,7 +196,7 @@ def test_borders_have_a_color(image):
     assert as_array(F.pad(image, 1, 7))[:, 0, 0].tolist() == [7, 7, 7]
     assert F.pad(dt.zeros(1, 1, 1), 1, 5).sum().item() == 40
     for args in ((1, 0, "wrap"), ((1, 2, 3),)):
-        with pytest.raises(ValueError, match="Padding"):
+        with pytest.raises(ValueError, match=r"pad\(\): padding"):
             F.pad(image, *args)
 
 
@@ -271,7 +271,7 @@ def test_tensors_change_color_as_pillow_changes_it(image, name, factor):
     difference = as_array(adjust(image, factor)).astype(int) - as_array(adjust(dt.from_numpy(PIXELS), factor))
 
     assert np.abs(difference).max() <= 2
-    with pytest.raises(ValueError, match="non-negative"):
+    with pytest.raises(ValueError, match=r"must not be negative, got -1\.0"):
         adjust(dt.from_numpy(PIXELS), -1.0)
 
 
@@ -289,7 +289,7 @@ def test_hue(image):
         np.abs(as_array(F.adjust_hue(image, 0.0)).astype(int) - PIXELS).mean() < 3
     )  # Pillow's HSV has 8 bits
     assert F.adjust_hue(image.convert("L"), 0.2).mode == "L"
-    with pytest.raises(ValueError, match="is not in"):
+    with pytest.raises(ValueError, match=r"lies in \[-0.5, 0.5\], got 0.6"):
         F.adjust_hue(image, 0.6)
 
 
@@ -303,9 +303,9 @@ def test_color_jitter(image):
     assert (as_array(jitter(image)) == a).all()
     assert (as_array(jitter(image)) != a).any()
     for wrong in ({"brightness": -1}, {"hue": 0.6}, {"contrast": (2, 1)}):
-        with pytest.raises(ValueError, match=r"values should be between|non negative"):
+        with pytest.raises(ValueError, match=r"ColorJitter: .* (lies in|must not be negative)"):
             T.ColorJitter(**wrong)
-    with pytest.raises(TypeError, match="length 2"):
+    with pytest.raises(TypeError, match="saturation is a number or"):
         T.ColorJitter(saturation=[1, 2, 3])
 
 
@@ -327,7 +327,7 @@ def test_random_parts_are_parts(image):
     crop = as_array(T.RandomCrop((13, 17), padding=4)(image))
     assert (windows == crop).all((-3, -2, -1)).any()
     assert as_array(T.RandomCrop(20, pad_if_needed=True)(image)).shape == (3, 20, 20)
-    with pytest.raises(ValueError, match="larger than input image size"):
+    with pytest.raises(ValueError, match="cannot be cut out of an image of"):
         T.RandomCrop(20)(image)
 
 
@@ -363,7 +363,7 @@ def test_random_erasing():
     assert set(T.RandomErasing(1.0, value=[2, 3, 4])(x)[2].numpy().ravel()) == {1, 4}
     assert len(set(T.RandomErasing(1.0, value="random")(x).numpy().ravel())) > 3
     for wrong in ({"p": 2}, {"scale": (-1, 1)}, {"value": "blue"}):
-        with pytest.raises(ValueError, match="should be"):
+        with pytest.raises(ValueError, match=r"RandomErasing: .* (is|holds) "):
             T.RandomErasing(**wrong)
     with pytest.raises(TypeError, match="Tensor image"):
         F.erase(FLOATS, 0, 0, 1, 1, 0)
@@ -378,7 +378,7 @@ def test_combinations():
     assert {T.RandomOrder([add, double])(1) for _ in range(30)} == {3, 4}
     assert {T.RandomChoice([add, double])(5) for _ in range(30)} == {6, 10}
     assert {T.RandomChoice([add, double], p=[1.0, 0.0])(5) for _ in range(10)} == {6}
-    with pytest.raises(TypeError, match="should be callable"):
+    with pytest.raises(TypeError, match="lambd is a function, got"):
         T.Lambda(3)
     assert repr(T.Compose([T.ToTensor(), T.RandomCrop(32, padding=4)])) == (
         "Compose(\n    ToTensor()\n    RandomCrop(size=(32, 32), padding=4)\n)"

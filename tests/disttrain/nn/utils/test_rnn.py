@@ -67,8 +67,8 @@ def test_sorted_sequences_have_no_indices(torch):
 @pytest.mark.parametrize(
     ("shape", "lengths", "options", "message"),
     [
-        ((5, 3, 2), [2, 5, 3], {}, "sorted in decreasing order"),
-        ((5, 3, 2), [5, 3, 0], {}, "<= 0: 0"),
+        ((5, 3, 2), [2, 5, 3], {}, "longest sequence must come first"),
+        ((5, 3, 2), [5, 3, 0], {}, "lengths must be positive, got 0"),
         ((5, 3, 2), [5, 3], {}, "each of 3 sequences needs its length, got 2"),
         ((5, 0, 2), [], {}, "nothing to pack"),
         ((5, 3, 2), [[5, 3, 2]], {}, "one dimension"),
