@@ -164,7 +164,8 @@ def random_split(
         ValueError: a fraction is not in [0, 1], or the lengths do not sum up.
     """
     total = len(dataset)  # type: ignore[arg-type]
-    if math.isclose(sum(lengths), 1) and sum(lengths) <= 1:
+    whole = sum(lengths)
+    if whole <= 1 and math.isclose(whole, 1):
         for i, fraction in enumerate(lengths):
             if not 0 <= fraction <= 1:
                 raise ValueError(f"fraction {i} must be in [0, 1], got {fraction}")

@@ -107,8 +107,8 @@ class SubsetRandomSampler(Sampler[int]):
         self.generator = generator
 
     def __iter__(self) -> Iterator[int]:
-        for i in draws.randperm(len(self.indices), generator=self.generator).tolist():
-            yield self.indices[i]
+        order = draws.randperm(len(self.indices), generator=self.generator)
+        yield from map(self.indices.__getitem__, order.tolist())
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -66,24 +66,23 @@ def _uniform(p: Uniform, q: Uniform) -> Tensor:
     return spread
 
 
+def _expected(chance: Tensor, ratio: Tensor, other: Tensor) -> Tensor:
+    """Return ``chance * ratio``, but 0 where there is no chance, and else infinity where ``other`` gives none."""
+    term: Tensor = where(other == 0, float("inf"), chance * ratio)
+    result: Tensor = where(chance == 0, 0.0, term)
+    return result
+
+
 @register_kl(Bernoulli, Bernoulli)
 def _bernoulli(p: Bernoulli, q: Bernoulli) -> Tensor:
-    ones = p.probs * (softplus(-q.logits) - softplus(-p.logits))
-    ones = where(q.probs == 0, float("inf"), ones)
-    ones = where(p.probs == 0, 0.0, ones)
-    zeros = (1 - p.probs) * (softplus(q.logits) - softplus(p.logits))
-    zeros = where(q.probs == 1, float("inf"), zeros)
-    zeros = where(p.probs == 1, 0.0, zeros)
-    result: Tensor = ones + zeros
-    return result
+    one = _expected(p.probs, softplus(-q.logits) - softplus(-p.logits), q.probs)
+    zero = _expected(1 - p.probs, softplus(q.logits) - softplus(p.logits), 1 - q.probs)
+    return one + zero
 
 
 @register_kl(Categorical, Categorical)
 def _categorical(p: Categorical, q: Categorical) -> Tensor:
-    t = p.probs * (p.logits - q.logits)
-    t = where((q.probs == 0).expand_as(t), float("inf"), t)
-    t = where((p.probs == 0).expand_as(t), 0.0, t)
-    result: Tensor = t.sum(-1)
+    result: Tensor = _expected(p.probs, p.logits - q.logits, q.probs).sum(-1)
     return result
 
 

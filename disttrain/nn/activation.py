@@ -91,24 +91,19 @@ class Hardtanh(_InPlace):
         max_value: float | None = None,
     ) -> None:
         super().__init__(inplace)
-        if min_value is not None:
-            warnings.warn(
-                "Hardtanh: min_value is the old name of min_val; use that",
-                FutureWarning,
-                stacklevel=2,
+        for end, given in (("min", min_value), ("max", max_value)):
+            if given is not None:
+                warnings.warn(
+                    f"Hardtanh: {end}_value is the old name of {end}_val; use that",
+                    FutureWarning,
+                    stacklevel=2,
+                )
+        self.min_val = min_val if min_value is None else min_value
+        self.max_val = max_val if max_value is None else max_value
+        if not self.min_val < self.max_val:
+            raise ValueError(
+                f"Hardtanh: max_val must be above min_val, got {self.max_val} and {self.min_val}"
             )
-            min_val = min_value
-        if max_value is not None:
-            warnings.warn(
-                "Hardtanh: max_value is the old name of max_val; use that",
-                FutureWarning,
-                stacklevel=2,
-            )
-            max_val = max_value
-        self.min_val = min_val
-        self.max_val = max_val
-        if not max_val > min_val:
-            raise ValueError(f"max_val must be above min_val, got {max_val} and {min_val}")
 
     def forward(self, input: Tensor) -> Tensor:
         return F.hardtanh(input, self.min_val, self.max_val, self.inplace)

@@ -196,6 +196,16 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: Generator | Non
     return normal_(tensor, 0.0, gain * math.sqrt(2.0 / (fan_in + fan_out)), generator)
 
 
+def draw_by_fan_in(weight: Tensor, bias: Tensor | None) -> None:
+    """Fill both evenly in ±1 / sqrt(numbers that an output is made of), as linear layers and convolutions begin."""
+    kaiming_uniform_(weight, a=math.sqrt(5))  # this slope makes it that bound
+    fan_in = math.prod(weight.shape[1:])
+    if bias is not None and fan_in:
+        uniform_(bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+    elif bias is not None:
+        zeros_(bias)
+
+
 def kaiming_uniform_(
     tensor: Tensor,
     a: float = 0,

@@ -51,10 +51,7 @@ class Linear(Module):
 
     def reset_parameters(self) -> None:
         """Draw the parameters again: evenly in ±1 / sqrt(in_features)."""
-        init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        if self.bias is not None:
-            bound = 1 / math.sqrt(self.in_features) if self.in_features > 0 else 0
-            init.uniform_(self.bias, -bound, bound)
+        init.draw_by_fan_in(self.weight, self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight, self.bias)
@@ -104,9 +101,9 @@ class Bilinear(Module):
     def reset_parameters(self) -> None:
         """Draw the parameters again: evenly in ±1 / sqrt(in1_features)."""
         bound = 1 / math.sqrt(self.in1_features)
-        init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            init.uniform_(self.bias, -bound, bound)
+        for drawn in (self.weight, self.bias):
+            if drawn is not None:
+                init.uniform_(drawn, -bound, bound)
 
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
         return F.bilinear(input1, input2, self.weight, self.bias)

@@ -56,10 +56,9 @@ class CosineAnnealingWarmRestarts(LRScheduler):
     def __init__(
         self, optimizer: Optimizer, T_0: int, T_mult: int = 1, eta_min: float = 0.0, last_epoch: int = -1
     ) -> None:
-        if T_0 <= 0 or not isinstance(T_0, int):
-            raise ValueError(f"T_0 must be a positive integer, got {T_0}")
-        if T_mult < 1 or not isinstance(T_mult, int):
-            raise ValueError(f"T_mult must be an integer of at least 1, got {T_mult}")
+        for name, number in (("T_0", T_0), ("T_mult", T_mult)):
+            if number < 1 or not isinstance(number, int):
+                raise ValueError(f"{name} must be an integer of at least 1, got {number}")
         if not isinstance(eta_min, float | int):
             raise ValueError(f"eta_min must be a number, got {eta_min!r} of type {type(eta_min).__name__}")
         self.T_0 = T_0
@@ -76,31 +75,31 @@ class CosineAnnealingWarmRestarts(LRScheduler):
         height = (1 + math.cos(math.pi * self.T_cur / self.T_i)) / 2
         return [self.eta_min + (base - self.eta_min) * height for base in self.base_lrs]
 
+    def _period(self, epoch: float) -> tuple[int, float]:
+        """Return how long the period is that an epoch lies in, and how far in it the epoch is."""
+        if self.T_mult == 1 or epoch < self.T_0:
+            return self.T_0, epoch % self.T_0
+        growth = self.T_mult - 1
+        restarts = int(math.log(1 + epoch / self.T_0 * growth, self.T_mult))  # lengths are a geometric series
+        length = self.T_0 * self.T_mult**restarts
+        return length, epoch - (length - self.T_0) / growth
+
     def step(self, epoch: Any = None) -> None:
         """Go on to the next epoch, or to any; fractions of epochs are welcome.
 
         Raises:
             ValueError: a negative epoch.
         """
-        if epoch is None and self.last_epoch < 0:
-            epoch = 0
-        if epoch is None:
-            epoch = self.last_epoch + 1
-            self.T_cur += 1
-            if self.T_cur >= self.T_i:
-                self.T_cur %= self.T_i
-                self.T_i *= self.T_mult
-        elif epoch < 0:
+        if epoch is not None and epoch < 0:
             raise ValueError(f"epoch must not be negative, got {epoch}")
-        elif epoch < self.T_0:
-            self.T_i, self.T_cur = self.T_0, epoch
-        elif self.T_mult == 1:
-            self.T_cur = epoch % self.T_0
+        if epoch is None and self.last_epoch >= 0:
+            self.last_epoch += 1
+            restarts, self.T_cur = divmod(self.T_cur + 1, self.T_i)
+            if restarts >= 1:
+                self.T_i *= self.T_mult
         else:
-            restarts = int(math.log(epoch / self.T_0 * (self.T_mult - 1) + 1, self.T_mult))
-            self.T_cur = epoch - self.T_0 * (self.T_mult**restarts - 1) / (self.T_mult - 1)
-            self.T_i = self.T_0 * self.T_mult**restarts
-        self.last_epoch = math.floor(epoch)
+            self.T_i, self.T_cur = self._period(epoch or 0)
+            self.last_epoch = math.floor(epoch or 0)
         with self._within_step():
             rates = self.get_lr()
         for group, lr in zip(self.optimizer.param_groups, rates, strict=True):

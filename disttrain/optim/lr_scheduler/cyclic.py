@@ -125,8 +125,9 @@ class CyclicLR(_WithMomentum):
 
     def get_lr(self) -> list[Any]:
         self._warn_if_called_by_user()
-        cycle = math.floor(1 + self.last_epoch / self.total_size)
-        x = 1.0 + self.last_epoch / self.total_size - cycle
+        cycles = 1.0 + self.last_epoch / self.total_size
+        cycle = math.floor(cycles)
+        x = cycles - cycle
         height = x / self.step_ratio if x <= self.step_ratio else (x - 1) / (self.step_ratio - 1)
         scale = self.scale_fn(cycle if self.scale_mode == "cycle" else self.last_epoch)
         if self.cycle_momentum:

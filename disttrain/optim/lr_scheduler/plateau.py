@@ -81,22 +81,19 @@ class ReduceLROnPlateau(LRScheduler):
             metrics: what should improve; a number, or a Tensor of one element.
             epoch: deprecated.
         """
-        current = float(metrics)
+        value = float(metrics)
         if epoch is not None:
             warn_of_epoch()
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
-        if self._is_better(current, self.best):
-            self.best = current
-            self.num_bad_epochs = 0
-        else:
-            self.num_bad_epochs += 1
-        if self.in_cooldown:
+        better, waiting = self._is_better(value, self.best), self.in_cooldown
+        if better:
+            self.best = value
+        if waiting:
             self.cooldown_counter -= 1
-            self.num_bad_epochs = 0
+        self.num_bad_epochs = 0 if better or waiting else self.num_bad_epochs + 1
         if self.num_bad_epochs > self.patience:
             self._reduce_lr()
-            self.cooldown_counter = self.cooldown
-            self.num_bad_epochs = 0
+            self.num_bad_epochs, self.cooldown_counter = 0, self.cooldown
         self._last_lr = self._rates()
 
     @property
@@ -120,9 +117,6 @@ class ReduceLROnPlateau(LRScheduler):
                 set_value(group, "lr", after)
 
     def _is_better(self, a: float, best: float) -> bool:
-        sign = 1 if self.mode == "max" else -1
-        if self.threshold_mode == "rel":
-            limit = best * (1.0 + sign * self.threshold)
-        else:
-            limit = best + sign * self.threshold
+        by = self.threshold if self.mode == "max" else -self.threshold
+        limit = best * (1.0 + by) if self.threshold_mode == "rel" else best + by
         return a > limit if self.mode == "max" else a < limit

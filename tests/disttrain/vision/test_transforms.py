@@ -51,7 +51,7 @@ def test_an_array_becomes_a_tensor():
     assert T.ToTensor()(np.zeros((4, 5), np.uint8)).shape == (1, 4, 5)
     assert T.ToTensor()(np.zeros((4, 5, 2))).dtype is dt.float64
     for wrong in ([1], dt.ones(1, 2, 2)):
-        with pytest.raises(TypeError, match="a Pillow image or an ndarray, got Tensor"):
+        with pytest.raises(TypeError, match="a Pillow image or an ndarray, got"):
             T.ToTensor()(wrong)
     with pytest.raises(ValueError, match="2 or 3 dimensions, got 1"):
         T.ToTensor()(np.zeros(3))
