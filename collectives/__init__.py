@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         TransportUnavailable,
     )
     from disttrain.collectives.local import run_ranks
-    from disttrain.collectives.world import connect
+    from disttrain.collectives.world import connect, empty
 
 __all__ = [
     "CollectiveError",
@@ -32,11 +32,18 @@ __all__ = [
     "TransportUnavailable",
     "Work",
     "connect",
+    "empty",
     "run_ranks",
     "shutdown",
 ]
 
-_HOME = {"Communicator": "communicator", "Work": "communicator", "connect": "world", "run_ranks": "local"}
+_HOME = {
+    "Communicator": "communicator",
+    "Work": "communicator",
+    "connect": "world",
+    "empty": "world",
+    "run_ranks": "local",
+}
 
 
 def shutdown() -> None:

@@ -1,5 +1,8 @@
 """The handle that one rank has on a group of ranks."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy
 
 from disttrain.collectives.call import DTYPES, NO_TAG, OPS, Call, Tag
@@ -76,6 +79,20 @@ class Communicator:
 
     def __repr__(self) -> str:
         return f"<Communicator rank {self.rank} of {self.size}, {self.transport}>"
+
+    def empty(self, shape: int | Sequence[int], dtype: Any) -> Array:
+        """Return a new array of arbitrary contents where calls between processes of one node need no copies.
+
+        It is like any other array, and stays valid when communication has ended. Without memory that processes
+        share it is a plain one.
+
+        Args:
+            shape: of the array.
+            dtype: a NumPy dtype, or what makes one.
+        """
+        memory = self._host.transport.memory
+        shared = None if memory is None else memory.empty(shape, dtype)
+        return numpy.empty(shape, dtype) if shared is None else shared
 
     def start_all_reduce(self, x: Array, out: Array, *, op: str = "sum", tag: Tag = NO_TAG) -> Work:
         """Start :meth:`all_reduce`."""

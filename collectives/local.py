@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from disttrain.collectives.env import WorkerEnv, enter_rank
 from disttrain.collectives.errors import RankFailed
+from disttrain.collectives.memory import NodeMemory
 from disttrain.collectives.transport import Channel, Request
 from disttrain.collectives.world import close_host, open_host
 from disttrain.kernels.arrays import Array
@@ -48,6 +49,7 @@ class LocalTransport:
     """The transport of a job of one process."""
 
     name = "local"
+    memory: NodeMemory | None = None
 
     def __init__(self, env: WorkerEnv) -> None:
         self.world: Channel = LocalChannel()

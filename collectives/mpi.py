@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import stat
 import struct
@@ -17,10 +18,12 @@ import numpy
 
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.errors import PeerFailed, TransportUnavailable
+from disttrain.collectives.memory import NodeMemory, Unshared
 from disttrain.collectives.transport import Channel, Request
 from disttrain.kernels.arrays import Array
 
 _SHM = "/dev/shm/"
+_logger = logging.getLogger("disttrain")
 
 
 class MpiChannel:
@@ -71,12 +74,15 @@ class MpiChannel:
 
         def make() -> None:
             try:
-                made.set_result(MpiChannel(self._mpi, self._comm.Create_group(some)))
+                made.set_result(self._make(self._comm.Create_group(some), processes))
             except BaseException as error:
                 made.set_exception(error)
 
         threading.Thread(target=make, name="disttrain split", daemon=True).start()
         return made.done, made.result
+
+    def _make(self, comm: Any, processes: Sequence[int]) -> Channel:
+        return MpiChannel(self._mpi, comm)
 
     def close(self) -> None:
         self._comm.Free()
@@ -116,7 +122,27 @@ class MpiTransport:
             )
         self._comm = mpi.COMM_WORLD.Split(0, env.process)
         self.hosts = self._exchange_hosts(env)
-        self.world: Channel = MpiChannel(mpi, self._comm)
+        self.memory: NodeMemory | None = None
+        self.world = self._connect()
+
+    def _connect(self) -> Channel:
+        """Return the channel over all processes: through shared memory if they are on one node, else through MPI."""
+        from disttrain.collectives.shared import SharedChannel
+
+        size = self._comm.Get_size()
+        node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
+        one_node = node.Get_size() == size
+        node.Free()
+        if size > 1 and one_node:
+            try:
+                self.memory = NodeMemory(self._comm, _part_bytes(size))
+                return SharedChannel(self._mpi, self._comm, self.memory, range(size))
+            except Unshared as error:
+                if self._comm.Get_rank() == 0:
+                    _logger.warning(
+                        "the processes of this node share no memory, arrays go through MPI: %s", error
+                    )
+        return MpiChannel(self._mpi, self._comm)
 
     def _exchange_hosts(self, env: WorkerEnv) -> list[range]:
         mine = numpy.array([env.process, env.rank, env.hosted, env.world_size], numpy.int64)
@@ -141,6 +167,11 @@ class MpiTransport:
         self._comm.Free()
         if self._finalize and not self._mpi.Is_finalized():
             self._mpi.Finalize()
+
+
+def _part_bytes(processes: int) -> int:
+    """Return the size of a process's part of shared memory: its share of what the machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
 
 
 def _load() -> Any:

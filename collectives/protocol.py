@@ -7,14 +7,25 @@ Each verb is a generator over the calls of the ranks that this process hosts; it
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy
 
 from disttrain.collectives.call import HEADER_BYTES, RECORD_BYTES, Call, mismatch
 from disttrain.collectives.host import Group
 from disttrain.collectives.progress import Steps
-from disttrain.collectives.tree import Node, fold
+from disttrain.collectives.reduction import (
+    UFUNCS,
+    accumulator,
+    flat,
+    fold_along,
+    fold_hosted,
+    operands,
+    operation,
+    round_into,
+)
+from disttrain.collectives.shared import SharedChannel
+from disttrain.collectives.shared_reduce import enclose, reduce_enclosed, reduce_shared
+from disttrain.collectives.tree import Node
 from disttrain.kernels.arrays import Array
 
 PIECE_BYTES = 2 << 20
@@ -22,22 +33,20 @@ PIECE_BYTES = 2 << 20
 SMALL_BYTES = 8 << 10
 """Up to here every process folds everything itself: more bytes, one exchange instead of two."""
 
-_UFUNCS: dict[str, Callable[..., Any]] = {
-    "sum": numpy.add,
-    "prod": numpy.multiply,
-    "min": numpy.minimum,
-    "max": numpy.maximum,
-}
-_OF_BOOL = {"sum": "max", "prod": "min", "min": "min", "max": "max"}
-
-Dtype = Any
-"""``numpy.dtype`` of any kind."""
-
 
 def collective(group: Group, calls: Sequence[Call]) -> Steps:
     """Agree with all ranks of the group on the call, then do it."""
-    yield from _agree(group, calls)
     group.scratch.reset()
+    channel = group.channel
+    if calls[0].verb == "all_reduce" and isinstance(channel, SharedChannel):
+        enclosed = enclose(group, channel, calls)
+        yield from _agree(group, calls)
+        if enclosed is not None:
+            reduce_enclosed(group, channel, calls, enclosed)
+        else:
+            yield from reduce_shared(group, channel, calls)
+        return
+    yield from _agree(group, calls)
     steps = _VERBS.get(calls[0].verb)
     if steps is not None:
         yield from steps(group, calls)
@@ -54,7 +63,7 @@ def message(group: Group, calls: Sequence[Call]) -> Steps:
                 group, calls[0].number, source, target, [c.record() for c in _in_order(calls)]
             )
         sender, receiver = _in_order(calls)
-        numpy.copyto(_flat(receiver.out), _flat(sender.x))
+        numpy.copyto(flat(receiver.out), flat(sender.x))
         return
     (call,) = calls
     lane = 1 + source * group.size + target
@@ -68,8 +77,8 @@ def message(group: Group, calls: Sequence[Call]) -> Steps:
         if call.x is None:
             records.reverse()
         raise _message_mismatch(group, call.number, source, target, records)
-    sends = [] if call.x is None else [(peer, _flat(call.x))]
-    receives = [] if call.out is None else [(peer, _flat(call.out))]
+    sends = [] if call.x is None else [(peer, flat(call.x))]
+    receives = [] if call.out is None else [(peer, flat(call.out))]
     yield group.channel.exchange(sends, receives, lane), False
 
 
@@ -115,10 +124,10 @@ def _agree(group: Group, calls: Sequence[Call]) -> Steps:
 
 
 def _all_reduce(group: Group, calls: Sequence[Call]) -> Steps:
-    xs, op = _operands(calls), _operation(calls[0])
-    outs = [_flat(call.out, op) for call in calls]
+    xs, op = operands(calls), operation(calls[0])
+    outs = [flat(call.out, op) for call in calls]
     count, itemsize = outs[0].size, outs[0].itemsize
-    dtype = _accumulator(outs[0].dtype)
+    dtype = accumulator(outs[0].dtype)
     # MPI leaves min and max of NaN open; ours keep it, so that a vote on "is it finite" can be a max.
     native = not group.host.env.fixed_order and (op in ("sum", "prod") or dtype.kind != "f")
     steps = _reduce_piece_natively if native and group.channel.size > 1 else _reduce_piece_in_order
@@ -132,17 +141,17 @@ def _all_reduce(group: Group, calls: Sequence[Call]) -> Steps:
 
 
 def _reduce_piece_natively(group: Group, xs: dict[int, Array], out: Array, op: str) -> Steps:
-    dtype = _accumulator(out.dtype)
+    dtype = accumulator(out.dtype)
     total = out if out.dtype == dtype and len(xs) == 1 else group.scratch.take(out.size, dtype)
-    first, *rest = (_fold_hosted(group, node, xs, op, dtype) for node in group.nodes[group.channel.index])
+    first, *rest = (fold_hosted(group, node, xs, op, dtype) for node in group.nodes[group.channel.index])
     if first is not total:
         numpy.copyto(total, first)
     with numpy.errstate(all="ignore"):
         for part in rest:
-            _UFUNCS[op](total, part, out=total)
+            UFUNCS[op](total, part, out=total)
     yield group.channel.all_reduce(total, op), False
     if total is not out:
-        _round(total, out)
+        round_into(total, out)
 
 
 def _reduce_piece_in_order(group: Group, xs: dict[int, Array], out: Array, op: str) -> Steps:
@@ -180,13 +189,13 @@ def _fold_segments(
         targets: where each segment that this process owns goes, by its position in ``segments``.
     """
     channel, here = group.channel, group.channel.index
-    dtype = _accumulator(next(iter(xs.values())).dtype)
+    dtype = accumulator(next(iter(xs.values())).dtype)
     parts: list[dict[Node, tuple[Array, bool]]] = []
     sends, receives = [], []
     for owner, where in segments:
         known: dict[Node, tuple[Array, bool]] = {}
         for node in group.nodes[here]:
-            part = _fold_hosted(group, node, {i: x[where] for i, x in xs.items()}, op, dtype)
+            part = fold_hosted(group, node, {i: x[where] for i, x in xs.items()}, op, dtype)
             known[node] = (part, False)
             if owner != here:
                 sends.append((owner, part))
@@ -202,43 +211,15 @@ def _fold_segments(
     for k, target in targets.items():
         take = partial(group.scratch.take, target.size, dtype)
         out = target if target.dtype == dtype else None
-        total = _fold((0, group.size), parts[k], op, take, out)
+        total = fold_along((0, group.size), parts[k], op, take, out)
         if total is not target:
-            _round(total, target)
-
-
-def _fold_hosted(group: Group, node: Node, xs: dict[int, Array], op: str, dtype: Dtype) -> Array:
-    """Return a subtree of ranks that are all hosted here, reduced (one rank: its own array)."""
-    lo, hi = node
-    if hi - lo == 1 and xs[lo].dtype == dtype:
-        return xs[lo]
-    leaves: dict[Node, tuple[Array, bool]] = {}
-    for i in range(lo, hi):
-        if xs[i].dtype == dtype:
-            leaves[i, i + 1] = (xs[i], False)
-        else:
-            wide = group.scratch.take(xs[i].size, dtype)
-            numpy.copyto(wide, xs[i])
-            leaves[i, i + 1] = (wide, True)
-    count = xs[lo].size
-    return _fold(node, leaves, op, partial(group.scratch.take, count, dtype))
-
-
-def _fold(
-    node: Node,
-    parts: dict[Node, tuple[Array, bool]],
-    op: str,
-    take: Callable[[], Array],
-    out: Array | None = None,
-) -> Array:
-    with numpy.errstate(all="ignore"):  # overflow and NaN are results here, for the caller to look at
-        return fold(node, parts, _UFUNCS[op], take, out)[0]
+            round_into(total, target)
 
 
 def _reduce(group: Group, calls: Sequence[Call]) -> Steps:
-    xs, op, root = _operands(calls), _operation(calls[0]), calls[0].root
+    xs, op, root = operands(calls), operation(calls[0]), calls[0].root
     owner = group.process_of[root]
-    out = next((_flat(call.out, op) for call in calls if call.index == root), None)
+    out = next((flat(call.out, op) for call in calls if call.index == root), None)
     count = next(iter(xs.values())).size
     step = max(1, PIECE_BYTES // next(iter(xs.values())).itemsize)
     for lo in range(0, count, step):
@@ -249,8 +230,8 @@ def _reduce(group: Group, calls: Sequence[Call]) -> Steps:
 
 
 def _reduce_scatter(group: Group, calls: Sequence[Call]) -> Steps:
-    xs, op = _operands(calls), _operation(calls[0])
-    outs = {call.index: _flat(call.out, op) for call in calls}
+    xs, op = operands(calls), operation(calls[0])
+    outs = {call.index: flat(call.out, op) for call in calls}
     count = outs[calls[0].index].size
     step = max(1, PIECE_BYTES // (group.size * outs[calls[0].index].itemsize))
     for lo in range(0, count, step):
@@ -280,7 +261,7 @@ def _gather(group: Group, calls: Sequence[Call]) -> Steps:
     owner = group.process_of[root]
     out = next((_rows(call.out, group.size) for call in calls if call.index == root), None)
     if out is None:
-        yield group.channel.exchange([(owner, _flat(call.x)) for call in calls], []), False
+        yield group.channel.exchange([(owner, flat(call.x)) for call in calls], []), False
         return
     for call in calls:
         _copy(call.x, out[call.index])
@@ -292,18 +273,18 @@ def _scatter(group: Group, calls: Sequence[Call]) -> Steps:
     owner = group.process_of[root]
     x = next((_rows(call.x, group.size) for call in calls if call.index == root), None)
     if x is None:
-        yield group.channel.exchange([], [(owner, _flat(call.out)) for call in calls]), False
+        yield group.channel.exchange([], [(owner, flat(call.out)) for call in calls]), False
         return
     yield group.channel.exchange([(p, x[i]) for p in group.others for i in group.hosted[p]], []), False
     for call in calls:
-        _copy(x[call.index], _flat(call.out))
+        _copy(x[call.index], flat(call.out))
 
 
 def _broadcast(group: Group, calls: Sequence[Call]) -> Steps:
     """A binomial tree over the processes, so that no process sends more than log2(P) copies."""
     channel, root = group.channel, calls[0].root
     first = next((call for call in calls if call.index == root), calls[0])
-    x = _flat(first.out)
+    x = flat(first.out)
     owner = group.process_of[root]
     place = (channel.index - owner) % channel.size
     bit = 1
@@ -320,7 +301,7 @@ def _broadcast(group: Group, calls: Sequence[Call]) -> Steps:
     yield channel.exchange(children, []), False
     for call in calls:
         if call is not first:
-            numpy.copyto(_flat(call.out), x)
+            numpy.copyto(flat(call.out), x)
 
 
 def _all_to_all(group: Group, calls: Sequence[Call]) -> Steps:
@@ -383,32 +364,8 @@ _VERBS: dict[str, Callable[[Group, Sequence[Call]], Steps]] = {
 }
 
 
-def _operation(call: Call) -> str:
-    """Return the operation on the arrays as :func:`_flat` sees them: bool is reduced as bytes of 0 and 1."""
-    return _OF_BOOL[call.op] if call.x.dtype == bool else call.op
-
-
-def _operands(calls: Sequence[Call]) -> dict[int, Array]:
-    return {call.index: _flat(call.x, call.op) for call in calls}
-
-
-def _flat(x: Array, op: str = "") -> Array:
-    flat = x.reshape(-1)
-    return flat.view(numpy.uint8) if op and flat.dtype == bool else flat
-
-
 def _rows(x: Array, rows: int) -> Array:
     return x.reshape(rows, x.size // rows)
-
-
-def _accumulator(dtype: Dtype) -> Dtype:
-    """Return the dtype in which ``dtype`` is reduced: half precision in float32, rounded once at the end."""
-    return numpy.dtype(numpy.float32) if dtype.itemsize == 2 and dtype.kind not in "iu" else dtype
-
-
-def _round(total: Array, out: Array) -> None:
-    with numpy.errstate(all="ignore"):
-        numpy.copyto(out, total, casting="unsafe")
 
 
 def _copy(x: Array, out: Array) -> None:

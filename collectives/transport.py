@@ -6,6 +6,7 @@ Everything else (headers, matching, order of reduction, timeouts) is written onc
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from disttrain.collectives.memory import NodeMemory
 from disttrain.kernels.arrays import Array
 
 Request = Callable[[], bool]
@@ -56,6 +57,8 @@ class Transport(Protocol):
     """All processes of the job, in the order of ``WorkerEnv.process``."""
     hosts: list[range]
     """The ranks that each process hosts, by process."""
+    memory: NodeMemory | None
+    """What the processes of the job share, if they do."""
 
     def abort(self, code: int) -> None:
         """End all processes of the job at once, as far as the transport can."""

@@ -3,15 +3,19 @@
 import atexit
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from types import TracebackType
+from typing import Any
+
+import numpy
 
 from disttrain.collectives.communicator import Communicator
 from disttrain.collectives.env import WorkerEnv, current_env
 from disttrain.collectives.host import Host
 from disttrain.collectives.protocol import collective
 from disttrain.collectives.select import open_transport
+from disttrain.kernels.arrays import Array
 
 _logger = logging.getLogger("disttrain")
 _threaded_host: ContextVar[Host | None] = ContextVar("threaded_host", default=None)
@@ -41,6 +45,14 @@ def connect() -> Communicator:
         host.communicators[env.rank] = Communicator(host.world, env.rank)
     communicator: Communicator = host.communicators[env.rank]
     return communicator
+
+
+def empty(shape: int | Sequence[int], dtype: Any = numpy.float32) -> Array:
+    """Return a new array that processes of one node exchange without copies: :meth:`.Communicator.empty`.
+
+    Connects if this rank has not yet; every rank of the job must call it then.
+    """
+    return connect().empty(shape, dtype)
 
 
 def shutdown() -> None:

@@ -5,6 +5,8 @@ import pytest
 from disttrain.collectives import connect, run_ranks
 from disttrain.collectives.env import WorkerEnv
 
+THROUGH_MPI = [(n, ["without-shared-memory"]) for n in (2, 3, 4)]
+
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 def test_verbs_on_threads(load_program, ranks):
@@ -18,8 +20,8 @@ def test_verbs_on_threads(load_program, ranks):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("processes", [2, 3, 4, 8])
-def test_verbs_on_processes_and_the_same_bits_as_on_threads(load_program, mpiexec, processes):
+@pytest.mark.parametrize(("processes", "options"), [(2, []), (3, []), (4, []), (8, []), *THROUGH_MPI])
+def test_verbs_on_processes_and_the_same_bits_as_on_threads(load_program, mpiexec, processes, options):
     verbs = load_program("verbs.py")
     ranks_tried = [ranks for ranks, fixed in verbs.worlds(processes) if fixed]
     expected = {
@@ -30,8 +32,11 @@ def test_verbs_on_processes_and_the_same_bits_as_on_threads(load_program, mpiexe
         for ranks in ranks_tried
     }
 
-    job = mpiexec(processes, "verbs.py")
+    job = mpiexec(processes, "verbs.py", *options)
 
     assert job.returncode == 0, job.stdout + job.stderr
-    assert job.stderr == ""
+    if options:
+        assert "the processes of this node share no memory, arrays go through MPI: " in job.stderr
+    else:
+        assert job.stderr == ""
     assert dict(line.split() for line in job.stdout.splitlines()) == {str(r): d for r, d in expected.items()}

@@ -74,6 +74,11 @@ def check_reductions(comm: Communicator, dtype: np.dtype, size: int, exact: bool
         again = x.copy()
         comm.all_reduce(again, again, op=op)
         assert again.tobytes() == out.tobytes(), "in place gives other bits"
+        shared, result = comm.empty(size, dtype), comm.empty((size,), dtype)
+        shared[:] = x
+        comm.all_reduce(shared, result, op=op)
+        assert shared.tobytes() == x.tobytes()
+        assert result.tobytes() == out.tobytes(), "arrays in shared memory give other bits"
 
         root = comm.size - 1
         at_root = np.empty_like(x)
@@ -213,8 +218,13 @@ def digest(comm: Communicator, exact: bool) -> str:
     sha = hashlib.sha256()
     for name in ("float32", "float16"):
         x = data(comm.rank, LARGE, np.dtype(name))
+        shared, between = comm.empty(LARGE, name), comm.empty(LARGE, name)
+        shared[:] = x
         comm.all_reduce(x, x)
         compare(x, reduced(LARGE, comm.size, np.dtype(name), "sum"), exact)
+        comm.all_reduce(shared, between)
+        comm.all_reduce(shared, shared)
+        assert shared.tobytes() == between.tobytes() == x.tobytes(), "arrays in shared memory give other bits"
         sha.update(x.tobytes())
     return sha.hexdigest()
 
@@ -231,11 +241,33 @@ def worlds(processes: int) -> list[tuple[int, bool]]:
     return [(v, fixed) for v in sorted({processes, 4}) if v >= processes for fixed in (False, True)]
 
 
+def without_shared_memory() -> None:
+    """Let the last process fail to make its memory, so that all go through MPI."""
+    from mpi4py import MPI
+
+    from disttrain.collectives import memory
+
+    def fail(nbytes: int) -> int:
+        raise OSError("planted")
+
+    if MPI.COMM_WORLD.Get_rank() == MPI.COMM_WORLD.Get_size() - 1:
+        memory._anonymous_file = fail
+
+
+def run(body: Callable[[Communicator, bool], str], fixed: bool, shares: bool) -> str:
+    comm = connect()
+    assert (comm._host.transport.memory is not None) is shares
+    return body(comm, fixed)
+
+
 def main() -> None:
     from mpi4py import MPI
 
     MPI.Init_thread(MPI.THREAD_MULTIPLE)
     index, processes = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
+    shares = "without-shared-memory" not in sys.argv
+    if not shares:
+        without_shared_memory()
     for ranks, fixed in worlds(processes):
         mine = layout(ranks, processes)[index]
         env = WorkerEnv(
@@ -244,7 +276,7 @@ def main() -> None:
         )  # fmt: skip
         full = ranks == processes or fixed
         body = check_all if full else digest
-        digests = run_ranks(env, lambda _, f=fixed, b=body: b(connect(), f))
+        digests = run_ranks(env, lambda _, f=fixed, b=body: run(b, f, shares))
         assert len(set(digests)) == 1
         if mine.start == 0 and fixed:
             print(ranks, digests[0], flush=True)

@@ -1,0 +1,94 @@
+"""A channel between processes of one node that share memory: they meet by counters and read each other's arrays."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+from disttrain.collectives.memory import NodeMemory
+from disttrain.collectives.mpi import MpiChannel
+from disttrain.collectives.transport import Channel, Request
+from disttrain.kernels.arrays import Array
+
+SMALL_BYTES = 64 << 10
+"""Size of the place for arrays that travel with the header."""
+STAGE_BYTES = 1 << 20
+"""Size of the places through which larger arrays go that are not in shared memory themselves."""
+_SLOT_BYTES = 256
+_CONTROL_BYTES = 4096
+
+
+class SharedChannel(MpiChannel):
+    """A channel over processes that share ``memory``. Messages between two ranks go through MPI.
+
+    Each process counts its steps where all can see it. A step is over when all counters have come as far, and what a
+    process has written before its step is there for all after it (x86-64 keeps stores in order). Headers and small
+    arrays have two places, used in turn: a process writes a place again only after a step that the others make when
+    they have read it.
+
+    Args:
+        members: the processes of ``memory`` that the channel connects, in its order.
+    """
+
+    def __init__(self, mpi: Any, comm: Any, memory: NodeMemory, members: Sequence[int]) -> None:
+        super().__init__(mpi, comm)
+        self.memory = memory
+        self._members = tuple(members)
+        nbytes = _CONTROL_BYTES + 2 * SMALL_BYTES + 2 * STAGE_BYTES
+        self._mine = memory.empty(nbytes, numpy.uint8)
+        told = numpy.array([-1 if self._mine is None else memory.offset_of(self._mine)], numpy.int64)
+        if self._mine is not None:
+            self._mine[:_CONTROL_BYTES] = 0
+        offsets = numpy.empty(self.size, numpy.int64)
+        comm.Allgather(told, offsets)
+        if (offsets < 0).any():
+            raise MemoryError("the memory that the processes of this node share is used up")
+        blocks = [memory.part(p, offset, nbytes) for p, offset in zip(members, offsets.tolist(), strict=True)]
+        self._counters = [memoryview(b[:8]).cast("q") for b in blocks]
+        self._others = [c for p, c in enumerate(self._counters) if p != self.index]
+        self._slots = [[memoryview(b)[64 + i * _SLOT_BYTES :][:_SLOT_BYTES] for i in (0, 1)] for b in blocks]
+        small, stage = _CONTROL_BYTES, _CONTROL_BYTES + 2 * SMALL_BYTES
+        self.small = [[b[small + i * SMALL_BYTES :][:SMALL_BYTES] for i in (0, 1)] for b in blocks]
+        """By process: the two places for arrays that travel with the header."""
+        self.stages = [[b[stage + i * STAGE_BYTES :][:STAGE_BYTES] for i in (0, 1)] for b in blocks]
+        """By process: the two places for pieces of larger arrays."""
+        self._steps = 0
+        self.headers = 0
+        """How many headers were gathered so far; the next one goes with ``small[...][headers & 1]``."""
+
+    def step(self) -> Request:
+        """Say that this process has come so far; complete once all have."""
+        self._steps = n = self._steps + 1
+        self._counters[self.index][0] = n
+        others = self._others
+
+        def all_have() -> bool:
+            return all(c[0] >= n for c in others)
+
+        return all_have
+
+    def gather_headers(self, mine: bytes) -> tuple[Request, bytearray]:
+        slot = self.headers & 1
+        self.headers += 1
+        length = len(mine)
+        self._slots[self.index][slot][:length] = mine
+        everyone = bytearray(length * self.size)
+        all_have = self.step()
+
+        def gathered() -> bool:
+            if not all_have():
+                return False
+            for p, slots in enumerate(self._slots):
+                everyone[p * length : (p + 1) * length] = slots[slot][:length]
+            return True
+
+        return gathered, everyone
+
+    def array_of(self, process: int, offset: int, like: Array) -> Array:
+        """Return the flat array, of the size and type of ``like``, at ``offset`` of the part of ``process``."""
+        return self.memory.part(self._members[process], offset, like.nbytes).view(like.dtype)
+
+    def _make(self, comm: Any, processes: Sequence[int]) -> Channel:
+        if len(processes) == 1:
+            return super()._make(comm, processes)
+        return SharedChannel(self._mpi, comm, self.memory, [self._members[p] for p in processes])

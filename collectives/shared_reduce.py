@@ -1,0 +1,176 @@
+"""All-reduce between processes that share memory: each reads the others' arrays where they are.
+
+Every sum is taken along the fixed tree, so its bits do not depend on the path: small arrays travel with the header,
+arrays in shared memory are reduced in place, and others go through the stages, piece by piece.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+
+import numpy
+
+from disttrain.collectives.call import Call
+from disttrain.collectives.host import Group
+from disttrain.collectives.progress import Steps
+from disttrain.collectives.reduction import (
+    Dtype,
+    accumulator,
+    flat,
+    fold_along,
+    fold_hosted,
+    operands,
+    operation,
+    round_into,
+)
+from disttrain.collectives.shared import STAGE_BYTES, SharedChannel
+from disttrain.collectives.tree import Node
+from disttrain.kernels.arrays import Array
+
+_CHUNK_BYTES = 256 << 10
+"""How much is folded at a time: what the caches hold of all processes' arrays."""
+_ENCLOSED_BYTES = 32 << 10
+"""Up to here every process folds everything itself, with one meeting instead of four."""
+
+
+def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> int | None:
+    """Put the arrays beside the header that is sent next, if they are small; return which place they are in."""
+    xs, op = operands(calls), operation(calls[0])
+    x = xs[calls[0].index]
+    dtype = accumulator(x.dtype)
+    if x.size * dtype.itemsize * max(map(len, group.nodes)) > _ENCLOSED_BYTES:
+        return None
+    if any((y.size, y.dtype) != (x.size, x.dtype) for y in xs.values()):
+        return None  # a mismatch, as will be found
+    place = channel.headers & 1
+    for node, target in _parts(
+        group, channel.index, channel.small[channel.index][place], x.size, dtype
+    ).items():
+        numpy.copyto(target, fold_hosted(group, node, xs, op, dtype))
+    return place
+
+
+def reduce_enclosed(group: Group, channel: SharedChannel, calls: Sequence[Call], place: int) -> None:
+    """Fold what came with the headers."""
+    op = operation(calls[0])
+    outs = [flat(call.out, op) for call in calls]
+    dtype = accumulator(outs[0].dtype)
+    parts: dict[Node, tuple[Array, bool]] = {}
+    for p in range(channel.size):
+        for node, part in _parts(group, p, channel.small[p][place], outs[0].size, dtype).items():
+            parts[node] = part, False
+    _fold_all(group, parts, op, outs[0])
+    for out in outs[1:]:
+        numpy.copyto(out, outs[0])
+
+
+def _parts(group: Group, process: int, place: Array, count: int, dtype: Dtype) -> dict[Node, Array]:
+    """Return the arrays, one for each subtree that ``process`` folds by itself, that lie one after the other."""
+    nbytes = count * dtype.itemsize
+    return {
+        node: place[i * nbytes : (i + 1) * nbytes].view(dtype) for i, node in enumerate(group.nodes[process])
+    }
+
+
+def _fold_all(group: Group, parts: dict[Node, tuple[Array, bool]], op: str, out: Array) -> None:
+    dtype = next(iter(parts.values()))[0].dtype
+    take = partial(group.scratch.take, out.size, dtype)
+    total = fold_along((0, group.size), parts, op, take, out if out.dtype == dtype else None)
+    if total is not out:
+        round_into(total, out)
+
+
+def reduce_shared(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Steps:
+    """All-reduce of arrays that are too large for the header."""
+    xs, op = operands(calls), operation(calls[0])
+    outs = [flat(call.out, op) for call in calls]
+    here = numpy.array([-1, -1], numpy.int64)
+    if len(calls) == 1:
+        here[:] = [channel.memory.offset_of(calls[0].x), channel.memory.offset_of(calls[0].out)]
+    request, told = channel.gather_headers(here.tobytes())
+    yield request, False
+    places = numpy.frombuffer(told, numpy.int64).reshape(-1, 2)
+    if (places >= 0).all():
+        yield from _reduce_in_place(group, channel, outs[0], places.tolist(), op)
+    else:
+        yield from _reduce_in_stages(group, channel, xs, outs[0], op)
+    for out in outs[1:]:
+        numpy.copyto(out, outs[0])
+
+
+def _segments(count: int, size: int) -> list[slice]:
+    """Return which elements each process folds."""
+    edges = [count * p // size for p in range(size + 1)]
+    return [slice(lo, hi) for lo, hi in pairwise(edges)]
+
+
+def _chunks(segment: slice, itemsize: int) -> Iterator[slice]:
+    step = max(1, _CHUNK_BYTES // itemsize)
+    for lo in range(segment.start, segment.stop, step):
+        yield slice(lo, min(lo + step, segment.stop))
+
+
+def _reduce_in_place(
+    group: Group, channel: SharedChannel, out: Array, places: Sequence[Sequence[int]], op: str
+) -> Steps:
+    """All arrays are in shared memory: fold a segment of them where they are, then take the others' segments.
+
+    ``x`` and ``out`` may be the same: of another process's arrays only the own segment is read before all segments
+    are folded, and that one its owner does not write until this process has.
+    """
+    sources = [channel.array_of(p, x, out) for p, (x, _) in enumerate(places)]
+    results = [channel.array_of(p, y, out) for p, (_, y) in enumerate(places)]
+    segments = _segments(out.size, channel.size)
+    dtype = accumulator(out.dtype)
+    for chunk in _chunks(segments[channel.index], out.itemsize):
+        group.scratch.reset()
+        parts: dict[Node, tuple[Array, bool]] = {}
+        for p, source in enumerate(sources):
+            (index,) = group.hosted[p]
+            parts[index, index + 1] = _widened(group, source[chunk], dtype)
+        _fold_all(group, parts, op, out[chunk])
+    yield channel.step(), False
+    for p, segment in enumerate(segments):
+        if p != channel.index:
+            numpy.copyto(out[segment], results[p][segment])
+    yield channel.step(), False  # nobody may write an array that another still reads
+
+
+def _widened(group: Group, x: Array, dtype: Dtype) -> tuple[Array, bool]:
+    if x.dtype == dtype:
+        return x, False
+    wide = group.scratch.take(x.size, dtype)
+    numpy.copyto(wide, x)
+    return wide, True
+
+
+def _reduce_in_stages(
+    group: Group, channel: SharedChannel, xs: dict[int, Array], out: Array, op: str
+) -> Steps:
+    """Put a piece of every array into a stage, fold a segment of it there, and copy all segments out.
+
+    There are two stages, used in turn; a stage is written again only after the step of the next piece, which all make
+    when they have copied this one.
+    """
+    dtype = accumulator(out.dtype)
+    step = max(1, STAGE_BYTES // (dtype.itemsize * max(map(len, group.nodes))))
+    for k, lo in enumerate(range(0, out.size, step)):
+        piece = slice(lo, min(lo + step, out.size))
+        count = piece.stop - piece.start
+        group.scratch.reset()
+        stages = [_parts(group, p, channel.stages[p][k & 1], count, dtype) for p in range(channel.size)]
+        mine = {i: x[piece] for i, x in xs.items()}
+        for node, target in stages[channel.index].items():
+            numpy.copyto(target, fold_hosted(group, node, mine, op, dtype))
+        yield channel.step(), False
+        segments = _segments(count, channel.size)
+        first = [
+            next(iter(stage.values())) for stage in stages
+        ]  # where a process leaves its segment of the result
+        for chunk in _chunks(segments[channel.index], dtype.itemsize):
+            group.scratch.reset()
+            parts = {node: (part[chunk], False) for stage in stages for node, part in stage.items()}
+            _fold_all(group, parts, op, first[channel.index][chunk])
+        yield channel.step(), False
+        for p, segment in enumerate(segments):
+            round_into(first[p][segment], out[piece][segment])
