@@ -295,18 +295,18 @@ class Communicator:
         return Work(self._host, self._world_rank, call)
 
     def _run(self, call: Call) -> Call:
-        self._deposit(call)
+        self._deposit(call, stay=self._host.baton is None)
         Work(self._host, self._world_rank, call).wait()
         return call
 
-    def _deposit(self, call: Call) -> None:
+    def _deposit(self, call: Call, stay: bool = False) -> None:
         self._host.check(self._group)
         call.index = self.rank
         call.generation = self._host.env.generation
         if call.pair is None:
-            self._group.deposit(call, collective)
+            self._group.deposit(call, collective, stay)
         else:
-            self._group.deposit_message(call, message)
+            self._group.deposit_message(call, message, stay)
 
     def _check(self, x: Array | None, name: str, *, writeable: bool = False) -> None:
         if not isinstance(x, numpy.ndarray):

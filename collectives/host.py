@@ -49,8 +49,8 @@ class Group:
         """Number of ranks."""
         return len(self.ranks)
 
-    def deposit(self, call: Call, steps: Verb) -> None:
-        """Add one rank's part of a collective; the last one here sets it going."""
+    def deposit(self, call: Call, steps: Verb, stay: bool) -> None:
+        """Add one rank's part of a collective; the last one here sets it going, and may ``stay`` with it."""
         with self.host.lock:
             call.number = self._made[call.index]
             self._made[call.index] += 1
@@ -60,9 +60,9 @@ class Group:
                 return
             del self._deposits[call.number]
         calls.sort(key=lambda c: c.index)
-        self._submit(id(self), calls, steps)
+        self._submit(id(self), calls, steps, stay)
 
-    def deposit_message(self, call: Call, steps: Verb) -> None:
+    def deposit_message(self, call: Call, steps: Verb, stay: bool) -> None:
         """Add the sender's or the receiver's part of a message; the peer may be on this process too."""
         assert call.pair is not None
         source, target = call.pair
@@ -77,10 +77,12 @@ class Group:
                     self._pairs[source, target, call.number] = call
                     return
             calls.append(other)
-        self._submit((id(self), source, target), calls, steps)
+        self._submit((id(self), source, target), calls, steps, stay)
 
-    def _submit(self, lane: Hashable, calls: Sequence[Call], steps: Verb) -> None:
-        self.host.progress.submit(Operation(lane, calls, steps(self, calls), self._timed_out))
+    def _submit(self, lane: Hashable, calls: Sequence[Call], steps: Verb, stay: bool) -> None:
+        progress = self.host.progress
+        operation = Operation(lane, calls, steps(self, calls), self._timed_out)
+        (progress.run if stay else progress.submit)(operation)
 
     def _timed_out(self, operation: Operation, waited: float) -> BaseException:
         call = operation.calls[0]
@@ -165,7 +167,7 @@ class Host:
                 call.index = index
                 call.source = AT_THE_END
                 call.generation = self.env.generation
-                self.world.deposit(call, steps)
+                self.world.deposit(call, steps, stay=False)
             self.progress.drive(lambda: any(c.error for c in calls) or all(c.finished for c in calls))
             for call in calls:
                 if call.error is not None:

@@ -83,6 +83,10 @@ class Progress:
     @property
     def active(self) -> bool:
         """Whether anything is in flight."""
+        with self._lock:  # not while an operation is on its way from the inbox to its lane
+            return self._some()
+
+    def _some(self) -> bool:
         return bool(self._inbox or self._lanes)
 
     def submit(self, operation: Operation) -> None:
@@ -93,8 +97,37 @@ class Progress:
                 self._poll()
             finally:
                 self._lock.release()
-        if self._thread is not None and self.active and not self._waiting:
+        if self._thread is not None and self._some() and not self._waiting:
             self._wake.set()
+
+    def run(self, operation: Operation) -> None:
+        """:meth:`submit`, and stay with ``operation`` for a moment if nothing else is in flight.
+
+        A call that the other ranks make at the same time is over before the machinery of lanes would have begun.
+        """
+        if self._inbox or self._lanes or not self._lock.acquire(blocking=False):
+            self.submit(operation)
+            return
+        try:
+            if self._inbox or self._lanes:  # came in between
+                self._inbox.append(operation)
+                self._poll()
+                return
+            lane = deque([operation])
+            until = 0.0
+            while lane:
+                if self._advance(lane):
+                    until = 0.0
+                    continue
+                now = time.monotonic()
+                if until == 0.0:
+                    until = now + _SPIN_S
+                elif now > until:
+                    self._lanes[operation.lane] = lane
+                    return
+                os.sched_yield()
+        finally:
+            self._lock.release()
 
     def poll(self) -> None:
         """Advance what can be advanced now."""
@@ -126,7 +159,7 @@ class Progress:
         finally:
             with self._lock:
                 self._waiting -= 1
-                if not self._waiting and self._thread is not None and self.active:
+                if not self._waiting and self._thread is not None and self._some():
                     self._wake.set()
 
     def close(self) -> None:

@@ -85,9 +85,10 @@ class Baton:
 
     def _pass_on(self, rank: int) -> None:
         chosen = self._next(rank)
-        if chosen is None and self._progress.active:
-            self._progress.drive(lambda: self._next(rank) is not None or not self._progress.active)
-            chosen = self._next(rank)
+        if chosen is None:
+            if self._progress.active:
+                self._progress.drive(lambda: self._next(rank) is not None or not self._progress.active)
+            chosen = self._next(rank)  # again: what was in flight may have come to its end in between
         if chosen is None:
             self._deadlock = self._explain()
             if rank not in self._finished:

@@ -33,8 +33,9 @@ class Bucket:
     no factor takes them out of their range, and are rounded once.
     """
 
-    def __init__(self, params: list[Tensor]) -> None:
+    def __init__(self, params: list[Tensor], comm: Communicator) -> None:
         self.params = params
+        self._comm = comm
         self._allocate()
         self.missing = len(params)
         """How many gradients this backward has still to make."""
@@ -47,8 +48,9 @@ class Bucket:
         ends = np.cumsum([0, *[p.numel() for p in self.params]])
         size, tail = int(ends[-1]), len(self.params) + 1
         self.half = kind.itemsize == 2
-        self.message: Array = np.zeros(size + tail, np.float32 if self.half else kind)
+        self.message: Array = self._comm.empty(size + tail, np.float32 if self.half else kind)
         """What the ranks sum."""
+        self.message[...] = 0
         self.sums = self.message[:size]
         self.tail = self.message[size:]
         self.grads: Array = np.zeros(size, kind) if self.half else self.sums
@@ -208,7 +210,8 @@ class DistributedDataParallel(Module):
         if self._comm.size == 1:
             return
         self._buckets = [
-            Bucket(group) for group in _grouped(params[::-1], (bucket_cap_mb or _BUCKET_MB) * 2**20)
+            Bucket(group, self._comm)
+            for group in _grouped(params[::-1], (bucket_cap_mb or _BUCKET_MB) * 2**20)
         ]
         for bucket in self._buckets:
             bucket.take_slots()

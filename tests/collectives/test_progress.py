@@ -1,6 +1,7 @@
 """What becomes of operations that never come to their end."""
 
 import gc
+import threading
 import weakref
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from disttrain.collectives.call import Call
 from disttrain.collectives.errors import CollectiveTimeout
 from disttrain.collectives.progress import Operation, Progress
+from disttrain.collectives.scheduler import Baton
 
 
 class Request:
@@ -41,3 +43,54 @@ def test_buffers_of_an_operation_that_timed_out_are_kept_for_a_late_peer_to_writ
     assert isinstance(call.error, CollectiveTimeout)
     assert request() is not None
     progress.close()
+
+
+class Halting(dict):
+    """Lanes that keep whoever adds one waiting in the middle of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def setdefault(self, key, default):
+        self.entered.set()
+        self.go_on.wait(10)
+        return super().setdefault(key, default)
+
+
+@pytest.mark.timeout(20)
+def test_an_operation_on_its_way_into_its_lane_is_in_flight():
+    progress = Progress(timeout=10)
+    progress._lanes = lanes = Halting()
+    operation, _ = waiting(Call("barrier"))
+    submitting = threading.Thread(target=progress.submit, args=(operation,))
+    submitting.start()
+    lanes.entered.wait(10)
+    seen = []
+    asking = threading.Thread(target=lambda: seen.append(progress.active))
+
+    asking.start()
+    asking.join(0.05)
+    lanes.go_on.set()
+    asking.join()
+    submitting.join()
+
+    assert seen == [True]
+
+
+@pytest.mark.timeout(20)
+def test_a_call_that_finishes_while_its_rank_asks_is_no_deadlock():
+    call = Call("barrier")
+
+    class Finishing:
+        @property
+        def active(self):
+            call.finished = True
+            return False
+
+    baton = Baton(range(1), Finishing())
+    baton.start()
+    baton.enter(0)
+    baton.wait(0, call)
+
+    baton.check()
