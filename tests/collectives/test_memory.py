@@ -1,0 +1,109 @@
+"""Memory that processes share, here one process alone with itself: who gets what, and when it is free again."""
+
+import gc
+import mmap
+import os
+
+import numpy as np
+import pytest
+
+from disttrain.collectives import memory
+from disttrain.collectives.memory import NodeMemory, Unshared
+
+PAGE = mmap.PAGESIZE
+
+
+class Alone:
+    """A communicator of one process."""
+
+    def Get_rank(self):
+        return 0
+
+    def Get_size(self):
+        return 1
+
+    def Allgather(self, mine, everyone):
+        everyone[...] = mine
+
+
+@pytest.fixture
+def shared():
+    return NodeMemory(Alone(), 9 * PAGE)  # one page is taken
+
+
+def test_arrays_lie_in_the_part_and_are_seen_by_their_offset(shared):
+    x = shared.empty((3, 5), np.float32)
+    x[...] = 7
+
+    seen = shared.part(0, shared.offset_of(x), x.nbytes).view(np.float32)
+
+    assert x.shape == (3, 5)
+    assert x.flags.c_contiguous
+    assert seen.tolist() == [7.0] * 15
+    assert shared.offset_of(x[1]) == shared.offset_of(x) + 20
+    assert shared.offset_of(np.ones(3)) == -1
+
+
+def test_two_arrays_never_overlap_and_what_is_freed_is_used_again(shared):
+    arrays = [shared.empty(PAGE * k, np.uint8) for k in (1, 2, 1, 3)]
+    for i, x in enumerate(arrays):
+        x[...] = i
+    assert [set(x.tolist()) for x in arrays] == [{0}, {1}, {2}, {3}]
+    assert shared.empty(PAGE * 2, np.uint8) is None
+    first = shared.offset_of(arrays[0])
+
+    del x, arrays[:3]
+    gc.collect()
+
+    again = shared.empty(PAGE * 4, np.uint8)  # the three are one again
+    assert shared.offset_of(again) == first
+    assert set(arrays[0].tolist()) == {3}
+
+
+def test_a_view_keeps_the_memory(shared):
+    x = shared.empty(PAGE * 8, np.uint8)
+    view = x.reshape(2, -1)[1, 5:].view(np.int8)
+    del x
+    gc.collect()
+
+    assert shared.empty(1, np.uint8) is None
+    del view
+    gc.collect()
+    assert shared.empty(PAGE * 8, np.uint8) is not None
+
+
+def test_arrays_outlive_the_memory_object():
+    x = NodeMemory(Alone(), 2 * PAGE).empty(3, np.float64)
+    gc.collect()
+
+    x[...] = 5
+
+    assert x.sum() == 15
+
+
+def test_empty_arrays_have_a_place(shared):
+    assert shared.empty(0, np.float32).shape == (0,)
+    assert shared.empty((), np.float32).shape == ()
+
+
+def test_a_forked_child_gets_nothing(shared):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if shared.empty(1, np.uint8) is None else 1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_memory_of_a_stranger_is_not_mapped():
+    descriptor = os.memfd_create("stranger")
+    os.ftruncate(descriptor, PAGE)
+    with pytest.raises(Unshared, match="not the memory of a process of this job"):
+        memory._map(os.getpid(), descriptor, PAGE, b"x" * 16)
+    os.close(descriptor)
+
+
+def test_why_it_cannot_be_is_said(monkeypatch):
+    monkeypatch.setattr(memory.platform, "machine", lambda: "aarch64")
+
+    with pytest.raises(Unshared, match="order of stores of x86-64, and this is aarch64"):
+        NodeMemory(Alone(), PAGE)
