@@ -36,9 +36,9 @@ _NAMES = {
         "rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square tan tanh trunc"
     ),
     "disttrain.functions.arithmetic": (
-        "add addcdiv addcmul arctan2 atan2 clamp clamp_max clamp_min clip copysign div divide fill float_power "
-        "floor_divide fmax fmin fmod heaviside hypot lerp logaddexp logaddexp2 masked_fill maximum minimum mul "
-        "multiply pow remainder rsub sub subtract true_divide where xlogy"
+        "add addcdiv addcmul angle arctan2 atan2 clamp clamp_max clamp_min clip copysign div divide fill "
+        "float_power floor_divide fmax fmin fmod gcd heaviside hypot lcm ldexp lerp logaddexp logaddexp2 "
+        "masked_fill maximum minimum mul multiply pow remainder rsub sub subtract true_divide where xlogy"
     ),
     "disttrain.functions.compare": (
         "allclose bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor eq equal ge greater "
@@ -56,14 +56,14 @@ _NAMES = {
         "all amax amin aminmax any argmax argmin count_nonzero logsumexp max mean min nanmean nansum prod std "
         "std_mean sum var var_mean"
     ),
-    "disttrain.functions.norm": "dist norm",
+    "disttrain.functions.norm": "dist norm renorm",
     "disttrain.functions.scan": (
         "cummax cummin cumprod cumsum cumulative_trapezoid diff logcumsumexp trapezoid trapz"
     ),
     "disttrain.functions.sort": (
         "argsort kthvalue median mode msort nanmedian nanquantile quantile sort topk"
     ),
-    "disttrain.functions.search": "bincount bucketize histc isin searchsorted unique unique_consecutive",
+    "disttrain.functions.search": "bincount bucketize histc isin searchsorted unique unique_consecutive unravel_index",
     "disttrain.functions.shape": (
         "adjoint as_strided broadcast_shapes broadcast_tensors broadcast_to clone flatten movedim moveaxis narrow "
         "narrow_copy numel permute ravel reshape select squeeze swapaxes swapdims t transpose unflatten unsqueeze"
@@ -79,7 +79,8 @@ _NAMES = {
         "tril_indices triu triu_indices"
     ),
     "disttrain.functions.linalg": (
-        "addbmm addmm addmv addr baddbmm bmm chain_matmul cross dot ger inner kron matmul mm mv outer tensordot vdot"
+        "addbmm addmm addmv addr baddbmm bmm chain_matmul corrcoef cov cross dot ger inner kron matmul mm mv "
+        "outer tensordot vdot"
     ),
     "disttrain.functions.decompositions": (
         "cholesky_inverse cholesky_solve det inverse logdet matrix_exp matrix_power pinverse slogdet triangular_solve"

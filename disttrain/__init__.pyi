@@ -81,6 +81,7 @@ from disttrain.functions.activation import threshold_ as threshold_
 from disttrain.functions.arithmetic import add as add
 from disttrain.functions.arithmetic import addcdiv as addcdiv
 from disttrain.functions.arithmetic import addcmul as addcmul
+from disttrain.functions.arithmetic import angle as angle
 from disttrain.functions.arithmetic import arctan2 as arctan2
 from disttrain.functions.arithmetic import atan2 as atan2
 from disttrain.functions.arithmetic import clamp as clamp
@@ -96,8 +97,11 @@ from disttrain.functions.arithmetic import floor_divide as floor_divide
 from disttrain.functions.arithmetic import fmax as fmax
 from disttrain.functions.arithmetic import fmin as fmin
 from disttrain.functions.arithmetic import fmod as fmod
+from disttrain.functions.arithmetic import gcd as gcd
 from disttrain.functions.arithmetic import heaviside as heaviside
 from disttrain.functions.arithmetic import hypot as hypot
+from disttrain.functions.arithmetic import lcm as lcm
+from disttrain.functions.arithmetic import ldexp as ldexp
 from disttrain.functions.arithmetic import lerp as lerp
 from disttrain.functions.arithmetic import logaddexp as logaddexp
 from disttrain.functions.arithmetic import logaddexp2 as logaddexp2
@@ -344,6 +348,8 @@ from disttrain.functions.linalg import addr as addr
 from disttrain.functions.linalg import baddbmm as baddbmm
 from disttrain.functions.linalg import bmm as bmm
 from disttrain.functions.linalg import chain_matmul as chain_matmul
+from disttrain.functions.linalg import corrcoef as corrcoef
+from disttrain.functions.linalg import cov as cov
 from disttrain.functions.linalg import cross as cross
 from disttrain.functions.linalg import dot as dot
 from disttrain.functions.linalg import ger as ger
@@ -357,6 +363,7 @@ from disttrain.functions.linalg import tensordot as tensordot
 from disttrain.functions.linalg import vdot as vdot
 from disttrain.functions.norm import dist as dist
 from disttrain.functions.norm import norm as norm
+from disttrain.functions.norm import renorm as renorm
 from disttrain.functions.random import bernoulli as bernoulli
 from disttrain.functions.random import binomial as binomial
 from disttrain.functions.random import multinomial as multinomial
@@ -420,6 +427,7 @@ from disttrain.functions.search import isin as isin
 from disttrain.functions.search import searchsorted as searchsorted
 from disttrain.functions.search import unique as unique
 from disttrain.functions.search import unique_consecutive as unique_consecutive
+from disttrain.functions.search import unravel_index as unravel_index
 from disttrain.functions.shape import adjoint as adjoint
 from disttrain.functions.shape import as_strided as as_strided
 from disttrain.functions.shape import broadcast_shapes as broadcast_shapes

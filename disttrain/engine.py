@@ -321,12 +321,13 @@ def adopt(x: Tensor, result: Tensor) -> Tensor:
                 f"convert the tensor first"
             )
         result = result.to(x.dtype)
-    if not getattr(x._array.flags, "writeable", True):
+    if x._array.size and not getattr(x._array.flags, "writeable", True):
         raise RuntimeError(
             "the tensor cannot be written: its memory is read-only, or several of its elements are one "
             "(expand() makes such tensors); clone() it first"
         )
-    x._array[...] = result._array
+    if x._array.size:
+        x._array[...] = result._array
     x._version_counter[0] += 1
     if grad_enabled.get():
         rebase(x, result._edge())

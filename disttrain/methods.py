@@ -51,6 +51,7 @@ class ElementwiseMethods:
     hypot, logaddexp, logaddexp2, xlogy, copysign = a.hypot, a.logaddexp, a.logaddexp2, a.xlogy, a.copysign
     maximum, minimum, fmax, fmin, heaviside = a.maximum, a.minimum, a.fmax, a.fmin, a.heaviside
     clamp, clip, clamp_min, clamp_max = a.clamp, a.clip, a.clamp_min, a.clamp_max
+    ldexp, gcd, lcm, angle = a.ldexp, a.gcd, a.lcm, a.angle
     masked_fill, lerp, addcmul, addcdiv = a.masked_fill, a.lerp, a.addcmul, a.addcdiv
 
     eq, ne, lt, le, gt, ge = compare.eq, compare.ne, compare.lt, compare.le, compare.gt, compare.ge
@@ -142,7 +143,8 @@ class InPlaceMethods:
     square_, sub_, subtract_, tan_, tanh_ = n.square_, n.sub_, n.subtract_, n.tan_, n.tanh_
     true_divide_, trunc_, xlogy_, zero_ = n.true_divide_, n.trunc_, n.xlogy_, n.zero_
     cumsum_, cumprod_, copy_ = n.cumsum_, n.cumprod_, common.copy_
-    conj_physical_ = n.conj_physical_
+    conj_physical_, fill_diagonal_ = n.conj_physical_, d.fill_diagonal_
+    ldexp_, gcd_, lcm_ = n.ldexp_, n.gcd_, n.lcm_
 
     __iadd__, __isub__, __imul__, __itruediv__, __ipow__ = n.add_, n.sub_, n.mul_, n.div_, n.pow_
     __ifloordiv__, __imod__ = n.floor_divide_, n.remainder_
@@ -164,7 +166,8 @@ class ReduceMethods:
     all, any, logsumexp, count_nonzero = r.all, r.any, r.logsumexp, r.count_nonzero
     cumsum, cumprod, logcumsumexp = scan.cumsum, scan.cumprod, scan.logcumsumexp
     cummax, cummin, diff = scan.cummax, scan.cummin, scan.diff
-    norm, dist = norm.norm, norm.dist
+    renorm, renorm_, norm, dist = norm.renorm, norm.renorm_, norm.norm, norm.dist
+    cov, corrcoef = linalg.cov, linalg.corrcoef
     softmax, log_softmax = activation.softmax, activation.log_softmax
     prelu, hardshrink = activation.prelu, activation.hardshrink
 
@@ -177,6 +180,7 @@ class SortMethods:
 
 
 class ShapeMethods:
+    sum_to_size = s.sum_to_size
     reshape, view, view_as, reshape_as = s.reshape, s.view, s.view_as, s.reshape_as
     flatten, ravel, unflatten, squeeze, unsqueeze = s.flatten, s.ravel, s.unflatten, s.squeeze, s.unsqueeze
     permute, transpose, swapaxes, swapdims, t = s.permute, s.transpose, s.swapaxes, s.swapdims, s.t

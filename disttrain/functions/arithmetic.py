@@ -45,6 +45,8 @@ def scaled(name: str, input: Operand, other: Operand, alpha: float) -> Operand:
     )
     if whole and isinstance(alpha, float):
         raise RuntimeError(f"{name}() of integers needs an integer alpha, got {alpha}")
+    if isinstance(other, engine.Tensor_):  # in the type of the result, which may hold more
+        other = cast(other, result_type(as_operand(input), other).numpy)
     return other * alpha
 
 
@@ -86,6 +88,9 @@ def div(input: Operand, other: Operand, *, rounding_mode: str | None = None) -> 
         input = engine.Tensor_.full_(input)
     if not result_type(input, other).is_floating_point:
         if rounding_mode == "trunc":
+            kind = result_type(input, other).numpy
+            if not isinstance(input, engine.Tensor_):
+                input = engine.Tensor_(_as_array(cast(input, kind), kind))
             input, other = promote(input, other)
             return floor_divide(sub(input, fmod(input, other)), other)
         input, other = (floating(t) if isinstance(t, engine.Tensor_) else float(t) for t in (input, other))
@@ -111,7 +116,8 @@ def _whole_division(op: Op, input: Operand, other: Operand) -> Tensor:
         raise RuntimeError(
             f"{op.__name__}() is not defined for booleans; convert a tensor, for example with .int()"
         )
-    if not kind.is_floating_point and is_zero(other):
+    nothing = isinstance(input, engine.Tensor_) and not input.numel()
+    if not kind.is_floating_point and is_zero(other) and not nothing:
         raise RuntimeError(f"{op.__name__}(): ZeroDivisionError: an integer is divided by zero")
     return binary(op, input, other)
 
@@ -273,9 +279,14 @@ def clamp(input: Tensor, min: Operand | None = None, max: Operand | None = None)
     if min is None and max is None:
         raise RuntimeError("clamp() needs min or max, got None for both")
     known = [as_operand(t) for t in (input, min, max) if t is not None]
-    if len(known) == 3 and isinstance(known[1], engine.Tensor_) != isinstance(known[2], engine.Tensor_):
+    limiting = [t.ndim > 0 if isinstance(t, engine.Tensor_) else None for t in known[1:]]
+    if True in limiting and None in limiting:
         raise TypeError(f"clamp() needs two numbers or two tensors, got min={min!r:.80} and max={max!r:.80}")
     kind = promote(*known)[0]._array.dtype
+    if kind.kind == "b" and None in limiting:
+        raise NotImplementedError(
+            "clamp() of booleans to numbers is not defined; convert the tensor with .int()"
+        )
     limits = [
         # A number of the type: NumPy would make float32 of a bfloat16 array and a Python number.
         kind.type(fitting("clamp", t, kind))
@@ -322,6 +333,34 @@ def where(condition: Tensor, input: Operand = None, other: Operand = None) -> An
     return engine.apply(elementwise.where, condition, a, b)
 
 
+def ldexp(input: Tensor, other: Tensor) -> Tensor:
+    """``input * 2 ** other``."""
+    need_tensors("ldexp", input, other)
+    return mul(input, pow(2.0, other))
+
+
+def gcd(input: Tensor, other: Tensor) -> Tensor:
+    """The greatest common divisor of two tensors of integers."""
+    return _of_integers("gcd", special.gcd, input, other)
+
+
+def lcm(input: Tensor, other: Tensor) -> Tensor:
+    """The least common multiple of two tensors of integers."""
+    return _of_integers("lcm", special.lcm, input, other)
+
+
+def _of_integers(name: str, op: Op, input: Tensor, other: Tensor) -> Tensor:
+    need_tensors(name, input, other)
+    if result_type(input, other).category != 1:
+        raise NotImplementedError(f"{name}() needs integers, got {input.dtype} and {other.dtype}")
+    return binary(op, input, other)
+
+
+def angle(input: Tensor) -> Tensor:
+    """Pi where ``input`` is negative, else 0; nan where it is."""
+    return engine.apply(special.angle, floating(input))  # type: ignore[no-any-return]
+
+
 def masked_fill(input: Tensor, mask: Tensor, value: Operand) -> Tensor:
     """``input`` with ``value`` (a number or a tensor without dimensions) where ``mask`` (boolean) holds."""
     return engine.apply(elementwise.masked_fill, input, mask, filling(input, mask, value))  # type: ignore[no-any-return]
@@ -336,6 +375,8 @@ def filling(input: Tensor, mask: Tensor, value: Operand) -> Any:
         raise RuntimeError(
             f"masked_fill needs a number or a tensor without dimensions, got shape {list(value.shape)}"
         )
+    if isinstance(value, engine.Tensor_) and input.dtype.category == 1:
+        fitting("masked_fill", value.item(), input._array.dtype)
     return _fitting("masked_fill", as_operand(value), input._array.dtype)
 
 
@@ -392,8 +433,6 @@ def _add_scaled(name: str, op: Op, input: Tensor, tensor1: Tensor, tensor2: Tens
     need_tensors(name, input, tensor1, tensor2)
     operands = promote(input, tensor1, tensor2)
     refuse_bool(name, operands[0])
-    if isinstance(value, float) and not operands[0].dtype.is_floating_point:
-        raise RuntimeError(f"{name}() of integers needs an integer value, got {value}")
     value = fitting(name, value, operands[0]._array.dtype)
     return engine.apply(op, *operands, value=value)  # type: ignore[no-any-return]
 

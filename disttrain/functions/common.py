@@ -86,7 +86,7 @@ def fitting(name: str, value: Number, kind: np.dtype[Any]) -> Number:
     """Return a Python number as one that an array of ``kind`` holds: whole, or a boolean, where it must be.
 
     Raises:
-        RuntimeError: it is out of the type's range. A negative number down to -255 wraps around in uint8.
+        RuntimeError: it is out of the type's range. A negative integer down to -255 wraps around in uint8.
     """
     if kind.kind == "b":
         return bool(value)
@@ -95,10 +95,12 @@ def fitting(name: str, value: Number, kind: np.dtype[Any]) -> Number:
             return value
         if abs(value) <= float(ml_dtypes.finfo(kind).max):  # type: ignore[no-untyped-call]
             return value
-    elif isinstance(value, int) or math.isfinite(value):
-        whole, limits = int(value), np.iinfo(kind)
-        if (limits.min or -limits.max) <= whole <= limits.max:
-            return whole + 256 if kind.kind == "u" and whole < 0 else whole
+    else:
+        limits = np.iinfo(kind)
+        if limits.min <= value <= limits.max:
+            return int(value)
+        if kind.kind == "u" and isinstance(value, int) and -limits.max <= value < 0:
+            return value + limits.max + 1
     raise RuntimeError(f"{name}(): {value!r} cannot be converted to {kind}: it is out of range")
 
 

@@ -74,11 +74,12 @@ def tensor(
 
 
 def _fits(array: Any, kind: np.dtype[Any]) -> bool:
-    """Return whether all numbers lie in the range of a type of integers, of which uint8 takes negative ones too."""
+    """Return whether all numbers lie in the range of a type of integers; uint8 takes negative ones too."""
     limits = np.iinfo(kind)
     if array.dtype.kind == "i" and kind.itemsize == 8:
         return True
-    return bool(((array >= float(limits.min or -limits.max)) & (array <= float(limits.max))).all())
+    least = limits.min if limits.min or array.dtype.kind == "f" else -limits.max
+    return bool(((array >= float(least)) & (array <= float(limits.max))).all())
 
 
 _PYTHON: dict[type, dtypes.dtype | None] = {bool: dtypes.bool_, int: dtypes.int64, float: None}

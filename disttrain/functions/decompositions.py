@@ -591,7 +591,9 @@ def matrix_norm(
         raise RuntimeError(f"{name}(): needs at least 2 dimensions, got shape {list(A.shape)}")
     if not A.dtype.is_floating_point:
         raise RuntimeError(f"{name}(): needs floating point numbers, got {A.dtype}")
-    if not isinstance(dim, list | tuple) or len(dim) != 2:
+    if not isinstance(dim, list | tuple):
+        raise TypeError(f"{name}(): dim must be a pair of integers, got {dim!r}")
+    if len(dim) != 2:
         raise RuntimeError(f"{name}(): dim must hold 2 dimensions, got {dim!r}")
     a, b = (normalize_dim(d, A.ndim) for d in dim)
     if a == b:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import dtypes, engine
-from disttrain.functions.common import cast, normalize_dim, numpy_names, overwrite
+from disttrain.functions.common import (
+    as_operand,
+    cast,
+    fitting,
+    need_tensors,
+    normalize_dim,
+    numpy_names,
+    overwrite,
+)
 from disttrain.functions.shape import broadcast_to, clone
 from disttrain.layouts import need_strided
 from disttrain.ops import index as index_ops
@@ -187,3 +195,30 @@ def slice_scatter(
     key = (*[slice(None)] * d, slice(start, end, step), ...)
     part = ops.index(input._array, key=key)[0]
     return _into("slice_scatter", input, broadcast_to(src, part.shape), ops.index, {"key": key})
+
+
+def fill_diagonal_(input: Tensor, fill_value: Any, wrap: bool = False) -> Tensor:
+    """Write a number at the elements whose indices are all equal.
+
+    Args:
+        input: a matrix, or of more dimensions of one size.
+        fill_value: a number.
+        wrap: of a tall matrix, begin again one row below where the diagonal ended.
+
+    Raises:
+        RuntimeError: the tensor has fewer than two dimensions, or more of different sizes.
+    """
+    need_tensors("fill_diagonal_", input)
+    sizes = input.shape
+    if len(sizes) < 2 or (len(sizes) > 2 and len(set(sizes)) > 1):
+        raise RuntimeError(f"fill_diagonal_() needs a matrix or equal sizes, got shape {list(sizes)}")
+    number = fitting("fill_diagonal_", as_operand(fill_value), input._array.dtype)
+    columns = sizes[1]
+    indices: tuple[Any, ...]
+    if wrap and len(sizes) == 2 and columns:
+        flat = np.arange(0, sizes[0] * columns, columns + 1)
+        indices = (flat // columns, flat % columns)
+    else:
+        indices = (np.arange(min(sizes)),) * len(sizes)
+    key = tuple(engine.Tensor_(i) for i in indices)
+    return input.index_put_(key, engine.Tensor_(np.asarray(number, input._array.dtype)))

@@ -168,6 +168,7 @@ atan2_, hypot_ = _overwritings(a.atan2, a.hypot)
 xlogy_, copysign_, heaviside_ = _overwritings(a.xlogy, a.copysign, a.heaviside)
 clamp_, clamp_min_, clamp_max_ = _overwritings(a.clamp, a.clamp_min, a.clamp_max)
 addcmul_, addcdiv_ = _overwritings(a.addcmul, a.addcdiv)
+ldexp_, gcd_, lcm_ = _overwritings(a.ldexp, a.gcd, a.lcm)
 
 # ------------------------------------------------------------------------------------------ of one tensor
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from disttrain import engine
-from disttrain.functions.common import need_tensors, normalize_dim, numpy_names, overwrite, promote
+from disttrain.functions.common import (
+    need_tensors,
+    normalize_dim,
+    numpy_names,
+    overwrite,
+    promote,
+    refuse_bool,
+)
 from disttrain.functions.rearrange import roll
 from disttrain.functions.shape import broadcast_tensors, clone, permute, reshape
 from disttrain.ops import linalg
@@ -407,3 +415,65 @@ def chain_matmul(*matrices: Tensor) -> Tensor:
     if not factors or any(x.ndim != 2 for x in factors):
         raise RuntimeError(f"chain_matmul() needs matrices, got shapes {[list(x.shape) for x in factors]}")
     return clone(factors[0]) if len(factors) == 1 else multi_dot(factors)
+
+
+# ------------------------------------------------------------------------------------------ covariance
+
+
+def cov(
+    input: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None
+) -> Tensor:
+    """The covariances of the rows of ``input``, ``(variables, observations)``; the variance of a vector.
+
+    Args:
+        input: of at most two dimensions, no booleans.
+        correction: what is subtracted from the number of observations.
+        fweights: how often each observation occurs, integers.
+        aweights: how much each counts, floating point numbers.
+
+    Raises:
+        RuntimeError: other dimensions or types, weights that are negative or of another number.
+    """
+    refuse_bool("cov", input)
+    if input.ndim > 2:
+        raise RuntimeError(f"cov() needs at most two dimensions, got shape {list(input.shape)}")
+    rows = input if input.ndim == 2 else input.reshape(1, -1)
+    count = rows.shape[1]
+    for name, weight, whole in (("fweights", fweights, True), ("aweights", aweights, False)):
+        if weight is None:
+            continue
+        need_tensors("cov", weight)
+        if weight.shape != (count,) or weight.dtype.category != (1 if whole else 2):
+            raise RuntimeError(
+                f"cov(): {name} must be {count} {'integers' if whole else 'floating point numbers'}, "
+                f"got {weight.dtype} of shape {list(weight.shape)}"
+            )
+        if (weight < 0).any():
+            raise RuntimeError(f"cov(): {name} must not be negative, got {weight.tolist()!r:.80}")
+    weights = fweights if aweights is None else aweights if fweights is None else fweights * aweights
+    total: Any = count if weights is None else weights.sum()
+    if not count or (weights is not None and not total):
+        raise RuntimeError(f"cov() needs observations, got shape {list(input.shape)} and no weight in all")
+    mean = (rows if weights is None else rows * weights).sum(1, keepdim=True) / total
+    divisor = total - correction
+    if aweights is not None and correction:
+        divisor = total - correction * (weights * aweights).sum() / total
+    if divisor <= 0:
+        warnings.warn("cov(): there are no more observations than correction", stacklevel=2)
+        divisor = 0
+    centred = rows - mean
+    products = centred @ (centred if weights is None else centred * weights).t()
+    return (products / divisor).squeeze()  # type: ignore[no-any-return]
+
+
+def corrcoef(input: Tensor) -> Tensor:
+    """The correlations of the rows of ``input``, ``(variables, observations)``: 1 of each with itself.
+
+    Raises:
+        RuntimeError: see :func:`cov`.
+    """
+    c = cov(input)
+    if not c.ndim:
+        return c / c
+    deviation = c.diagonal().sqrt()
+    return (c / deviation.unsqueeze(1) / deviation).clamp(-1, 1)

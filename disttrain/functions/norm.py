@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from disttrain import dtypes, engine
+from disttrain.functions.arithmetic import sub, where
 from disttrain.functions.common import (
-    binary,
     need_floats,
     need_tensors,
+    normalize_dim,
     normalize_dims,
     numpy_names,
+    overwrite,
 )
-from disttrain.ops import elementwise, reduce
+from disttrain.ops import reduce
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -125,6 +127,8 @@ def norm(
                 f"norm() with p='nuc' needs two dimensions, got shape {list(input.shape)}, dim={dim}"
             )
         return _of_matrices(_converted("norm", input, dtype), p, (0, 1) if dims is None else dims, keepdim)
+    if p == "fro" and dims is not None and len(dims) > 2:
+        raise RuntimeError(f"norm() with p='fro' needs one or two dimensions, got dim={dim}; give p=2")
     if p is None or p == "fro":
         p = 2.0
     if isinstance(p, str):
@@ -135,4 +139,27 @@ def norm(
 def dist(input: Tensor, other: Tensor, p: float = 2) -> Tensor:
     """The ``p``-norm of ``input - other``, broadcast."""
     need_tensors("dist", input, other)
-    return _vector_norm("dist", binary(elementwise.sub, input, other), p, None, False, None)
+    return _vector_norm("dist", sub(input, other), p, None, False, None)
+
+
+def renorm(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
+    """``input`` with each slice at an index of ``dim`` scaled down to a ``p``-norm of at most ``maxnorm``.
+
+    Raises:
+        IndexError: there is no such dimension.
+        RuntimeError: fewer than two dimensions, ``p`` is not positive, or ``maxnorm`` negative.
+    """
+    need_floats("renorm", input)
+    if input.ndim < 2 or p <= 0 or maxnorm < 0:
+        raise RuntimeError(
+            f"renorm() needs two dimensions or more, p > 0 and maxnorm >= 0, got shape {list(input.shape)}, p={p}, "
+            f"maxnorm={maxnorm}"
+        )
+    kept = normalize_dim(dim, input.ndim)
+    norms = _vector_norm("renorm", input, p, [d for d in range(input.ndim) if d != kept], True, None)
+    return input * where(norms > maxnorm, maxnorm / (norms + 1e-7), 1.0).to(input.dtype)  # type: ignore[no-any-return]
+
+
+def renorm_(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
+    """:func:`renorm` in place."""
+    return overwrite(input, renorm, p, dim, maxnorm)

@@ -100,6 +100,8 @@ def nanmean(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: An
         RuntimeError: the tensor holds integers.
     """
     need_floats("nanmean", input)
+    if dtype is not None and not dtypes.as_dtype(dtype).is_floating_point:
+        raise RuntimeError(f"nanmean() needs a floating point dtype, got {dtype!r}")
     return nansum(input, dim, keepdim, dtype=dtype) / sum(~input.isnan(), dim, keepdim)
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from disttrain import dtypes, engine
 from disttrain.defaults import result_type
-from disttrain.functions.common import as_operand, need_floats, need_tensors, normalize_dim, numpy_names
+from disttrain.functions.common import (
+    as_operand,
+    need_floats,
+    need_tensors,
+    normalize_dim,
+    numpy_names,
+    sizes,
+)
 from disttrain.kernels.arrays import Array, get_array_module
 
 if TYPE_CHECKING:
@@ -261,7 +269,8 @@ def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Ten
         raise RuntimeError(f"histc(): bins must be positive, got {bins}")
     low, high = float(min), float(max)
     if low == high and x.size:
-        low, high = float(x.min()), float(x.max())
+        with np.errstate(all="ignore"):  # bfloat16's comparison with nan warns
+            low, high = float(x.min()), float(x.max())
     if low == high:
         low, high = low - 1, high + 1
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -269,6 +278,25 @@ def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Ten
     if low > high:
         raise RuntimeError(f"histc(): max must not be less than min, got [{low}, {high}]")
     x = x[(x >= low) & (x <= high)]
-    places = np.minimum(((x - low) * bins / (high - low)).astype(np.int64), bins - 1)
+    with np.errstate(all="ignore"):
+        places = (x - low) * bins / (high - low)
+    places = np.clip(np.nan_to_num(places), 0, bins - 1).astype(np.int64)
     counts = np.bincount(places, minlength=bins)
     return engine.Tensor_._of(counts.astype(input._array.dtype))  # type: ignore[no-any-return]
+
+
+def unravel_index(indices: Tensor, shape: Any) -> tuple[Tensor, ...]:
+    """The index along each dimension of a tensor of ``shape``, for indices into its elements in a row.
+
+    Raises:
+        TypeError: the indices are no integers.
+        ValueError: a size is negative.
+    """
+    need_tensors("unravel_index", indices)
+    if indices.dtype.category != 1:
+        raise TypeError(f"unravel_index() needs integers, got {indices.dtype}")
+    wanted = sizes((shape,))
+    if min(wanted, default=0) < 0:
+        raise ValueError(f"unravel_index(): sizes must not be negative, got {list(wanted)}")
+    steps = [math.prod(wanted[i + 1 :]) for i in range(len(wanted))]
+    return tuple([(indices // step) % n for step, n in zip(steps, wanted, strict=True)])

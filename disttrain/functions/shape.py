@@ -580,3 +580,18 @@ def resize_(input: Tensor, *sizes: Any, memory_format: Any = None) -> Tensor:
 def resize_as_(input: Tensor, the_template: Tensor, *, memory_format: Any = None) -> Tensor:
     """``input.resize_(the_template.shape)``."""
     return resize_(input, the_template.shape, memory_format=memory_format)
+
+
+def sum_to_size(input: Tensor, *size: Any) -> Tensor:
+    """``input`` summed to ``size``, which broadcasts to its shape.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    wanted, shape = given("sum_to_size", "size", size, None), input._array.shape
+    fits = len(wanted) <= len(shape) and all(
+        n in (1, m) for n, m in zip(wanted[::-1], shape[::-1], strict=False)
+    )
+    if not fits:
+        raise RuntimeError(f"sum_to_size(): shape {list(shape)} cannot be summed to {list(wanted)}")
+    return input if wanted == shape else engine.apply(ops.sum_to_shape, input, shape=wanted)

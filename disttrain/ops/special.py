@@ -385,3 +385,19 @@ def addcdiv_vjp(g: Any, needs: Needs, y: Any, z: Any, value: float | None) -> Gr
         return g, None, None
     share = call(elementwise.div, g * value, z)
     return g, share if needs[1] else None, -share * call(elementwise.div, y, z) if needs[2] else None
+
+
+def gcd(x: Array, y: Array) -> Result:
+    """The greatest common divisor of integers."""
+    return get_array_module(x, y).gcd(x, y), (), no_vjp
+
+
+def lcm(x: Array, y: Array) -> Result:
+    """The least common multiple of integers."""
+    return get_array_module(x, y).lcm(x, y), (), no_vjp
+
+
+def angle(x: Array) -> Result:
+    """Pi where ``x`` is negative, else 0; nan where it is."""
+    xp, kind = get_array_module(x), x.dtype.type
+    return xp.where(x != x, x, xp.where(x < 0, kind(math.pi), kind(0))), (), elementwise.zero_vjp

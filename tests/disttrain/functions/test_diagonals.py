@@ -55,6 +55,11 @@ CASES: dict[str, list[Any]] = {
         c(f(4, 3), f(4, 3), step=0),
     ],
 }
+CASES["fill_diagonal_"] = [
+    *[c(f(*s), 2.5, w) for s in ((3, 3), (2, 4), (7, 3), (3, 3, 3), (0, 2)) for w in (False, True)],
+    *[c(f(*s), 1.0) for s in ((3,), (2, 3, 3), ())],
+    c(np.zeros((3, 3), np.uint8), 300),
+]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -493,6 +493,27 @@ CASES["div"] += [c(mask(3), 2, rounding_mode=r) for r in ("trunc", "floor")]
 CASES["round"] += [c(np.array([3.05, -2.56, 1.72], np.float16), decimals=d) for d in (1, 2, -1)]
 for _name in ("lt_", "eq_"):
     CASES[_name] += [c(np.arange(3), other=1)]
+CASES["add"] += [c(f(3), np.array([200, 100, 1], np.uint8), alpha=3)]  # more than the type of other holds
+CASES["rsub"] += [c(np.array([200, 100, 1], np.uint8), f(3), alpha=3)]
+CASES["div"] += [c(300, np.array([7, 2], np.int64), rounding_mode="trunc")]
+CASES["remainder"] += [c(np.zeros((0, 3), np.int64), 0)]
+CASES["clamp"] += [c(mask(3), 0, 1), c(mask(3), min=True), c(f(3), np.asarray(0), 1.0)]
+CASES["addcmul"] += [c(np.arange(3), np.arange(3), np.arange(3), value=0.5)]
+CASES["masked_fill"] += [c(BYTES, mask(3), np.asarray(v)) for v in (300, -1, 7)]
+CASES["ldexp"] = CASES["ldexp_"] = [
+    c(f(3), np.arange(3)),
+    c(f(2, 1), f(3)),
+    c(np.arange(3), np.arange(3)),
+    c(f(3), 2),
+]
+CASES["gcd"] = [
+    c(np.array([12, -8, 0]), np.array([18, 6, 5])),
+    c(BYTES, np.arange(3)),
+    c(f(3), f(3)),
+    c(mask(3), BYTES),
+]
+CASES["lcm"] = CASES["gcd_"] = CASES["lcm_"] = CASES["gcd"]
+CASES["angle"] = [c(np.array([-1.0, 0.0, 2.0, np.nan, -np.inf])), c(np.arange(-1, 2)), c(HALF), c(mask(3))]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -110,6 +110,18 @@ CASES["addbmm_"] = CASES["addbmm"][
 CASES["__matmul__"] = CASES["__rmatmul__"] = [
     case for case in CASES["matmul"] if isinstance(case[0][1], np.ndarray)
 ]
+CASES["cov"] = [
+    *[c(f(*s)) for s in ((3, 4), (4,), (1, 3), (2, 2, 2))],
+    *[c(f(3, 4), correction=k) for k in (0, 1, 2)],
+    c(np.arange(6).reshape(2, 3)),
+    c(f(2, 3), fweights=np.array([1, 2, 3])),
+    c(f(2, 3), aweights=np.array([0.5, 2, 1])),
+    c(f(2, 3), fweights=np.array([1, 2, 3]), aweights=np.array([0.5, 2, 1]), correction=0),
+    c(f(2, 3), fweights=np.array([1.0, 2, 3])),
+    c(f(2, 3), fweights=np.array([1, 2])),
+    c(f(2, 3), fweights=np.array([1, -2, 3])),
+]
+CASES["corrcoef"] = [c(f(3, 4)), c(f(4)), c(np.arange(6).reshape(2, 3))]
 
 
 @pytest.mark.parametrize("name", CASES)

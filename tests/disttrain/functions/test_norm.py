@@ -51,6 +51,11 @@ CASES: dict[str, list[Any]] = {
     ],
     "dist": [c(f(2, 3), f(3), *p) for p in ((), (1,), (np.inf,), (3,))] + [c(f(2), f(3)), c(f(2), 1.0)],
 }
+CASES["renorm"] = [c(f(3, 4), p, d, 0.5) for p in (1, 2, 2.5, 0, -1) for d in (0, -1, 2)]
+CASES["renorm"] += [c(f(2, 3, 2), 2, 1, 1.0), c(f(3), 2, 0, 1.0), c(f(2, 2), 2, 0, -1.0)]
+CASES["renorm_"] = CASES["renorm"]
+CASES["dist"] += [c(np.array([True]), np.array([False]))]
+CASES["norm"] += [c(f(2, 2, 2), "fro", dim=(0, 1, 2))]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -217,6 +217,7 @@ for _name in ("reshape", "flip", "permute"):
     CASES[f"Tensor.{_name}"], CASES[_name] = CASES[_name], methods(CASES[_name])
 for _name in ("concat", "concatenate"):
     CASES[_name] = CASES["cat"]
+CASES["sum_to_size"] = [c(f(2, 3), *a) for a in ((1, 3), ((2, 1),), (3,), (), (2, 3), (2,), (1, 2, 3))]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -40,6 +40,7 @@ CASES: dict[str, list[Any]] = {
     **dict.fromkeys(("atan2", "hypot", "logaddexp", "logaddexp2", "copysign"), PAIRS),
     "xlogy": [c(f(2, 3), inside(2, 3)), c(f(2, 1), inside(3))],
     "nan_to_num": [c(f(2, 3), nan=0.0, posinf=1.0, neginf=2.0)],
+    "angle": [c(f(2, 3))],
     "fmax": [APART],
     "fmin": [APART],
     "lerp": [c(f(2, 3), f(2, 3), w) for w in (0.3, 0.8, f(3), f(2, 1))],
@@ -49,6 +50,8 @@ CASES: dict[str, list[Any]] = {
 NO_GRADIENT = {
     "heaviside": c(f(3), f(3)),
     "signbit": c(f(3)),
+    "gcd": c(np.arange(3), np.arange(3)),
+    "lcm": c(np.arange(3), np.arange(3)),
     "left_shift": c(np.arange(3), np.arange(3)),
     "right_shift": c(np.arange(3), np.arange(3)),
 }
