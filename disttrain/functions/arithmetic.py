@@ -90,7 +90,7 @@ def div(input: Operand, other: Operand, *, rounding_mode: str | None = None) -> 
         if rounding_mode == "trunc":
             kind = result_type(input, other).numpy
             if not isinstance(input, engine.Tensor_):
-                input = engine.Tensor_(_as_array(cast(input, kind), kind))
+                input = engine.Tensor_._of(_as_array(cast(input, kind), kind))
             input, other = promote(input, other)
             return floor_divide(sub(input, fmod(input, other)), other)
         input, other = (floating(t) if isinstance(t, engine.Tensor_) else float(t) for t in (input, other))

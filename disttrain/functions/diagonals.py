@@ -220,5 +220,5 @@ def fill_diagonal_(input: Tensor, fill_value: Any, wrap: bool = False) -> Tensor
         indices = (flat // columns, flat % columns)
     else:
         indices = (np.arange(min(sizes)),) * len(sizes)
-    key = tuple(engine.Tensor_(i) for i in indices)
-    return input.index_put_(key, engine.Tensor_(np.asarray(number, input._array.dtype)))
+    key = tuple(engine.Tensor_._of(i) for i in indices)
+    return input.index_put_(key, engine.Tensor_._of(np.asarray(number, input._array.dtype)))
