@@ -101,7 +101,7 @@ class _StandardGamma(Function):
     def forward(ctx: Any, concentration: Tensor) -> Tensor:
         least = finfo(concentration.dtype).tiny
         array = concentration._array
-        x: Tensor = engine.Tensor_(_draw(array.astype(np.float64)).astype(array.dtype)).clamp(min=least)
+        x: Tensor = engine.Tensor_._of(_draw(array.astype(np.float64)).astype(array.dtype)).clamp(min=least)
         ctx.save_for_backward(concentration, x)
         return x
 
@@ -110,7 +110,7 @@ class _StandardGamma(Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         concentration, x = ctx.saved_tensors
         slope = _slope(*_flat(concentration, x)).astype(x._array.dtype)
-        return grads[0] * engine.Tensor_(slope.reshape(x.shape))
+        return grads[0] * engine.Tensor_._of(slope.reshape(x.shape))
 
 
 class _GammaCdf(Function):
@@ -123,7 +123,7 @@ class _GammaCdf(Function):
             total, _ = _series(a, np.where(far, 0.0, at))
             found = np.exp(a * np.log(at) - at - lgamma(a + 1)) * total
         found = np.where(far, 1.0, np.minimum(found, 1.0))
-        result: Tensor = engine.Tensor_(found.astype(x._array.dtype).reshape(x.shape))
+        result: Tensor = engine.Tensor_._of(found.astype(x._array.dtype).reshape(x.shape))
         return result
 
     @staticmethod
@@ -134,7 +134,7 @@ class _GammaCdf(Function):
         with np.errstate(all="ignore"):
             density = np.exp((a - 1) * np.log(at) - at - lgamma(a))
             slope = np.where(density > 0, -_slope(a, np.where(density > 0, at, 1.0)) * density, 0.0)
-        by_a, by_x = (engine.Tensor_(v.astype(x._array.dtype).reshape(x.shape)) for v in (slope, density))
+        by_a, by_x = (engine.Tensor_._of(v.astype(x._array.dtype).reshape(x.shape)) for v in (slope, density))
         return grads[0] * by_a, grads[0] * by_x
 
 
