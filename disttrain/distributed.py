@@ -194,7 +194,11 @@ def all_reduce(
         if op is ReduceOp.AVG:
             x[...] = (x / x.dtype.type(comm.size)).astype(x.dtype)
         _write(tensor, x)
-        tensor._synchronized = True
+        same: Tensor | None = tensor
+        while same is not None:  # `all_reduce(p.grad.data)` and `all_reduce(p.grad.view(-1))` average p.grad
+            same._synchronized = True
+            base = same._base
+            same = same._twin if base is None or base.numel() != same.numel() else base
 
     return _finish(comm.start_all_reduce(x, x, op=_op(op)), async_op, finish)
 

@@ -16,6 +16,30 @@ _INSTEAD: Final = {
     "utils.tensorboard": "write losses with print() or a file of your own",
 }
 """What to do without a name that has no like here."""
+MOVED: Final = {
+    "amp.autocast_mode": "disttrain.amp",
+    "amp.grad_scaler": "disttrain.amp",
+    "autograd.gradcheck": "disttrain.autograd.checks",
+    "autograd.variable": "disttrain.autograd",
+    "cuda.amp.autocast_mode": "disttrain.cuda.amp",
+    "cuda.amp.grad_scaler": "disttrain.cuda.amp",
+    "distributed.distributed_c10d": "disttrain.distributed",
+    "distributions.bernoulli": "disttrain.distributions",
+    "distributions.categorical": "disttrain.distributions",
+    "distributions.independent": "disttrain.distributions",
+    "distributions.normal": "disttrain.distributions",
+    "distributions.uniform": "disttrain.distributions",
+    "nn.parallel.data_parallel": "disttrain.nn.data_parallel",
+    "nn.parallel.distributed": "disttrain.parallel.data_parallel",
+    "nn.utils.clip_grad": "disttrain.nn.utils.clip_grad",
+    "nn.utils.convert_parameters": "disttrain.nn.utils.vector",
+    "optim.adamw": "disttrain.optim.adam",
+    "utils.data._utils.collate": "disttrain.data.collate",
+    "utils.data.dataloader": "disttrain.data.loader",
+    "utils.data.dataset": "disttrain.data.dataset",
+    "utils.data.sampler": "disttrain.data.sampler",
+}
+"""PyTorch's modules that have another name here."""
 
 
 @functools.cache
@@ -104,10 +128,12 @@ def nearest(namespace: str, name: str, count: int = 3) -> list[str]:
 
 
 def of(module: str) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a module of ours, for names that it does not have."""
+    """Return the ``__getattr__`` of a module of ours: it finds what :data:`MOVED` says, and names what is not here."""
     namespace = module.partition(".")[2]
 
     def __getattr__(name: str) -> Any:
+        if (moved := MOVED.get(f"{namespace}.{name}")) is not None:
+            return importlib.import_module(moved)
         raise error(namespace, name)
 
     return __getattr__

@@ -127,6 +127,8 @@ class Tensor(
     _given_grad: weakref.ref[Tensor] | None = None
     """The gradient tensor that was last given out over the slot."""
 
+    _twin: Tensor | None = None
+    """The tensor without history that this one is the ``data`` of, or was detached from."""
     _synchronized = False
     """Of a parameter: a parallel wrapper averages its gradient over the ranks. Of a gradient: it was averaged."""
 
@@ -661,7 +663,10 @@ class Tensor(
     @property
     def data(self) -> Tensor:
         """The same memory without history; changes in place are not seen by autograd."""
-        return Tensor._of(self._array)
+        t = Tensor._of(self._array)
+        if self._node is None and not self._requires_grad:
+            t._twin = self
+        return t
 
     @data.setter
     def data(self, value: Tensor) -> None:
@@ -677,6 +682,8 @@ class Tensor(
         """Return the same memory without history; a change in place is seen by autograd's version check."""
         t = Tensor._of(self._array)
         t._version_counter = self._version_counter
+        if self._node is None and not self._requires_grad:
+            t._twin = self
         return t
 
     def detach_(self) -> Tensor:

@@ -66,7 +66,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("disttrain.autograd.functional")
     if name in ("gradcheck", "gradgradcheck"):
         return getattr(importlib.import_module("disttrain.autograd.checks"), name)
-    raise importlib.import_module("disttrain.missing").error("autograd", name)
+    return importlib.import_module("disttrain.missing").of(__name__)(name)
 
 
 class _IsTensor(type):

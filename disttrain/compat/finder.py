@@ -16,30 +16,6 @@ import disttrain
 from disttrain import missing, version
 
 _ROOTS: Final = {"torch": "disttrain", "torchvision": "disttrain.vision"}
-_MOVED: Final = {
-    "torch.amp.autocast_mode": "disttrain.amp",
-    "torch.amp.grad_scaler": "disttrain.amp",
-    "torch.autograd.gradcheck": "disttrain.autograd.checks",
-    "torch.autograd.variable": "disttrain.autograd",
-    "torch.cuda.amp.autocast_mode": "disttrain.cuda.amp",
-    "torch.cuda.amp.grad_scaler": "disttrain.cuda.amp",
-    "torch.distributed.distributed_c10d": "disttrain.distributed",
-    "torch.distributions.bernoulli": "disttrain.distributions",
-    "torch.distributions.categorical": "disttrain.distributions",
-    "torch.distributions.independent": "disttrain.distributions",
-    "torch.distributions.normal": "disttrain.distributions",
-    "torch.distributions.uniform": "disttrain.distributions",
-    "torch.nn.parallel.data_parallel": "disttrain.nn.data_parallel",
-    "torch.nn.parallel.distributed": "disttrain.parallel.data_parallel",
-    "torch.nn.utils.clip_grad": "disttrain.nn.utils.clip_grad",
-    "torch.nn.utils.convert_parameters": "disttrain.nn.utils.vector",
-    "torch.optim.adamw": "disttrain.optim.adam",
-    "torch.utils.data._utils.collate": "disttrain.data.collate",
-    "torch.utils.data.dataloader": "disttrain.data.loader",
-    "torch.utils.data.dataset": "disttrain.data.dataset",
-    "torch.utils.data.sampler": "disttrain.data.sampler",
-}
-"""Modules that have another name here."""
 _OURS: Final = frozenset(
     {"cli", "collectives", "compat", "kernels", "launcher", "ops", "functions", "methods"}
 )
@@ -97,7 +73,7 @@ def ours(name: str) -> ModuleType:
         ModuleNotFoundError: there is none; the text names what is near.
     """
     root, _, rest = name.partition(".")
-    full = _MOVED.get(name, f"{_ROOTS[root]}.{rest}".rstrip("."))
+    full = (root == "torch" and missing.MOVED.get(rest)) or f"{_ROOTS[root]}.{rest}".rstrip(".")
     if rest.partition(".")[0] not in _OURS:
         parent, _, last = full.rpartition(".")
         home = importlib.import_module(parent) if parent else None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from disttrain.functions.creation import as_tensor, from_numpy
+from disttrain.functions.creation import as_tensor, from_numpy, tensor
 from disttrain.functions.join import stack
 from disttrain.tensors import Tensor
 
@@ -37,7 +37,7 @@ def default_collate(batch: Sequence[Any]) -> Any:
     if isinstance(first, float):
         return from_numpy(np.array(batch, np.float64))
     if isinstance(first, int):
-        return from_numpy(np.array(batch))
+        return tensor(list(batch))
     if isinstance(first, str | bytes):
         return batch
     if isinstance(first, Mapping):

@@ -10,9 +10,12 @@ __all__ = ["DataParallel", "DistributedDataParallel", "data_parallel"]  # noqa: 
 __path__: list[str] = []  # so that `import torch.nn.parallel.distributed` looks further
 
 
+_elsewhere = missing.of(__name__)
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
-        raise missing.error("nn.parallel", name)
+        return _elsewhere(name)
     from disttrain.parallel import (
         data_parallel as wrapper,
     )  # loads the collectives, which a plain module does not need

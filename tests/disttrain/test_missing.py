@@ -138,6 +138,21 @@ def test_the_list_of_names_is_that_of_pytorch():
     assert {"fft", "float32", "cat", "no_grad", "nn", "pi", "LongTensor"} <= names[""]
 
 
+def test_modules_of_pytorch_that_are_elsewhere_here():
+    assert dt.utils.data.sampler.SubsetRandomSampler is dt.utils.data.SubsetRandomSampler
+    assert dt.utils.data.dataset.random_split is dt.utils.data.random_split
+    assert dt.utils.data.dataloader.default_collate is dt.utils.data.default_collate
+    assert dt.utils.data.distributed.DistributedSampler is dt.utils.data.DistributedSampler
+    assert dt.nn.utils.clip_grad.clip_grad_norm_ is dt.nn.utils.clip_grad_norm_
+    assert dt.nn.parallel.distributed.DistributedDataParallel is dt.nn.parallel.DistributedDataParallel
+    assert dt.autograd.variable.Variable is dt.autograd.Variable
+    assert dt.distributions.normal.Normal is dt.distributions.Normal
+    for moved, home in missing.MOVED.items():
+        module = importlib.import_module(home)
+        assert moved in missing.pytorch_names() or "_utils" in moved
+        assert any(hasattr(module, n) for n in missing.pytorch_names().get(moved, ("default_collate",)))
+
+
 def test_what_is_refused_says_why_when_it_is_called():
     with pytest.raises(
         NotImplementedError, match=r"disttrain\.jit\.script is not in disttrain: nothing is compiled"

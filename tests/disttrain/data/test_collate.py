@@ -24,6 +24,8 @@ def plain(batch):
 SAMPLES = {
     "floats": [1.5, 2.0],
     "ints": [1, 2],
+    "ints and more": [1, 2.5],
+    "bools and more": [True, 2],
     "bools": [True, False],
     "strings": ["a", "b"],
     "bytes": [b"a", b"b"],

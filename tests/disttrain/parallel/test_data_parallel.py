@@ -269,6 +269,25 @@ def test_an_unwrapped_model_cannot_step():
     world(2, body)
 
 
+@pytest.mark.parametrize(
+    "grad_of", [lambda p: p.grad.data, lambda p: p.grad.detach(), lambda p: p.grad.data.view(-1)]
+)
+def test_gradients_may_be_averaged_through_another_tensor_of_their_memory(grad_of):
+    def body(rank):
+        layer = dt.nn.Linear(2, 2)
+        optimizer = dt.optim.SGD(layer.parameters(), lr=0.1)
+        layer(dt.full((1, 2), rank + 1.0)).sum().backward()
+        with pytest.raises(dt.errors.UnwrappedModel):
+            optimizer.step()
+        for p in layer.parameters():
+            dt.distributed.all_reduce(grad_of(p))
+            p.grad.data /= 2
+        optimizer.step()
+        return layer.weight.grad.tolist()
+
+    assert world(2, body) == [[[1.5, 1.5], [1.5, 1.5]]] * 2
+
+
 def test_ranks_with_seeds_of_their_own_still_share_the_order_of_the_data():
     def body(rank):
         dt.manual_seed(100 + rank)
