@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from disttrain import dtypes, engine
-from disttrain.functions.common import floating, normalize_dim, numpy_names
+from disttrain.functions.common import floating, need_tensors, normalize_dim, numpy_names
 from disttrain.ops import activation, piecewise
 from disttrain.ops.types import Op
 
@@ -47,7 +47,10 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
     Raises:
         RuntimeError: ``input`` is boolean.
+        TypeError: ``input`` is no Tensor.
     """
+    if not isinstance(input, engine.Tensor_):
+        need_tensors("relu", input)
     if input.dtype is dtypes.bool_:
         raise RuntimeError("relu() is not defined for booleans; convert the tensor, for example with .int()")
     if inplace:
@@ -179,6 +182,7 @@ def relu6(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def _clip(name: str, input: Tensor, low: float, high: float, inplace: bool) -> Tensor:
+    need_tensors(name, input)
     if input.dtype is dtypes.bool_ or (input.dtype is dtypes.uint8 and low < 0):
         raise RuntimeError(f"{name}() from {low} to {high} is not defined for {input.dtype}")
     if inplace:
@@ -214,6 +218,7 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 
 def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     """``input`` where it is above ``threshold``, else ``value``."""
+    need_tensors("threshold", input)
     if input.dtype is dtypes.bool_:
         raise NotImplementedError(f"threshold() is not defined for {input.dtype}; convert the tensor first")
     if inplace:
@@ -223,6 +228,7 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
 
 def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
     """``input`` where it is above ``threshold``, else ``value``, in place."""
+    need_tensors("threshold_", input)
     if input.dtype is dtypes.bool_:
         raise NotImplementedError(f"threshold_() is not defined for {input.dtype}; convert the tensor first")
     return engine.write_in_place(input, piecewise.threshold, limit=threshold, value=value)

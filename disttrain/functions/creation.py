@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import context, dtypes, engine
-from disttrain.functions.common import fitting
+from disttrain.functions.common import fitting, need_tensors
 from disttrain.functions.shape import given
 from disttrain.layouts import need_strided, preserve_format
 from disttrain.ops import strided
@@ -643,7 +643,9 @@ def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
 
     Raises:
         RuntimeError: a class is negative or not below ``num_classes``, or ``input`` does not hold int64.
+        TypeError: ``input`` is no Tensor.
     """
+    need_tensors("one_hot", input)
     if input.dtype is not dtypes.int64:
         raise RuntimeError(f"one_hot(): classes are int64, got {input.dtype}; use .long()")
     if num_classes < -1 or (num_classes == 0 and input.numel()):

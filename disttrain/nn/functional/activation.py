@@ -9,6 +9,7 @@ import numpy as np
 
 from disttrain import random
 from disttrain.functions import activation
+from disttrain.functions.common import need_tensors
 from disttrain.functions.creation import zeros_like
 from disttrain.tensors import Tensor
 
@@ -62,6 +63,7 @@ def gumbel_softmax(
     """
     if eps != 1e-10:
         warnings.warn("gumbel_softmax: eps has no effect; leave it out", stacklevel=2)
+    need_tensors("gumbel_softmax", logits)
     u = (random.bits32(logits.numel()) + 0.5) * 2.0**-32  # in (0, 1): both logarithms are finite
     noise = Tensor._of((-np.log(-np.log(u))).reshape(logits.shape).astype(logits._array.dtype)).to(
         logits.device

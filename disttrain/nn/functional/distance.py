@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from disttrain.functions.common import floating, promote
+from disttrain.functions.common import floating, need_tensors, promote
 from disttrain.functions.norm import norm
 from disttrain.functions.shape import broadcast_tensors
 from disttrain.tensors import Tensor
@@ -22,7 +22,9 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     Raises:
         RuntimeError: the shapes do not broadcast, or both hold integers.
         IndexError: there is no such dimension.
+        TypeError: one of them is no Tensor.
     """
+    need_tensors("cosine_similarity", x1, x2)
     a, b = promote(x1, x2)
     if not a.dtype.is_floating_point:
         raise RuntimeError(f"cosine_similarity() needs a floating point tensor, got {a.dtype}")
@@ -59,7 +61,9 @@ def pdist(input: Tensor, p: float = 2.0) -> Tensor:
 
     Raises:
         RuntimeError: ``input`` is no matrix of floating point numbers, or ``p`` is negative.
+        TypeError: ``input`` is no Tensor.
     """
+    need_tensors("pdist", input)
     if input.ndim != 2 or not input.dtype.is_floating_point:
         raise RuntimeError(
             f"pdist() supports only 2D tensors of floating point numbers, got {input.ndim}D {input.dtype}"

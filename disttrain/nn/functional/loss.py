@@ -12,7 +12,7 @@ from disttrain import engine
 from disttrain.dtypes import int64, uint8
 from disttrain.functions.activation import check_float
 from disttrain.functions.arithmetic import where
-from disttrain.functions.common import promote
+from disttrain.functions.common import need_tensors, promote
 from disttrain.nn.functional.reduction import chosen, reduced
 from disttrain.ops import loss
 from disttrain.tensors import Tensor
@@ -170,6 +170,7 @@ def kl_div(
         RuntimeError: the shapes do not broadcast, or integers.
         ValueError: an unknown reduction.
     """
+    need_tensors("kl_div", input, target)
     for what, x in (("input", input), ("target", target)):
         if not x.is_floating_point():
             raise RuntimeError(

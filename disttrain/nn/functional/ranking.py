@@ -7,6 +7,7 @@ from collections.abc import Callable
 from disttrain import dtypes
 from disttrain.functions.activation import check_float, logsigmoid
 from disttrain.functions.arithmetic import minimum, where
+from disttrain.functions.common import need_tensors
 from disttrain.functions.creation import arange, zeros_like
 from disttrain.nn.functional.distance import pairwise_distance
 from disttrain.nn.functional.reduction import chosen, reduced
@@ -24,6 +25,7 @@ def hinge_embedding_loss(
 ) -> Tensor:
     """``input`` where ``target`` is 1, ``max(0, margin - input)`` where it is -1, their sum elsewhere."""
     reduction = chosen(size_average, reduce, reduction)
+    need_tensors("hinge_embedding_loss", input, target)
     far = where(target != 1, (margin - input).clamp(min=0), 0.0)
     near = where(target != -1, input, 0.0)
     return reduced(far + near, reduction)
@@ -45,6 +47,7 @@ def margin_ranking_loss(
         ValueError: an unknown reduction.
     """
     reduction = chosen(size_average, reduce, reduction)
+    need_tensors("margin_ranking_loss", input1, input2, target)
     if not input1.ndim == input2.ndim == target.ndim:
         raise RuntimeError(
             f"margin_ranking_loss: both inputs and target must have as many dimensions, got shapes "
@@ -95,6 +98,7 @@ def cosine_embedding_loss(
         ValueError: an unknown reduction.
     """
     reduction = chosen(size_average, reduce, reduction)
+    need_tensors("cosine_embedding_loss", input1, input2, target)
     if target.ndim not in (0, 1):
         raise RuntimeError(
             f"cosine_embedding_loss: target is one number, or one for each pair, got shape {tuple(target.shape)}"
@@ -278,6 +282,7 @@ def triplet_margin_loss(
         RuntimeError: the tensors have different numbers of dimensions, or do not broadcast.
     """
     reduction = chosen(size_average, reduce, reduction)
+    need_tensors("triplet_margin_loss", anchor, positive, negative)
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
         return pairwise_distance(a, b, p, eps)

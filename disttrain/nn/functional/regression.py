@@ -6,7 +6,7 @@ import math
 import warnings
 
 from disttrain import engine
-from disttrain.functions.common import promote
+from disttrain.functions.common import need_tensors, promote
 from disttrain.functions.shape import broadcast_tensors
 from disttrain.nn.functional.reduction import chosen, reduced
 from disttrain.ops import loss
@@ -205,6 +205,7 @@ def poisson_nll_loss(
         ValueError: an unknown reduction.
     """
     reduction = chosen(size_average, reduce, reduction)
+    need_tensors("poisson_nll_loss", input, target)
     each = input.exp() - target * input if log_input else input - target * (input + eps).log()
     if full:
         few = target <= 1

@@ -1,5 +1,6 @@
 """Every function of nn.functional against PyTorch: value, gradients and second derivatives."""
 
+import inspect
 import runpy
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,19 @@ def test_softmax_is_also_a_function_and_a_method():
 def test_bad_input_is_an_error_that_says_what_to_do(call, error, message):
     with pytest.raises(error, match=message):
         call(dt.tensor(X))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("cosine_embedding_loss", "cosine_similarity", "gumbel_softmax", "hardtanh", "hinge_embedding_loss"),
+        *("kl_div", "margin_ranking_loss", "one_hot", "pdist", "poisson_nll_loss", "relu", "relu6", "relu_"),
+        *("threshold", "threshold_", "triplet_margin_loss"),
+    ],
+)
+def test_what_is_no_tensor_is_refused_by_name(name):
+    function = getattr(F, name)
+    needed = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+
+    with pytest.raises(TypeError, match=rf"{name.removesuffix('_')}_?\(\) needs Tensors, got list"):
+        function(*[[1.0, 2.0]] * len(needed))

@@ -292,3 +292,8 @@ def test_unflatten_takes_a_tuple_of_integers(lib):
             lib.nn.Unflatten(1, sizes)
     with pytest.raises(TypeError):
         lib.nn.Unflatten("features", (("a", 2), ("b", 3)) if lib is dt else ((2, 3),))
+
+
+def test_the_argument_of_a_layer_has_the_name_that_torch_gives_it(lib):
+    assert lib.nn.RMSNorm(3)(x=lib.ones(2, 3)).shape == (2, 3)
+    assert lib.nn.LayerNorm(3)(input=lib.ones(2, 3)).shape == (2, 3)
