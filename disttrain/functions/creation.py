@@ -601,14 +601,15 @@ def vander(x: Tensor, *, N: int | None = None) -> Tensor:
     """Powers 0 to ``N - 1`` of the last dimension, as ``torch.linalg.vander``; by default as many as it has numbers.
 
     Raises:
-        RuntimeError: ``x`` has no dimensions, or ``N`` is less than 2 where it is given.
+        RuntimeError: ``x`` has no dimensions, or ``N`` (given, or the size of the last dimension) is less than 2.
     """
     if not x.ndim and N is None:
         raise RuntimeError("linalg.vander() of a tensor without dimensions needs N")
-    if N is not None and N <= 1:
-        raise RuntimeError(f"linalg.vander(): N must be greater than 1, got {N}")
     grown = x if x.ndim else x.reshape(1)
-    return _powers(grown, grown.shape[-1] if N is None else N)
+    count = grown.shape[-1] if N is None else N
+    if count <= 1:
+        raise RuntimeError(f"linalg.vander(): N must be greater than 1, got {count}")
+    return _powers(grown, count)
 
 
 def top_vander(x: Tensor, N: int | None = None, increasing: bool = False) -> Tensor:

@@ -54,7 +54,9 @@ def einsum(equation: Any, *operands: Any) -> Tensor:
     here, labels = pending[0]
     for i, (x, ks) in enumerate(pending[1:], 2):
         later = {k for _, more in pending[i:] for k in more}.union(wanted)
-        here, labels = _multiply(here, labels, x, ks, later)
+        if i == len(pending) and _goes_before(ks, labels, wanted):
+            here, labels, x, ks = x, ks, here, labels
+        here, labels = _multiply(here, labels, x, ks, later, wanted)
     if len(pending) == 1 and not set(sizes) <= set(wanted):
         here = (
             here.sum([i for i, k in enumerate(labels) if k not in wanted])
@@ -68,7 +70,15 @@ def einsum(equation: Any, *operands: Any) -> Tensor:
     for k in missing:
         here, labels = here.unsqueeze(0), [k, *labels]
     order = [labels.index(k) for k in wanted]
-    return permute(here, order) if order != sorted(order) else here
+    if order == sorted(order) and here is not tensors[0]:
+        return here
+    return permute(here, order)
+
+
+def _goes_before(ys: list[Label], xs: list[Label], wanted: list[Label]) -> bool:
+    """Return whether of the labels that two operands do not share the second's come first in the output."""
+    own = [k in ys for k in wanted if (k in ys) != (k in xs)]
+    return bool(own) and own[0]
 
 
 def _read(equation: Any, operands: tuple[Any, ...]) -> tuple[list[list[Any]], list[Any] | None, list[Tensor]]:
@@ -193,15 +203,20 @@ def _sum_out(x: Tensor, labels: list[Label], keep: set[Label]) -> tuple[Tensor, 
 
 
 def _multiply(
-    x: Tensor, xs: list[Label], y: Tensor, ys: list[Label], later: set[Label]
+    x: Tensor, xs: list[Label], y: Tensor, ys: list[Label], later: set[Label], wanted: list[Label]
 ) -> tuple[Tensor, list[Label]]:
-    """Return the product of two operands, summed over the labels that nothing later needs."""
+    """Return the product of two operands, summed over the labels that nothing later needs.
+
+    Its labels are those of both, of the first, of the second, each in the order of the output: row-major if that is.
+    """
     x, xs = _sum_out(x, xs, later.union(ys))
     y, ys = _sum_out(y, ys, later.union(xs))
     both = [k for k in xs if k in ys]
     summed = [k for k in both if k not in later]
     batch = [k for k in both if k in later]
     only_x, only_y = [k for k in xs if k not in ys], [k for k in ys if k not in xs]
+    for group in (batch, only_x, only_y):
+        group.sort(key=lambda k: wanted.index(k) if k in wanted else -1)
     size = dict(zip(xs, x._array.shape, strict=True)) | dict(zip(ys, y._array.shape, strict=True))
 
     def shaped(t: Tensor, labels: list[Label], *groups: list[Label]) -> Tensor:

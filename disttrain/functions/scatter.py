@@ -44,7 +44,7 @@ def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False)
             f"gather(): index has {index.ndim} dimensions, input {input.ndim}; they must be equal"
         )
     if input.ndim != where.ndim or not input.ndim:
-        flat = where.reshape(1)
+        flat = where.reshape(-1)
         need_in_range("gather", flat, input.numel())
         return engine.apply(ops.gather, input.reshape(-1), flat, axis=0).reshape(where.shape)  # type: ignore[no-any-return]
     shape = input._array.shape
@@ -279,7 +279,9 @@ def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     """
     if index.dtype.name != "int64":
         raise IndexError(f"index_fill(): index must be int64, got {index.dtype}")
-    _, key = _vector("index_fill", input, dim, index, "int64")
+    n = input._array.shape[normalize_dim(dim, input.ndim)] if input.ndim else 1
+    counted = engine.Tensor_._of(np.where(index._array < 0, index._array + n, index._array))
+    _, key = _vector("index_fill", input, dim, counted, "int64")
     key = (*key[:-1], np.unique(key[-1]))  # an index that repeats counts once in the gradient of value
     if isinstance(value, engine.Tensor_):
         if value.ndim:

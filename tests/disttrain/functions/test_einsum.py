@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import disttrain as dt
+
 rng = np.random.default_rng(0)
 
 
@@ -85,3 +87,21 @@ CASES: dict[str, list[Any]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_as_pytorch_does(name: str, against_torch: Any) -> None:
     against_torch(name, CASES[name])
+
+
+@pytest.mark.parametrize(
+    "letters", ["bij,bjk->bki", "bij,bkj->bki", "bij,jk->kbi", "bi,bj->bji", "bij,bjk->bik", "bij,bji->b"]
+)
+def test_the_output_is_row_major(letters: str) -> None:
+    sizes = {"b": 2, "i": 3, "j": 4, "k": 5}
+    shapes = [[sizes[k] for k in part] for part in letters.split("->")[0].split(",")]
+
+    assert dt.einsum(letters, *[dt.ones(*s) for s in shapes]).is_contiguous()
+
+
+def test_of_one_operand_it_is_a_view() -> None:
+    x = dt.ones(2, 3)
+    y = dt.einsum("ij->ij", x)
+
+    assert y is not x
+    assert y.data_ptr() == x.data_ptr()

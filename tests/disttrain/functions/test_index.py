@@ -271,6 +271,25 @@ CASES["masked_scatter_"] = CASES["masked_scatter"]
 CASES["scatter_"] = list(CASES["scatter"]) + [c(f(2, 3), 0, IDX, value=2.0)]
 CASES["scatter_add_"] = CASES["scatter_add"]
 
+CASES["fill_diagonal_"] = [
+    c(f(3, 3), 2.5),
+    c(f(7, 3), 1),
+    c(f(7, 3), 1, True),
+    c(f(3, 7), fill_value=1, wrap=True),
+    c(f(3, 3, 3), 4),
+    c(f(3, 3, 2), 4),
+    c(f(0, 3), 4),
+    c(f(3), 4),
+]
+CASES["unravel_index"] = [
+    c(i([5, 6], [11, 0]), (2, 2, 3)),
+    c(np.asarray(5), 7),
+    c(i(50), [3, 4]),
+    c(i(), (3,)),
+    c(f(2), (3, 4)),
+    c(i(1), (-3, 4)),
+]
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_as_pytorch_does(name: str, against_torch: Any) -> None:

@@ -73,7 +73,13 @@ for _name in ("index_add", "index_copy", "index_fill"):
 CASES["index_fill"] += [c(np.zeros(3, np.uint8), 0, i(1), v) for v in (300, 255, -1)]
 CASES["scatter"] += [c(np.zeros(3, np.uint8), 0, i(1), v) for v in (300, 255, -1)]
 CASES["index_select"] = [c(f(2, 3), axis=1, index=i(0, 2))]
-CASES["gather"] = [c(f(2, 3), axis=0, index=np.zeros((1, 3), np.int64))]
+CASES["index_fill"] += [c(f(3, 2), 0, i(-1, 1), 2.0), c(f(3), 0, i(-4), 2.0), c(f(), 0, i(-1), 2.0)]
+CASES["gather"] = [
+    c(f(), 0, i(0, 0, 0)),
+    c(f(), 0, i(0, 1)),
+    c(f(3), 0, np.asarray(2)),
+    c(f(2, 3), axis=0, index=np.zeros((1, 3), np.int64)),
+]
 
 
 @pytest.mark.parametrize("name", CASES)
