@@ -106,7 +106,9 @@ def _format(shown: np.ndarray[Any, Any]) -> tuple[int, Callable[[Any], str]]:
         values = np.abs(shown.astype(np.float64))
         low, high = (values.min(), values.max()) if values.size else (1.0, 1.0)
         whole = bool(np.all(values == np.trunc(values)))
-        powers = high / low > 1000 or high > 1e8 or (not whole and low < 1e-4)
+        with np.errstate(over="ignore"):
+            ratio = high / low
+        powers = ratio > 1000 or high > 1e8 or (not whole and low < 1e-4)
         if powers if _options.powers is None else _options.powers:
             show = f"{{:.{_options.precision}e}}".format
         elif not whole:

@@ -283,10 +283,8 @@ def clamp(input: Tensor, min: Operand | None = None, max: Operand | None = None)
     if True in limiting and None in limiting:
         raise TypeError(f"clamp() needs two numbers or two tensors, got min={min!r:.80} and max={max!r:.80}")
     kind = promote(*known)[0]._array.dtype
-    if kind.kind == "b" and None in limiting:
-        raise NotImplementedError(
-            "clamp() of booleans to numbers is not defined; convert the tensor with .int()"
-        )
+    if kind.kind == "b" and (None in limiting or len(limiting) == 2):
+        raise NotImplementedError("clamp() of booleans is not defined; convert the tensor with .int()")
     limits = [
         # A number of the type: NumPy would make float32 of a bfloat16 array and a Python number.
         kind.type(fitting("clamp", t, kind))

@@ -157,12 +157,14 @@ def cumulative_trapezoid(y: Tensor, x: Tensor | None = None, *, dx: Operand = No
         RuntimeError: ``x`` does not fit.
         TypeError: both ``x`` and ``dx`` are given.
     """
-    areas = _trapezoids("cumulative_trapezoid", y, x, dx, dim)
-    return cumsum(areas, normalize_dim(dim, y.ndim)) / 2
+    areas, axis = _trapezoids("cumulative_trapezoid", y, x, dx, dim), normalize_dim(dim, y.ndim)
+    if x is None:
+        return cumsum(areas * ((1 if dx is None else dx) / 2), axis)
+    return cumsum(areas, axis) / 2
 
 
 def _trapezoids(name: str, y: Tensor, x: Tensor | None, dx: Operand, dim: int) -> Tensor:
-    """Return twice the areas between neighbours."""
+    """Return twice the areas between neighbours, which are 1 apart without ``x``."""
     need_tensors(name, y, *([] if x is None else [x]))
     if x is not None and dx is not None:
         raise TypeError(f"{name}() takes x or dx, not both")
@@ -177,7 +179,7 @@ def _trapezoids(name: str, y: Tensor, x: Tensor | None, dx: Operand, dim: int) -
         return y
     heights = y.narrow(axis, 1, n - 1) + y.narrow(axis, 0, n - 1)
     if x is None:
-        return heights if dx is None else heights * dx
+        return heights
     if x.ndim == 1 and y.ndim > 1:
         if x.shape[0] != n:
             raise RuntimeError(

@@ -179,7 +179,7 @@ def searchsorted(
             raise RuntimeError(
                 f"searchsorted() of a number needs a vector to search, got shape {list(sequence.shape)}"
             )
-        values = np.asarray(input, result_type(sorted_sequence, input).numpy)
+        values = np.asarray(input)  # in its own type, which may hold more than that of the sequence
     else:
         values = input._array
     if not sequence.ndim:

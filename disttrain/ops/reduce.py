@@ -232,7 +232,8 @@ def vector_norm(x: Array, *, order: float, axes: Axes, keepdims: bool) -> Result
             out = xp.sum(wide != 0, **over)
         else:
             out = xp.sum(xp.abs(wide) ** order, **over) ** (1 / order)
-    out = np.asarray(out).astype(x.dtype, copy=False) if xp is np else out.astype(x.dtype, copy=False)
+    with np.errstate(all="ignore"):
+        out = np.asarray(out).astype(x.dtype, copy=False) if xp is np else out.astype(x.dtype, copy=False)
     out = shape.row_major(out)
     return out, (x, out, order, axes, keepdims), vector_norm_vjp
 

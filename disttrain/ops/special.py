@@ -357,8 +357,7 @@ def addcmul(x: Array, y: Array, z: Array, *, value: float) -> Result:
     """``x + value * y * z``."""
     a, b, c = widen(x), widen(y), widen(z)
     with np.errstate(all="ignore"):
-        product = b * c
-        out = a + (product if value == 1 else product * value)
+        out = a + (b if value == 1 else value * b) * c
         return out.astype(x.dtype, copy=False), (y, z, value), addcmul_vjp
 
 
@@ -375,7 +374,7 @@ def addcdiv(x: Array, y: Array, z: Array, *, value: float) -> Result:
     """``x + value * y / z``."""
     a, b, c = widen(x), widen(y), widen(z)
     with np.errstate(all="ignore"):
-        out = a + value * (b / c)
+        out = a + (b if value == 1 else value * b) / c
         return out.astype(x.dtype, copy=False), (y, z, value), addcdiv_vjp
 
 

@@ -323,6 +323,9 @@ LOUD: dict[str, Any] = {
     "trapezoid": lambda x: dt.trapezoid(x, x),
     "amax": lambda x: (x.bfloat16() * float("nan")).amax(),
     "where": lambda x: dt.where(x > 0, x.half(), 1e10),
+    "repr": lambda x: repr(dt.tensor([1e300, 1e-300], dtype=dt.float64)),
+    "cummax": lambda x: (x.bfloat16() * float("nan")).cummax(0),
+    "norm": lambda x: dt.tensor([6e4, 6e4], dtype=dt.float16).norm(1),
     "backward": lambda x: (x.requires_grad_() * x * x).sum().backward(),
 }
 

@@ -500,6 +500,9 @@ CASES["remainder"] += [c(np.zeros((0, 3), np.int64), 0)]
 CASES["clamp"] += [c(mask(3), 0, 1), c(mask(3), min=True), c(f(3), np.asarray(0), 1.0)]
 CASES["addcmul"] += [c(np.arange(3), np.arange(3), np.arange(3), value=0.5)]
 CASES["masked_fill"] += [c(BYTES, mask(3), np.asarray(v)) for v in (300, -1, 7)]
+CASES["addcmul"] += [c(f(2), np.array([1e200, 1.0]), np.array([1e200, 1.0]), value=0)]
+CASES["addcdiv"] += [c(f(2), np.array([1e200, 1.0]), np.array([1e-200, 1.0]), value=0)]
+CASES["clamp"] += [c(mask(3), mask(3), mask(3)), c(mask(3), max=mask(3))]
 CASES["ldexp"] = CASES["ldexp_"] = [
     c(f(3), np.arange(3)),
     c(f(2, 1), f(3)),

@@ -73,6 +73,11 @@ CASES["trapezoid"] += [
     c(np.array([], np.int64)),
     c(np.array([[1, 2], [3, 5]], np.int16), dx=2, axis=0),
 ]
+CASES["cumulative_trapezoid"] = [
+    *CASES["trapezoid"],
+    c(np.array([0, 2**31 - 1, 1], np.int32), dx=2),
+    c(np.array([1, 2, 4]), dx=0.5),
+]
 CASES["cumsum"] += [c(f(3), True), c(f(3), 0.0), c(f(3), axis=0)]
 
 

@@ -110,6 +110,7 @@ CASES["isin"] += [c(np.array([True, False]), np.array([True])), c(np.array([1.0]
 CASES["searchsorted"] += [c(np.array([False, True]), np.array([True]))]
 CASES["bincount"] += [c(np.array([], np.int64), np.array([], np.float32), 2)]
 CASES["histc"] += [c(np.arange(5), 5, 0, 4)]
+CASES["searchsorted"] += [c(np.array([1, 3], np.int8), v) for v in (300, 2.5, -(2**40))]
 CASES["unravel_index"] = [
     c(np.array(v), s) for v, s in (([5, 0, -1], (2, 3)), (5, (6,)), ([7], (2, 3)), ([5], 6), ([1.0], (2,)))
 ]
