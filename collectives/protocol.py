@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy
 
+from disttrain.collectives import shared_moves
 from disttrain.collectives.call import HEADER_BYTES, RECORD_BYTES, Call, mismatch
 from disttrain.collectives.host import Group
 from disttrain.collectives.progress import Steps
@@ -37,8 +38,8 @@ SMALL_BYTES = 8 << 10
 def collective(group: Group, calls: Sequence[Call]) -> Steps:
     """Agree with all ranks of the group on the call, then do it."""
     group.scratch.reset()
-    channel = group.channel
-    if calls[0].verb == "all_reduce" and isinstance(channel, SharedChannel):
+    verb, channel = calls[0].verb, group.channel
+    if isinstance(channel, SharedChannel) and verb == "all_reduce":
         enclosed = enclose(group, channel, calls)
         yield from _agree(group, calls)
         if enclosed is not None:
@@ -47,7 +48,8 @@ def collective(group: Group, calls: Sequence[Call]) -> Steps:
             yield from reduce_shared(group, channel, calls)
         return
     yield from _agree(group, calls)
-    steps = _VERBS.get(calls[0].verb)
+    steps = shared_moves.VERBS.get(verb) if isinstance(channel, SharedChannel) else None
+    steps = steps or _VERBS.get(verb)
     if steps is not None:
         yield from steps(group, calls)
 
@@ -324,7 +326,8 @@ def _all_to_all(group: Group, calls: Sequence[Call]) -> Steps:
 
 def _split(group: Group, calls: Sequence[Call]) -> Steps:
     """Gather (color, key) of all ranks and make the new groups; ``result`` is (group, index) or None."""
-    yield from _all_gather(group, calls)
+    shared = isinstance(group.channel, SharedChannel)
+    yield from (shared_moves.all_gather if shared else _all_gather)(group, calls)
     wishes = calls[0].out.tolist()
     new: dict[int, tuple[Group, int]] = {}
     for color in sorted({color for taken, color, _ in wishes if taken}):

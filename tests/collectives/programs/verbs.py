@@ -202,12 +202,58 @@ def check_groups(comm: Communicator) -> None:
         without_last.close()
 
 
+def check_large(comm: Communicator) -> None:
+    """Arrays of several pieces, ordinary ones and those in memory that the processes share."""
+    rank, ranks, dtype = comm.rank, comm.size, np.dtype(np.float32)
+    size = LARGE // ranks
+    xs = [data(r, size * ranks, dtype).reshape(ranks, size) for r in range(ranks)]
+    total = reduced(size * ranks, ranks, dtype, "sum").reshape(ranks, size)
+
+    def ordinary(*shape: int) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
+    def shared(*shape: int) -> np.ndarray:
+        out = comm.empty(shape, dtype)
+        out[...] = 0
+        return out
+
+    for make in (ordinary, shared):
+        x, wide, part = make(ranks, size), make(ranks, ranks, size), make(size)
+        x[...] = xs[rank]
+
+        comm.all_gather(x, wide)
+        np.testing.assert_array_equal(wide, xs)
+        wide[...] = 0
+        wide[rank] = x
+        comm.all_gather(wide[rank], wide)
+        np.testing.assert_array_equal(wide, xs)
+        comm.gather(x, wide if rank == ranks - 1 else None, ranks - 1)
+        np.testing.assert_array_equal(wide, xs)
+        comm.scatter(wide[0] if rank == 0 else None, part, 0)
+        np.testing.assert_array_equal(part, xs[0][rank])
+        comm.reduce_scatter(x, part)
+        np.testing.assert_array_equal(part, total[rank])
+        comm.reduce(x, wide[0] if rank == 0 else None, 0)
+        np.testing.assert_array_equal(wide[0], total if rank == 0 else xs[0])
+        comm.all_to_all(x, wide[0])
+        np.testing.assert_array_equal(wide[0], [y[rank] for y in xs])
+        comm.all_to_all(x, x)
+        np.testing.assert_array_equal(x, wide[0])
+        x[...] = xs[rank]
+        comm.reduce_scatter(x, x[rank])
+        np.testing.assert_array_equal(x[rank], total[rank])
+        x[...] = xs[rank]
+        comm.broadcast(x, ranks - 1)
+        np.testing.assert_array_equal(x, xs[-1])
+
+
 def check_all(comm: Communicator, exact: bool) -> str:
     """Run all cases; return a digest of the bits of the reductions of floats."""
     for dtype in DTYPES:
         for size in SIZES if comm.size < 8 else SIZES[::2]:
             check_reductions(comm, dtype, size, exact)
             check_moves(comm, dtype, size)
+    check_large(comm)
     check_many_in_flight(comm)
     check_groups(comm)
     comm.barrier()
