@@ -199,9 +199,14 @@ class Module:
         if not name or "." in name:
             raise KeyError(f"the name of a {what} must not be empty or have a dot, got {name!r}")
         entries: dict[str, Any] = d[registry]
-        others = [d[other] for other in _REGISTRIES if other != registry]
-        taken = hasattr(type(self), name) or name in d or any(name in other for other in others)
-        if taken and name not in entries:
+        if name in entries:
+            return entries
+        if hasattr(type(self), name):
+            raise KeyError(
+                f"the class {type(self).__name__} defines {name!r}, which would hide the {what}; remove it there or "
+                f"give the {what} another name"
+            )
+        if name in d or any(name in d[other] for other in _REGISTRIES):
             raise KeyError(
                 f"{type(self).__name__} has an attribute {name!r} already; give the {what} another name, or "
                 f"assign it to the attribute"

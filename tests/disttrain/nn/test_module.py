@@ -119,7 +119,7 @@ def test_wrong_assignments_say_what_to_do():
         net.add_module("a", 1)
     with pytest.raises(KeyError, match=r"must not be empty or have a dot, got 'a\.b'"):
         net.register_buffer("a.b", None)
-    with pytest.raises(KeyError, match="has an attribute 'forward' already"):
+    with pytest.raises(KeyError, match="defines 'forward', which would hide"):
         net.register_parameter("forward", None)
     with pytest.raises(TypeError, match="must be a string, got int"):
         net.register_buffer(1, None)
@@ -608,6 +608,14 @@ def test_registering_takes_nobody_elses_name_and_assigning_does(lib):
     assert [n for n, _ in net.named_parameters()] == ["weight", "kept", "child"]
     assert [n for n, _ in net.named_children()] == ["plain"]
     assert not list(net.buffers())
+
+
+def test_a_name_that_the_class_defines_would_hide_what_is_assigned():
+    class Net(nn.Module):
+        encoder = None
+
+    with pytest.raises(KeyError, match="the class Net defines 'encoder', which would hide the module"):
+        Net().encoder = nn.Linear(1, 1)
 
 
 def test_a_state_of_before_batches_were_counted(lib):
