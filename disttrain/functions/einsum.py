@@ -61,7 +61,7 @@ def einsum(equation: Any, *operands: Any) -> Tensor:
         here = (
             here.sum([i for i, k in enumerate(labels) if k not in wanted])
             if set(labels) - set(wanted)
-            else here
+            else here.clone()  # a sum, if of one number each: no view
         )
         labels = [k for k in labels if k in wanted]
         if not here.dtype.is_floating_point:

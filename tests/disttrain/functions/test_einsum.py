@@ -105,3 +105,10 @@ def test_of_one_operand_it_is_a_view() -> None:
 
     assert y is not x
     assert y.data_ptr() == x.data_ptr()
+
+
+def test_a_sum_of_one_number_is_no_view() -> None:
+    x = dt.ones(3, 1)
+    dt.einsum("ij->i", x).zero_()
+
+    assert x.sum() == 3
