@@ -21,7 +21,10 @@ from disttrain.optim.optimizer import Optimizer
 
 _ROOTS: Final = ("torch", "torchvision")
 _OTHERS: Final = (str, bytes, list, dict, set, tuple, int, float, io.TextIOWrapper, pathlib.Path, np.ndarray)
-_SHARED: Final = {name for cls in (*_OTHERS, Module, Optimizer) for name in dir(cls)}
+_SHARED: Final = {name for cls in (*_OTHERS, Module, Optimizer) for name in dir(cls)} | {
+    "indices",  # of max(), sort(), topk() and Subset
+    *("eig", "lstsq", "solve"),  # which PyTorch itself has no more
+}
 """Names of methods that other things have too: a call says nothing about Tensors."""
 
 
@@ -79,6 +82,8 @@ def look_up(name: str) -> tuple[str, str]:
             return "here", ""  # an attribute of a value
         try:
             found = getattr(found, part)
+            if found is annotations:  # a module of ours imports it from __future__
+                raise AttributeError(missing.text(".".join(parts[:i]), part))
         except AttributeError as e:
             try:
                 found = ours(".".join((root, *parts[: i + 1])))

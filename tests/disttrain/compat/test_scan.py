@@ -34,6 +34,7 @@ net = Net(); net.apply_(); "a b".split(); {}.values(); os.path.join("a")
 torch.fft.fft(x); nn.qat(2); torch.jit.script(net); torch.bogus
 o.SGD(net.parameters(), lr=T.ToTensor)
 torch.float32.itemsize
+y.max(1).indices; Solver().solve(y)
 """
 
 
@@ -71,6 +72,10 @@ def test_what_is_not_here(found):
     assert "nearest: " in found["torch.Tensor.to_sparse"].advice
 
 
+def test_names_that_other_things_have_are_not_taken_for_those_of_tensors(found):
+    assert not {"torch.Tensor.indices", "torch.Tensor.solve"} & set(found)
+
+
 def test_a_star_import_is_followed(tmp_path):
     path = tmp_path / "star.py"
     path.write_text("from torch.nn import *\nLinear(2, 2)\nqat(3)\nprint(3)\n")
@@ -89,6 +94,8 @@ def test_a_star_import_is_followed(tmp_path):
         ("torch.float32.is_signed", "here"),
         ("torch.backends.cudnn.benchmark", "here"),
         ("torch.fx", "not here"),
+        ("torch.jit.annotations.List", "not here"),
+        ("torch.utils.data.sampler.Sampler", "here"),
         ("torch.cuda.CUDAGraph", "not here"),
         ("torchvision.models.vgg16", "not here"),
         ("torch.hub.load", "refused"),
