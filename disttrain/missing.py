@@ -24,11 +24,7 @@ MOVED: Final = {
     "cuda.amp.autocast_mode": "disttrain.cuda.amp",
     "cuda.amp.grad_scaler": "disttrain.cuda.amp",
     "distributed.distributed_c10d": "disttrain.distributed",
-    "distributions.bernoulli": "disttrain.distributions",
-    "distributions.categorical": "disttrain.distributions",
-    "distributions.independent": "disttrain.distributions",
-    "distributions.normal": "disttrain.distributions",
-    "distributions.uniform": "disttrain.distributions",
+    "distributions.relaxed_bernoulli": "disttrain.distributions.transformed",
     "nn.parallel.data_parallel": "disttrain.nn.data_parallel",
     "nn.parallel.distributed": "disttrain.parallel.data_parallel",
     "nn.utils.clip_grad": "disttrain.nn.utils.clip_grad",
@@ -38,6 +34,14 @@ MOVED: Final = {
     "utils.data.dataloader": "disttrain.data.loader",
     "utils.data.dataset": "disttrain.data.dataset",
     "utils.data.sampler": "disttrain.data.sampler",
+} | {
+    f"distributions.{name}": "disttrain.distributions"
+    for name in (
+        "bernoulli beta binomial categorical cauchy chi2 dirichlet exp_family exponential fishersnedecor geometric gumbel "
+        "half_cauchy half_normal independent inverse_gamma laplace log_normal mixture_same_family multinomial "
+        "multivariate_normal negative_binomial normal one_hot_categorical pareto poisson relaxed_categorical studentT "
+        "transformed_distribution uniform weibull"
+    ).split()
 }
 """PyTorch's modules that have another name here."""
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from disttrain import missing
-from disttrain.distributions import constraints, kl, transforms
+from disttrain.distributions import constraints, kl, transforms, utils
 from disttrain.distributions.continuous import (
     Cauchy,
     Exponential,
@@ -117,6 +117,7 @@ __all__ = [
     "kl_divergence",
     "register_kl",
     "transforms",
+    "utils",
 ]
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "Constraint",
     "boolean",
     "dependent",
+    "dependent_property",
     "greater_than",
     "greater_than_eq",
     "half_open_interval",
@@ -39,7 +40,7 @@ __all__ = [
 
 
 class Constraint:
-    """A region: :meth:`check` says what lies in it.
+    """A region: :meth:`check` says what lies in it. A subclass may write that method instead of giving ``check``.
 
     Args:
         words: what its elements have to be, for messages.
@@ -48,26 +49,30 @@ class Constraint:
         event_dim: how many dimensions one element has.
     """
 
+    is_discrete = False
+    event_dim = 0
+    words = "in the region"
+
     def __init__(
         self,
-        words: str,
-        check: Callable[[Tensor], Any],
+        words: str | None = None,
+        check: Callable[[Tensor], Any] | None = None,
         *,
-        is_discrete: bool = False,
-        event_dim: int = 0,
+        is_discrete: bool | None = None,
+        event_dim: int | None = None,
     ) -> None:
-        self.words = words
-        self._check = check
-        self.is_discrete = is_discrete
-        self.event_dim = event_dim
+        given = {"words": words, "is_discrete": is_discrete, "event_dim": event_dim, "_check": check}
+        vars(self).update({k: v for k, v in given.items() if v is not None})
 
     def check(self, value: Tensor) -> Tensor:
         """Return which elements of ``value`` lie in the region."""
-        result: Tensor = self._check(value)
+        if "_check" not in vars(self):
+            raise NotImplementedError(f"{type(self).__name__} does not say what lies in it")
+        result: Tensor = vars(self)["_check"](value)
         return result
 
     def __repr__(self) -> str:
-        return f"Constraint({self.words})"
+        return f"{type(self).__name__}({self.words})"
 
 
 def _whole(v: Tensor) -> Any:
@@ -186,6 +191,25 @@ lower_cholesky = Constraint(
     event_dim=2,
 )
 positive_definite = Constraint("symmetric and positive definite", _definite, event_dim=2)
+
+
+class dependent_property(property):
+    """A property that is a region which depends on the parameters, as ``support`` may be.
+
+    ``is_discrete`` and ``event_dim`` are there for PyTorch's signature: the region says both itself.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[Any], Any] | None = None,
+        *,
+        is_discrete: bool | None = None,
+        event_dim: int | None = None,
+    ) -> None:
+        super().__init__(fn)
+
+    def __call__(self, fn: Callable[[Any], Any]) -> dependent_property:
+        return dependent_property(fn)
 
 
 def is_dependent(constraint: Any) -> bool:

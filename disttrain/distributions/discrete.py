@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from disttrain import dtypes
 from disttrain.distributions import constraints
 from disttrain.distributions.constraints import Constraint
 from disttrain.distributions.distribution import Distribution, ExponentialFamily, parameters
 from disttrain.distributions.gamma import standard_gamma
+from disttrain.distributions.utils import probs_to_logits
 from disttrain.functions.activation import log_softmax, softmax, softplus
 from disttrain.functions.arithmetic import where, xlogy
 from disttrain.functions.creation import arange, eye, zeros_like
-from disttrain.functions.elementwise import log1p, sigmoid
+from disttrain.functions.elementwise import sigmoid
 from disttrain.functions.random import bernoulli, binomial, multinomial, poisson
 from disttrain.functions.scatter import gather
 from disttrain.functions.shape import broadcast_tensors
@@ -37,20 +37,9 @@ __all__ = [
 ]
 
 
-def _eps(t: Tensor) -> float:
-    return {dtypes.float64: 2.0**-52, dtypes.float32: 2.0**-23, dtypes.float16: 2.0**-10}.get(
-        t.dtype, 2.0**-7
-    )
-
-
 def _one_of(probs: Any, logits: Any) -> None:
     if (probs is None) == (logits is None):
         raise ValueError("one of probs and logits is needed, and only one; give the other None")
-
-
-def _log_odds(probs: Tensor) -> Tensor:
-    safe = probs.clamp(_eps(probs), 1 - _eps(probs))
-    return safe.log() - log1p(-safe)
 
 
 class _Odds(Distribution):
@@ -70,7 +59,7 @@ class _Odds(Distribution):
         if probs is None:
             self.logits, self.probs, self._computed = given, sigmoid(given), "probs"
         else:
-            self.probs, self.logits, self._computed = given, _log_odds(given), "logits"
+            self.probs, self.logits, self._computed = given, probs_to_logits(given, is_binary=True), "logits"
         return tuple(rest)
 
     @property
@@ -363,7 +352,7 @@ class Categorical(Distribution):
             self.probs = softmax(given, -1)
         else:
             self.probs = given / given.sum(-1, keepdim=True)
-            self.logits = self.probs.clamp(_eps(given), 1 - _eps(given)).log()
+            self.logits = probs_to_logits(self.probs)
         super().__init__(given.shape[:-1], (), validate_args)
 
     @property

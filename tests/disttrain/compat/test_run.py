@@ -92,7 +92,13 @@ def test_the_homes_of_names_that_scripts_import(run):
         from torch.amp.grad_scaler import GradScaler
         from torch.distributed.distributed_c10d import ReduceOp
         from torch.distributions.categorical import Categorical
+        from torch.distributions.mixture_same_family import MixtureSameFamily
+        from torch.distributions.multivariate_normal import MultivariateNormal
         from torch.distributions.normal import Normal
+        from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
+        from torch.distributions.transformed_distribution import TransformedDistribution
+        from torch.distributions.transforms import TanhTransform
+        from torch.distributions.utils import broadcast_all
         from torch.nn.init import _calculate_correct_fan, _calculate_fan_in_and_fan_out
         from torch.nn.modules.batchnorm import _BatchNorm
         from torch.nn.modules.conv import _ConvNd

@@ -342,6 +342,89 @@ def test_gradients_pass_through_draws() -> None:
     np.testing.assert_allclose(scale.grad.numpy(), ((x.detach() - 1) / 2).sum().numpy(), rtol=1e-4)
 
 
+def test_a_squashed_policy_of_ones_own() -> None:
+    """A transform, a constraint and a distribution that a program defines, as soft actor-critic programs do."""
+
+    def program(lib: Any) -> Any:
+        D = importlib.import_module(f"{lib.__name__}.distributions")
+        utils = importlib.import_module(f"{lib.__name__}.distributions.utils")
+
+        class Squash(D.transforms.Transform):
+            domain = D.constraints.real
+            codomain = D.constraints.interval(-1.0, 1.0)
+            bijective = True
+            sign = +1
+
+            def _call(self, x: Any) -> Any:
+                return x.tanh()
+
+            def _inverse(self, y: Any) -> Any:
+                return 0.5 * (y.log1p() - (-y).log1p())
+
+            def log_abs_det_jacobian(self, x: Any, y: Any) -> Any:
+                return (1 - y * y).log()
+
+        class Squashed(D.TransformedDistribution):
+            def __init__(self, loc: Any, scale: Any) -> None:
+                self.loc, self.scale = utils.broadcast_all(loc, scale)
+                super().__init__(D.Normal(self.loc, self.scale), [Squash(cache_size=1)])
+
+            @property
+            def mean(self) -> Any:
+                for transform in self.transforms:
+                    loc = transform(self.loc)
+                return loc
+
+        class Even(D.constraints.Constraint):
+            is_discrete = True
+
+            def check(self, value: Any) -> Any:
+                return value % 2 == 0
+
+        class Twice(D.Distribution):
+            arg_constraints = {"rate": D.constraints.positive}  # noqa: RUF012
+
+            @D.constraints.dependent_property(is_discrete=True, event_dim=0)
+            def support(self) -> Any:
+                return Even()
+
+            def __init__(self, rate: Any, validate_args: Any = None) -> None:
+                (self.rate,) = utils.broadcast_all(rate)
+                super().__init__(self.rate.shape, validate_args=validate_args)
+
+            @utils.lazy_property
+            def half(self) -> Any:
+                return self.rate / 2
+
+            def log_prob(self, value: Any) -> Any:
+                if self._validate_args:
+                    self._validate_sample(value)
+                return D.Poisson(self.half).log_prob(value / 2)
+
+        loc = lib.tensor([0.3, -0.2], requires_grad=True)
+        d = Squashed(loc, 0.5)
+        d.log_prob(lib.tensor([0.5, -0.1])).sum().backward()
+        a = d.rsample()
+        again = d.log_prob(a)
+        p = Twice(lib.tensor([1.0, 2.0]))
+        refused = []
+        for wrong in (lambda: p.log_prob(lib.tensor(3.0)), lambda: Twice(-1.0), lambda: d.log_prob(loc * 9)):
+            try:
+                wrong()
+            except ValueError:
+                refused.append(True)
+        probs = (
+            utils.logits_to_probs(lib.tensor([0.2, 0.4]), True),
+            utils.probs_to_logits(lib.tensor([0.0, 1.0])),
+        )
+        told = [loc.grad, d.mean, p.log_prob(lib.tensor([2.0, 4.0])), *probs]
+        return [t.tolist() for t in told], again.shape == (2,), refused, p.half.tolist()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert same(program(dt), program(torch))
+
+
 def test_the_gradient_of_the_policy() -> None:
     """What REINFORCE does: choose, score the choice, and follow the gradient of its logarithm."""
 
