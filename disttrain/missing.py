@@ -16,6 +16,12 @@ _INSTEAD: Final = {
     "utils.tensorboard": "write losses with print() or a file of your own",
 }
 """What to do without a name that has no like here."""
+_DISTRIBUTIONS = """
+bernoulli beta binomial categorical cauchy chi2 dirichlet exp_family exponential fishersnedecor geometric gumbel
+half_cauchy half_normal independent inverse_gamma laplace log_normal mixture_same_family multinomial
+multivariate_normal negative_binomial normal one_hot_categorical pareto poisson relaxed_categorical studentT
+transformed_distribution uniform weibull
+"""
 MOVED: Final = {
     "amp.autocast_mode": "disttrain.amp",
     "amp.grad_scaler": "disttrain.amp",
@@ -34,15 +40,7 @@ MOVED: Final = {
     "utils.data.dataloader": "disttrain.data.loader",
     "utils.data.dataset": "disttrain.data.dataset",
     "utils.data.sampler": "disttrain.data.sampler",
-} | {
-    f"distributions.{name}": "disttrain.distributions"
-    for name in (
-        "bernoulli beta binomial categorical cauchy chi2 dirichlet exp_family exponential fishersnedecor geometric gumbel "
-        "half_cauchy half_normal independent inverse_gamma laplace log_normal mixture_same_family multinomial "
-        "multivariate_normal negative_binomial normal one_hot_categorical pareto poisson relaxed_categorical studentT "
-        "transformed_distribution uniform weibull"
-    ).split()
-}
+} | {f"distributions.{name}": "disttrain.distributions" for name in _DISTRIBUTIONS.split()}
 """PyTorch's modules that have another name here."""
 
 
