@@ -5,6 +5,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import ml_dtypes
@@ -107,7 +108,7 @@ class Call:
         dtype, count, shape = -1, 0, 0
         if self.like is not None:
             dtype, count = _DTYPE_CODE[self.like.dtype], self.like.size
-            shape = zlib.crc32(repr(self.like.shape).encode())
+            shape = _shape_code(self.like.shape)
         return _HEADER.pack(
             self.generation,
             self.number,
@@ -148,6 +149,11 @@ class Call:
         if self.generation:
             words.append(f"generation {self.generation}")
         return f"{self.verb}({', '.join(words)})"
+
+
+@lru_cache(maxsize=1024)
+def _shape_code(shape: tuple[int, ...]) -> int:
+    return zlib.crc32(repr(shape).encode())
 
 
 def _caller() -> tuple[str, int]:

@@ -35,8 +35,11 @@ class Group:
         self.process_of = {i: p for p, indices in enumerate(self.hosted) for i in indices}
         self.nodes = [cover(len(self.ranks), indices) for indices in self.hosted]
         """The subtrees of the fixed tree that each process of the channel can fold by itself."""
+        self.most_nodes = max(map(len, self.nodes))
         self.others = [p for p in range(channel.size) if p != channel.index]
         self.scratch = Scratch()
+        self.enclosed: dict[Hashable, Any] = {}
+        """Places of small arrays in shared memory, by size and type."""
         self.broken: BaseException | None = None
         """Why this group cannot be used any more."""
         self._made = dict.fromkeys(self.here, 0)

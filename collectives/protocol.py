@@ -43,7 +43,7 @@ def collective(group: Group, calls: Sequence[Call]) -> Steps:
         enclosed = enclose(group, channel, calls)
         yield from _agree(group, calls)
         if enclosed is not None:
-            reduce_enclosed(group, channel, calls, enclosed)
+            reduce_enclosed(group, calls, enclosed)
         else:
             yield from reduce_shared(group, channel, calls)
         return

@@ -23,45 +23,65 @@ from disttrain.collectives.reduction import (
     operation,
     round_into,
 )
-from disttrain.collectives.shared import STAGE_BYTES, SharedChannel
+from disttrain.collectives.shared import SMALL_BYTES, STAGE_BYTES, SharedChannel
 from disttrain.collectives.tree import Node
 from disttrain.kernels.arrays import Array
 
 _CHUNK_BYTES = 256 << 10
 """How much is folded at a time: what the caches hold of all processes' arrays."""
-_ENCLOSED_BYTES = 32 << 10
-"""Up to here every process folds everything itself, with one meeting instead of four."""
+_KEPT = 64
+"""How many sizes and types of small arrays a group keeps the places of."""
 
 
-def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> int | None:
-    """Put the arrays beside the header that is sent next, if they are small; return which place they are in."""
+class Enclosed:
+    """The places of small arrays of one size and type, beside one of the two headers."""
+
+    __slots__ = ("parts", "take", "targets")
+
+    def __init__(self, group: Group, channel: SharedChannel, place: int, count: int, dtype: Dtype) -> None:
+        by_process = [_parts(group, p, channel.small[p][place], count, dtype) for p in range(channel.size)]
+        self.targets = by_process[channel.index]
+        """Where this process puts the sums of the subtrees that it folds by itself."""
+        self.parts = {node: (part, False) for parts in by_process for node, part in parts.items()}
+        """Those of all processes."""
+        self.take = partial(group.scratch.take, count, dtype)
+
+
+def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Enclosed | None:
+    """Put the arrays beside the header that is sent next, if they are small; return where they are."""
     xs, op = operands(calls), operation(calls[0])
     x = xs[calls[0].index]
     dtype = accumulator(x.dtype)
-    if x.size * dtype.itemsize * max(map(len, group.nodes)) > _ENCLOSED_BYTES:
+    if x.size * dtype.itemsize * group.most_nodes > SMALL_BYTES:
         return None
-    if any((y.size, y.dtype) != (x.size, x.dtype) for y in xs.values()):
+    if len(xs) > 1 and any((y.size, y.dtype) != (x.size, x.dtype) for y in xs.values()):
         return None  # a mismatch, as will be found
-    place = channel.headers & 1
-    for node, target in _parts(
-        group, channel.index, channel.small[channel.index][place], x.size, dtype
-    ).items():
+    key = (channel.headers & 1, x.size, dtype)
+    enclosed: Enclosed | None = group.enclosed.get(key)
+    if enclosed is None:
+        if len(group.enclosed) >= _KEPT:
+            group.enclosed.clear()
+        enclosed = group.enclosed[key] = Enclosed(group, channel, *key)
+    for node, target in enclosed.targets.items():
         numpy.copyto(target, fold_hosted(group, node, xs, op, dtype))
-    return place
+    return enclosed
 
 
-def reduce_enclosed(group: Group, channel: SharedChannel, calls: Sequence[Call], place: int) -> None:
+def reduce_enclosed(group: Group, calls: Sequence[Call], enclosed: Enclosed) -> None:
     """Fold what came with the headers."""
     op = operation(calls[0])
-    outs = [flat(call.out, op) for call in calls]
-    dtype = accumulator(outs[0].dtype)
-    parts: dict[Node, tuple[Array, bool]] = {}
-    for p in range(channel.size):
-        for node, part in _parts(group, p, channel.small[p][place], outs[0].size, dtype).items():
-            parts[node] = part, False
-    _fold_all(group, parts, op, outs[0])
-    for out in outs[1:]:
-        numpy.copyto(out, outs[0])
+    out = flat(calls[0].out, op)
+    total = fold_along(
+        (0, group.size),
+        enclosed.parts,
+        op,
+        enclosed.take,
+        out if out.dtype == accumulator(out.dtype) else None,
+    )
+    if total is not out:
+        round_into(total, out)
+    for call in calls[1:]:
+        numpy.copyto(flat(call.out, op), out)
 
 
 def _parts(group: Group, process: int, place: Array, count: int, dtype: Dtype) -> dict[Node, Array]:
@@ -153,7 +173,7 @@ def _reduce_in_stages(
     when they have copied this one.
     """
     dtype = accumulator(out.dtype)
-    step = max(1, STAGE_BYTES // (dtype.itemsize * max(map(len, group.nodes))))
+    step = max(1, STAGE_BYTES // (dtype.itemsize * group.most_nodes))
     for k, lo in enumerate(range(0, out.size, step)):
         piece = slice(lo, min(lo + step, out.size))
         count = piece.stop - piece.start
