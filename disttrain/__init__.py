@@ -32,8 +32,8 @@ _NAMES = {
         "abs absolute acos acosh arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh "
         "bitwise_not ceil conj conj_physical cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 fix "
         "floor frac isfinite isinf isnan isneginf isposinf isreal lgamma log log10 log1p log2 logical_not "
-        "logit nan_to_num neg negative positive rad2deg real reciprocal relu resolve_conj resolve_neg round "
-        "rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square tan tanh trunc"
+        "logit mvlgamma nan_to_num neg negative polygamma positive rad2deg real reciprocal relu resolve_conj "
+        "resolve_neg round rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square tan tanh trunc"
     ),
     "disttrain.functions.arithmetic": (
         "add addcdiv addcmul angle arctan2 atan2 clamp clamp_max clamp_min clip copysign div divide fill "
@@ -69,9 +69,9 @@ _NAMES = {
         "narrow_copy numel permute ravel reshape select squeeze swapaxes swapdims t transpose unflatten unsqueeze"
     ),
     "disttrain.functions.join": (
-        "atleast_1d atleast_2d atleast_3d block_diag cartesian_prod cat chunk column_stack combinations concat "
-        "concatenate dsplit dstack hsplit hstack meshgrid row_stack split split_with_sizes stack tensor_split unbind "
-        "vsplit vstack"
+        "atleast_1d atleast_2d atleast_3d block_diag cartesian_prod cat chunk column_stack combinations "
+        "concat concatenate dsplit dstack hsplit hstack meshgrid row_stack split split_with_sizes stack "
+        "tensor_split unbind unsafe_chunk unsafe_split unsafe_split_with_sizes vsplit vstack"
     ),
     "disttrain.functions.rearrange": "flip fliplr flipud repeat_interleave roll rot90 tile",
     "disttrain.functions.diagonals": (

@@ -231,9 +231,11 @@ from disttrain.functions.elementwise import log1p as log1p
 from disttrain.functions.elementwise import log2 as log2
 from disttrain.functions.elementwise import logical_not as logical_not
 from disttrain.functions.elementwise import logit as logit
+from disttrain.functions.elementwise import mvlgamma as mvlgamma
 from disttrain.functions.elementwise import nan_to_num as nan_to_num
 from disttrain.functions.elementwise import neg as neg
 from disttrain.functions.elementwise import negative as negative
+from disttrain.functions.elementwise import polygamma as polygamma
 from disttrain.functions.elementwise import positive as positive
 from disttrain.functions.elementwise import rad2deg as rad2deg
 from disttrain.functions.elementwise import real as real
@@ -339,6 +341,9 @@ from disttrain.functions.join import split_with_sizes as split_with_sizes
 from disttrain.functions.join import stack as stack
 from disttrain.functions.join import tensor_split as tensor_split
 from disttrain.functions.join import unbind as unbind
+from disttrain.functions.join import unsafe_chunk as unsafe_chunk
+from disttrain.functions.join import unsafe_split as unsafe_split
+from disttrain.functions.join import unsafe_split_with_sizes as unsafe_split_with_sizes
 from disttrain.functions.join import vsplit as vsplit
 from disttrain.functions.join import vstack as vstack
 from disttrain.functions.linalg import addbmm as addbmm

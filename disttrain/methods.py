@@ -39,6 +39,7 @@ class ElementwiseMethods:
     acos, atan, arcsin, arccos, arctan, sinh = e.acos, e.atan, e.arcsin, e.arccos, e.arctan, e.sinh
     cosh, tanh, asinh, acosh, atanh, arcsinh = e.cosh, e.tanh, e.asinh, e.acosh, e.atanh, e.arcsinh
     arccosh, arctanh, sinc, erf, erfc, erfinv = e.arccosh, e.arctanh, e.sinc, e.erf, e.erfc, e.erfinv
+    mvlgamma, mvlgamma_, apply_, map_ = e.mvlgamma, n.mvlgamma_, n.apply_, n.map_
     lgamma, digamma, relu, floor, ceil, trunc = e.lgamma, e.digamma, e.relu, e.floor, e.ceil, e.trunc
     fix, round, frac, sign, sgn, signbit = e.fix, e.round, e.frac, e.sign, e.sgn, e.signbit
     nan_to_num, logical_not, bitwise_not, isnan = e.nan_to_num, e.logical_not, e.bitwise_not, e.isnan
@@ -70,6 +71,14 @@ class ElementwiseMethods:
     __and__, __or__, __xor__ = compare.bitwise_and, compare.bitwise_or, compare.bitwise_xor
     __lshift__, __rshift__ = compare.bitwise_left_shift, compare.bitwise_right_shift
     __lt__, __le__, __gt__, __ge__ = compare.lt, compare.le, compare.gt, compare.ge
+
+    def polygamma(self: Any, n: int) -> Tensor:
+        """:func:`disttrain.polygamma`, whose first argument is ``n``."""
+        return e.polygamma(n, self)
+
+    def polygamma_(self: Any, n: int) -> Tensor:
+        """:meth:`polygamma` in place."""
+        return common.overwrite(self, lambda x: e.polygamma(n, x))
 
     def __invert__(self: Any) -> Tensor:
         if self.dtype.is_floating_point:
@@ -198,6 +207,8 @@ class ShapeMethods:
     swapaxes_, swapdims_, as_strided_ = s.swapaxes_, s.swapdims_, s.as_strided_
     resize_, resize_as_ = s.resize_, s.resize_as_
 
+    unsafe_split, unsafe_chunk = join.unsafe_split, join.unsafe_chunk
+    unsafe_split_with_sizes = join.unsafe_split_with_sizes
     split_with_sizes, chunk, unbind = join.split_with_sizes, join.chunk, join.unbind
 
     def split(self, split_size: Any, dim: int = 0) -> tuple[Tensor, ...]:

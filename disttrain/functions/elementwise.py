@@ -228,6 +228,32 @@ def digamma(input: Tensor) -> Tensor:
     return unary_float(special.digamma, input)
 
 
+def polygamma(n: int, input: Tensor) -> Tensor:
+    """The ``n``-th derivative of :func:`digamma`.
+
+    Raises:
+        RuntimeError: ``n`` is negative.
+    """
+    if n < 0:
+        raise RuntimeError(f"polygamma() needs n of at least 0, got {n}")
+    return unary_float(special.polygamma, input, n=n) if n else digamma(input)
+
+
+def mvlgamma(input: Tensor, p: int) -> Tensor:
+    """The logarithm of the gamma function of ``p`` dimensions.
+
+    Raises:
+        RuntimeError: ``p`` is not positive.
+    """
+    if p < 1:
+        raise RuntimeError(f"mvlgamma() needs p of at least 1, got {p}")
+    x = floating(input)
+    total = lgamma(x)
+    for i in range(1, p):
+        total = total + lgamma(x - i / 2)
+    return total + p * (p - 1) / 4 * math.log(math.pi)
+
+
 # ------------------------------------------------------------------------------------------ steps and signs
 
 

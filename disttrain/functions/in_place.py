@@ -9,12 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from disttrain import dtypes, engine
 from disttrain.functions import arithmetic as a
 from disttrain.functions import compare as c
 from disttrain.functions import elementwise as e
 from disttrain.functions import scan
-from disttrain.functions.common import Operand, as_operand, copy_, fitting, in_place, overwrite, refuse_bool
+from disttrain.functions.common import (
+    Operand,
+    as_operand,
+    copy_,
+    fitting,
+    in_place,
+    need_tensors,
+    overwrite,
+    refuse_bool,
+)
 from disttrain.ops import activation, elementwise, special
 from disttrain.ops.types import Op
 
@@ -170,6 +181,37 @@ clamp_, clamp_min_, clamp_max_ = _overwritings(a.clamp, a.clamp_min, a.clamp_max
 addcmul_, addcdiv_ = _overwritings(a.addcmul, a.addcdiv)
 ldexp_, gcd_, lcm_ = _overwritings(a.ldexp, a.gcd, a.lcm)
 
+
+def apply_(input: Tensor, callable: Callable[[Any], Any]) -> Tensor:
+    """Write what a Python function makes of each element, one by one.
+
+    Raises:
+        RuntimeError: the tensor requires a gradient.
+        TypeError: what is given is no function.
+    """
+    return _each("apply_", input, callable, input)
+
+
+def map_(input: Tensor, tensor: Tensor, callable: Callable[[Any, Any], Any]) -> Tensor:
+    """Write what a Python function makes of each element and that of another tensor, one by one.
+
+    Raises:
+        RuntimeError: a tensor requires a gradient, or the shapes do not fit.
+        TypeError: what is given is no function.
+    """
+    need_tensors("map_", tensor)
+    return _each("map_", input, callable, input, tensor.expand(input.shape))
+
+
+def _each(name: str, input: Tensor, function: Any, *sources: Tensor) -> Tensor:
+    if not isinstance(function, Callable):  # type: ignore[arg-type]
+        raise TypeError(f"{name}() needs a function, got {type(function).__name__}: {function!r:.80}")
+    if any(x.requires_grad for x in sources):
+        raise RuntimeError(f"{name}() is not recorded; detach() the tensors that require gradients")
+    made = [function(*numbers) for numbers in zip(*(x.reshape(-1).tolist() for x in sources), strict=True)]
+    return copy_(input, engine.Tensor_._of(np.array(made).astype(input._array.dtype).reshape(input.shape)))
+
+
 # ------------------------------------------------------------------------------------------ of one tensor
 
 exp_, exp2_, expm1_ = (
@@ -205,6 +247,7 @@ neg_, abs_, square_, sign_, sgn_ = _overwritings(e.neg, e.abs, e.square, e.sign,
 floor_, ceil_, trunc_ = _overwritings(e.floor, e.ceil, e.trunc)
 round_, frac_ = _overwritings(e.round, e.frac)
 logit_, nan_to_num_ = _overwritings(e.logit, e.nan_to_num)
+mvlgamma_ = _overwriting(e.mvlgamma)
 deg2rad_, rad2deg_ = _overwritings(e.deg2rad, e.rad2deg)
 cumsum_, cumprod_ = _overwritings(scan.cumsum, scan.cumprod)
 

@@ -392,3 +392,7 @@ def combinations(input: Tensor, r: int = 2, with_replacement: bool = False) -> T
     flat = itertools.chain.from_iterable(choose(range(n), r))
     rows = np.fromiter(flat, np.int64, count * r).reshape(count, r)
     return input[engine.Tensor_._of(rows)]
+
+
+unsafe_split, unsafe_chunk, unsafe_split_with_sizes = split, chunk, split_with_sizes
+"""As those without the prefix, which PyTorch's forget that their results are views."""

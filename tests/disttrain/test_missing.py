@@ -28,7 +28,7 @@ from disttrain import missing
         (dt.nn.init, "kaiming", "nearest: disttrain.nn.init.kaiming_"),
         (dt.optim, "SparseAdam", "optim.SparseAdam is PyTorch's, not in disttrain; nearest: disttrain.optim."),
         (dt.cuda, "CUDAGraph", "disttrain.cuda.CUDAGraph is PyTorch's, not in disttrain"),
-        (dt.Tensor, "apply_", "disttrain.Tensor.apply_ is PyTorch's, not in disttrain"),
+        (dt.Tensor, "histogram", "disttrain.Tensor.histogram is PyTorch's, not in disttrain"),
         (dt.ones(2), "to_sparse", "disttrain.Tensor.to_sparse is PyTorch's, not in disttrain"),
     ],
 )  # fmt: skip

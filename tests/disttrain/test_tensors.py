@@ -186,3 +186,18 @@ def test_the_library_wraps_arrays_and_converts_none() -> None:
     sources = Path(dt.__file__).parent.rglob("*.py")
 
     assert not [str(s) for s in sources if "Tensor_(" in s.read_text()]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64"])
+def test_functions_of_python_are_applied_to_each_element(dtype: str) -> None:
+    def program(lib: Any) -> list[Any]:
+        x = lib.arange(6, dtype=getattr(lib, dtype)).reshape(2, 3).t()
+        x.apply_(lambda v: v * 2 + 1)
+        x.map_(lib.ones(3, 2, dtype=getattr(lib, dtype)), lambda v, w: v - w)
+        with pytest.raises(TypeError):
+            x.apply_(3)
+        with pytest.raises(RuntimeError):
+            lib.ones(2, requires_grad=True).apply_(abs)
+        return [x.tolist(), lib.zeros(0).apply_(abs).tolist()]
+
+    assert program(dt) == program(torch)

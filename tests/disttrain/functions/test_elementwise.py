@@ -503,6 +503,12 @@ CASES["masked_fill"] += [c(BYTES, mask(3), np.asarray(v)) for v in (300, -1, 7)]
 CASES["addcmul"] += [c(f(2), np.array([1e200, 1.0]), np.array([1e200, 1.0]), value=0)]
 CASES["addcdiv"] += [c(f(2), np.array([1e200, 1.0]), np.array([1e-200, 1.0]), value=0)]
 CASES["clamp"] += [c(mask(3), mask(3), mask(3)), c(mask(3), max=mask(3))]
+SINGLE = pos(3).astype(np.float32)  # PyTorch's trigamma has nine digits
+CASES["polygamma"] = [c(n, x) for n in (0, 1, 2, -1) for x in (SINGLE, HALF, np.arange(1, 3))]
+CASES["polygamma"] += [c(n, pos(3)) for n in (2, 3)]
+CASES["Tensor.polygamma"] = [c(x, n) for x, n in ((SINGLE, 0), (SINGLE, 1), (pos(3), 2), (pos(3), -1))]
+CASES["Tensor.polygamma_"] = CASES["Tensor.polygamma"]
+CASES["mvlgamma"] = CASES["mvlgamma_"] = [c(pos(3) + 3, p) for p in (1, 2, 5, 0)] + [c(np.arange(3, 6), 2)]
 CASES["ldexp"] = CASES["ldexp_"] = [
     c(f(3), np.arange(3)),
     c(f(2, 1), f(3)),

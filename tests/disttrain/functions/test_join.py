@@ -58,6 +58,10 @@ CASES["chunk"] = [c(f(4, 2), 2, axis=0)]
 CASES["unbind"] = [c(f(4, 2), axis=1)]
 CASES["stack"] = [c([f(2), f(2)], axis=1)]
 
+CASES["unsafe_split"] = [c(f(5, 2), 2), c(f(5, 2), 1, 1)]
+CASES["unsafe_chunk"] = [c(f(5, 2), 2), c(f(5, 2), 2, 1)]
+CASES["unsafe_split_with_sizes"] = [c(f(5, 2), [2, 3]), c(f(5, 2), [2, 2])]
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_as_pytorch_does(name: str, against_torch: Any) -> None:
