@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from disttrain import dtypes, engine
 from disttrain.functions.common import floating, need_tensors, normalize_dim, numpy_names
 from disttrain.ops import activation, piecewise
@@ -289,7 +291,7 @@ def rrelu(
     from disttrain import random
 
     slopes = lower + (upper - lower) * random.uniform(input.shape, generator)
-    slopes = engine.Tensor_._of(slopes.astype(input._array.dtype)).to(input.device)
+    slopes = engine.Tensor_._of(np.asarray(slopes, input._array.dtype)).to(input.device)
     if inplace:
         return engine.write_in_place(input, piecewise.prelu, slopes)
     return engine.apply(piecewise.prelu, input, slopes)  # type: ignore[no-any-return]

@@ -552,7 +552,7 @@ def uniform_(input: Tensor, *args: Any, generator: Generator | None = None, **en
         kind = np.dtype(np.float32)
     u = uniform(input.shape, generator, kind)
     values = u * kind.type(high - low) + kind.type(low)
-    values = values.astype(input._array.dtype)
+    values = np.asarray(values, input._array.dtype)  # NumPy turns arrays without dimensions into scalars
     values[values >= values.dtype.type(high)] = values.dtype.type(low)  # where rounding reached the end
     return _write(input, values)
 

@@ -353,7 +353,9 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(step)
     def hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        if self._stepping:  # by way of super().step()
+        if self._stepping or "_step_pre_hooks" not in vars(
+            self
+        ):  # by way of super().step(); without __init__()
             return step(self, *args, **kwargs)
         self._opt_called = True
         given: tuple[Any, ...] = (self, *args)

@@ -90,6 +90,23 @@ def ks_distance(values: Any, cdf: Any) -> float:
     return float(max(np.abs(ideal - np.arange(n) / n).max(), np.abs(ideal - np.arange(1, n + 1) / n).max()))
 
 
+@pytest.mark.parametrize("name", ["uniform_", "normal_", "exponential_", "random_", "bernoulli_", "cauchy_"])
+@pytest.mark.parametrize("dtype", [dt.float32, dt.float64, dt.float16, dt.bfloat16])
+def test_tensors_without_dimensions_are_filled(name: str, dtype: Any) -> None:
+    x = dt.full((), 7.25, dtype=dtype)
+
+    assert getattr(x, name)() is x
+    assert (x.shape, x.dtype) == ((), dtype)
+    assert x.item() != 7.25
+
+
+def test_noise_on_tensors_without_dimensions() -> None:
+    x = dt.tensor(-1.0)
+
+    assert -1 / 3 <= dt.nn.functional.rrelu(x, training=True).item() <= -1 / 8
+    assert dt.nn.functional.alpha_dropout(x, training=True).shape == ()
+
+
 def test_uniform_and_normal_have_their_distributions() -> None:
     n = 100_000
     limit = 1.95 / math.sqrt(n)  # the Kolmogorov-Smirnov distance stays below in 99.9 % of draws

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 
+import numpy as np
+
 from disttrain import engine, random
 from disttrain.functions.activation import SELU_ALPHA, SELU_SCALE
 from disttrain.ops import dropout as dropout_ops
@@ -150,10 +152,9 @@ def _saturate(input: Tensor, p: float, inplace: bool, shape: tuple[int, ...]) ->
     low = -SELU_SCALE * SELU_ALPHA  # the limit of SELU at minus infinity
     kept = random.bits32(math.prod(shape)).reshape(shape) >= round(p * 2**32)
     scale = (1 - p + low * low * p * (1 - p)) ** -0.5 if p < 1 else 0.0
-    factor = Tensor._of((kept * scale).astype(input._array.dtype)).to(input.device)
-    offset = Tensor._of(((~kept) * (low * scale) - low * p * scale).astype(input._array.dtype)).to(
-        input.device
-    )
+    kind = input._array.dtype
+    factor = Tensor._of(np.asarray(kept * scale, kind)).to(input.device)
+    offset = Tensor._of(np.asarray((~kept) * (low * scale) - low * p * scale, kind)).to(input.device)
     if inplace:
         return input.mul_(factor).add_(offset)
     return input * factor + offset

@@ -397,3 +397,27 @@ def test_a_parameter_given_twice_has_its_last_number() -> None:
         optimizer = dt.optim.SGD([p, q, p], lr=0.1)
 
     assert optimizer.state_dict()["param_groups"][0]["params"] == [2, 1, 2]
+
+
+@pytest.mark.parametrize("library", [dt, torch])
+def test_a_wrapper_of_an_optimizer_need_not_call_init(library) -> None:
+    class EveryOther(library.optim.Optimizer):
+        def __init__(self, inner):
+            self.inner, self.count = inner, 0
+            self.param_groups, self.state, self.defaults = inner.param_groups, {}, inner.defaults
+
+        def zero_grad(self, set_to_none=True):
+            self.inner.zero_grad(set_to_none)
+
+        def step(self, closure=None):
+            self.count += 1
+            return self.inner.step(closure) if self.count % 2 else None
+
+    p = library.ones(1, requires_grad=True)
+    optimizer = EveryOther(library.optim.SGD([p], lr=0.25))
+    for _ in range(3):
+        optimizer.zero_grad()
+        p.sum().backward()
+        optimizer.step()
+
+    assert p.item() == 0.5
