@@ -110,7 +110,8 @@ def assert_close(
             fail(
                 where,
                 f"{len(far)} of {close.size} elements differ by more than {absolute} + {relative} * expected; "
-                f"the first at {list(at)}: {x[at]}, expected {y[at]}; largest difference {np.fmax.reduce(abs(x - y), axis=None)}",
+                f"the first at {list(at)}: {x[at]}, expected {y[at]}; "
+                f"largest difference {np.fmax.reduce(abs(x - y), axis=None)}",
             )
 
     compare(actual, expected, "")

@@ -6,6 +6,7 @@ from disttrain import missing
 from disttrain.utils import checkpoint as checkpoint
 from disttrain.utils import data as data
 from disttrain.utils import hooks as hooks
+from disttrain.utils import model_zoo as model_zoo
 
 if not TYPE_CHECKING:  # which would take every name for granted
     __getattr__ = missing.of(__name__)
