@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         TransportUnavailable,
     )
     from disttrain.collectives.local import run_ranks
-    from disttrain.collectives.world import connect, empty
+    from disttrain.collectives.world import connect, empty, rank0_first
 
 __all__ = [
     "CollectiveError",
@@ -33,6 +33,7 @@ __all__ = [
     "Work",
     "connect",
     "empty",
+    "rank0_first",
     "run_ranks",
     "shutdown",
 ]
@@ -42,6 +43,7 @@ _HOME = {
     "Work": "communicator",
     "connect": "world",
     "empty": "world",
+    "rank0_first": "world",
     "run_ranks": "local",
 }
 

@@ -44,7 +44,7 @@ OPS = ("sum", "prod", "min", "max")
 
 VERBS = (
     *("all_reduce", "reduce", "reduce_scatter", "all_gather", "gather", "scatter", "broadcast", "all_to_all"),
-    *("barrier", "split", "send/recv", "close"),
+    *("barrier", "split", "send/recv", "close", "rank0_first"),
 )
 
 _DTYPE_CODE = {dtype: i for i, dtype in enumerate(DTYPES)}
@@ -55,7 +55,7 @@ HEADER_BYTES = _HEADER.size
 RECORD_BYTES = 512
 """Size of the description that each rank sends once headers differ."""
 
-_NOT_THE_CALLER = (
+NOT_THE_CALLER = (
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
     os.path.dirname(numpy.__file__) + os.sep,  # its context managers wrap functions of ours
 )
@@ -72,7 +72,7 @@ class Call:
 
     __slots__ = (
         *("verb", "x", "out", "like", "op", "root", "tag", "pair", "source", "generation", "number", "index"),
-        *("finished", "error", "result"),
+        *("finished", "error", "result", "awaited"),
     )
 
     def __init__(
@@ -102,6 +102,8 @@ class Call:
         self.finished = False
         self.error: BaseException | None = None
         self.result: Any = None
+        self.awaited: str | None = None
+        """What rank 0 does for as long as it takes while this call waits for it."""
 
     def header(self) -> bytes:
         """Return what must be equal on all ranks of the group."""
@@ -158,7 +160,7 @@ def _shape_code(shape: tuple[int, ...]) -> int:
 
 def _caller() -> tuple[str, int]:
     frame = first = sys._getframe(2)
-    while frame.f_code.co_filename.startswith(_NOT_THE_CALLER):
+    while frame.f_code.co_filename.startswith(NOT_THE_CALLER):
         if frame.f_back is None:
             frame = first
             break

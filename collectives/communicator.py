@@ -1,6 +1,7 @@
 """The handle that one rank has on a group of ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy
@@ -210,6 +211,23 @@ class Communicator:
             return None
         group, index = call.result
         return Communicator(group, index)
+
+    @contextmanager
+    def rank0_first(self, what: str = "rank 0 goes first") -> Iterator[None]:
+        """Run a block on rank 0, and on the other ranks once that is done: for files that one rank prepares for all.
+
+        The others wait as long as it takes, without a timeout, and say from time to time for what.
+
+        Args:
+            what: what rank 0 does, for that line.
+        """
+        call = Call("rank0_first")
+        call.awaited = what
+        if self.rank:
+            self._run(call)
+        yield
+        if not self.rank:
+            self._run(call)
 
     def abort(self, reason: str, code: int = 1) -> None:
         """End the whole job at once: all its processes, without cleaning up. ``reason`` goes to stderr."""

@@ -1,5 +1,6 @@
 """One process of a job: the ranks that it hosts, their groups, and the way to the other processes."""
 
+import logging
 import sys
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -13,6 +14,10 @@ from disttrain.collectives.scheduler import Baton
 from disttrain.collectives.scratch import Scratch
 from disttrain.collectives.transport import Channel, Transport
 from disttrain.collectives.tree import cover
+
+_MOST_ASKED = 4
+"""Of so many processes at most a notice says where they are."""
+_logger = logging.getLogger("disttrain")
 
 Verb = Callable[["Group", Sequence[Call]], Steps]
 """What a group does once the ranks hosted here have made their calls."""
@@ -84,8 +89,30 @@ class Group:
 
     def _submit(self, lane: Hashable, calls: Sequence[Call], steps: Verb, stay: bool) -> None:
         progress = self.host.progress
-        operation = Operation(lane, calls, steps(self, calls), self._timed_out)
+        operation = Operation(lane, calls, steps(self, calls), self._timed_out, self._still_waits)
         (progress.run if stay else progress.submit)(operation)
+
+    def _still_waits(self, operation: Operation, waited: float) -> None:
+        """Say which ranks a call waits for, and where they are; one process of those that wait does."""
+        call = operation.calls[0]
+        if call.pair is not None:
+            absent = [self.process_of[i] for i in call.pair if i not in self.here]
+        else:
+            absent = self.channel.absent()
+            if self.channel.index != min(set(range(self.channel.size)) - set(absent)):
+                return
+        away = name_ranks(self.ranks[i] for p in absent for i in self.hosted[p])
+        if call.awaited is not None and self.process_of[0] in absent:
+            _logger.info("%s: %s, %.0f s so far", away, call.awaited, waited)
+            return
+        here = name_ranks(self.ranks[c.index] for c in operation.calls)
+        lines = [
+            f"{here} has waited {waited:.0f} s in {call} at {call.place}" + (f" for {away}" if absent else "")
+        ]
+        for p in absent[:_MOST_ASKED]:
+            ranks = name_ranks(self.ranks[i] for i in self.hosted[p])
+            lines += [f"  {ranks}:", *[f"    {line}" for line in self.channel.where_is(p)]]
+        _logger.warning("\n".join(lines))
 
     def _timed_out(self, operation: Operation, waited: float) -> BaseException:
         call = operation.calls[0]

@@ -41,6 +41,12 @@ class LocalChannel:
     def narrow(self, processes: Sequence[int]) -> tuple[Request, Callable[[], Channel]]:
         return _at_once, lambda: self
 
+    def absent(self) -> list[int]:
+        return []
+
+    def where_is(self, process: int) -> list[str]:
+        return []
+
     def close(self) -> None:
         pass
 

@@ -19,6 +19,7 @@ import numpy
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.errors import PeerFailed, TransportUnavailable
 from disttrain.collectives.memory import NodeMemory, Unshared
+from disttrain.collectives.stacks import Stacks
 from disttrain.collectives.transport import Channel, Request
 from disttrain.kernels.arrays import Array
 
@@ -81,6 +82,12 @@ class MpiChannel:
         threading.Thread(target=make, name="disttrain split", daemon=True).start()
         return made.done, made.result
 
+    def absent(self) -> list[int]:
+        return []
+
+    def where_is(self, process: int) -> list[str]:
+        return []
+
     def _make(self, comm: Any, processes: Sequence[int]) -> Channel:
         return MpiChannel(self._mpi, comm)
 
@@ -136,7 +143,7 @@ class MpiTransport:
         if size > 1 and one_node:
             try:
                 self.memory = NodeMemory(self._comm, _part_bytes(size))
-                return SharedChannel(self._mpi, self._comm, self.memory, range(size))
+                return SharedChannel(self._mpi, self._comm, self.memory, Stacks(self._comm), range(size))
             except Unshared as error:
                 if self._comm.Get_rank() == 0:
                     _logger.warning(

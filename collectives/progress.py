@@ -28,10 +28,14 @@ _SLEEP_SHARE, _SLEEP_MAX_S = 0.02, 2e-3
 """After that a sleep is this share of the time waited so far: it delays no call by more."""
 
 
+NOTICE_S = 10.0
+"""A rank that stays away as long is named; again when the time has doubled."""
+
+
 class Operation:
     """One collective, or one message, on its way: the calls of this process's ranks and the steps to go."""
 
-    __slots__ = ("calls", "lane", "on_timeout", "patient", "since", "steps", "test")
+    __slots__ = ("calls", "lane", "notice", "on_notice", "on_timeout", "patient", "since", "steps", "test")
 
     def __init__(
         self,
@@ -39,14 +43,18 @@ class Operation:
         calls: Sequence[Call],
         steps: Steps,
         on_timeout: Callable[["Operation", float], BaseException],
+        on_notice: Callable[["Operation", float], None] = lambda *_: None,
     ) -> None:
         self.lane = lane
         self.calls = calls
         self.steps = steps
         self.on_timeout = on_timeout
+        self.on_notice = on_notice
         self.test: Request | None = None
         self.patient = False
         self.since = 0.0
+        self.notice = NOTICE_S
+        """After how many seconds of waiting to say so next."""
 
     def finish(self, error: BaseException | None) -> None:
         """Mark the calls as finished, each with an error of its own: they are raised in different threads."""
@@ -208,9 +216,13 @@ class Progress:
         try:
             if operation.test is None:
                 operation.since = time.monotonic()
+                operation.notice = NOTICE_S
             elif not operation.test():
                 waited = time.monotonic() - operation.since
-                if waited > self._timeout:
+                if waited > operation.notice:
+                    operation.notice = 2 * waited
+                    operation.on_notice(operation, waited)
+                if waited > self._timeout and not any(call.awaited is not None for call in operation.calls):
                     error = operation.on_timeout(operation, waited)
                     self._abandoned.append(operation)
                     while lane:  # the lane is out of step with its peers for good

@@ -7,6 +7,7 @@ import numpy
 
 from disttrain.collectives.memory import NodeMemory
 from disttrain.collectives.mpi import MpiChannel
+from disttrain.collectives.stacks import Stacks
 from disttrain.collectives.transport import Channel, Request
 from disttrain.kernels.arrays import Array
 
@@ -27,12 +28,16 @@ class SharedChannel(MpiChannel):
     they have read it.
 
     Args:
+        stacks: answers where a process is.
         members: the processes of ``memory`` that the channel connects, in its order.
     """
 
-    def __init__(self, mpi: Any, comm: Any, memory: NodeMemory, members: Sequence[int]) -> None:
+    def __init__(
+        self, mpi: Any, comm: Any, memory: NodeMemory, stacks: Stacks, members: Sequence[int]
+    ) -> None:
         super().__init__(mpi, comm)
         self.memory = memory
+        self._stacks = stacks
         self._members = tuple(members)
         nbytes = _CONTROL_BYTES + 2 * SMALL_BYTES + 2 * STAGE_BYTES
         self._mine = memory.empty(nbytes, numpy.uint8)
@@ -91,7 +96,14 @@ class SharedChannel(MpiChannel):
         """Return the flat array, of the size and type of ``like``, at ``offset`` of the part of ``process``."""
         return self.memory.part(self._members[process], offset, like.nbytes).view(like.dtype)
 
+    def absent(self) -> list[int]:
+        return [p for p, counter in enumerate(self._counters) if counter[0] < self._steps]
+
+    def where_is(self, process: int) -> list[str]:
+        return self._stacks.ask(self._members[process])
+
     def _make(self, comm: Any, processes: Sequence[int]) -> Channel:
         if len(processes) == 1:
             return super()._make(comm, processes)
-        return SharedChannel(self._mpi, comm, self.memory, [self._members[p] for p in processes])
+        members = [self._members[p] for p in processes]
+        return SharedChannel(self._mpi, comm, self.memory, self._stacks, members)

@@ -45,6 +45,12 @@ class Channel(Protocol):
     def narrow(self, processes: Sequence[int]) -> tuple[Request, Callable[[], "Channel"]]:
         """Make a channel over some of the processes, called by exactly those; it is there once complete."""
 
+    def absent(self) -> list[int]:
+        """Return the processes that have not come as far as this one in a collective, if that can be known."""
+
+    def where_is(self, process: int) -> list[str]:
+        """Return lines on where the Python code of a process is, if that can be known."""
+
     def close(self) -> None:
         """Free what the channel holds; nothing may be in flight."""
 

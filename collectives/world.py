@@ -4,6 +4,7 @@ import atexit
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
@@ -53,6 +54,11 @@ def empty(shape: int | Sequence[int], dtype: Any = numpy.float32) -> Array:
     Connects if this rank has not yet; every rank of the job must call it then.
     """
     return connect().empty(shape, dtype)
+
+
+def rank0_first(what: str = "rank 0 goes first") -> AbstractContextManager[None]:
+    """Run a block on rank 0 before the other ranks run it: :meth:`.Communicator.rank0_first` of the world."""
+    return connect().rank0_first(what)
 
 
 def shutdown() -> None:

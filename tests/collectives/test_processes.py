@@ -48,6 +48,46 @@ def test_a_message_that_does_not_come_is_named_in_time(mpiexec, tmp_path):
         assert f"for rank {1 - rank}; " in text
 
 
+@pytest.mark.parametrize(
+    ("case", "where"),
+    [
+        ("sleeps", r"    faults.py:\d+ in stays_away\n    faults.py:\d+ in sleep_over_the_data\n"),
+        ("holds", r"    faults.py:\d+ in stays_away\n    faults.py:\d+ in hold_the_interpreter\n"),
+        ("stops", r"    is stopped \(SIGSTOP\)\n"),
+    ],
+)
+def test_a_rank_that_stays_away_is_named_with_its_place(mpiexec, case, where):
+    job = mpiexec(3, "faults.py", case, timeout=20)
+
+    assert job.returncode == 0, job.stderr
+    said = re.findall(
+        r"rank 0 has waited \d+ s in all_reduce\(float64, shape \(3,\), op sum\) at faults.py:\d+ for rank 2\n"
+        r"  rank 2:\n((?:    .*\n)+)",
+        job.stderr,
+    )
+    assert len(said) in (1, 2), job.stderr  # again when the time has doubled
+    assert all(re.search(where, text) for text in said), job.stderr
+
+
+def test_a_sender_that_stays_away_is_named_with_its_place(mpiexec):
+    job = mpiexec(2, "faults.py", "sends_late", timeout=20)
+
+    assert job.returncode == 0, job.stderr
+    assert re.search(
+        r"rank 0 has waited \d+ s in send/recv\(float64, shape \(3,\)\) at faults.py:\d+ for rank 1\n"
+        r"  rank 1:\n(    .*\n)*    faults.py:\d+ in sleep_over_the_data\n",
+        job.stderr,
+    )
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_rank_0_may_take_as_long_as_it_needs_to_go_first(mpiexec, tmp_path, n):
+    job = mpiexec(n, "faults.py", "first", str(tmp_path), timeout=20)
+
+    assert job.returncode == 0, job.stderr
+    assert "rank 0: making the file, " in job.stderr
+
+
 def test_an_uncaught_exception_ends_the_world(mpiexec):
     job = mpiexec(2, "faults.py", "uncaught", timeout=20)
 

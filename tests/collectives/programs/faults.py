@@ -1,6 +1,8 @@
 """What goes wrong between ranks, one case per function: ``faults.py CASE`` under mpiexec, or on threads."""
 
+import ctypes
 import json
+import logging
 import os
 import signal
 import sys
@@ -11,7 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from disttrain.collectives import CollectiveError, CollectiveMismatch, Communicator, connect, run_ranks
+from disttrain.collectives import (
+    CollectiveError,
+    CollectiveMismatch,
+    Communicator,
+    connect,
+    progress,
+    rank0_first,
+    run_ranks,
+)
 from disttrain.collectives.env import WorkerEnv
 
 
@@ -193,6 +203,70 @@ def clean() -> None:
     x = np.full(2, comm.rank)
     comm.all_reduce(x, x, op="max")
     report(comm.rank, [comm.rank, comm.size, comm.transport, x.tolist()])
+
+
+def stays_away(how: Callable[[], None]) -> None:
+    """The last rank does something else for a while before it comes."""
+    progress.NOTICE_S = 0.3
+    comm = connect()
+    x = np.ones(3)
+    if comm.rank == comm.size - 1:
+        how()
+    comm.all_reduce(x, x)
+    comm.barrier()
+
+
+def sleep_over_the_data() -> None:
+    time.sleep(1.2)
+
+
+def hold_the_interpreter() -> None:
+    ctypes.PyDLL(None).usleep(1_200_000)  # in C, without releasing Python's lock
+
+
+def stop_and_be_woken() -> None:
+    pid = os.getpid()
+    if os.fork() == 0:
+        time.sleep(1.2)
+        os.kill(pid, signal.SIGCONT)
+        os._exit(0)
+    os.kill(pid, signal.SIGSTOP)
+
+
+def sleeps() -> None:
+    stays_away(sleep_over_the_data)
+
+
+def holds() -> None:
+    stays_away(hold_the_interpreter)
+
+
+def stops() -> None:
+    stays_away(stop_and_be_woken)
+
+
+def sends_late() -> None:
+    progress.NOTICE_S = 0.3
+    comm = connect()
+    if comm.rank == 0:
+        comm.recv(np.zeros(3), 1)
+    else:
+        sleep_over_the_data()
+        comm.send(np.ones(3), 0)
+
+
+def first() -> None:
+    """Rank 0 prepares longer than any timeout, and the others see what it made."""
+    os.environ.update(replace(WorkerEnv.from_environ(), timeout=0.2).to_environ())
+    progress.NOTICE_S = 0.3
+    logging.getLogger("disttrain").setLevel(logging.INFO)
+    logging.basicConfig(format="%(message)s")
+    path = Path(sys.argv[2]) / "made"
+    with rank0_first("making the file"):
+        if connect().rank == 0:
+            time.sleep(1.0)
+            path.write_text("by rank 0")
+        assert path.read_text() == "by rank 0"
 
 
 def wrong_world() -> None:
