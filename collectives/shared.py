@@ -1,5 +1,6 @@
 """A channel between processes of one node that share memory: they meet by counters and read each other's arrays."""
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ SMALL_BYTES = 64 << 10
 STAGE_BYTES = 1 << 20
 """Size of the places through which larger arrays go that are not in shared memory themselves."""
 _SLOT_BYTES = 256
+_PLACES = struct.Struct("<2q")
+_NOWHERE = _PLACES.pack(-1, -1)
 _CONTROL_BYTES = 4096
 
 
@@ -58,6 +61,8 @@ class SharedChannel(MpiChannel):
         self.stages = [[b[stage + i * STAGE_BYTES :][:STAGE_BYTES] for i in (0, 1)] for b in blocks]
         """By process: the two places for pieces of larger arrays."""
         self._steps = 0
+        self._offered = _NOWHERE
+        self._slot = 0
         self.headers = 0
         """How many headers were gathered so far; the next one goes with ``small[...][headers & 1]``."""
 
@@ -76,10 +81,12 @@ class SharedChannel(MpiChannel):
         return all_have
 
     def gather_headers(self, mine: bytes) -> tuple[Request, bytearray]:
-        slot = self.headers & 1
+        self._slot = slot = self.headers & 1
         self.headers += 1
         length = len(mine)
         self._slots[self.index][slot][:length] = mine
+        self._slots[self.index][slot][-len(_NOWHERE) :] = self._offered
+        self._offered = _NOWHERE
         everyone = bytearray(length * self.size)
         all_have = self.step()
 
@@ -91,6 +98,14 @@ class SharedChannel(MpiChannel):
             return True
 
         return gathered, everyone
+
+    def offer(self, x: Array, out: Array) -> None:
+        """Tell with the next header where in shared memory two arrays begin, if they do."""
+        self._offered = _PLACES.pack(self.memory.offset_of(x), self.memory.offset_of(out))
+
+    def offered(self) -> list[tuple[int, int]]:
+        """Return what the processes have told with the header that was gathered last; -1 is nowhere."""
+        return [_PLACES.unpack(slots[self._slot][-_PLACES.size :]) for slots in self._slots]
 
     def array_of(self, process: int, offset: int, like: Array) -> Array:
         """Return the flat array, of the size and type of ``like``, at ``offset`` of the part of ``process``."""

@@ -48,11 +48,16 @@ class Enclosed:
 
 
 def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Enclosed | None:
-    """Put the arrays beside the header that is sent next, if they are small; return where they are."""
+    """Put the arrays beside the header that is sent next if they are small, and return where they are.
+
+    Of larger ones the header tells where they are.
+    """
     xs, op = operands(calls), operation(calls[0])
     x = xs[calls[0].index]
     dtype = accumulator(x.dtype)
     if x.size * dtype.itemsize * group.most_nodes > SMALL_BYTES:
+        if len(calls) == 1:
+            channel.offer(calls[0].x, calls[0].out)
         return None
     if len(xs) > 1 and any((y.size, y.dtype) != (x.size, x.dtype) for y in xs.values()):
         return None  # a mismatch, as will be found
@@ -104,14 +109,9 @@ def reduce_shared(group: Group, channel: SharedChannel, calls: Sequence[Call]) -
     """All-reduce of arrays that are too large for the header."""
     xs, op = operands(calls), operation(calls[0])
     outs = [flat(call.out, op) for call in calls]
-    here = numpy.array([-1, -1], numpy.int64)
-    if len(calls) == 1:
-        here[:] = [channel.memory.offset_of(calls[0].x), channel.memory.offset_of(calls[0].out)]
-    request, told = channel.gather_headers(here.tobytes())
-    yield request, False
-    places = numpy.frombuffer(told, numpy.int64).reshape(-1, 2)
-    if (places >= 0).all():
-        yield from _reduce_in_place(group, channel, outs[0], places.tolist(), op)
+    places = channel.offered()
+    if min(min(pair) for pair in places) >= 0:
+        yield from _reduce_in_place(group, channel, outs[0], places, op)
     else:
         yield from _reduce_in_stages(group, channel, xs, outs[0], op)
     for out in outs[1:]:
@@ -131,7 +131,7 @@ def _chunks(segment: slice, itemsize: int) -> Iterator[slice]:
 
 
 def _reduce_in_place(
-    group: Group, channel: SharedChannel, out: Array, places: Sequence[Sequence[int]], op: str
+    group: Group, channel: SharedChannel, out: Array, places: Sequence[tuple[int, int]], op: str
 ) -> Steps:
     """All arrays are in shared memory: fold a segment of them where they are, then take the others' segments.
 
@@ -142,7 +142,9 @@ def _reduce_in_place(
     results = [channel.array_of(p, y, out) for p, (_, y) in enumerate(places)]
     segments = _segments(out.size, channel.size)
     dtype = accumulator(out.dtype)
-    for chunk in _chunks(segments[channel.index], out.itemsize):
+    at_once = channel.size == 2 and dtype == out.dtype  # one pass over memory, whatever its size
+    mine = segments[channel.index]
+    for chunk in [mine] if at_once else _chunks(mine, out.itemsize):
         group.scratch.reset()
         parts: dict[Node, tuple[Array, bool]] = {}
         for p, source in enumerate(sources):

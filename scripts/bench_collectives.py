@@ -28,7 +28,7 @@ SIDES = ("any", "shared", "fixed", "bare", "gloo")
 
 def calls(nbytes):
     """Return how many calls of this size make one turn."""
-    return max(4, min(300, (64 << 20) // nbytes))
+    return max(12, min(300, (64 << 20) // nbytes))
 
 
 def measure(reduce, barrier, arrays):
