@@ -5,7 +5,7 @@
 
 Columns: ``any`` reduces ordinary arrays, ``shared`` those of ``collectives.empty()`` (gradient buckets are such),
 ``fixed`` ordinary ones with ``--ranks`` (the fixed tree), ``bare`` is two NumPy processes that add halves of arrays in
-``multiprocessing.shared_memory`` and wait in a loop for each other: what the memory gives. All in float32, in place.
+shared memory and wait in a loop for each other: what the memory gives. All in float32, in place.
 The sides take turns; figures are medians of the slowest rank of each call.
 """
 
@@ -68,20 +68,8 @@ def of_gloo(rank, folder):
 
 def of_bare(rank, folder):
     """Two processes, three passes over memory: add one half of both arrays, copy the other half."""
-    from multiprocessing import resource_tracker, shared_memory
-
-    name = Path(folder, "bare")
-    nbytes = 2 * max(SIZES) + 4096
-    if rank == 0:
-        memory = shared_memory.SharedMemory(create=True, size=nbytes)
-        name.with_suffix(".part").write_text(memory.name)
-        name.with_suffix(".part").rename(name)
-    else:
-        while not name.exists():
-            time.sleep(0.01)
-        memory = shared_memory.SharedMemory(name.read_text())
-        resource_tracker.unregister(memory._name, "shared_memory")  # it is the other process's
-    counters = [memory.buf[64 * r : 64 * r + 8].cast("q") for r in range(2)]
+    memory = np.memmap(Path(folder, "bare"), np.uint8, "r+")
+    counters = [memory[64 * r : 64 * r + 8].view(np.int64) for r in range(2)]
     step = 0
 
     def meet():
@@ -101,11 +89,8 @@ def of_bare(rank, folder):
         np.copyto(x[other], peer[other])
         meet()
 
-    places = [np.frombuffer(memory.buf, np.float32, max(SIZES) // 4, 4096 + r * max(SIZES)) for r in range(2)]
-    seconds = measure(reduce, meet, lambda count: places[rank][:count])
-    if rank == 0:
-        memory.unlink()
-    return seconds
+    places = [np.asarray(memory)[4096 + r * max(SIZES) :][: max(SIZES)].view(np.float32) for r in range(2)]
+    return measure(reduce, meet, lambda count: places[rank][:count])
 
 
 def worker(side, rank, folder):
@@ -116,13 +101,13 @@ def worker(side, rank, folder):
     else:
         rank, seconds = of_disttrain(side)
     Path(folder, f"rank{rank}").write_text(json.dumps(seconds))
-    if side == "bare":
-        os._exit(0)  # the arrays in it keep the memory from being closed
 
 
 def run(side):
     """Return, by size, the median over the calls of the seconds of the slower rank."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        with open(Path(folder, "bare"), "wb") as memory:
+            memory.truncate(4096 + 2 * max(SIZES))
         me = [str(Path(__file__).resolve()), "--worker", side]
         env = {**os.environ, **ENVIRONMENT}
         if side in ("gloo", "bare"):
