@@ -30,6 +30,8 @@ MOVED: Final = {
     "cuda.amp.autocast_mode": "disttrain.cuda.amp",
     "cuda.amp.grad_scaler": "disttrain.cuda.amp",
     "distributed.distributed_c10d": "disttrain.distributed",
+    "distributed.optim": "disttrain.parallel.zero",
+    "distributed.optim.zero_redundancy_optimizer": "disttrain.parallel.zero",
     "distributions.relaxed_bernoulli": "disttrain.distributions.transformed",
     "nn.parallel.data_parallel": "disttrain.nn.data_parallel",
     "nn.parallel.distributed": "disttrain.parallel.data_parallel",

@@ -107,3 +107,37 @@ def test_the_benchmark_of_the_overhead_prints_both_sides():
 
     assert out.count("ratio") == 4
     assert out.count("µs") == 6
+
+
+SPREAD = """
+import numpy as np
+import disttrain as dt
+from disttrain.nn.parallel import DistributedDataParallel
+from disttrain.parallel.zero import ZeroOptimizer
+
+rank = dt.distributed.get_rank()
+x = dt.tensor(np.random.default_rng(rank).standard_normal((32, 300)).astype(np.float32))
+found = []
+for make in (dt.optim.Adam, lambda params: ZeroOptimizer(params, dt.optim.Adam)):
+    dt.manual_seed(0)
+    model = DistributedDataParallel(dt.nn.Sequential(dt.nn.Linear(300, 500), dt.nn.ReLU(), dt.nn.Linear(500, 9)))
+    optimizer = make(model.parameters())
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    found.append([p.detach().numpy() for p in model.parameters()])
+assert all((a == b).all() for a, b in zip(*found))
+optimizer.consolidate_state_dict()
+if rank == 0:
+    print("state of", len(optimizer.state_dict()["state"]), "parameters, here", len(optimizer.optim.state))
+"""
+
+
+@pytest.mark.mpi
+def test_a_spread_optimizer_steps_as_the_plain_one_on_processes(tmp_path):
+    (tmp_path / "spread.py").write_text(SPREAD)
+
+    out = run([*DISTTRAIN, "launch", "-n", "2", str(tmp_path / "spread.py")])
+
+    assert re.search(r"state of 4 parameters, here [123]\n", out)
