@@ -51,25 +51,35 @@ class Constraint:
 
     is_discrete = False
     event_dim = 0
-    words = "in the region"
+    _words = "in the region"
+    _check: Callable[[Tensor], Any] | None = None
 
     def __init__(
         self,
-        words: str | None = None,
+        words: str = _words,
         check: Callable[[Tensor], Any] | None = None,
         *,
         is_discrete: bool | None = None,
         event_dim: int | None = None,
     ) -> None:
-        given = {"words": words, "is_discrete": is_discrete, "event_dim": event_dim, "_check": check}
-        vars(self).update({k: v for k, v in given.items() if v is not None})
+        self._words = words
+        self._check = check
+        if is_discrete is not None:
+            self.is_discrete = is_discrete
+        if event_dim is not None:
+            self.event_dim = event_dim
 
     def check(self, value: Tensor) -> Tensor:
         """Return which elements of ``value`` lie in the region."""
-        if "_check" not in vars(self):
+        if self._check is None:
             raise NotImplementedError(f"{type(self).__name__} does not say what lies in it")
-        result: Tensor = vars(self)["_check"](value)
+        result: Tensor = self._check(value)
         return result
+
+    @property
+    def words(self) -> str:
+        """What its elements have to be; of tensors a long text, so it is made when it is asked for."""
+        return self._words
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.words})"
@@ -79,74 +89,130 @@ def _whole(v: Tensor) -> Any:
     return v % 1 == 0
 
 
-def greater_than(lower_bound: Any) -> Constraint:
+class greater_than(Constraint):
     """Numbers above ``lower_bound``."""
-    return Constraint(f"above {lower_bound}", lambda v: v > lower_bound)
+
+    def __init__(self, lower_bound: Any) -> None:
+        super().__init__(check=lambda v: v > lower_bound)
+        self.lower_bound = lower_bound
+
+    @property
+    def words(self) -> str:
+        return f"above {self.lower_bound}"
 
 
-def greater_than_eq(lower_bound: Any) -> Constraint:
+class greater_than_eq(Constraint):
     """Numbers from ``lower_bound`` on."""
-    return Constraint(f"at least {lower_bound}", lambda v: v >= lower_bound)
+
+    def __init__(self, lower_bound: Any) -> None:
+        super().__init__(check=lambda v: v >= lower_bound)
+        self.lower_bound = lower_bound
+
+    @property
+    def words(self) -> str:
+        return f"at least {self.lower_bound}"
 
 
-def less_than(upper_bound: Any) -> Constraint:
+class less_than(Constraint):
     """Numbers below ``upper_bound``."""
-    return Constraint(f"below {upper_bound}", lambda v: v < upper_bound)
+
+    def __init__(self, upper_bound: Any) -> None:
+        super().__init__(check=lambda v: v < upper_bound)
+        self.upper_bound = upper_bound
+
+    @property
+    def words(self) -> str:
+        return f"below {self.upper_bound}"
 
 
-def interval(lower_bound: Any, upper_bound: Any) -> Constraint:
+class interval(Constraint):
     """Numbers from ``lower_bound`` to ``upper_bound``, both included."""
-    return Constraint(
-        f"from {lower_bound} to {upper_bound}",
-        lambda v: (v >= lower_bound).logical_and(v <= upper_bound),
-    )
+
+    def __init__(self, lower_bound: Any, upper_bound: Any) -> None:
+        super().__init__(check=lambda v: (v >= lower_bound).logical_and(v <= upper_bound))
+        self.lower_bound, self.upper_bound = lower_bound, upper_bound
+
+    @property
+    def words(self) -> str:
+        return f"from {self.lower_bound} to {self.upper_bound}"
 
 
-def half_open_interval(lower_bound: Any, upper_bound: Any) -> Constraint:
+class half_open_interval(Constraint):
     """Numbers from ``lower_bound`` on and below ``upper_bound``."""
-    return Constraint(
-        f"in [{lower_bound}, {upper_bound})",
-        lambda v: (v >= lower_bound).logical_and(v < upper_bound),
-    )
+
+    def __init__(self, lower_bound: Any, upper_bound: Any) -> None:
+        super().__init__(check=lambda v: (v >= lower_bound).logical_and(v < upper_bound))
+        self.lower_bound, self.upper_bound = lower_bound, upper_bound
+
+    @property
+    def words(self) -> str:
+        return f"in [{self.lower_bound}, {self.upper_bound})"
 
 
-def integer_interval(lower_bound: Any, upper_bound: Any) -> Constraint:
+class integer_interval(Constraint):
     """Integers from ``lower_bound`` to ``upper_bound``, both included."""
-    return Constraint(
-        f"integers from {lower_bound} to {upper_bound}",
-        lambda v: _whole(v).logical_and(v >= lower_bound).logical_and(v <= upper_bound),
-        is_discrete=True,
-    )
+
+    is_discrete = True
+
+    def __init__(self, lower_bound: Any, upper_bound: Any) -> None:
+        super().__init__(
+            check=lambda v: _whole(v).logical_and(v >= lower_bound).logical_and(v <= upper_bound)
+        )
+        self.lower_bound, self.upper_bound = lower_bound, upper_bound
+
+    @property
+    def words(self) -> str:
+        return f"integers from {self.lower_bound} to {self.upper_bound}"
 
 
-def multinomial(upper_bound: Any) -> Constraint:
+class multinomial(Constraint):
     """Vectors of counts that sum to at most ``upper_bound``."""
-    return Constraint(
-        f"not negative, with a sum of at most {upper_bound}",
-        lambda v: (v >= 0).all(-1).logical_and(v.sum(-1) <= upper_bound),
-        is_discrete=True,
-        event_dim=1,
-    )
+
+    is_discrete = True
+    event_dim = 1
+
+    def __init__(self, upper_bound: Any) -> None:
+        super().__init__(check=lambda v: (v >= 0).all(-1).logical_and(v.sum(-1) <= upper_bound))
+        self.upper_bound = upper_bound
+
+    @property
+    def words(self) -> str:
+        return f"not negative, with a sum of at most {self.upper_bound}"
 
 
-def independent(base_constraint: Constraint, reinterpreted_batch_ndims: int) -> Constraint:
+class independent(Constraint):
     """``base_constraint`` for all elements along the last ``reinterpreted_batch_ndims`` dimensions at once."""
-    n = reinterpreted_batch_ndims
 
-    def check(v: Tensor) -> Any:
-        inside = base_constraint.check(v)
+    def __init__(self, base_constraint: Constraint, reinterpreted_batch_ndims: int) -> None:
+        super().__init__(
+            is_discrete=base_constraint.is_discrete,
+            event_dim=base_constraint.event_dim + reinterpreted_batch_ndims,
+        )
+        self.base_constraint = base_constraint
+        self.reinterpreted_batch_ndims = reinterpreted_batch_ndims
+
+    def check(self, value: Tensor) -> Tensor:
+        n = self.reinterpreted_batch_ndims
+        inside = self.base_constraint.check(value)
         if inside.ndim < n:
             raise ValueError(
-                f"independent: expected at least {base_constraint.event_dim + n} dimensions, got {v.ndim}"
+                f"independent: expected at least {self.base_constraint.event_dim + n} dimensions, got {value.ndim}"
             )
         return inside.reshape(*inside.shape[: inside.ndim - n], -1).all(-1) if n else inside
 
-    return Constraint(
-        base_constraint.words,
-        check,
-        is_discrete=base_constraint.is_discrete,
-        event_dim=base_constraint.event_dim + n,
-    )
+    @property
+    def words(self) -> str:
+        return self.base_constraint.words
+
+
+class _Dependent(Constraint):
+    """What other parameters allow; called with ``is_discrete`` or ``event_dim``, a region of which that is known."""
+
+    def __call__(self, *, is_discrete: bool | None = None, event_dim: int | None = None) -> _Dependent:
+        return _Dependent(self._words, is_discrete=is_discrete, event_dim=event_dim)
+
+    def check(self, value: Tensor) -> Tensor:
+        raise ValueError("a constraint that depends on other parameters cannot be checked without them")
 
 
 def _lower(v: Tensor) -> Any:
@@ -158,12 +224,8 @@ def _definite(v: Tensor) -> Any:
     return even.logical_and(cholesky_ex(v.detach()).info == 0) if bool(even.all()) else even
 
 
-def _impossible(v: Tensor) -> Any:
-    raise ValueError("a constraint that depends on other parameters cannot be checked without them")
-
-
 boolean = Constraint("0 or 1", lambda v: (v == 0).logical_or(v == 1), is_discrete=True)
-dependent = Constraint("what other parameters allow", _impossible)
+dependent = _Dependent("what other parameters allow")
 real = Constraint("real", lambda v: v == v)
 real_vector = independent(real, 1)
 positive = Constraint("positive", lambda v: v > 0)
@@ -213,5 +275,5 @@ class dependent_property(property):
 
 
 def is_dependent(constraint: Any) -> bool:
-    """Return whether ``constraint`` is :data:`dependent`, which cannot be checked."""
-    return constraint is dependent
+    """Return whether ``constraint`` is :data:`dependent` or a call of it, which cannot be checked."""
+    return isinstance(constraint, _Dependent)

@@ -37,10 +37,11 @@ _LOG_ROOT = 0.5 * math.log(2 * math.pi)
 
 
 def open_uniform(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Return numbers evenly distributed in (0, 1), both ends excluded."""
+    """Return numbers evenly distributed in (0, 1), both ends excluded, of the type of ``like``."""
     kind = like.dtype if like.dtype is dtypes.float64 else dtypes.float32
-    u = rand(tuple(shape), dtype=kind, device=like.device).clamp(min=finfo(kind).tiny)
-    return u.to(like.dtype)
+    limits = finfo(like.dtype)
+    u = rand(tuple(shape), dtype=kind, device=like.device).to(like.dtype)  # which may round up to 1
+    return u.clamp(limits.tiny, 1 - limits.eps / 2)
 
 
 class Normal(ExponentialFamily):
@@ -245,8 +246,10 @@ class Laplace(Distribution):
         return 2 * self.scale.pow(2)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        u = open_uniform(self._shape(sample_shape), self.loc) - 0.5
-        return self.loc - self.scale * u.sign() * (-2 * u.abs()).log1p()
+        u = open_uniform(self._shape(sample_shape), self.loc)
+        return self.icdf(
+            u.clamp(min=finfo(u.dtype).eps / 2)
+        )  # less would be 0 beside 0.5, and the draw infinite
 
     def log_prob(self, value: Tensor) -> Tensor:
         self._validate_sample(value)

@@ -77,7 +77,7 @@ class Distribution:
             return
         for name, constraint in self.arg_constraints.items():
             value = vars(self).get(name)
-            if value is None or name == self._computed or constraint is constraints.dependent:
+            if value is None or name == self._computed or constraints.is_dependent(constraint):
                 continue
             if not bool(constraint.check(value).all()):
                 raise ValueError(

@@ -43,14 +43,18 @@ __all__ = [
 ]
 
 
-def _draw(concentration: Array) -> Array:
-    """Return gamma numbers of float64 concentrations, by Marsaglia and Tsang (ACM TOMS 26, 2000)."""
+def _draw_log(concentration: Array) -> Array:
+    """Return the logarithms of gamma numbers of float64 concentrations, by Marsaglia and Tsang (ACM TOMS 26, 2000).
+
+    The numbers themselves of a concentration near 0 would mostly be too small for any type.
+    """
     a = concentration.reshape(-1)
     small = a < 1
     d = np.where(small, a + 1, a) - 1 / 3
-    c = 1 / np.sqrt(9 * d)
-    out = np.full_like(d, math.nan)
-    left = np.flatnonzero(a > 0)
+    with np.errstate(all="ignore"):
+        c = 1 / np.sqrt(9 * d)
+        out = np.log(np.where((a == 0) | (a == math.inf), a, math.nan))
+    left = np.flatnonzero((a > 0) & (a < math.inf))
     while left.size:
         words = words64(2 * a.size)
         z = kernels.normal(words[left])
@@ -59,12 +63,12 @@ def _draw(concentration: Array) -> Array:
         good = v > 0
         score = 0.5 * z * z + d[left] * (1 - v + kernels.log(np.where(good, v, 1)))
         good &= kernels.log(u) < score
-        out[left[good]] = (d[left] * v)[good]
+        out[left[good]] = kernels.log((d[left] * v)[good])
         left = left[~good]
     if small.any():  # one more, and a power of an even number
         boost = kernels.open_uniform(words64(a.size))
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            out = np.where(small, out * np.exp(kernels.log(boost) / np.where(small, a, 1)), out)
+        with np.errstate(all="ignore"):
+            out = np.where(small, out + kernels.log(boost) / np.where(small, a, 1), out)
     return out.reshape(concentration.shape)
 
 
@@ -85,11 +89,22 @@ def _series(a: Array, x: Array) -> tuple[Array, Array]:
     return total, derivative
 
 
+def _log_slope(a: Array, log_x: Array) -> Array:
+    """Return the derivative of the logarithm of a draw with respect to its concentration ``a``, in float64."""
+    with np.errstate(all="ignore"):
+        total, derivative = _series(a, np.exp(log_x))
+        return -(total * (log_x - digamma(a + 1)) + derivative) / a
+
+
 def _slope(a: Array, x: Array) -> Array:
     """Return the derivative of the draw ``x`` with respect to its concentration ``a``, in float64."""
     with np.errstate(all="ignore"):
-        total, derivative = _series(a, x)
-        return -(x / a) * (total * (np.log(x) - digamma(a + 1)) + derivative)
+        return x * _log_slope(a, np.log(x))
+
+
+def _is_far(a: Array, x: Array) -> Array:
+    """Return where less than 1e-17 of the distribution lies above ``x``, and :func:`_series` might overflow."""
+    return x > a + 12 * np.sqrt(a) + 80
 
 
 def _flat(*tensors: Tensor) -> tuple[Array, ...]:
@@ -101,7 +116,9 @@ class _StandardGamma(Function):
     def forward(ctx: Any, concentration: Tensor) -> Tensor:
         least = finfo(concentration.dtype).tiny
         array = concentration._array
-        x: Tensor = engine.Tensor_._of(_draw(array.astype(np.float64)).astype(array.dtype)).clamp(min=least)
+        with np.errstate(all="ignore"):
+            drawn = np.exp(_draw_log(array.astype(np.float64))).astype(array.dtype)
+        x: Tensor = engine.Tensor_._of(drawn).clamp(min=least)
         ctx.save_for_backward(concentration, x)
         return x
 
@@ -113,13 +130,30 @@ class _StandardGamma(Function):
         return grads[0] * engine.Tensor_._of(slope.reshape(x.shape))
 
 
+class _LogStandardGamma(Function):
+    """The logarithm of a gamma number, of a float64 concentration."""
+
+    @staticmethod
+    def forward(ctx: Any, concentration: Tensor) -> Tensor:
+        log_x: Tensor = engine.Tensor_._of(_draw_log(concentration._array))
+        ctx.save_for_backward(concentration, log_x)
+        return log_x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        concentration, log_x = ctx.saved_tensors
+        slope = _log_slope(*_flat(concentration, log_x))
+        return grads[0] * engine.Tensor_._of(slope.reshape(log_x.shape))
+
+
 class _GammaCdf(Function):
     @staticmethod
     def forward(ctx: Any, concentration: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(concentration, x)
         a, at = _flat(concentration, x)
         with np.errstate(all="ignore"):
-            far = at > a + 50 * np.sqrt(a) + 500  # where nothing is left above
+            far = _is_far(a, at)
             total, _ = _series(a, np.where(far, 0.0, at))
             found = np.exp(a * np.log(at) - at - lgamma(a + 1)) * total
         found = np.where(far, 1.0, np.minimum(found, 1.0))
@@ -133,7 +167,8 @@ class _GammaCdf(Function):
         a, at = _flat(concentration, x)
         with np.errstate(all="ignore"):
             density = np.exp((a - 1) * np.log(at) - at - lgamma(a))
-            slope = np.where(density > 0, -_slope(a, np.where(density > 0, at, 1.0)) * density, 0.0)
+            inside = (density > 0) & ~_is_far(a, at)
+            slope = np.where(inside, -_slope(a, np.where(inside, at, 1.0)) * density, 0.0)
         by_a, by_x = (engine.Tensor_._of(v.astype(x._array.dtype).reshape(x.shape)) for v in (slope, density))
         return grads[0] * by_a, grads[0] * by_x
 
@@ -316,8 +351,10 @@ class Dirichlet(ExponentialFamily):
         return self.concentration * (total - self.concentration) / (total.pow(2) * (total + 1))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        g = standard_gamma(self.concentration.expand(self._shape(sample_shape)))
-        return g / g.sum(-1, True)
+        a = self.concentration
+        logs: Tensor = _LogStandardGamma.apply(a.expand(self._shape(sample_shape)).double())
+        limits = finfo(a.dtype)
+        return logs.softmax(-1).to(a.dtype).clamp(limits.tiny, 1 - limits.eps / 2)
 
     def log_prob(self, value: Tensor) -> Tensor:
         self._validate_sample(value)

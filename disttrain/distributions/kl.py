@@ -33,6 +33,7 @@ from disttrain.functions.activation import softplus
 from disttrain.functions.arithmetic import where, xlogy
 from disttrain.functions.decompositions import solve_triangular
 from disttrain.functions.elementwise import log
+from disttrain.functions.shape import broadcast_tensors
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -225,8 +226,7 @@ def _multivariate_normal(p: MultivariateNormal, q: MultivariateNormal) -> Tensor
         raise ValueError(
             f"kl_divergence(): vectors of {tuple(p.event_shape)} and {tuple(q.event_shape)} elements"
         )
-    root = q._root.expand((*p.batch_shape, *q._root.shape[-2:])) if not q.batch_shape else q._root
-    ratio = solve_triangular(root, p._root.expand(root.shape), upper=False).pow(2).sum((-2, -1))
+    ratio = solve_triangular(*broadcast_tensors(q._root, p._root), upper=False).pow(2).sum((-2, -1))
     away = distance(q._root, q.loc - p.loc)
     result: Tensor = half_log_det(q._root) - half_log_det(p._root) + 0.5 * (ratio + away - p.event_shape[0])
     return result

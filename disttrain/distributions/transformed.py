@@ -15,6 +15,7 @@ from disttrain.distributions.transforms import (
     ExpTransform,
     SigmoidTransform,
     Transform,
+    sum_last,
 )
 from disttrain.functions.activation import softplus
 from disttrain.modes import no_grad
@@ -29,10 +30,6 @@ __all__ = [
     "RelaxedOneHotCategorical",
     "TransformedDistribution",
 ]
-
-
-def _sum_last(t: Any, n: int) -> Any:
-    return t.sum(tuple(range(-n, 0))) if n else t
 
 
 class TransformedDistribution(Distribution):
@@ -87,8 +84,9 @@ class TransformedDistribution(Distribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
         shape = ComposeTransform(self.transforms).inverse_shape((*batch_shape, *self._event_shape))
-        base = self.base_dist.expand(shape[: len(shape) - len(self.base_dist.event_shape)])
-        return TransformedDistribution(base, self.transforms, validate_args=self._validate_args)
+        new = super().expand(batch_shape)
+        new.base_dist = self.base_dist.expand(shape[: len(shape) - len(self.base_dist.event_shape)])
+        return new
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         with no_grad():
@@ -111,9 +109,9 @@ class TransformedDistribution(Distribution):
             x = transform._inv_call(y)
             events += transform.domain.event_dim - transform.codomain.event_dim
             grown = transform.log_abs_det_jacobian(x, y)
-            total = total - _sum_last(grown, events - transform.domain.event_dim)
+            total = total - sum_last(grown, events - transform.domain.event_dim)
             y = x
-        return total + _sum_last(self.base_dist.log_prob(y), events - len(self.base_dist.event_shape))  # type: ignore[no-any-return]
+        return total + sum_last(self.base_dist.log_prob(y), events - len(self.base_dist.event_shape))  # type: ignore[no-any-return]
 
     def _flip(self, p: Any) -> Any:
         """Return ``1 - p`` where the transforms fall, else ``p``."""
@@ -146,10 +144,6 @@ class LogNormal(TransformedDistribution):
 
     def __init__(self, loc: Any, scale: Any, validate_args: bool | None = None) -> None:
         super().__init__(Normal(loc, scale, validate_args), ExpTransform(), validate_args)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
-        base = self.base_dist.expand(batch_shape)
-        return LogNormal(base.loc, base.scale, self._validate_args)
 
     @property
     def loc(self) -> Tensor:

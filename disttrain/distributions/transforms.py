@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from disttrain.distributions import constraints
@@ -35,11 +35,18 @@ __all__ = [
     "TanhTransform",
     "Transform",
     "identity_transform",
+    "sum_last",
 ]
 
 
-def _sum_last(t: Tensor, n: int) -> Tensor:
+def sum_last(t: Tensor, n: int) -> Tensor:
+    """Return the sums over the last ``n`` dimensions."""
     return t.sum(tuple(range(-n, 0))) if n else t
+
+
+def _equal(a: Any, b: Any) -> bool:
+    found = a == b
+    return bool(found.all() if hasattr(found, "all") else found)
 
 
 class Transform:
@@ -63,7 +70,7 @@ class Transform:
             raise ValueError(f"cache_size must be 0 or 1, got {cache_size!r}")
         self._cache_size = cache_size
         self._last: tuple[Any, Any] = (None, None)
-        self._inv: Callable[[], Transform | None] | None = None
+        self._inv: weakref.ref[Transform] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._cache_size and x is self._last[0]:
@@ -119,11 +126,15 @@ class Transform:
         """Return the shape of the argument for a result of ``shape``."""
         return shape
 
-    def __eq__(self, other: object) -> bool:
-        def told(t: Any) -> dict[str, Any]:
-            return {k: v for k, v in vars(t).items() if k not in ("_last", "_cache_size", "_inv")}
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_inv": None}  # a copy has an inverse of its own
 
-        return self is other or (type(self) is type(other) and told(self) == told(other))
+    def __eq__(self, other: object) -> bool:
+        if self is other or type(self) is not type(other):
+            return self is other
+        apart = ("_last", "_cache_size", "_inv", "domain", "codomain")
+        a, b = ({k: v for k, v in vars(t).items() if k not in apart} for t in (self, other))
+        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
 
     def __hash__(self) -> int:
         return id(self)
@@ -136,9 +147,12 @@ class _Inverse(Transform):
     def __init__(self, transform: Transform) -> None:
         super().__init__()
         self._transform = transform
-        self._inv = lambda: transform
         self.bijective = transform.bijective
         self.domain, self.codomain = transform.codomain, transform.domain
+
+    @property
+    def inv(self) -> Transform:
+        return self._transform
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._transform._inv_call(x)
@@ -207,7 +221,7 @@ class ComposeTransform(Transform):
         events = self.domain.event_dim
         for part, before, after in zip(self.parts, points[:-1], points[1:], strict=True):
             grown = part.log_abs_det_jacobian(before, after)
-            total = total + _sum_last(grown, events - part.domain.event_dim)
+            total = total + sum_last(grown, events - part.domain.event_dim)
             events += part.codomain.event_dim - part.domain.event_dim
         return total  # type: ignore[no-any-return]
 
@@ -252,7 +266,7 @@ class IndependentTransform(Transform):
         return self.base_transform.sign
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return _sum_last(self.base_transform.log_abs_det_jacobian(x, y), self.reinterpreted_batch_ndims)
+        return sum_last(self.base_transform.log_abs_det_jacobian(x, y), self.reinterpreted_batch_ndims)
 
     def forward_shape(self, shape: Sequence[int]) -> Any:
         return self.base_transform.forward_shape(shape)
@@ -413,14 +427,10 @@ class AffineTransform(Transform):
         self.domain = self.codomain = constraints.independent(constraints.real, event_dim)
 
     def __eq__(self, other: object) -> bool:
-        def equal(a: Any, b: Any) -> bool:
-            found = a == b
-            return bool(found.all() if hasattr(found, "all") else found)
-
         return (
             isinstance(other, AffineTransform)
-            and equal(self.loc, other.loc)
-            and equal(self.scale, other.scale)
+            and _equal(self.loc, other.loc)
+            and _equal(self.scale, other.scale)
         )
 
     __hash__ = Transform.__hash__
@@ -439,7 +449,7 @@ class AffineTransform(Transform):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         s = self.scale
         grown = s.abs().log() if hasattr(s, "abs") else x.new_full((), math.log(abs(s)))
-        return _sum_last(grown.expand(x.shape), self.event_dim)
+        return sum_last(grown.expand(x.shape), self.event_dim)
 
     def forward_shape(self, shape: Sequence[int]) -> Any:
         return broadcast_shapes(

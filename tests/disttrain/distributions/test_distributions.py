@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import warnings
 from typing import Any
@@ -63,7 +64,20 @@ D.MultivariateNormal(m,C).scale_tril | D.MixtureSameFamily(D.Categorical(pr),D.N
 D.MixtureSameFamily(D.Normal(m,s),D.Normal(m,s)) | D.TransformedDistribution(D.Normal(m,s),3)
 D.TransformedDistribution(D.Normal(0.,1.),D.StickBreakingTransform()) | D.Normal(m,s).expand((3,))
 D.Categorical(logits=T(0.,float("-inf"))).log_prob(L.tensor(1)) | repr(D.Normal(0.,1.)) | repr(D.Gamma(2.,1.))
-repr(D.Bernoulli(.5)) | D.Normal(m,s).sample_n(3).shape | D.Independent(D.Normal(P,1.),1).expand((3,2)).batch_shape
+repr(D.Bernoulli(.5)) | D.NegativeBinomial(T(0.,0.),.5).sample((3,)) | D.Gamma(100.,1.).cdf(T(50.,300.,1099.))
+D.Gamma(T(1.,float("inf")),1.).sample()[1] | D.RelaxedBernoulli(L.tensor(.5),pr).expand((2,3)).probs
+D.RelaxedOneHotCategorical(L.tensor(.5),pr).expand((2,)).probs | D.LogNormal(m,s).expand((3,2)).loc
+D.kl_divergence(D.MultivariateNormal(L.zeros(2,3,2),C),D.MultivariateNormal(L.ones(3,2),2*C))
+D.kl_divergence(D.MultivariateNormal(L.zeros(1,3,2),C),D.MultivariateNormal(L.ones(4,1,2),2*C))
+D.ComposeTransform([D.ExpTransform()])==D.ComposeTransform([D.ExpTransform()])
+D.ComposeTransform([D.ExpTransform()])==D.ComposeTransform([D.TanhTransform()])
+D.PowerTransform(T(1.,2.))==D.PowerTransform(T(1.,2.)) | D.PowerTransform(T(1.,2.))==D.PowerTransform(T(1.,3.))
+D.AffineTransform(0.,2.).inv==D.AffineTransform(0.,2.).inv | D.AffineTransform(0.,2.).inv==D.AffineTransform(0.,3.).inv
+D.constraints.interval(0.,2.).lower_bound | isinstance(D.constraints.interval(0.,2.),D.constraints.interval)
+D.constraints.is_dependent(D.constraints.dependent(is_discrete=False,event_dim=1))
+D.constraints.dependent(is_discrete=True,event_dim=1).event_dim | D.constraints.dependent.check(m)
+D.Independent(D.Normal(m,s),1).support.base_constraint is D.constraints.real
+D.Normal(m,s).sample_n(3).shape | D.Independent(D.Normal(P,1.),1).expand((3,2)).batch_shape
 """
 PAIRS = """
 Exponential(s) || Exponential(s+1)
@@ -330,6 +344,53 @@ def test_draws_follow_the_probabilities() -> None:
     np.testing.assert_allclose([z.mean(), z.std()], [2, 3], atol=0.06)
     u = D.Uniform(-1.0, 3.0).sample((n,)).numpy()
     np.testing.assert_allclose([u.mean(), u.min(), u.max()], [1, -1, 3], atol=0.03)
+
+
+def test_shares_of_small_concentrations_are_near_the_corners() -> None:
+    dt.manual_seed(1)
+    shares = D.Dirichlet(dt.full((3,), 0.01)).sample((5000,))
+    parts = D.Beta(0.01, dt.tensor(0.01)).sample((5000,))
+
+    assert (shares.max(-1).values > 0.9).float().mean() > 0.95
+    assert ((parts > 0.1) & (parts < 0.9)).float().mean() < 0.05
+    assert bool(((parts > 0) & (parts < 1)).all())
+
+
+def test_draws_of_half_precision_are_finite_and_in_their_region() -> None:
+    dt.manual_seed(2)
+    one = dt.ones(20_000, dtype=dt.bfloat16)
+
+    for d in (D.Gumbel(0 * one, one), D.Exponential(one), D.Weibull(one, one), D.Laplace(0 * one, one)):
+        x = d.sample()
+        assert x.dtype is dt.bfloat16
+        assert bool(dt.isfinite(x).all())
+        assert isinstance(d, D.Gumbel | D.Laplace) or bool((x > 0).all())
+
+
+def test_the_least_even_number_makes_a_finite_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    from disttrain.distributions import continuous
+
+    monkeypatch.setattr(continuous, "rand", lambda shape, **options: dt.zeros(shape, **options))
+    kinds = (
+        D.Laplace(0.0, 1.0),
+        D.Gumbel(0.0, 1.0),
+        D.Cauchy(0.0, 1.0),
+        D.Exponential(1.0),
+        D.Pareto(1.0, 1.0),
+    )
+
+    assert all(bool(dt.isfinite(d.sample())) for d in kinds)
+
+
+def test_a_copied_transform_has_an_inverse_of_its_own() -> None:
+    t = D.AffineTransform(0.0, dt.tensor(2.0))
+    inverse = t.inv
+    other = copy.deepcopy(t)
+    other.scale.fill_(4.0)
+
+    assert other.inv is not inverse
+    assert other.inv(dt.tensor(8.0)) == 2
+    assert inverse.inv is t
 
 
 def test_gradients_pass_through_draws() -> None:
