@@ -55,6 +55,10 @@ class WorkerEnv:
     """ZeroMQ endpoint of the launcher's control plane; empty outside the launcher."""
     timeout: float = 1800.0
     """Seconds that a rank waits in a collective."""
+    audit: str = ""
+    """Folder in which ranks record what they compute (``disttrain audit``); empty if they do not."""
+    audit_steps: int = 0
+    """How many optimizer steps they make then."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank <= self.rank + self.hosted <= self.world_size or self.hosted < 1:

@@ -13,6 +13,10 @@ _COMMANDS: Final = {
         "disttrain.launcher.debug:debug",
         "Run all ranks of a script in one process, under a debugger.",
     ),
+    "audit": (
+        "disttrain.launcher.audit:audit",
+        "Prove that a script computes the same bits on any number of processes.",
+    ),
     "compat": (
         "disttrain.compat.command:compat",
         "List what a PyTorch script uses that is not here, or run it unmodified.",

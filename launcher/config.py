@@ -40,6 +40,10 @@ class LaunchConfig:
     transport: str = "auto"
     timeout: float = 1800.0
     """Seconds that a rank waits in a collective."""
+    audit: str = ""
+    """Folder in which the ranks record what they compute; empty if they do not."""
+    audit_steps: int = 0
+    """How many optimizer steps they make then."""
     env: dict[str, str] = field(default_factory=dict)
     """Variables that the workers get beside those of the launcher."""
 
@@ -96,6 +100,8 @@ class LaunchConfig:
                     generation=generation,
                     control=control,
                     timeout=self.timeout,
+                    audit=self.audit,
+                    audit_steps=self.audit_steps,
                 )
             )
             rank += hosted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from disttrain import collectives, context
 from disttrain.autograd import accumulates, backward_weight
+from disttrain.collectives.env import current_env
 from disttrain.engine import Slot, is_grad_enabled, queue_callback
 from disttrain.kernels.arrays import Array
 from disttrain.nn.module import Module
@@ -207,6 +209,8 @@ class DistributedDataParallel(Module):
             self._replace_others(module)
         for p in params:
             p._synchronized = True
+        if current_env().audit:
+            importlib.import_module("disttrain.audit").watch(module)
         if self._comm.size == 1:
             return
         self._buckets = [

@@ -141,3 +141,13 @@ def test_a_spread_optimizer_steps_as_the_plain_one_on_processes(tmp_path):
     out = run([*DISTTRAIN, "launch", "-n", "2", str(tmp_path / "spread.py")])
 
     assert re.search(r"state of 4 parameters, here [123]\n", out)
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+def test_the_benchmark_of_collectives_prints_all_sides():
+    pytest.importorskip("torch", reason="compares with torch")
+
+    out = run([sys.executable, str(SCRIPTS / "bench_collectives.py"), "--against", "gloo", "--turns", "1"])
+
+    assert len(re.findall(r"^ +\d+ +(?:[\d.]+ us +){5}(?:[\d.]+ *){4}$", out, re.M)) == 8

@@ -32,7 +32,8 @@ def test_an_unknown_command_is_refused():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["launch", "--help"], ["debug", "--help"], ["compat", "--help"]]
+    "arguments",
+    [["--help"], ["launch", "--help"], ["debug", "--help"], ["compat", "--help"], ["audit", "--help"]],
 )
 def test_help_loads_no_arrays_and_no_sockets(arguments):
     program = (
