@@ -28,7 +28,7 @@ def vmap(
     Args:
         func: takes and returns Tensors or nests (tuples, lists, dicts) of them.
         in_dims: which dimension of each argument counts the samples, or a nest like the arguments; ``None`` where all
-            samples share a value. Keyword arguments are mapped over their first dimension.
+            samples share a value. Keyword arguments go to every sample as they are.
         out_dims: where that dimension goes in each result, or a tuple, one for each.
         randomness: what random functions do in ``func``: ``"different"`` numbers for each sample, the ``"same"`` for
             all, or (``"error"``) raise.
@@ -50,25 +50,20 @@ def vmap(
             raise ValueError(
                 f"vmap(): in_dims must be an int or a (possibly nested) tuple of them, got {type(in_dims).__name__}"
             )
-        if not args and not kwargs:
+        if not args:
             raise ValueError(
-                "vmap(): there is nothing to map over; the function was called without arguments"
+                "vmap(): there is nothing to map over; the function was called without positional arguments"
             )
         dims = [in_dims] * len(args) if isinstance(in_dims, int) else list(in_dims)
         if len(dims) != len(args):
             raise ValueError(f"vmap(): in_dims has {len(dims)} entries, and there are {len(args)} arguments")
-        count = _samples([*zip(args, dims, strict=True), *[(v, 0) for v in kwargs.values()]])
+        count = _samples(list(zip(args, dims, strict=True)))
         state = random.get_rng_state() if randomness != "different" else None
         outs = []
         for i in range(count):
             if randomness == "same" and state is not None:
                 random.set_rng_state(state)
-            outs.append(
-                func(
-                    *[_sample(a, d, i) for a, d in zip(args, dims, strict=True)],
-                    **{k: _sample(v, 0, i) for k, v in kwargs.items()},
-                )
-            )
+            outs.append(func(*[_sample(a, d, i) for a, d in zip(args, dims, strict=True)], **kwargs))
             if randomness == "error" and i == 0 and not (random.get_rng_state() == state).all():
                 raise RuntimeError(
                     'vmap(): the function drew random numbers; give randomness="same" or randomness="different"'

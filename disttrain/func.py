@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,23 @@ def _map(f: Callable[[Any], Any], tree: Any) -> Any:
     return tree
 
 
+def _check(name: str, what: str, tree: Any, error: type[Exception] = RuntimeError) -> None:
+    """Raise ``error`` where ``tree`` holds something else than Tensors."""
+    if isinstance(tree, dict | tuple | list):
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            _check(name, what, part, error)
+    elif not isinstance(tree, engine.Tensor_):
+        raise error(
+            f"{name}(): {what} must be Tensors or nests of them, got {type(tree).__name__}: {tree!r:.80}"
+        )
+
+
+def _fill(tree: Any, values: Iterable[Any]) -> Any:
+    """Return ``tree`` with ``values`` in the places of its Tensors, in order."""
+    rest = iter(values)
+    return _map(lambda _: next(rest), tree)
+
+
 def _fresh(tree: Any) -> Any:
     """Return new tensors to differentiate with respect to, that have the history of those in ``tree``."""
     return _map(lambda t: t.view_as(t) if t.requires_grad else t.detach().requires_grad_(), tree)
@@ -107,10 +124,12 @@ def grad_and_value(
 
     Raises:
         RuntimeError: from the function returned: ``func`` returns no single number, or ``argnums`` are wrong.
+        ValueError: the same: such an argument holds something that is no Tensor.
     """
 
     def both(*args: Any, **kwargs: Any) -> Any:
         numbers = _numbers("grad", argnums, len(args))
+        _check("grad", "the arguments named by argnums", [args[i] for i in numbers], ValueError)
         outer = engine.is_grad_enabled()
         with autograd.enable_grad():
             given = {i: _fresh(args[i]) for i in numbers}
@@ -136,8 +155,7 @@ def grad_and_value(
                 found = tuple([t.detach() * 0 for t in leaves])
         wants = outer and _reach_beyond([out, *found], leaves)
         finish: Callable[[Any], Any] = (lambda t: t) if wants else (lambda t: t.detach())
-        flat = iter(found)
-        grads = [_map(lambda _: finish(next(flat)), given[i]) for i in numbers]
+        grads = _fill([given[i] for i in numbers], map(finish, found))
         result = tuple(grads) if isinstance(argnums, tuple) else grads[0]
         value = finish(out)
         return result, ((value, _map(finish, aux)) if has_aux else value)
@@ -163,13 +181,19 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         func: takes and returns Tensors or nests of them.
         primals: its arguments.
         has_aux: ``func`` returns something else beside; it is returned third.
+
+    Raises:
+        RuntimeError: ``func`` returns something that is no Tensor.
+        ValueError: ``primals`` hold such a thing.
     """
+    _check("vjp", "primals", primals, ValueError)
     with autograd.enable_grad():
         given = _fresh(primals)
         out = func(*given)
         aux = None
         if has_aux:
             out, aux = out
+    _check("vjp", "what the function returns", out)
     outs = _leaves(out)
 
     def back(*cotangents: Any) -> Any:
@@ -185,8 +209,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
             create_graph=any(v.requires_grad for v in vectors),
             materialize_grads=True,
         )
-        flat = iter(found)
-        return _map(lambda _: next(flat), tuple(given))
+        return _fill(tuple(given), found)
 
     value, aux = _apart(out, aux, given)
     return (value, back, aux) if has_aux else (value, back)
@@ -253,8 +276,8 @@ def jvp(
     own = [*_leaves(given), *weights.values()]
     recorded = engine.is_grad_enabled() and _reach_beyond([*outs, *found.values()], own)
     finish: Callable[[Any], Any] = (lambda t: t) if recorded else (lambda t: t.detach())
-    flat = iter([finish(found[i]) if i in found else o.detach() * 0 for i, o in enumerate(outs)])
-    result = _map(finish, out), _map(lambda _: next(flat), out)
+    columns = [finish(found[i]) if i in found else o.detach() * 0 for i, o in enumerate(outs)]
+    result = _map(finish, out), _fill(out, columns)
     return (*result, _map(finish, aux)) if has_aux else result
 
 
@@ -280,28 +303,41 @@ def jacrev(
     """Return a function that returns the Jacobian of ``func``, row by row, as ``torch.func.jacrev``.
 
     Args:
-        func: takes Tensors and returns one or a tuple of them.
+        func: takes and returns Tensors or nests of them.
         argnums: with respect to which arguments.
         has_aux: ``func`` returns something else beside; the function returned then returns ``(jacobian, aux)``.
         chunk_size: there for PyTorch's signature.
+
+    Returns:
+        From the function returned: for each Tensor of the result, in its place, a nest like the arguments of Tensors
+        of shape ``(*result.shape, *argument.shape)``.
+
+    Raises:
+        RuntimeError: from the function returned: ``func`` returns something else, or ``argnums`` are wrong.
+        ValueError: the same: such an argument holds something that is no Tensor.
     """
 
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         numbers = _numbers("jacrev", argnums, len(args))
 
-        def inner(*chosen: Any) -> Any:
-            given = dict(zip(numbers, chosen, strict=True))
+        out = aux = None
+
+        def inner(*leaves: Any) -> Any:
+            nonlocal out, aux
+            given = dict(zip(numbers, _fill(chosen, leaves), strict=True))
             out = func(*[given.get(i, a) for i, a in enumerate(args)], **kwargs)
             if has_aux:
-                out, beside[0] = out
-            return out
+                out, aux = out
+            _check("jacrev", "what the function returns", out)
+            return tuple(_leaves(out))
 
-        beside: list[Any] = [None]
         chosen = tuple([args[i] for i in numbers])
-        recorded = any(t.requires_grad for t in chosen)
+        _check("jacrev", "the arguments named by argnums", chosen, ValueError)
+        leaves = tuple(_leaves(chosen))
+        rows = functional.jacobian(inner, leaves, create_graph=any(t.requires_grad for t in leaves))
         inputs = chosen if isinstance(argnums, tuple) else chosen[0]
-        found = functional.jacobian(inner, inputs, create_graph=recorded)
-        return (found, _map(lambda t: t.detach(), beside[0])) if has_aux else found
+        found = _fill(out, [_fill(inputs, row) for row in rows])
+        return (found, _map(lambda t: t.detach(), aux)) if has_aux else found
 
     return jacobian
 

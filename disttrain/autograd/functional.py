@@ -220,7 +220,7 @@ def jacobian(
 def _rows(out: Tensor, xs: Tensors, create_graph: bool, strict: bool) -> list[Any]:
     """Return the Jacobian of one output with respect to each input."""
     if not out.numel():
-        return [zeros(*out.shape, *x.shape, dtype=out.dtype) for x in xs]
+        return [zeros((*out.shape, *x.shape), dtype=out.dtype) for x in xs]
     flat = out.reshape(-1)
     columns: list[list[Any]] = [[] for _ in xs]
     for i in range(out.numel()):
@@ -228,7 +228,7 @@ def _rows(out: Tensor, xs: Tensors, create_graph: bool, strict: bool) -> list[An
             columns, _grads([flat[i]], xs, None, create_graph, strict, "jacobian"), strict=True
         ):
             column.append(g)
-    whole = [stack(c).reshape(*out.shape, *x.shape) for c, x in zip(columns, xs, strict=True)]
+    whole = [stack(c).reshape((*out.shape, *x.shape)) for c, x in zip(columns, xs, strict=True)]
     return list(_results(whole, create_graph))
 
 

@@ -60,6 +60,23 @@ PROGRAMS: dict[str, Any] = {
     "hessian by hand": lambda F, L, x, y: F.jacrev(F.jacfwd(lambda t: t.pow(3).sum() * t.sum()))(x),
     "derivative along a gradient": lambda F, L, x, y: F.jvp(F.grad(lambda t: t.pow(3).sum()), (x,), (y,)),
     "linearize": lambda F, L, x, y: (lambda out, along: [out, along(y)])(*F.linearize(lambda t: t.sin(), x)),
+    "jacrev of a nest": lambda F, L, x, y: F.jacrev(lambda p, t: t @ p["w"] + p["b"])({"w": x, "b": y[0]}, x),
+    "jacrev to a nest": lambda F, L, x, y: F.jacrev(lambda t: {"a": t * 2, "b": [t.sum()]})(x),
+    "jacrev of and to nests": lambda F, L, x, y: F.jacrev(
+        lambda a, p: (a * p["b"], {"c": p["w"]}), argnums=(1, 0)
+    )(x, {"w": x, "b": y}),
+    "jacfwd of a nest": lambda F, L, x, y: F.jacfwd(lambda p: p["w"] * p["b"])({"w": x, "b": y}),
+    "jacrev of samples": lambda F, L, x, y: F.vmap(F.jacrev(lambda p, t: t * p["w"]), (None, 0))({"w": x}, y),
+    "jacrev of a number": lambda F, L, x, y: F.jacrev(lambda t: t * 2)(3.0),
+    "jacrev to a number": lambda F, L, x, y: F.jacrev(lambda t: 3.0)(x),
+    "hessian of a nest": lambda F, L, x, y: F.hessian(lambda p: p["w"].pow(2).sum() * p["b"].sum())(
+        {"w": x, "b": y}
+    ),
+    "grad of a number": lambda F, L, x, y: F.grad(lambda t: t * t)(3.0),
+    "vjp of a number": lambda F, L, x, y: F.vjp(lambda t: t * x, 3.0)[0],
+    "vjp to a number": lambda F, L, x, y: F.vjp(lambda t: 3.0, x)[0],
+    "vmap with keywords": lambda F, L, x, y: F.vmap(lambda a, b, n: a * b.sum() + n)(x, b=y, n=3),
+    "vmap of keywords alone": lambda F, L, x, y: F.vmap(lambda a: a)(a=x),
     "vmap": lambda F, L, x, y: F.vmap(lambda a, b: a * b)(x, y),
     "vmap over one": lambda F, L, x, y: F.vmap(lambda a, b: a * b, in_dims=(0, None))(x, y),
     "vmap with dims": lambda F, L, x, y: F.vmap(lambda a: a * y, in_dims=1, out_dims=1)(
