@@ -276,8 +276,8 @@ def jvp(
     own = [*_leaves(given), *weights.values()]
     recorded = engine.is_grad_enabled() and _reach_beyond([*outs, *found.values()], own)
     finish: Callable[[Any], Any] = (lambda t: t) if recorded else (lambda t: t.detach())
-    columns = [finish(found[i]) if i in found else o.detach() * 0 for i, o in enumerate(outs)]
-    result = _map(finish, out), _fill(out, columns)
+    tilted = [finish(found[i]) if i in found else o.detach() * 0 for i, o in enumerate(outs)]
+    result = _map(finish, out), _fill(out, tilted)
     return (*result, _map(finish, aux)) if has_aux else result
 
 

@@ -58,7 +58,7 @@ def assert_close(
     Raises:
         AssertionError: they are not close, or differ in structure, shape, type, device or strides.
         ValueError: only one of ``rtol`` and ``atol`` is given.
-        TypeError: something that cannot be compared.
+        TypeError: something that cannot be compared, a number with a Tensor say.
     """
     if (rtol is None) != (atol is None):
         raise ValueError(f"assert_close(): give both rtol and atol or neither, got {rtol} and {atol}")
@@ -78,9 +78,14 @@ def assert_close(
                 fail(where, f"the lengths differ: {len(a)} and {len(b)}")
             for i, (x, y) in enumerate(zip(a, b, strict=True)):
                 compare(x, y, f"{where}[{i}]")
-        elif a is None and b is None:
-            return
+        elif a is None or b is None:
+            if a is not b:
+                fail(where, f"one of them is None: {a!r:.60} and {b!r:.60}")
         else:
+            if _kind(a) is not _kind(b):
+                raise TypeError(
+                    f"assert_close(){where} compares like with like, got {type(a).__name__} and {type(b).__name__}"
+                )
             compare_tensors(_tensor(a), _tensor(b), where)
 
     def compare_tensors(a: Tensor, b: Tensor, where: str) -> None:
@@ -119,6 +124,15 @@ def assert_close(
 
 def _is_sequence(x: Any) -> bool:
     return isinstance(x, Sequence) and not isinstance(x, str)
+
+
+def _kind(x: Any) -> type:
+    """Return which things ``x`` can be compared with."""
+    from disttrain.tensors import Tensor
+
+    if isinstance(x, bool | int | float | np.generic):
+        return float
+    return next((kind for kind in (Tensor, np.ndarray, Sequence, Mapping) if isinstance(x, kind)), object)
 
 
 def _tensor(x: Any) -> Tensor:

@@ -174,7 +174,7 @@ def backward(
         retain_graph: keep the graph for another pass; by default if ``create_graph``.
         create_graph: record the pass.
         grad_variables: an old name of ``grad_tensors``.
-        inputs: accumulate only into these.
+        inputs: accumulate only into these, Tensors or the edges that lead to leaves.
         weight: see :meth:`disttrain.Tensor.backward`.
 
     Raises:
@@ -198,7 +198,9 @@ def backward(
         leaves = _as_sequence(inputs)
         found = _run_to(roots, _wanted(leaves), retain_graph=retain, create_graph=create_graph)
         for t, g in zip(leaves, found, strict=True):
-            if g is not None:
+            if isinstance(t, graph.GradientEdge):
+                t = getattr(t.node, "variable", None)  # that of a result leads to no tensor
+            if g is not None and t is not None:
                 t._accumulate(g)
     finally:
         _weight.reset(token)
@@ -281,6 +283,11 @@ def grad(
     results = []
     for i, (t, g) in enumerate(zip(ins, found, strict=True)):
         if g is None and materialize_grads:
+            if isinstance(t, graph.GradientEdge):
+                raise GradientError(
+                    f"grad(): the outputs do not depend on input {i}, and a GradientEdge does not know the shape of "
+                    f"the zeros for it; leave materialize_grads=True out"
+                )
             g = engine.Tensor_._of(np.zeros_like(t._array)).requires_grad_(create_graph)
         elif g is None and not allow_unused:
             raise GradientError(

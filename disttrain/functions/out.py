@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -83,8 +83,10 @@ def _write(function: Callable[..., Any], out: Any, args: tuple[Any, ...], option
             f"{name}(): what goes to out=... is not recorded, and an argument requires a gradient; "
             f"leave out= away, or call it under disttrain.no_grad()"
         )
+    given = (*args, *options.values())
+    operands = [x for a in given for x in (a if isinstance(a, tuple | list) else (a,))]
     for target in targets:
-        _check_memory(name, target, args)
+        _check_memory(name, target, operands)
     if name in TAKES_TYPE_OF_OUT:
         options = {**options, "dtype": _type_of_out(name, targets[0], options.get("dtype"))}
     with no_grad():
@@ -113,7 +115,7 @@ def _wants_gradient(x: Any) -> bool:
     return isinstance(x, engine.Tensor_) and bool(x.requires_grad)
 
 
-def _check_memory(name: str, target: Any, args: tuple[Any, ...]) -> None:
+def _check_memory(name: str, target: Any, operands: Iterable[Any]) -> None:
     """Refuse what PyTorch refuses: elements of ``out`` that are one, or that are in part those of an argument."""
     array = target._array
     if array.size and any(
@@ -121,7 +123,6 @@ def _check_memory(name: str, target: Any, args: tuple[Any, ...]) -> None:
     ):
         raise RuntimeError(f"{name}(): several elements of out= are one in memory; clone() it first")
     apart = name in APART
-    operands = args[0] if args and isinstance(args[0], tuple | list) else args
     for x in operands:
         if not isinstance(x, engine.Tensor_):
             continue

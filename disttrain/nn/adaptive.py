@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from disttrain.dtypes import int32, int64
 from disttrain.functions.activation import log_softmax
 from disttrain.functions.join import cat
 from disttrain.nn.container import ModuleList, Sequential
@@ -91,13 +92,15 @@ class AdaptiveLogSoftmaxWithLoss(Module):
             target_: classes ``(N,)``, or one class without dimensions.
 
         Raises:
-            RuntimeError: shapes that do not fit, or a class out of range.
+            RuntimeError: shapes that do not fit, or targets that are no integers or out of range.
         """
         if target_.ndim > 1 or input_.ndim != target_.ndim + 1 or input_.shape[:-1] != target_.shape:
             raise RuntimeError(
                 f"expected input (N, {self.in_features}) and target (N,), or one of each without N, got "
                 f"{tuple(input_.shape)} and {tuple(target_.shape)}"
             )
+        if target_.dtype not in (int32, int64):
+            raise RuntimeError(f"target must be classes of int32 or int64, got {target_.dtype}")
         single = target_.ndim == 0
         x, target = (input_.unsqueeze(0), target_.unsqueeze(0)) if single else (input_, target_)
         if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < self.n_classes:

@@ -61,7 +61,7 @@ def group_by_memory(params: Sequence[Tensor]) -> list[FlatParameters]:
         again = i + 1 if id(p) in seen else 0  # given twice, it steps twice
         seen.add(id(p))
         flats.setdefault((p._array.dtype, str(p.device), id(p) if shared else 0, again), []).append(p)
-    return [FlatParameters(flats[key]) for key in sorted(flats, key=str)]
+    return [FlatParameters(flat) for flat in flats.values()]
 
 
 class FlatParameters:
@@ -193,8 +193,8 @@ class FlatParameters:
     ) -> None:
         """Make the state of all parameters; see :meth:`runs`."""
         places = self._places(buffers, scalars)
-        for i, p in enumerate(self.params):
-            self._take_state(i, state[p], places, group, initial)
+        for i in reversed(range(len(self.params))):  # the order in which the parameters were given
+            self._take_state(i, state[self.params[i]], places, group, initial)
 
     def runs(
         self,
@@ -228,9 +228,11 @@ class FlatParameters:
                 yield from self._run(0, last, slot.flat, end, numbers, False, buffers, scalars)
                 return
         else:
-            for p in self.params:
+            for p in reversed(self.params):
                 if p._grad is not None:
                     p._version_counter[0] += 1
+                    if places and p not in state:  # in the order in which the parameters were given
+                        state[p] = {}
         self._give_slots()
         begins = self.begins
         first = last = -1

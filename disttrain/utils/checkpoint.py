@@ -217,14 +217,16 @@ def checkpoint_sequential(
         kwargs: none.
 
     Raises:
-        ValueError: there is an unknown keyword, or ``segments`` is not positive.
+        ValueError: there is an unknown keyword, or ``segments`` is not between 1 and the number of functions.
     """
     if kwargs:
         raise ValueError(f"checkpoint_sequential() does not know the keywords {', '.join(kwargs)}")
     parts = list(functions)
-    if segments < 1:
-        raise ValueError(f"segments must be positive, got {segments}")
-    size = max(len(parts) // segments, 1)
+    if not 1 <= segments <= len(parts):
+        raise ValueError(
+            f"segments must be positive and at most the number of functions, {len(parts)}; got {segments}"
+        )
+    size = len(parts) // segments
 
     def run(part: list[Callable[..., Any]]) -> Callable[[Any], Any]:
         def through(x: Any) -> Any:

@@ -481,6 +481,10 @@ A.Variable(x) | A.Variable(L.ones(2), True).requires_grad | A.Variable(3) | isin
 A.grad(((h:=x*2)*3).sum(), A.graph.get_gradient_edge(h)) | A.grad((x*3).sum(), A.graph.get_gradient_edge(x))
 A.graph.get_gradient_edge(y) | A.grad(A.graph.get_gradient_edge((h:=x*2)*3), x, L.ones(2))
 A.graph.get_gradient_edge(x*2).output_nr
+(A.backward((x*3).sum(), inputs=[A.graph.get_gradient_edge(x)]), x.grad)
+(A.backward(((h:=x*2)*3).sum(), inputs=[A.graph.get_gradient_edge(h)]), x.grad)
+A.grad((x*3).sum(), A.graph.get_gradient_edge(g), materialize_grads=True)
+A.grad((x*3).sum(), A.graph.get_gradient_edge(x), materialize_grads=True)
 (h:=x*1, h.retain_grad(), h.retains_grad, (h*2).sum().backward(), h.grad)[1:]
 (x.retain_grad(), x.retains_grad)
 (h:=x*2, h.retain_grad(), h.register_hook(lambda v: v*10), h.sum().backward(), h.grad, x.grad)[4:]

@@ -42,6 +42,16 @@ CASES: list[Any] = [
     lambda m: ((m.ones(2, requires_grad=True), m.ones(2)), {}),
     lambda m: ((np.ones(2), np.ones(2)), {}),
     lambda m: ((object(), object()), {}),
+    lambda m: ((1.0, m.tensor(1.0)), {}),
+    lambda m: ((m.tensor(1), 1), {}),
+    lambda m: ((m.ones(2), np.ones(2, np.float32)), {}),
+    lambda m: (([1.0, 1.0], m.ones(2)), {}),
+    lambda m: (({"a": 1.0}, [1.0]), {}),
+    lambda m: ((np.float32(1), np.float32(1)), {}),
+    lambda m: ((m.nn.Parameter(m.ones(2)), m.ones(2)), {}),
+    lambda m: ((True, True), {}),
+    lambda m: ((None, None), {}),
+    lambda m: ((None, 1), {}),
 ]
 
 

@@ -124,5 +124,5 @@ def _fused(
         new_bias = (moved if shift is None else moved + shift).to(kind)
     return (
         Parameter(new_weight, weight.requires_grad),
-        Parameter(new_bias, weight.requires_grad if bias is None else bias.requires_grad),
+        Parameter(new_bias, bias is not None and bias.requires_grad),
     )

@@ -55,6 +55,19 @@ def test_out_may_be_a_view_and_one_of_the_arguments():
     np.testing.assert_array_equal(*both(run))
 
 
+@pytest.mark.parametrize("lib", [dt, torch], ids=["disttrain", "torch"])
+def test_out_that_shares_some_elements_with_an_argument_is_refused(lib):
+    x = lib.arange(4.0)
+
+    for call in (
+        lambda: lib.add(x[1:], x[:3], out=x[:3]),
+        lambda: lib.add(input=x[1:], other=x[:3], out=x[:3]),
+        lambda: lib.stack(tensors=[x[:2], x[2:]], out=x.reshape(2, 2)),
+    ):
+        with pytest.raises(RuntimeError):
+            call()
+
+
 def test_out_of_a_wider_kind_is_converted_and_of_a_narrower_refused():
     def run(lib):
         out = lib.zeros(2, dtype=lib.float64)

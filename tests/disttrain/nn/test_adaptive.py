@@ -61,7 +61,7 @@ def test_cutoffs_that_do_not_rise_are_refused(lib, cutoffs):
         lib.nn.AdaptiveLogSoftmaxWithLoss(16, 12, cutoffs)
 
 
-@pytest.mark.parametrize("target", [[0] * 5, [[0]] * 6, [0, 0, 0, 0, 0, 12], [0, 0, 0, 0, 0, -1]])
+@pytest.mark.parametrize("target", [[0] * 5, [[0]] * 6, [0, 0, 0, 0, 0, 12], [0, 0, 0, 0, 0, -1], [1.0] * 6])
 def test_targets_that_do_not_fit_are_refused(lib, target):
     layer = lib.nn.AdaptiveLogSoftmaxWithLoss(16, 12, [3, 6])
 

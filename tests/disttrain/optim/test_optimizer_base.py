@@ -421,3 +421,17 @@ def test_a_wrapper_of_an_optimizer_need_not_call_init(library) -> None:
         optimizer.step()
 
     assert p.item() == 0.5
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_state_is_in_the_order_of_the_parameters(name):
+    def shapes(library):
+        params = make(library)
+        optimizer = getattr(library.optim, name)(params, **RECIPES[name])
+        give_grads(params, 0, skip=(1,))
+        optimizer.step()
+        return [tuple(p.shape) for p in optimizer.state], [
+            tuple(p.shape) for p in copy.deepcopy(optimizer).state
+        ]
+
+    assert shapes(dt) == shapes(torch)

@@ -253,8 +253,9 @@ def test_sequential(segments: int) -> None:
     assert gradients(lambda: checkpoint_sequential(model, segments, x, use_reentrant=False)) == plain
     with pytest.raises(ValueError, match="bogus"):
         checkpoint_sequential(model, 2, x, bogus=1)
-    with pytest.raises(ValueError, match="positive, got 0"):
-        checkpoint_sequential(model, 0, x)
+    for wrong in (0, 7):
+        with pytest.raises(ValueError, match=f"at most the number of functions, 6; got {wrong}"):
+            checkpoint_sequential(model, wrong, x)
 
 
 def test_gradients_are_those_of_pytorch() -> None:

@@ -43,6 +43,7 @@ def test_a_fused_layer_gives_what_both_give(lib, case):
     assert type(fused) is type(layer)
     assert isinstance(fused.bias, lib.nn.Parameter)
     assert fused.weight.requires_grad
+    assert fused.bias.requires_grad is (layer.bias is not None)
     assert bool((layer.weight == weight).all())
 
 
