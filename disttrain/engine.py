@@ -380,7 +380,7 @@ _FREED = ("freed",)
 class Pass:
     """A backward pass that is running."""
 
-    __slots__ = ("callbacks", "receivers", "users")
+    __slots__ = ("__weakref__", "callbacks", "receivers", "users")
 
     def __init__(self) -> None:
         self.callbacks: list[Callable[[], None]] = []

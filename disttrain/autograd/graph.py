@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -100,7 +101,7 @@ def register_multi_grad_hook(
     """
     if mode not in ("all", "any"):
         raise ValueError(f'register_multi_grad_hook(): mode must be "all" or "any", got {mode!r}')
-    passes: dict[engine.Pass, list[Any]] = {}
+    passes: weakref.WeakKeyDictionary[engine.Pass, list[Any]] = weakref.WeakKeyDictionary()
     lock = threading.Lock()
 
     def hook_of(i: int) -> Callable[[Tensor], None]:
@@ -112,7 +113,6 @@ def register_multi_grad_hook(
                 first = found is None
                 if found is None:
                     found = passes[running] = [[None] * len(tensors), sum(map(running.reaches, tensors))]
-                    running.callbacks.append(lambda: passes.__delitem__(running))
                 grads = found[0]
                 grads[i] = grad
                 found[1] -= 1

@@ -173,6 +173,9 @@ class _Inverse(Transform):
     def inverse_shape(self, shape: Sequence[int]) -> Any:
         return self._transform.forward_shape(shape)
 
+    def __repr__(self) -> str:
+        return f"{self._transform!r}.inv"
+
 
 class ComposeTransform(Transform):
     """Several transforms, one after the other."""

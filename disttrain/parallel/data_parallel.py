@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -452,13 +452,3 @@ def _tensors_in(out: Any) -> Iterator[Tensor]:
     elif isinstance(out, list | tuple):
         for value in out:
             yield from _tensors_in(value)
-
-
-def keeps_equal_by_hand(params: Iterable[Tensor]) -> None:
-    """Promise that the script itself keeps these parameters equal on all ranks, so that an optimizer may step.
-
-    For scripts that average gradients with ``distributed`` calls of their own. (A gradient that went through
-    ``distributed.all_reduce`` as it is needs no promise.)
-    """
-    for p in params:
-        p._synchronized = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -128,3 +129,22 @@ def test_a_handle_ends_with_its_block() -> None:
         a.sum().backward()
     a.sum().backward()
     assert len(seen) == 1
+
+
+def test_a_pass_that_fails_leaves_nothing_behind() -> None:
+    def stop(grad: Any) -> None:
+        raise KeyError("stop")
+
+    def run() -> None:
+        late = dt.ones(2, requires_grad=True)
+        late.register_hook(stop)
+        with pytest.raises(KeyError):
+            (late.exp() * b.sin() * a).sum().backward()
+
+    a, b, _ = leaves(dt)
+    graph.register_multi_grad_hook([a, b], lambda g: None)
+    before = dt.memory.saved().nodes
+    run()
+    gc.collect()
+
+    assert dt.memory.saved().nodes == before
