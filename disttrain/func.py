@@ -35,10 +35,12 @@ def _numbers(name: str, argnums: Argnums, count: int) -> tuple[int, ...]:
     """Return the positions of arguments, counted from the front.
 
     Raises:
-        RuntimeError: there is no such argument, or one is named twice.
+        RuntimeError: there is no such argument, one is named twice, or a name is no integer.
     """
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     for i in numbers:
+        if not isinstance(i, int):
+            raise RuntimeError(f"{name}(): argnums must be an int or a tuple of ints, got {argnums!r}")
         if not -count <= i < count:
             raise RuntimeError(
                 f"{name}(): there is no argument {i} (argnums), {count} were given by position"
@@ -195,6 +197,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
             out, aux = out
     _check("vjp", "what the function returns", out)
     outs = _leaves(out)
+    beyond = engine.is_grad_enabled() and _reach_beyond(outs, _leaves(given))
 
     def back(*cotangents: Any) -> Any:
         vectors = _leaves(cotangents)
@@ -206,20 +209,14 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
             _leaves(given),
             [v for _, v in used],
             retain_graph=True,
-            create_graph=any(v.requires_grad for v in vectors),
+            create_graph=engine.is_grad_enabled() and (beyond or any(v.requires_grad for v in vectors)),
             materialize_grads=True,
         )
         return _fill(tuple(given), found)
 
-    value, aux = _apart(out, aux, given)
-    return (value, back, aux) if has_aux else (value, back)
-
-
-def _apart(out: Any, aux: Any, given: Any) -> tuple[Any, Any]:
-    """Return results without the history that leads to ``given`` alone."""
-    if engine.is_grad_enabled() and _reach_beyond(_leaves(out), _leaves(given)):
-        return out, aux
-    return _map(lambda t: t.detach(), out), _map(lambda t: t.detach(), aux)
+    if not beyond:
+        out, aux = (_map(lambda t: t.detach(), tree) for tree in (out, aux))
+    return (out, back, aux) if has_aux else (out, back)
 
 
 def jvp(
@@ -237,11 +234,14 @@ def jvp(
         has_aux: ``func`` returns something else beside; it is returned third.
 
     Raises:
-        RuntimeError: ``primals`` is no tuple, or ``tangents`` differs from it in its structure or shapes.
+        RuntimeError: ``primals`` is no tuple or holds no Tensor, ``tangents`` differs from it in its structure or
+            shapes, or ``func`` returns something that is no Tensor.
     """
     if not isinstance(primals, tuple):
         raise RuntimeError(f"jvp(): primals go in a tuple, got {type(primals).__name__}")
     directions, points = _leaves(tangents), _leaves(primals)
+    if not points:
+        raise RuntimeError("jvp(): there is no Tensor in primals")
     if not isinstance(tangents, tuple) or len(directions) != len(points):
         raise RuntimeError("jvp(): tangents must be a tuple nested like primals")
     for p, d in zip(points, directions, strict=True):
@@ -253,6 +253,7 @@ def jvp(
         aux = None
         if has_aux:
             out, aux = out
+        _check("jvp", "what the function returns", out)
         outs = _leaves(out)
         weights = {i: o.detach().clone().requires_grad_() for i, o in enumerate(outs) if o.requires_grad}
         found: dict[int, Any] = {}
@@ -320,23 +321,19 @@ def jacrev(
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         numbers = _numbers("jacrev", argnums, len(args))
 
-        out = aux = None
-
-        def inner(*leaves: Any) -> Any:
-            nonlocal out, aux
-            given = dict(zip(numbers, _fill(chosen, leaves), strict=True))
+        _check("jacrev", "the arguments named by argnums", [args[i] for i in numbers], ValueError)
+        outer = engine.is_grad_enabled()
+        with autograd.enable_grad():
+            given = {i: _fresh(args[i]) for i in numbers}
             out = func(*[given.get(i, a) for i, a in enumerate(args)], **kwargs)
+            aux = None
             if has_aux:
                 out, aux = out
             _check("jacrev", "what the function returns", out)
-            return tuple(_leaves(out))
-
-        chosen = tuple([args[i] for i in numbers])
-        _check("jacrev", "the arguments named by argnums", chosen, ValueError)
-        leaves = tuple(_leaves(chosen))
-        rows = functional.jacobian(inner, leaves, create_graph=any(t.requires_grad for t in leaves))
-        inputs = chosen if isinstance(argnums, tuple) else chosen[0]
-        found = _fill(out, [_fill(inputs, row) for row in rows])
+            leaves, outs = tuple(_leaves(list(given.values()))), _leaves(out)
+            beyond = outer and _reach_beyond(outs, leaves)
+            inputs = tuple(given.values()) if isinstance(argnums, tuple) else given[numbers[0]]
+            found = _fill(out, [_fill(inputs, functional.rows(o, leaves, beyond)) for o in outs])
         return (found, _map(lambda t: t.detach(), aux)) if has_aux else found
 
     return jacobian
@@ -396,11 +393,17 @@ def functional_call(
 
     Raises:
         RuntimeError: see ``strict``.
-        ValueError: the dicts name something twice, or two names of one tied tensor get different tensors.
+        ValueError: something is no dict, the dicts name something twice, or two names of one tied tensor get
+            different tensors.
     """
     given: dict[str, Any] = {}
     dicts: Any = parameter_and_buffer_dicts
     for d in dicts if isinstance(dicts, tuple | list) else (dicts,):
+        if not isinstance(d, dict):
+            raise ValueError(
+                f"functional_call(): parameters and buffers come in a dict or several, got {type(d).__name__}: "
+                f"{d!r:.80}"
+            )
         twice = given.keys() & d.keys()
         if twice:
             raise ValueError(

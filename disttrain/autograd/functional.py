@@ -211,13 +211,13 @@ def jacobian(
         is_tuple, given = _as_tuple(inputs, "inputs", "jacobian")
         xs = _inputs(given, create_graph)
         outs_tuple, outs = _outputs(func, xs, "jacobian", strict)
-        table = [_rows(out, xs, create_graph, strict) for out in outs]
+        table = [rows(out, xs, create_graph, strict) for out in outs]
     if is_tuple and outs_tuple:
         return tuple([tuple(row) for row in table])
     return _unpack(outs_tuple, [_unpack(is_tuple, row) for row in table])
 
 
-def _rows(out: Tensor, xs: Tensors, create_graph: bool, strict: bool) -> list[Any]:
+def rows(out: Tensor, xs: Tensors, create_graph: bool, strict: bool = False) -> list[Any]:
     """Return the Jacobian of one output with respect to each input."""
     if not out.numel():
         return [zeros((*out.shape, *x.shape), dtype=out.dtype) for x in xs]

@@ -59,10 +59,15 @@ def scan(path: str) -> Scan:
     try:
         with open(path, "rb") as file:
             tree = ast.parse(file.read(), path)
-    except (OSError, SyntaxError, ValueError) as e:
+        names = _Names()
+        names.visit(tree)
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        RecursionError,
+    ) as e:  # the last of thousands of nested expressions
         return Scan(path, [], error=str(e))
-    names = _Names()
-    names.visit(tree)
     uses = []
     for name, lines in sorted(names.found.items()):
         state, advice = look_up(name)

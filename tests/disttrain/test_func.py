@@ -72,6 +72,29 @@ PROGRAMS: dict[str, Any] = {
     "hessian of a nest": lambda F, L, x, y: F.hessian(lambda p: p["w"].pow(2).sum() * p["b"].sum())(
         {"w": x, "b": y}
     ),
+    "jacrev around a parameter": lambda F, L, x, y: (lambda w: F.jacrev(lambda t: t * w)(x))(
+        y.clone().requires_grad_()
+    ),
+    "jacrev around a parameter, unrecorded": lambda F, L, x, y: (
+        lambda w: L.no_grad()(lambda: F.jacrev(lambda t: t * w)(x))()
+    )(y.clone().requires_grad_()),
+    "hessian around a parameter": lambda F, L, x, y: (lambda w: F.hessian(lambda t: (t.pow(3) * w).sum())(x))(
+        y.clone().requires_grad_()
+    ),
+    "vjp around a parameter": lambda F, L, x, y: (lambda w: F.vjp(lambda t: t * w, x)[1](x))(
+        y.clone().requires_grad_()
+    ),
+    "gradients of a residual": lambda F, L, x, y: (
+        lambda w: L.autograd.grad(F.hessian(lambda t: (w * t).sin().sum())(x).pow(2).sum(), w)
+    )(y.clone().requires_grad_()),
+    "vjp of what requires grad": lambda F, L, x, y: F.vjp(lambda t: t.sin(), y.clone().requires_grad_())[1](
+        x
+    ),
+    "argument by name": lambda F, L, x, y: F.grad(lambda t: t.sum(), argnums="t")(x),
+    "arguments in a list": lambda F, L, x, y: F.grad(lambda a, b: (a * b).sum(), argnums=[0, 1])(x, y),
+    "jvp to a number": lambda F, L, x, y: F.jvp(lambda t: 3, (x,), (y,)),
+    "jvp of nothing": lambda F, L, x, y: F.jvp(lambda: x, (), ()),
+    "call with no dict": lambda F, L, x, y: F.functional_call(L.nn.Linear(2, 1), 3, x),
     "grad of a number": lambda F, L, x, y: F.grad(lambda t: t * t)(3.0),
     "vjp of a number": lambda F, L, x, y: F.vjp(lambda t: t * x, 3.0)[0],
     "vjp to a number": lambda F, L, x, y: F.vjp(lambda t: 3.0, x)[0],

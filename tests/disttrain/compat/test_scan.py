@@ -136,6 +136,8 @@ def test_what_cannot_be_read_is_an_error(tmp_path):
     done = run(tmp_path / "broken.py")
     assert done.exit_code == 1
     assert "cannot be read" in done.output
+    (tmp_path / "deep.py").write_text("x = " + " + ".join(["1"] * 20_000))
+    assert "deep.py: cannot be read: " in run(tmp_path / "deep.py").output
     assert run(tmp_path / "none.py").exit_code == 1
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "empty").exit_code == 1
