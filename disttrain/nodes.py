@@ -24,11 +24,10 @@ BEFORE, AFTER = -1, -2
 class RemovableHandle:
     """What registering a hook returns, as ``torch.utils.hooks.RemovableHandle``."""
 
-    _next = 0
+    _next = itertools.count().__next__  # at once, where threads register hooks
 
     def __init__(self, hooks: dict[int, Callable[..., Any]], hook: Callable[..., Any]) -> None:
-        self.id = RemovableHandle._next
-        RemovableHandle._next += 1
+        self.id = RemovableHandle._next()
         self._hooks = hooks
         hooks[self.id] = hook
 

@@ -76,6 +76,11 @@ class Constraint:
         result: Tensor = self._check(value)
         return result
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The regions below are copied and pickled by their names: there is one object of each.
+        named = [name for name, value in globals().items() if value is self]
+        return named[0] if named else super().__reduce_ex__(protocol)
+
     @property
     def words(self) -> str:
         """What its elements have to be; of tensors a long text, so it is made when it is asked for."""
@@ -93,8 +98,12 @@ class greater_than(Constraint):
     """Numbers above ``lower_bound``."""
 
     def __init__(self, lower_bound: Any) -> None:
-        super().__init__(check=lambda v: v > lower_bound)
+        super().__init__()
         self.lower_bound = lower_bound
+
+    def check(self, value: Tensor) -> Tensor:
+        inside: Tensor = value > self.lower_bound
+        return inside
 
     @property
     def words(self) -> str:
@@ -105,8 +114,12 @@ class greater_than_eq(Constraint):
     """Numbers from ``lower_bound`` on."""
 
     def __init__(self, lower_bound: Any) -> None:
-        super().__init__(check=lambda v: v >= lower_bound)
+        super().__init__()
         self.lower_bound = lower_bound
+
+    def check(self, value: Tensor) -> Tensor:
+        inside: Tensor = value >= self.lower_bound
+        return inside
 
     @property
     def words(self) -> str:
@@ -117,8 +130,12 @@ class less_than(Constraint):
     """Numbers below ``upper_bound``."""
 
     def __init__(self, upper_bound: Any) -> None:
-        super().__init__(check=lambda v: v < upper_bound)
+        super().__init__()
         self.upper_bound = upper_bound
+
+    def check(self, value: Tensor) -> Tensor:
+        inside: Tensor = value < self.upper_bound
+        return inside
 
     @property
     def words(self) -> str:
@@ -129,8 +146,12 @@ class interval(Constraint):
     """Numbers from ``lower_bound`` to ``upper_bound``, both included."""
 
     def __init__(self, lower_bound: Any, upper_bound: Any) -> None:
-        super().__init__(check=lambda v: (v >= lower_bound).logical_and(v <= upper_bound))
+        super().__init__()
         self.lower_bound, self.upper_bound = lower_bound, upper_bound
+
+    def check(self, value: Tensor) -> Tensor:
+        inside: Tensor = (value >= self.lower_bound).logical_and(value <= self.upper_bound)
+        return inside
 
     @property
     def words(self) -> str:
@@ -141,8 +162,12 @@ class half_open_interval(Constraint):
     """Numbers from ``lower_bound`` on and below ``upper_bound``."""
 
     def __init__(self, lower_bound: Any, upper_bound: Any) -> None:
-        super().__init__(check=lambda v: (v >= lower_bound).logical_and(v < upper_bound))
+        super().__init__()
         self.lower_bound, self.upper_bound = lower_bound, upper_bound
+
+    def check(self, value: Tensor) -> Tensor:
+        inside: Tensor = (value >= self.lower_bound).logical_and(value < self.upper_bound)
+        return inside
 
     @property
     def words(self) -> str:
@@ -155,10 +180,14 @@ class integer_interval(Constraint):
     is_discrete = True
 
     def __init__(self, lower_bound: Any, upper_bound: Any) -> None:
-        super().__init__(
-            check=lambda v: _whole(v).logical_and(v >= lower_bound).logical_and(v <= upper_bound)
-        )
+        super().__init__()
         self.lower_bound, self.upper_bound = lower_bound, upper_bound
+
+    def check(self, value: Tensor) -> Tensor:
+        inside: Tensor = (
+            _whole(value).logical_and(value >= self.lower_bound).logical_and(value <= self.upper_bound)
+        )
+        return inside
 
     @property
     def words(self) -> str:
@@ -172,8 +201,12 @@ class multinomial(Constraint):
     event_dim = 1
 
     def __init__(self, upper_bound: Any) -> None:
-        super().__init__(check=lambda v: (v >= 0).all(-1).logical_and(v.sum(-1) <= upper_bound))
+        super().__init__()
         self.upper_bound = upper_bound
+
+    def check(self, value: Tensor) -> Tensor:
+        inside: Tensor = (value >= 0).all(-1).logical_and(value.sum(-1) <= self.upper_bound)
+        return inside
 
     @property
     def words(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import pickle
 import warnings
 from typing import Any
 
@@ -391,6 +392,18 @@ def test_a_copied_transform_has_an_inverse_of_its_own() -> None:
     assert other.inv is not inverse
     assert other.inv(dt.tensor(8.0)) == 2
     assert inverse.inv is t
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_transforms_and_regions_are_copied(again: Any) -> None:
+    d = again(D.TransformedDistribution(D.Normal(0.0, 1.0), [D.AffineTransform(0.0, 2.0), D.ExpTransform()]))
+    interval = again(D.constraints.interval(0.0, dt.tensor(1.0)))
+
+    assert d.transforms == [D.AffineTransform(0.0, 2.0), D.ExpTransform()]
+    assert again(D.TanhTransform().inv) == D.TanhTransform().inv
+    assert again(D.constraints.positive) is D.constraints.positive
+    assert interval.check(dt.tensor([0.5, 2.0])).tolist() == [True, False]
+    assert again(D.constraints.independent(D.constraints.real, 1)).event_dim == 1
 
 
 def test_gradients_pass_through_draws() -> None:
