@@ -47,6 +47,7 @@ class NodeMemory:
         self._nbytes = -(-nbytes // _PAGE) * _PAGE
         self._freed: deque[tuple[int, int]] = deque()
         self._free = [(_PAGE, self._nbytes - _PAGE)]  # the first page holds the token
+        self._kept: dict[int, Array] = {}
         self._lock = threading.Lock()
         self._maps: list[mmap.mmap] = []
         reason = ""
@@ -103,6 +104,14 @@ class NodeMemory:
         # Views of an array keep the array, so this is called when the last of them has gone.
         weakref.finalize(memory, self._freed.append, (offset, size)).atexit = False
         return memory[: count * dtype.itemsize].view(dtype).reshape(shape)
+
+    def keep(self, x: Array) -> None:
+        """Do not free ``x``, whatever becomes of it here, before :meth:`release`."""
+        self._kept[id(x)] = x
+
+    def release(self, x: Array) -> None:
+        """Free ``x`` once nothing here refers to it."""
+        del self._kept[id(x)]
 
     def _collect(self) -> None:
         """Take back what has been freed (by finalizers, which may run anywhere and must not wait for a lock)."""

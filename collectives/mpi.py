@@ -91,6 +91,9 @@ class MpiChannel:
     def _make(self, comm: Any, processes: Sequence[int]) -> Channel:
         return MpiChannel(self._mpi, comm)
 
+    def leave(self) -> Request:
+        return self._tested(self._comm.Ibarrier().Test)
+
     def close(self) -> None:
         self._comm.Free()
 

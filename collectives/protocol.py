@@ -347,8 +347,8 @@ def _split(group: Group, calls: Sequence[Call]) -> Steps:
 
 
 def _close(group: Group, calls: Sequence[Call]) -> Steps:
-    yield from ()
     if group is not group.host.world:
+        yield group.channel.leave(), False
         group.channel.close()
     group.broken = ValueError("it was closed")
 

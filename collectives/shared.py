@@ -47,6 +47,7 @@ class SharedChannel(MpiChannel):
         told = numpy.array([-1 if self._mine is None else memory.offset_of(self._mine)], numpy.int64)
         if self._mine is not None:
             self._mine[:_CONTROL_BYTES] = 0
+            memory.keep(self._mine)  # others may read it after this process is through with the channel
         offsets = numpy.empty(self.size, numpy.int64)
         comm.Allgather(told, offsets)
         if (offsets < 0).any():
@@ -116,6 +117,10 @@ class SharedChannel(MpiChannel):
 
     def where_is(self, process: int) -> list[str]:
         return self._stacks.ask(self._members[process])
+
+    def close(self) -> None:
+        super().close()
+        self.memory.release(self._mine)
 
     def _make(self, comm: Any, processes: Sequence[int]) -> Channel:
         if len(processes) == 1:

@@ -51,8 +51,11 @@ class Channel(Protocol):
     def where_is(self, process: int) -> list[str]:
         """Return lines on where the Python code of a process is, if that can be known."""
 
+    def leave(self) -> Request:
+        """Say that this process reads nothing of the channel any more; complete once all have."""
+
     def close(self) -> None:
-        """Free what the channel holds; nothing may be in flight."""
+        """Free what the channel holds; all processes have left."""
 
 
 class Transport(Protocol):

@@ -107,3 +107,17 @@ def test_why_it_cannot_be_is_said(monkeypatch):
 
     with pytest.raises(Unshared, match="order of stores of x86-64, and this is aarch64"):
         NodeMemory(Alone(), PAGE)
+
+
+def test_what_is_kept_is_not_free_before_it_is_released(shared):
+    x = shared.empty(PAGE * 8, np.uint8)
+    shared.keep(x)
+    kept = id(x)
+    del x
+    gc.collect()
+    assert shared.empty(1, np.uint8) is None
+
+    shared.release(shared._kept[kept])
+    gc.collect()
+
+    assert shared.empty(PAGE * 8, np.uint8) is not None
