@@ -4,6 +4,7 @@
 * ``AnomalyError(RuntimeError)``: anomaly mode found the first value that is not finite
 * ``LinAlgError(RuntimeError)``: a matrix that has no inverse, no factorisation of this kind
 * ``UnwrappedModel(RuntimeError)``: an optimizer step in a world of several ranks on parameters nobody keeps equal
+* ``ReplicasDiffer(RuntimeError)``: the ranks' copies of a model are no longer equal
 * ``FileDamaged(ValueError)``: a file of ours that does not hold what it says
 * ``CollectiveError(RuntimeError)`` and what is below it: see ``disttrain.collectives.errors``
 """
@@ -23,6 +24,10 @@ class LinAlgError(RuntimeError):
 
 class UnwrappedModel(RuntimeError):
     """An optimizer step in a world of several ranks, on parameters that no parallel wrapper keeps equal."""
+
+
+class ReplicasDiffer(RuntimeError):
+    """The ranks' copies of a model are no longer equal; names the first parameter, and the rank that differs."""
 
 
 class FileDamaged(ValueError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,9 +14,11 @@ import numpy as np
 
 from disttrain import collectives, context
 from disttrain.autograd import accumulates, backward_weight
+from disttrain.collectives.call import name_ranks
 from disttrain.collectives.env import current_env
 from disttrain.engine import Slot, is_grad_enabled, queue_callback
-from disttrain.kernels.arrays import Array
+from disttrain.errors import ReplicasDiffer
+from disttrain.kernels.arrays import Array, to_host
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import is_lazy
 from disttrain.random import current_generator
@@ -23,6 +27,7 @@ from disttrain.tensors import RemovableHandle, Tensor
 if TYPE_CHECKING:
     from disttrain.collectives.communicator import Communicator, Work
 
+_logger = logging.getLogger("disttrain")
 _BUCKET_MB = 4.0
 """Past this size one all-reduce through MPI costs more than several, and less of it hides behind backward."""
 
@@ -44,6 +49,8 @@ class Bucket:
         self.weighted = False
         """Whether the gradients were multiplied by the rank's weight as they were copied here."""
         self.work: Work | None = None
+        self.used: Array = np.zeros(0)
+        """How many ranks used each parameter in the last averaged backward."""
 
     def _allocate(self) -> None:
         kind = self.params[0]._array.dtype
@@ -109,6 +116,7 @@ class Bucket:
 
     def average(self) -> None:
         """Turn the sum over the ranks into the average, and hand it to the parameters that some rank used."""
+        self.used = self.tail[:-1].copy()
         total = self.tail[-1]
         if total != 0 and total != 1:
             self.sums /= total
@@ -150,12 +158,15 @@ class DistributedDataParallel(Module):
         find_unused_parameters: accepted as PyTorch's; unused parameters need no flag here.
         gradient_as_bucket_view: accepted as PyTorch's; gradients always live in the buckets.
         static_graph: accepted as PyTorch's; it changes nothing.
+        fingerprint_every: compare the ranks' parameters before every so many training forwards (the first included);
+            0 is never. It takes about as long as reading them.
 
     Raises:
         ValueError: the module has no parameter that requires a gradient, or a bucket size that is not positive.
             Or some, but not all, of the parameters of another wrapper are in the module; if all are, this
             wrapper replaces that one.
         CollectiveMismatch: the ranks' modules differ in structure.
+        ReplicasDiffer: from forward, see ``fingerprint_every``.
     """
 
     def __init__(
@@ -171,8 +182,12 @@ class DistributedDataParallel(Module):
         find_unused_parameters: bool = False,
         gradient_as_bucket_view: bool = False,
         static_graph: bool = False,
+        *,
+        fingerprint_every: int = 0,
     ) -> None:
         super().__init__()
+        if fingerprint_every < 0:
+            raise ValueError(f"fingerprint_every must not be negative, got {fingerprint_every}")
         if any(is_lazy(t) for t in (*module.parameters(), *module.buffers())):
             raise RuntimeError(
                 "DistributedDataParallel cannot average uninitialized parameters; call the module with a batch first, "
@@ -188,6 +203,10 @@ class DistributedDataParallel(Module):
         self.module = module
         self._comm = collectives.connect() if process_group is None else process_group
         self._broadcast_buffers = broadcast_buffers
+        self._fingerprint_every = fingerprint_every
+        self._forwards = 0
+        """How many forwards have recorded."""
+        self._reported_unused = False
         self._synchronize = True
         """Whether the backward of the next forward averages; see :meth:`no_sync`."""
         self._averages = True
@@ -258,6 +277,10 @@ class DistributedDataParallel(Module):
         for bucket in self._buckets:
             bucket.take_slots()
         recording = is_grad_enabled()
+        if recording:
+            if self._fingerprint_every and self._forwards % self._fingerprint_every == 0:
+                self._compare_fingerprints()
+            self._forwards += 1
         if recording and self._synchronize and self._broadcast_buffers and self.training:
             self._take_from_rank_0(list(self.module.buffers()))
         out = self.module(*args, **kwargs)
@@ -309,6 +332,42 @@ class DistributedDataParallel(Module):
                 t._array[...] = flat[begin : begin + t._array.size].reshape(t._array.shape)
                 t._version_counter[0] += 1
                 begin += t._array.size
+
+    def _compare_fingerprints(self) -> None:
+        """Raise ReplicasDiffer, on all ranks alike, unless every rank has the same parameters."""
+        named = list(self.module.named_parameters())
+        mine = np.array(
+            [zlib.crc32(np.ascontiguousarray(to_host(p._array)).tobytes()) for _, p in named], np.uint32
+        )
+        everyone = np.empty((self._comm.size, mine.size), np.uint32)
+        self._comm.all_gather(mine, everyone)
+        differ = (everyone != everyone[0]).any(0)
+        if not differ.any():
+            return
+        first = int(differ.argmax())
+        ranks: dict[int, list[int]] = {}
+        for rank, fingerprint in enumerate(everyone[:, first].tolist()):
+            ranks.setdefault(fingerprint, []).append(rank)
+        odd = min(ranks.values(), key=len)
+        raise ReplicasDiffer(
+            f"before forward {self._forwards + 1}, {int(differ.sum())} of {len(named)} parameters differ between the "
+            f"ranks; the first is {named[first][0]!r}, on {name_ranks(odd)} it is not what it is on the others. Look "
+            f"for code that changes parameters on some ranks only"
+        )
+
+    def _report_unused(self) -> None:
+        """Say once which parameters a backward did not use, on some ranks or on all."""
+        self._reported_unused = True
+        if self._comm.rank:
+            return
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        for bucket in self._buckets:
+            for used, p in zip(bucket.used.tolist(), bucket.params, strict=True):
+                if used < self._comm.size:
+                    _logger.info(
+                        "parameter %s was used on %d of %d ranks in this backward; its gradient is right "
+                        "(said once)", names.get(id(p), list(p.shape)), used, self._comm.size
+                    )  # fmt: skip
 
     # -------------------------------------------------------------------------------------- one backward
 
@@ -382,6 +441,8 @@ class DistributedDataParallel(Module):
                 bucket.work = None
                 bucket.average()
             self._rounds += 1
+            if not self._reported_unused and any((b.used < self._comm.size).any() for b in self._buckets):
+                self._report_unused()
             self._weights.clear()
         self._finish()
 

@@ -621,3 +621,59 @@ def test_the_memory_of_a_kept_gradient_stays_what_it_was(weight):
     for weight_grad, bias_grad, new, step in world(2, body):
         assert (weight_grad, bias_grad, new) == ([[1, 1]], [1], [[4.5, 4.5]])
         np.testing.assert_allclose(step, [[4.5, 4.5]], rtol=1e-6)
+
+
+def test_fingerprints_name_the_parameter_and_the_rank_that_differ():
+    def body(rank):
+        model = DistributedDataParallel(make_model(), fingerprint_every=2)
+        said = ""
+        for step in range(4):
+            try:
+                mean_loss(model, slice(3 * rank, 3 * rank + 3)).backward()
+            except dt.errors.ReplicasDiffer as error:
+                return step, str(error)
+            if rank == 2 and step == 0:  # is seen before the third forward
+                model.module[2].weight.data[0, 0] += 1e-12
+        return said
+
+    found = set(world(4, body))
+
+    assert len(found) == 1  # on all ranks alike
+    step, text = found.pop()
+    assert step == 2
+    assert text.startswith(
+        "before forward 3, 1 of 4 parameters differ between the ranks; the first is '2.weight', on rank 2 it is not"
+    )
+
+
+def test_equal_replicas_have_equal_fingerprints():
+    def body(rank):
+        model = DistributedDataParallel(make_model(), fingerprint_every=1)
+        optimizer = dt.optim.Adam(model.parameters())
+        for _ in range(3):
+            mean_loss(model, slice(3 * rank, 3 * rank + 3)).backward()
+            optimizer.step()
+
+    world(2, body)
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        DistributedDataParallel(make_model(), fingerprint_every=-1)
+
+
+def test_unused_parameters_are_reported_once(caplog):
+    def body(rank):
+        model = DistributedDataParallel(dt.nn.ModuleDict({n: dt.nn.Linear(5, 3) for n in ("a", "b", "c")}))
+        for _ in range(2):
+            model.forward = lambda x: model.module["a"](x) + (model.module["b"](x) if rank == 0 else 0)
+            model(dt.ones(2, 5)).sum().backward()
+        return [p.grad is None for p in model.parameters()]
+
+    with caplog.at_level("INFO", "disttrain"):
+        missing = world(2, body)
+
+    assert missing == [[False] * 4 + [True] * 2] * 2
+    said = sorted(m for m in caplog.messages if "was used on" in m)
+    assert [m.partition(" in this")[0] for m in said] == [
+        f"parameter {name}.{kind} was used on {n} of 2 ranks"
+        for name, n in (("b", 1), ("c", 0))
+        for kind in ("bias", "weight")
+    ]
