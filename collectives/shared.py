@@ -1,5 +1,6 @@
 """A channel between processes of one node that share memory: they meet by counters and read each other's arrays."""
 
+import logging
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ SMALL_BYTES = 64 << 10
 """Up to here arrays travel with the header, and every process folds everything itself: one meeting, not four."""
 STAGE_BYTES = 1 << 20
 """Size of the places through which larger arrays go that are not in shared memory themselves."""
+_logger = logging.getLogger("disttrain")
 _SLOT_BYTES = 256
 _PLACES = struct.Struct("<2q")
 _NOWHERE = _PLACES.pack(-1, -1)
@@ -33,6 +35,9 @@ class SharedChannel(MpiChannel):
     Args:
         stacks: answers where a process is.
         members: the processes of ``memory`` that the channel connects, in its order.
+
+    Raises:
+        MemoryError: on all processes alike, if one of them has no room left for it.
     """
 
     def __init__(
@@ -47,11 +52,11 @@ class SharedChannel(MpiChannel):
         told = numpy.array([-1 if self._mine is None else memory.offset_of(self._mine)], numpy.int64)
         if self._mine is not None:
             self._mine[:_CONTROL_BYTES] = 0
-            memory.keep(self._mine)  # others may read it after this process is through with the channel
         offsets = numpy.empty(self.size, numpy.int64)
         comm.Allgather(told, offsets)
         if (offsets < 0).any():
             raise MemoryError("the memory that the processes of this node share is used up")
+        memory.keep(self._mine)  # others may read it after this process is through with the channel
         blocks = [memory.part(p, offset, nbytes) for p, offset in zip(members, offsets.tolist(), strict=True)]
         self._counters = [memoryview(b[:8]).cast("q") for b in blocks]
         self._others = [c for p, c in enumerate(self._counters) if p != self.index]
@@ -126,4 +131,8 @@ class SharedChannel(MpiChannel):
         if len(processes) == 1:
             return super()._make(comm, processes)
         members = [self._members[p] for p in processes]
-        return SharedChannel(self._mpi, comm, self.memory, self._stacks, members)
+        try:
+            return SharedChannel(self._mpi, comm, self.memory, self._stacks, members)
+        except MemoryError as error:  # on all of them
+            _logger.warning("a group of processes %s goes through MPI: %s", members, error)
+            return super()._make(comm, processes)

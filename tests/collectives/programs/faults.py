@@ -269,6 +269,22 @@ def first() -> None:
         assert path.read_text() == "by rank 0"
 
 
+def no_room() -> None:
+    """Rank 1 has used up its part of the memory that the processes share: a new group goes through MPI."""
+    comm = connect()
+    memory = comm._host.transport.memory
+    assert memory is not None
+    if comm.rank == 1:
+        memory._free.clear()
+    group = comm.split(0)
+    assert group is not None
+    x = group.empty(100_000, np.float32)
+    x[...] = comm.rank
+    group.all_reduce(x, x)
+    assert set(x.tolist()) == {sum(range(comm.size))}
+    group.close()
+
+
 def wrong_world() -> None:
     os.environ.update(WorkerEnv(world_size=3, processes=3).to_environ())
     try:
