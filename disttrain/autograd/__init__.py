@@ -200,7 +200,7 @@ def backward(
         for t, g in zip(leaves, found, strict=True):
             if isinstance(t, graph.GradientEdge):
                 t = getattr(t.node, "variable", None)  # that of a result leads to no tensor
-            if g is not None and t is not None:
+            if g is not None and t is not None and t._retained is None:  # else the pass has kept it already
                 t._accumulate(g)
     finally:
         _weight.reset(token)

@@ -677,3 +677,21 @@ def test_gradgradcheck_finds_a_gradient_without_history() -> None:
         dt.autograd.gradcheck(Square.apply, x.detach())
     with pytest.raises(NotImplementedError, match="forward-mode"):
         dt.autograd.gradcheck(Square.apply, x, check_forward_ad=True)
+
+
+@pytest.mark.parametrize("retains", [False, True])
+@pytest.mark.parametrize("wanted", ["t", "tx"])
+def test_an_inner_tensor_among_the_inputs_gets_its_gradient_once(retains, wanted):
+    torch = pytest.importorskip("torch", reason="PyTorch is the reference")
+
+    def program(lib):
+        x = lib.ones(2, requires_grad=True)
+        t = x * 3
+        if retains:
+            t.retain_grad()
+        (t * t).sum().backward(inputs=[{"t": t, "x": x}[n] for n in wanted])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [None if g is None else g.tolist() for g in (t.grad, x.grad)]
+
+    assert program(dt) == program(torch)
