@@ -5,7 +5,6 @@ Each verb is a generator over the calls of the ranks that this process hosts; it
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 
 import numpy
@@ -17,9 +16,10 @@ from disttrain.collectives.progress import Steps
 from disttrain.collectives.reduction import (
     UFUNCS,
     accumulator,
+    copy_flat,
     flat,
-    fold_along,
     fold_hosted,
+    fold_into,
     operands,
     operation,
     round_into,
@@ -211,11 +211,7 @@ def _fold_segments(
     if channel.size > 1:
         yield channel.exchange(sends, receives), False
     for k, target in targets.items():
-        take = partial(group.scratch.take, target.size, dtype)
-        out = target if target.dtype == dtype else None
-        total = fold_along((0, group.size), parts[k], op, take, out)
-        if total is not target:
-            round_into(total, target)
+        fold_into(group, parts[k], op, target)
 
 
 def _reduce(group: Group, calls: Sequence[Call]) -> Steps:
@@ -246,7 +242,7 @@ def _reduce_scatter(group: Group, calls: Sequence[Call]) -> Steps:
 def _all_gather(group: Group, calls: Sequence[Call]) -> Steps:
     out = _rows(calls[0].out, group.size)
     for call in calls:
-        _copy(call.x, out[call.index])
+        copy_flat(call.x, out[call.index])
     yield (
         group.channel.exchange(
             [(p, out[i]) for p in group.others for i in group.here],
@@ -266,7 +262,7 @@ def _gather(group: Group, calls: Sequence[Call]) -> Steps:
         yield group.channel.exchange([(owner, flat(call.x)) for call in calls], []), False
         return
     for call in calls:
-        _copy(call.x, out[call.index])
+        copy_flat(call.x, out[call.index])
     yield group.channel.exchange([], [(p, out[i]) for p in group.others for i in group.hosted[p]]), False
 
 
@@ -279,7 +275,7 @@ def _scatter(group: Group, calls: Sequence[Call]) -> Steps:
         return
     yield group.channel.exchange([(p, x[i]) for p in group.others for i in group.hosted[p]], []), False
     for call in calls:
-        _copy(x[call.index], flat(call.out))
+        copy_flat(x[call.index], flat(call.out))
 
 
 def _broadcast(group: Group, calls: Sequence[Call]) -> Steps:
@@ -369,13 +365,6 @@ _VERBS: dict[str, Callable[[Group, Sequence[Call]], Steps]] = {
 
 def _rows(x: Array, rows: int) -> Array:
     return x.reshape(rows, x.size // rows)
-
-
-def _copy(x: Array, out: Array) -> None:
-    """Copy flat, unless it is the same memory already."""
-    flat = x.reshape(-1)
-    if flat.__array_interface__["data"][0] != out.__array_interface__["data"][0]:
-        numpy.copyto(out, flat)
 
 
 def _bytes(data: bytes) -> Array:

@@ -19,6 +19,9 @@ UFUNCS: dict[str, Callable[..., Any]] = {
 }
 _OF_BOOL = {"sum": "max", "prod": "min", "min": "min", "max": "max"}
 
+CHUNK_BYTES = 256 << 10
+"""How much is folded at a time: what the caches hold of the arrays of all."""
+
 Dtype = Any
 """``numpy.dtype`` of any kind."""
 
@@ -30,12 +33,7 @@ def fold_hosted(group: Group, node: Node, xs: dict[int, Array], op: str, dtype: 
         return xs[lo]
     leaves: dict[Node, tuple[Array, bool]] = {}
     for i in range(lo, hi):
-        if xs[i].dtype == dtype:
-            leaves[i, i + 1] = (xs[i], False)
-        else:
-            wide = group.scratch.take(xs[i].size, dtype)
-            numpy.copyto(wide, xs[i])
-            leaves[i, i + 1] = (wide, True)
+        leaves[i, i + 1] = widened(group, xs[i])
     count = xs[lo].size
     return fold_along(node, leaves, op, partial(group.scratch.take, count, dtype))
 
@@ -52,6 +50,25 @@ def fold_along(
         return fold(node, parts, UFUNCS[op], take, out)[0]
 
 
+def fold_into(group: Group, parts: dict[Node, tuple[Array, bool]], op: str, out: Array) -> None:
+    """Write into ``out`` the fold of the whole tree; ``parts`` are in the type that it accumulates in."""
+    dtype = accumulator(out.dtype)
+    take = partial(group.scratch.take, out.size, dtype)
+    total = fold_along((0, group.size), parts, op, take, out if out.dtype == dtype else None)
+    if total is not out:
+        round_into(total, out)
+
+
+def widened(group: Group, x: Array) -> tuple[Array, bool]:
+    """Return ``x`` in the type that it is accumulated in, and whether that is scratch."""
+    dtype = accumulator(x.dtype)
+    if x.dtype == dtype:
+        return x, False
+    wide = group.scratch.take(x.size, dtype)
+    numpy.copyto(wide, x)
+    return wide, True
+
+
 def operation(call: Call) -> str:
     """Return the operation on the arrays as :func:`flat` sees them: bool is reduced as bytes of 0 and 1."""
     return _OF_BOOL[call.op] if call.x.dtype == bool else call.op
@@ -66,6 +83,13 @@ def flat(x: Array, op: str = "") -> Array:
     """Return ``x`` with one axis; bool as bytes if it is to be reduced."""
     line = x.reshape(-1)
     return line.view(numpy.uint8) if op and line.dtype == bool else line
+
+
+def copy_flat(x: Array, out: Array) -> None:
+    """Copy ``x`` into the flat ``out``, unless it is the same memory already."""
+    line = x.reshape(-1)
+    if line.__array_interface__["data"][0] != out.__array_interface__["data"][0]:
+        numpy.copyto(out, line)
 
 
 def accumulator(dtype: Dtype) -> Dtype:

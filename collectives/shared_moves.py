@@ -1,20 +1,23 @@
 """What ranks do together but all-reduce, between processes that share memory: each shows arrays, others read them."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy
 
 from disttrain.collectives.call import Call
 from disttrain.collectives.host import Group
 from disttrain.collectives.progress import Steps
-from disttrain.collectives.reduction import accumulator, flat, fold_along, operands, operation, round_into
+from disttrain.collectives.reduction import (
+    CHUNK_BYTES,
+    copy_flat,
+    flat,
+    fold_into,
+    operands,
+    operation,
+    widened,
+)
 from disttrain.collectives.shared import STAGE_BYTES, SharedChannel
-from disttrain.collectives.tree import Node
 from disttrain.kernels.arrays import Array
-
-_CHUNK_BYTES = 256 << 10
-"""How much is folded at a time: what the caches hold of all ranks' arrays."""
 
 Take = Callable[[slice, dict[int, Array]], None]
 """Called with a range of columns and those columns of what is shown, ``(rows, columns)``, by the rank's index."""
@@ -93,7 +96,7 @@ def all_gather(group: Group, calls: Sequence[Call]) -> Steps:
                 numpy.copyto(out[i][piece], x[0])
 
     for i, x in mine.items():
-        _copy(x[0], out[i])
+        copy_flat(x[0], out[i])
     yield from _show(group, mine, range(group.size), mine[calls[0].index], take)
     for call in calls[1:]:
         numpy.copyto(call.out.reshape(out.shape), out)
@@ -111,7 +114,7 @@ def gather(group: Group, calls: Sequence[Call]) -> Steps:
 
     if out is not None:
         for i, x in mine.items():
-            _copy(x[0], out[i])
+            copy_flat(x[0], out[i])
     yield from _show(group, mine, range(group.size), mine[calls[0].index], take)
 
 
@@ -123,7 +126,7 @@ def scatter(group: Group, calls: Sequence[Call]) -> Steps:
 
     def take(piece: slice, seen: dict[int, Array]) -> None:
         for call in calls:
-            _copy(seen[root][call.index], flat(call.out)[piece])
+            copy_flat(seen[root][call.index], flat(call.out)[piece])
 
     yield from _show(group, mine, [root], like, take)
 
@@ -184,29 +187,11 @@ def reduce_scatter(group: Group, calls: Sequence[Call]) -> Steps:
 
 def _fold(group: Group, xs: dict[int, Array], op: str, out: Array) -> None:
     """Reduce the arrays of all ranks along the fixed tree."""
-    dtype = accumulator(out.dtype)
-    width = _CHUNK_BYTES // dtype.itemsize
+    width = CHUNK_BYTES // out.itemsize
     for lo in range(0, out.size, width):
         group.scratch.reset()
-        chunk = out[lo : lo + width]
-        parts: dict[Node, tuple[Array, bool]] = {}
-        for i, x in xs.items():
-            part, is_scratch = x[lo : lo + width], False
-            if part.dtype != dtype:
-                wide = group.scratch.take(part.size, dtype)
-                numpy.copyto(wide, part)
-                part, is_scratch = wide, True
-            parts[i, i + 1] = part, is_scratch
-        take = partial(group.scratch.take, chunk.size, dtype)
-        total = fold_along((0, group.size), parts, op, take, chunk if chunk.dtype == dtype else None)
-        if total is not chunk:
-            round_into(total, chunk)
-
-
-def _copy(x: Array, out: Array) -> None:
-    """Copy flat, unless it is the same memory already."""
-    if x.__array_interface__["data"][0] != out.__array_interface__["data"][0]:
-        numpy.copyto(out, x)
+        parts = {(i, i + 1): widened(group, x[lo : lo + width]) for i, x in xs.items()}
+        fold_into(group, parts, op, out[lo : lo + width])
 
 
 VERBS: dict[str, Callable[[Group, Sequence[Call]], Steps]] = {

@@ -5,7 +5,6 @@ arrays in shared memory are reduced in place, and others go through the stages, 
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import pairwise
 
 import numpy
@@ -14,21 +13,21 @@ from disttrain.collectives.call import Call
 from disttrain.collectives.host import Group
 from disttrain.collectives.progress import Steps
 from disttrain.collectives.reduction import (
+    CHUNK_BYTES,
     Dtype,
     accumulator,
     flat,
-    fold_along,
     fold_hosted,
+    fold_into,
     operands,
     operation,
     round_into,
+    widened,
 )
 from disttrain.collectives.shared import SMALL_BYTES, STAGE_BYTES, SharedChannel
 from disttrain.collectives.tree import Node
 from disttrain.kernels.arrays import Array
 
-_CHUNK_BYTES = 256 << 10
-"""How much is folded at a time: what the caches hold of all processes' arrays."""
 _KEPT = 64
 """How many sizes and types of small arrays a group keeps the places of."""
 
@@ -36,7 +35,7 @@ _KEPT = 64
 class Enclosed:
     """The places of small arrays of one size and type, beside one of the two headers."""
 
-    __slots__ = ("parts", "take", "targets")
+    __slots__ = ("parts", "targets")
 
     def __init__(self, group: Group, channel: SharedChannel, place: int, count: int, dtype: Dtype) -> None:
         by_process = [_parts(group, p, channel.small[p][place], count, dtype) for p in range(channel.size)]
@@ -44,7 +43,6 @@ class Enclosed:
         """Where this process puts the sums of the subtrees that it folds by itself."""
         self.parts = {node: (part, False) for parts in by_process for node, part in parts.items()}
         """Those of all processes."""
-        self.take = partial(group.scratch.take, count, dtype)
 
 
 def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Enclosed | None:
@@ -76,15 +74,7 @@ def reduce_enclosed(group: Group, calls: Sequence[Call], enclosed: Enclosed) -> 
     """Fold what came with the headers."""
     op = operation(calls[0])
     out = flat(calls[0].out, op)
-    total = fold_along(
-        (0, group.size),
-        enclosed.parts,
-        op,
-        enclosed.take,
-        out if out.dtype == accumulator(out.dtype) else None,
-    )
-    if total is not out:
-        round_into(total, out)
+    fold_into(group, enclosed.parts, op, out)
     for call in calls[1:]:
         numpy.copyto(flat(call.out, op), out)
 
@@ -95,14 +85,6 @@ def _parts(group: Group, process: int, place: Array, count: int, dtype: Dtype) -
     return {
         node: place[i * nbytes : (i + 1) * nbytes].view(dtype) for i, node in enumerate(group.nodes[process])
     }
-
-
-def _fold_all(group: Group, parts: dict[Node, tuple[Array, bool]], op: str, out: Array) -> None:
-    dtype = next(iter(parts.values()))[0].dtype
-    take = partial(group.scratch.take, out.size, dtype)
-    total = fold_along((0, group.size), parts, op, take, out if out.dtype == dtype else None)
-    if total is not out:
-        round_into(total, out)
 
 
 def reduce_shared(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Steps:
@@ -125,7 +107,7 @@ def _segments(count: int, size: int) -> list[slice]:
 
 
 def _chunks(segment: slice, itemsize: int) -> Iterator[slice]:
-    step = max(1, _CHUNK_BYTES // itemsize)
+    step = max(1, CHUNK_BYTES // itemsize)
     for lo in range(segment.start, segment.stop, step):
         yield slice(lo, min(lo + step, segment.stop))
 
@@ -149,21 +131,13 @@ def _reduce_in_place(
         parts: dict[Node, tuple[Array, bool]] = {}
         for p, source in enumerate(sources):
             (index,) = group.hosted[p]
-            parts[index, index + 1] = _widened(group, source[chunk], dtype)
-        _fold_all(group, parts, op, out[chunk])
+            parts[index, index + 1] = widened(group, source[chunk])
+        fold_into(group, parts, op, out[chunk])
     yield channel.step(), False
     for p, segment in enumerate(segments):
         if p != channel.index:
             numpy.copyto(out[segment], results[p][segment])
     yield channel.step(), False  # nobody may write an array that another still reads
-
-
-def _widened(group: Group, x: Array, dtype: Dtype) -> tuple[Array, bool]:
-    if x.dtype == dtype:
-        return x, False
-    wide = group.scratch.take(x.size, dtype)
-    numpy.copyto(wide, x)
-    return wide, True
 
 
 def _reduce_in_stages(
@@ -192,7 +166,7 @@ def _reduce_in_stages(
         for chunk in _chunks(segments[channel.index], dtype.itemsize):
             group.scratch.reset()
             parts = {node: (part[chunk], False) for stage in stages for node, part in stage.items()}
-            _fold_all(group, parts, op, first[channel.index][chunk])
+            fold_into(group, parts, op, first[channel.index][chunk])
         yield channel.step(), False
         for p, segment in enumerate(segments):
             round_into(first[p][segment], out[piece][segment])

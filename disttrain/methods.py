@@ -11,6 +11,7 @@ from disttrain.functions import (
     join,
     linalg,
     norm,
+    random_in_place,
     rearrange,
     scan,
     search,
@@ -267,10 +268,10 @@ class IndexMethods:
 class RandomMethods:
     bernoulli, multinomial = random_functions.bernoulli, random_functions.multinomial
     uniform_, normal_, bernoulli_ = (
-        random_functions.uniform_,
-        random_functions.normal_,
-        random_functions.bernoulli_,
+        random_in_place.uniform_,
+        random_in_place.normal_,
+        random_in_place.bernoulli_,
     )
-    random_, exponential_ = random_functions.random_, random_functions.exponential_
-    geometric_, log_normal_ = random_functions.geometric_, random_functions.log_normal_
-    cauchy_ = random_functions.cauchy_
+    random_, exponential_ = random_in_place.random_, random_in_place.exponential_
+    geometric_, log_normal_ = random_in_place.geometric_, random_in_place.log_normal_
+    cauchy_ = random_in_place.cauchy_

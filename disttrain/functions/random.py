@@ -1,4 +1,4 @@
-"""Random tensors, with PyTorch's names: made anew, like others, or written in place.
+"""Random tensors, with PyTorch's names: made anew, or like others.
 
 ``generator=None`` draws from the calling rank's generator; ``disttrain.random`` says what a draw is. Elements are made
 in row-major order. ``layout``, ``pin_memory`` and ``memory_format`` are there for PyTorch's signatures.
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import context, dtypes, engine
-from disttrain.functions.common import copy_
 from disttrain.functions.creation import empty_like
 from disttrain.functions.shape import broadcast_tensors
 from disttrain.kernels import random as kernels
@@ -23,7 +22,7 @@ from disttrain.random import normal as standard_normal
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
 
-_DIGITS = {dtypes.float16: 11, dtypes.bfloat16: 8, dtypes.float32: 24, dtypes.float64: 53}
+DIGITS = {dtypes.float16: 11, dtypes.bfloat16: 8, dtypes.float32: 24, dtypes.float64: 53}
 """Binary digits of a floating point type: integers up to two to that power are exact."""
 
 
@@ -179,7 +178,7 @@ def randint(
         raise TypeError(f"randint(): size is a tuple of ints, got {type(size).__name__}: {size!r:.80}")
     shape = _shape("randint", tuple(size))
     kind = dtypes.int64 if dtype is None else dtypes.as_dtype(dtype)
-    return _finish(_integers("randint", low, high, shape, kind, generator), kind, device, requires_grad)
+    return _finish(random_integers("randint", low, high, shape, kind, generator), kind, device, requires_grad)
 
 
 def randint_like(
@@ -199,7 +198,7 @@ def randint_like(
     if high is None:
         low, high = 0, low
     kind = _like("randint_like", input).dtype if dtype is None else dtypes.as_dtype(dtype)
-    values = _integers("randint_like", low, high, input.shape, kind, generator)
+    values = random_integers("randint_like", low, high, input.shape, kind, generator)
     return _laid_out(input, values, kind, device, requires_grad, memory_format)
 
 
@@ -213,9 +212,15 @@ def _end(name: str, x: Any) -> int:
     return operator.index(x)
 
 
-def _integers(
+def random_integers(
     name: str, low: Any, high: Any, shape: tuple[int, ...], kind: dtypes.dtype, generator: Generator | None
 ) -> Any:
+    """Return an array of integers evenly distributed in ``[low, high)``, for the function ``name``.
+
+    Raises:
+        ValueError: an end that no draw reaches.
+        RuntimeError: the range is empty, or ``kind`` does not hold an end.
+    """
     low, high = _end(name, low), _end(name, high)
     if high >= 1 << 63 and name != "random_":
         raise ValueError(f"{name}(): the upper end must be below 2**63, got {high}")
@@ -259,7 +264,7 @@ def randperm(
     if n < 0:
         raise RuntimeError(f"randperm(): n counts elements, so it is not negative, got {n}")
     largest = (
-        1 << _DIGITS[kind]
+        1 << DIGITS[kind]
         if kind.is_floating_point
         else (1 if kind is dtypes.bool_ else np.iinfo(kind.numpy).max)
     )
@@ -287,11 +292,12 @@ def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | N
         if chances.size and not ((chances >= 0) & (chances <= 1)).all():
             raise RuntimeError("bernoulli(): input holds probabilities, in [0, 1], and one is not")
     else:
-        chances = np.float64(_probability("bernoulli", p))
+        chances = np.float64(check_probability("bernoulli", p))
     return _drawn(input, uniform(input.shape, generator, np.float64) < chances)
 
 
-def _probability(name: str, p: Any) -> float:
+def check_probability(name: str, p: Any) -> float:
+    """Return ``p`` as a number; raise RuntimeError unless it is in [0, 1]."""
     chance = float(p)
     if not 0 <= chance <= 1:
         raise RuntimeError(f"{name}(): p is a probability, in [0, 1], got {chance}")
@@ -326,13 +332,13 @@ def normal(
     if bool(tensors) == (size is not None):
         raise TypeError("normal() needs a tensor of means or deviations, or numbers and size=(...)")
     if not tensors:
-        _check_std("normal", std)
+        check_std("normal", std)
         kind = _kind("normal", dtype)
         z = standard_normal(_shape("normal", size), generator, kind.numpy)
         return _finish(mean + std * z, kind, device, requires_grad)
     if tensors[-1] is std and (std._array < 0).any():
         raise RuntimeError("normal(): std holds a negative number")
-    _check_std("normal", std)
+    check_std("normal", std)
     first = tensors[0]
     kind = _kind("normal", None, first.dtype)
     for t in tensors:
@@ -353,7 +359,8 @@ def normal(
     return result
 
 
-def _check_std(name: str, std: Any) -> None:
+def check_std(name: str, std: Any) -> None:
+    """Raise RuntimeError if ``std`` is a negative number."""
     if not isinstance(std, engine.Tensor_) and not std >= 0:
         raise RuntimeError(f"{name}(): std must not be negative, got {std}")
 
@@ -526,179 +533,3 @@ def _binomial(n: Any, p: Any, generator: Generator | None) -> Any:
         out[rest[good]] = k[good]
         rest = rest[~good]
     return out
-
-
-# ------------------------------------------------------------------------------------------------ in place
-
-
-def uniform_(input: Tensor, *args: Any, generator: Generator | None = None, **ends: Any) -> Tensor:
-    """Write numbers evenly distributed in ``[from, to)``, by default [0, 1), as ``Tensor.uniform_``.
-
-    Raises:
-        RuntimeError: the range is upside down or beyond the type.
-    """
-    low, high = _ends("uniform_", args, ends, {"from": 0.0, "to": 1.0})
-    kind = _floats("uniform_", input)
-    if not low <= high:
-        raise RuntimeError(f"uniform_(): from={low} must not be greater than to={high}")
-    largest = _largest(input)
-    if not (abs(low) <= largest and abs(high) <= largest):
-        raise RuntimeError(f"uniform_(): {input.dtype} does not hold from={low} or to={high}")
-    if not high - low <= largest:
-        raise RuntimeError(
-            f"uniform_(): from={low} and to={high} are further apart than {largest}, the largest {input.dtype}"
-        )
-    if kind.itemsize == 2:
-        kind = np.dtype(np.float32)
-    u = uniform(input.shape, generator, kind)
-    values = u * kind.type(high - low) + kind.type(low)
-    values = np.asarray(values, input._array.dtype)  # NumPy turns arrays without dimensions into scalars
-    values[values >= values.dtype.type(high)] = values.dtype.type(low)  # where rounding reached the end
-    return _write(input, values)
-
-
-def _largest(input: Tensor) -> float:
-    kind = np.float32 if input.dtype is dtypes.bfloat16 else input._array.dtype
-    return float(np.finfo(kind).max)
-
-
-def _ends(name: str, args: tuple[Any, ...], given: dict[str, Any], defaults: dict[str, Any]) -> list[Any]:
-    """Return arguments of which one is called ``from``, which Python does not let a function name."""
-    if len(args) > len(defaults):
-        raise TypeError(f"{name}() takes {len(defaults)} arguments, got {len(args)}")
-    values = dict(zip(defaults, args, strict=False))
-    for key, value in given.items():
-        if key not in defaults or key in values:
-            raise TypeError(f"{name}() got an unexpected or repeated argument {key!r}")
-        values[key] = value
-    return [values.get(key, default) for key, default in defaults.items()]
-
-
-def _floats(name: str, input: Tensor) -> np.dtype[Any]:
-    if not input.dtype.is_floating_point:
-        raise NotImplementedError(f"{name}() writes floating point numbers, the tensor has {input.dtype}")
-    return input._array.dtype  # type: ignore[no-any-return]
-
-
-def _write(input: Tensor, values: Any) -> Tensor:
-    with np.errstate(over="ignore", invalid="ignore"):
-        t: Tensor = engine.Tensor_._of(np.asarray(values).astype(input._array.dtype, copy=False))
-    return copy_(input, t)
-
-
-def normal_(
-    input: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None
-) -> Tensor:
-    """Write normally distributed numbers, as ``Tensor.normal_``.
-
-    Raises:
-        RuntimeError: ``std`` is negative.
-    """
-    kind = _floats("normal_", input)
-    _check_std("normal_", std)
-    z = standard_normal(input.shape, generator, kind)
-    return _write(input, z * z.dtype.type(std) + z.dtype.type(mean))
-
-
-def bernoulli_(input: Tensor, p: Any = 0.5, *, generator: Generator | None = None) -> Tensor:
-    """Write ones with probability ``p``, a number or a tensor of probabilities, else zeros, as ``Tensor.bernoulli_``.
-
-    Raises:
-        RuntimeError: a probability is not in [0, 1], or the tensor of probabilities does not fit.
-    """
-    u = uniform(input.shape, generator, np.float64)
-    if not isinstance(p, engine.Tensor_):
-        return _write(input, u < _probability("bernoulli_", p))
-    if not p.dtype.is_floating_point:
-        raise RuntimeError(f"bernoulli_(): probabilities are floating point numbers, got {p.dtype}")
-    chances = p._array.astype(np.float64)
-    if not ((chances >= 0) & (chances <= 1)).all():
-        raise RuntimeError("bernoulli_(): p holds probabilities, in [0, 1], and one is not")
-    try:
-        chances = np.broadcast_to(chances, input.shape)
-    except ValueError:
-        raise RuntimeError(
-            f"bernoulli_(): probabilities of shape {list(p.shape)} do not fit a tensor of {list(input.shape)}"
-        ) from None
-    return _write(input, u < chances)
-
-
-def random_(input: Tensor, *args: Any, generator: Generator | None = None, **ends: Any) -> Tensor:
-    """Write integers evenly distributed in ``[from, to)``, as ``Tensor.random_``; ``random_(to)`` begins at 0.
-
-    By default from 0 to the largest that the type holds; for floating point types to the last that is exact.
-
-    Raises:
-        RuntimeError: the range is empty, or beyond the type.
-    """
-    if len(args) == 1 and not ends:
-        args = (0, *args)
-    low, high = _ends("random_", args, ends, {"from": 0, "to": None})
-    kind = input.dtype
-    if high is None:
-        if kind.is_floating_point:
-            high = (1 << _DIGITS[kind]) + 1
-        else:
-            high = 2 if kind is dtypes.bool_ else int(np.iinfo(kind.numpy).max) + 1
-    return _write(input, _integers("random_", low, high, input.shape, kind, generator))
-
-
-def exponential_(input: Tensor, lambd: float = 1.0, *, generator: Generator | None = None) -> Tensor:
-    """Write exponentially distributed numbers of rate ``lambd``, as ``Tensor.exponential_``.
-
-    Raises:
-        RuntimeError: the rate is not positive.
-    """
-    _floats("exponential_", input)
-    if not lambd > 0:
-        raise RuntimeError(f"exponential_(): lambd must be positive, got {lambd}")
-    return _write(input, (-kernels.log(_open(input, generator)) / lambd).reshape(input.shape))
-
-
-def _open(input: Tensor, generator: Generator | None) -> Any:
-    return kernels.open_uniform(words64(input.numel(), generator))
-
-
-def geometric_(input: Tensor, p: float, *, generator: Generator | None = None) -> Tensor:
-    """Write how many trials it takes to the first success, of probability ``p`` each, as ``Tensor.geometric_``.
-
-    Raises:
-        RuntimeError: ``p`` is not in (0, 1).
-    """
-    if input.dtype is dtypes.bool_:
-        raise NotImplementedError("geometric_() counts trials, the tensor has booleans")
-    if not 0 < p < 1:
-        raise RuntimeError(f"geometric_(): p must lie between 0 and 1, both excluded, got {p}")
-    trials = np.ceil(kernels.log(_open(input, generator)) / kernels.log(np.array([1.0 - p])))
-    return _write(input, trials.reshape(input.shape))
-
-
-def log_normal_(
-    input: Tensor, mean: float = 1.0, std: float = 2.0, *, generator: Generator | None = None
-) -> Tensor:
-    """Write numbers whose logarithms are normally distributed, as ``Tensor.log_normal_``.
-
-    Raises:
-        RuntimeError: ``std`` is not positive.
-    """
-    _floats("log_normal_", input)
-    if not std > 0:
-        raise RuntimeError(f"log_normal_(): std must be positive, got {std}")
-    z = standard_normal(input.shape, generator, np.float64)
-    return _write(input, kernels.exp(z * float(std) + float(mean)))
-
-
-def cauchy_(
-    input: Tensor, median: float = 0.0, sigma: float = 1.0, *, generator: Generator | None = None
-) -> Tensor:
-    """Write numbers of Cauchy's distribution, as ``Tensor.cauchy_``: the ratio of two normal numbers has it.
-
-    Raises:
-        RuntimeError: ``sigma`` is not positive.
-    """
-    _floats("cauchy_", input)
-    if not sigma > 0:
-        raise RuntimeError(f"cauchy_(): sigma must be positive, got {sigma}")
-    n = input.numel()
-    z = standard_normal((2 * n,), generator, np.float64)
-    return _write(input, (float(median) + float(sigma) * (z[:n] / z[n:])).reshape(input.shape))
