@@ -189,6 +189,4 @@ def test_what_is_refused():
 
 
 def test_pytorchs_name_is_the_same():
-    from disttrain.compat import finder  # noqa: F401  what maps PyTorch's modules
-
     assert dt.distributed.optim.ZeroRedundancyOptimizer is ZeroOptimizer
