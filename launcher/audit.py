@@ -14,12 +14,14 @@ from disttrain.launcher.launch import run
 
 _CAUSES: Final = {
     "input": (
-        "the batches differ: the script orders or draws its data by something that depends on the process, such as "
-        "random, numpy.random, the time, or the order of a set; use disttrain's DataLoader and random numbers"
+        "the batches differ: the script gives no seed (call disttrain.manual_seed() first), or orders or draws its "
+        "data by something that depends on the process, such as random, numpy.random, the time, or the order of a "
+        "set; use disttrain's DataLoader and random numbers"
     ),
     "forward": (
-        "from the same input and the same parameters the layer computed something else: random numbers that are not "
-        "disttrain's, something that depends on the process, or a number of threads that is not fixed"
+        "from the same input the layer computed something else: first values without a seed (call "
+        "disttrain.manual_seed() first), random numbers that are not disttrain's, something that depends on the "
+        "process, or a number of threads that is not fixed"
     ),
     "gradient": (
         "forward was the same: something changes gradients in a way that depends on the process, or averages them in "

@@ -143,6 +143,16 @@ def test_a_spread_optimizer_steps_as_the_plain_one_on_processes(tmp_path):
     assert re.search(r"state of 4 parameters, here [123]\n", out)
 
 
+@pytest.mark.mpi
+def test_the_script_in_the_readme_computes_the_same_bits_on_any_number_of_processes(tmp_path):
+    readme = (SCRIPTS.parent / "README.md").read_text()
+    (tmp_path / "train.py").write_text(re.search(r"```python\n(.*?)```", readme, re.S)[1])
+
+    out = run([*DISTTRAIN, "audit", "--processes", "1,2", str(tmp_path / "train.py")])
+
+    assert "equal: 2 ranks computed the same bits on 1, 2 processes" in out
+
+
 @pytest.mark.slow
 @pytest.mark.mpi
 def test_the_benchmark_of_collectives_prints_all_sides():

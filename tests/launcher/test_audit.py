@@ -20,7 +20,7 @@ class Noise(nn.Module):
         return x{in_layer}
 
 
-dt.manual_seed(1)
+{seed}
 loader = dt.data.DataLoader(dt.data.datasets.Digits(train=True), batch_size=16, shuffle=True)
 layers = nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), Noise(), nn.Dropout(0.3), nn.Linear(32, 10)
 model = nn.parallel.DistributedDataParallel(nn.Sequential(*layers))
@@ -33,12 +33,13 @@ for step, (x, y) in enumerate(loader):
     {after_step}
 print("not reached")
 """
-PLACES = ("in_layer", "in_options", "in_batch", "before_step", "after_step")
+PLACES = ("seed", "in_layer", "in_options", "in_batch", "before_step", "after_step")
 BY_PROCESSES = "int(os.environ['DISTTRAIN_PROCESSES']) * 1e-3"
 
 
 def audit(tmp_path, **planted):
     script = tmp_path / "train.py"
+    planted = {"seed": "dt.manual_seed(1)", **planted}
     script.write_text(SCRIPT.format(**{place: planted.get(place, "") for place in PLACES}))
     command = [sys.executable, "-m", "disttrain", "audit", "--processes", "1,2", "--steps", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path)
