@@ -70,6 +70,10 @@ def test_a_script_that_is_right_is_proven_so(tmp_path):
             r"the model's input in step 1 is .*\nlikely cause: the batches differ",
         ),
         (
+            {"seed": ""},
+            r"the model's input in step 1 is .*\nlikely cause: the batches differ: the script gives no seed",
+        ),
+        (
             {"before_step": f"model.module[6].bias.grad[1] += {BY_PROCESSES}"},
             r"the gradient of 6.bias in step 1 is .*\nlikely cause: forward was the same",
         ),
