@@ -65,7 +65,8 @@ class DataLoader:
         persistent_workers: keep the workers from epoch to epoch.
         seed: decides the order; the same on all ranks. By default that of ``generator`` or of the default
             generator (``disttrain.manual_seed``, with the same number on all ranks) when the first epoch
-            begins. If nobody has set a seed: 0 in a job of several ranks, any in a world of one.
+            begins. If nobody has set a seed: rank 0's where a model was wrapped, else 0 in a job of several
+            ranks and any in a world of one.
 
     In a worker the random numbers of disttrain, NumPy and ``random`` are seeded from (base seed + worker
     number), where the base seed follows from (seed, epoch); disttrain's also depend on the rank.

@@ -243,7 +243,7 @@ class EpochSampler(Sampler[int]):
         seed: the same on all ranks. By default the seed of ``generator``, or when the first epoch begins that of
             rank 0's default generator if a parallel wrapper has made it known to all, else of the rank's own;
             ``disttrain.manual_seed`` must then have been given the same number on all ranks. If nobody has set
-            a seed, a job of several ranks uses 0.
+            a seed and no wrapper has made one known, a job of several ranks uses 0.
         generator: only its seed is used.
     """
 
@@ -266,8 +266,8 @@ class EpochSampler(Sampler[int]):
                 self._seed = shared
             else:
                 self._seed = (self.generator or random.current_generator()).initial_seed()
-            if self._seed == random._unseeded and current_env().world_size > 1:
-                self._seed = 0
+                if self._seed == random._unseeded and current_env().world_size > 1:
+                    self._seed = 0  # every process has another
         return self._seed
 
     def next_order(self) -> np.ndarray[Any, Any]:

@@ -143,6 +143,32 @@ def test_a_spread_optimizer_steps_as_the_plain_one_on_processes(tmp_path):
     assert re.search(r"state of 4 parameters, here [123]\n", out)
 
 
+UNSEEDED = """
+import disttrain as dt
+
+loader = dt.data.DataLoader(dt.data.TensorDataset(dt.arange(64)), batch_size=4, shuffle=True)
+model = dt.nn.parallel.DistributedDataParallel(dt.nn.Linear(2, 2))
+for epoch in range(2):
+    print("samples", epoch, *[i for (batch,) in loader for i in batch.tolist()])
+"""
+
+
+@pytest.mark.mpi
+def test_without_a_seed_processes_still_deal_every_sample_once_and_not_as_the_last_time(tmp_path):
+    (tmp_path / "unseeded.py").write_text(UNSEEDED)
+
+    runs = [run([*DISTTRAIN, "launch", "-n", "2", str(tmp_path / "unseeded.py")]) for _ in range(2)]
+
+    orders = set()
+    for out in runs:
+        for epoch in "01":
+            dealt = re.findall(rf"\[(\d)\] samples {epoch} (.*)", out)
+            assert len(dealt) == 2, out
+            assert sorted(int(i) for _, indices in dealt for i in indices.split()) == list(range(64)), out
+            orders.add(tuple(sorted(dealt)))
+    assert len(orders) == 4
+
+
 @pytest.mark.mpi
 def test_the_script_in_the_readme_computes_the_same_bits_on_any_number_of_processes(tmp_path):
     readme = (SCRIPTS.parent / "README.md").read_text()
