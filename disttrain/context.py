@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from disttrain import dtypes
@@ -12,6 +14,23 @@ if TYPE_CHECKING:
     from disttrain.random import Generator
 
 
+@dataclass(frozen=True, slots=True)
+class Dealt:
+    """What is known of the batch that a DataLoader handed out last."""
+
+    samples: int
+    """How many it has; the default weight of a backward."""
+    indices: Sequence[Any] | None = None
+    """Which ones, if the data set is a map."""
+    position: tuple[int, int] | None = None
+    """(epoch, number of the batch in it), where the loader itself deals to the ranks: then it is equal on all."""
+
+    def __str__(self) -> str:
+        if self.position is None:
+            return f"a batch of {self.samples} samples"
+        return f"batch {self.position[1]} of epoch {self.position[0]}"
+
+
 class RankContext:
     """The state of one rank: its default generator and dtype, and what its loader dealt last."""
 
@@ -19,8 +38,10 @@ class RankContext:
         self.default_dtype = dtypes.float32
         self.generator: Generator | None = None
         """Made at its first use, from the rank's number."""
-        self.samples: int | None = None
-        """Number of samples in the batch that a DataLoader dealt last; the default weight of a backward."""
+        self.dealt: Dealt | None = None
+        """The batch that a DataLoader handed out last; ``None`` once its epoch has ended."""
+        self.loop: Any = None
+        """A weak reference to the epoch of that DataLoader."""
         self.order_seed: int | None = None
         """The seed of rank 0, once a parallel wrapper has asked for it: it orders data sets on all ranks."""
         self.wrappers = 0

@@ -380,11 +380,13 @@ _FREED = ("freed",)
 class Pass:
     """A backward pass that is running."""
 
-    __slots__ = ("__weakref__", "callbacks", "receivers", "users")
+    __slots__ = ("__weakref__", "callbacks", "receivers", "undo", "users")
 
     def __init__(self) -> None:
         self.callbacks: list[Callable[[], None]] = []
         """What to call at its end."""
+        self.undo: list[Callable[[BaseException], None]] = []
+        """What to call with the error that has ended it too early."""
         self.users: dict[Any, int] = {}
         """The nodes and leaves below its roots."""
         self.receivers: set[Any] | None = None
@@ -403,8 +405,14 @@ class Pass:
 _running: ContextVar[Pass | None] = ContextVar("backward_pass", default=None)
 
 
-def queue_callback(callback: Callable[[], None]) -> None:
+def queue_callback(
+    callback: Callable[[], None], on_error: Callable[[BaseException], None] | None = None
+) -> None:
     """Call ``callback`` once the backward pass that is running has reached all leaves.
+
+    Args:
+        callback: not called if the pass raises before.
+        on_error: called with what the pass, or the callback of anybody, raises.
 
     Raises:
         RuntimeError: no backward pass is running in this thread.
@@ -413,6 +421,8 @@ def queue_callback(callback: Callable[[], None]) -> None:
     if running is None:
         raise RuntimeError("queue_callback() works only inside a backward pass")
     running.callbacks.append(callback)
+    if on_error is not None:
+        running.undo.append(on_error)
 
 
 def running_pass() -> Pass | None:
@@ -449,6 +459,10 @@ def run_backward(
         for callback in running.callbacks:
             callback()
         return found
+    except BaseException as error:
+        for undo in running.undo:
+            undo(error)
+        raise
     finally:
         grad_enabled.reset(mode)
         _running.reset(token)

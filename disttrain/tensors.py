@@ -129,8 +129,8 @@ class Tensor(
 
     _twin: Tensor | None = None
     """The tensor without history that this one is the ``data`` of, or was detached from."""
-    _synchronized = False
-    """Of a parameter: a parallel wrapper averages its gradient over the ranks. Of a gradient: it was averaged."""
+    _synchronized: Any = False
+    """Of a parameter: the parallel wrapper that keeps it equal on all ranks. Of a gradient: whether it was averaged."""
 
     __array_priority__ = 1000  # so that `array * tensor` comes to us
 

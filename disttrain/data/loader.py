@@ -6,7 +6,9 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from disttrain import context
@@ -17,6 +19,7 @@ from disttrain.data.fetch import EndOfStream, Fetch, make_fetch
 from disttrain.data.sampler import (
     BatchSampler,
     EpochSampler,
+    NoShare,
     RandomSampler,
     ShardedBatchSampler,
     ShardedSampler,
@@ -110,6 +113,7 @@ class DataLoader:
         self.drop_last = drop_last
         self.batch_size = None if batch_sampler is not None else batch_size
         self._epochs = EpochSampler(() if streams else dataset, bool(shuffle), seed, generator)
+        self._user_order = streams or sampler is not None or batch_sampler is not None
         if sampler is None and batch_sampler is None and not streams:
             if shuffle:
                 RandomSampler(dataset)  # refuses an empty data set, as PyTorch does
@@ -172,11 +176,12 @@ class DataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self._epochs.epoch
-        indices = iter(self._indices())
+        indices = _Drawn(iter(self._indices()))
         self._epochs.set_epoch(epoch + 1)
+        dealt_by_us = None if self._user_order else epoch
         if self.num_workers == 0 or hosted_env() is not None:
             fetch = make_fetch(self.dataset, self.collate_fn, self._auto_collation, self.drop_last)
-            return _Epoch(_InLine(fetch, indices), self._reported_length)
+            return _Epoch(_InLine(fetch, indices), indices, dealt_by_us, self._reported_length)
         pool = self._pool
         if pool is None or not pool.alive:
             pool = WorkerPool(
@@ -193,7 +198,7 @@ class DataLoader:
         if self.persistent_workers:
             self._pool = pool
         batches = pool.run(indices, self.prefetch_factor or 1, self.timeout, self.persistent_workers)
-        return _Epoch(batches, self._reported_length)
+        return _Epoch(batches, indices, dealt_by_us, self._reported_length)
 
     def _base_seed(self, epoch: int) -> int:
         """Return the seed of the workers: a function of (seed, epoch), so that it costs no draw."""
@@ -223,36 +228,82 @@ class _InLine:
             ) from error
 
 
-class _Epoch:
-    """What ``iter(loader)`` is: hands out batches, and says how many samples each has.
+class _Drawn:
+    """The indices of batches as they are asked for, kept until the batch is handed out."""
 
-    No generator, so that a program can go on with the next batch after an error, as with PyTorch.
-    """
-
-    def __init__(self, batches: Iterator[tuple[Any, int]], reported_length: int | None) -> None:
-        self._batches = batches
-        self._reported_length = reported_length
-        self._handed_out = 0
+    def __init__(self, indices: Iterator[Any]) -> None:
+        self._indices = indices
+        self.waiting: deque[Any] = deque()
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
+        index = next(self._indices)
+        self.waiting.append(index)
+        return index
+
+
+class _Epoch:
+    """What ``iter(loader)`` is: hands out batches, and notes in the rank's context what it dealt.
+
+    No generator, so that a program can go on with the next batch after an error, as with PyTorch.
+
+    Args:
+        batches: in order, with their numbers of samples.
+        drawn: their indices.
+        epoch: which one it is, if the order is the loader's own.
+        reported_length: what the data set says, if it is a stream.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[tuple[Any, int]],
+        drawn: _Drawn,
+        epoch: int | None,
+        reported_length: int | None,
+    ) -> None:
+        self._batches = batches
+        self._drawn = drawn
+        self._epoch = epoch
+        self._reported_length = reported_length
+        self._handed_out = 0
+        self._dealt: context.Dealt | None = None
+        self._around: weakref.ref[_Epoch] | None = None
+        """The loop over another loader in whose body this one runs."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        rank = context.current()
+        if not self._handed_out and rank.loop is not None:
+            self._around = rank.loop
         try:
             batch, samples = next(self._batches)
         except StopIteration:
-            context.current().samples = None  # what comes now is not of this loader
+            outer = self._around() if self._around is not None else None
+            rank.loop = self._around if outer is not None else None
+            rank.dealt = outer._dealt if outer is not None else None  # what comes now is not of this loader
             raise
-        self._handed_out += 1
+        except Exception:
+            if self._drawn.waiting:
+                self._drawn.waiting.popleft()
+            raise
         length = self._reported_length
-        if length is not None and self._handed_out > length:
+        if length is not None and self._handed_out >= length:
             self._reported_length = None  # say it once
             warnings.warn(
-                f"the IterableDataset said that it has {length} samples, but batch {self._handed_out} was read; "
+                f"the IterableDataset said that it has {length} samples, but batch {self._handed_out + 1} was read; "
                 f"does each worker take its own part of the stream?",
                 stacklevel=2,
             )
-        context.current().samples = samples
+        indices = self._drawn.waiting.popleft() if self._drawn.waiting else None
+        position = None if self._epoch is None else (self._epoch, self._handed_out)
+        known = isinstance(indices, Sequence) and not isinstance(indices, NoShare)
+        self._dealt = rank.dealt = context.Dealt(samples, indices if known else None, position)
+        rank.loop = weakref.ref(self)
+        self._handed_out += 1
         return batch
 
 

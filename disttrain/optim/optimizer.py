@@ -199,19 +199,25 @@ class Optimizer:
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how to step")
 
-    def _check_wrapped(self) -> None:
-        """Raise if ranks would train apart."""
+    def _check_wrapped(self) -> set[Any]:
+        """Return the parallel wrappers of what is stepped; raise if ranks would train apart."""
+        wrappers: set[Any] = set()
         if self._world_size == 1:
-            return
+            return wrappers
         for group in self.param_groups:
             for p in group["params"]:
-                if p._grad is not None and not p._synchronized and not p._grad._synchronized:
+                if p._grad is None:
+                    continue
+                if p._synchronized:
+                    wrappers.add(p._synchronized)
+                elif not p._grad._synchronized:
                     raise UnwrappedModel(
                         f"optimizer.step() in a world of {self._world_size} ranks on a parameter of shape "
                         f"{list(p.shape)} whose gradient was not averaged over the ranks: they would train apart; "
                         f"wrap the model, after the last change of it: model = "
                         f"disttrain.nn.parallel.DistributedDataParallel(model)"
                     )
+        return wrappers
 
     # -------------------------------------------------------------------------------------- state
 
@@ -368,13 +374,15 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
                             f"a hook before step() must return None or a pair (args, kwargs), got {changed!r}"
                         )
                     given, kwargs = changed
-        if self._world_size > 1 and all(a is None for a in (*given[1:], *kwargs.values())):
-            self._check_wrapped()  # a closure would make the gradients first
+        closure = any(a is not None for a in (*given[1:], *kwargs.values()))
+        wrappers = self._check_wrapped() if not closure else None
         self._stepping = True
         try:
             result = step(*given, **kwargs)
         finally:
             self._stepping = False
+        for wrapper in self._check_wrapped() if wrappers is None else wrappers:  # it has made the gradients
+            wrapper.steps += 1
         if _global_post_hooks or self._step_post_hooks:
             for hook in [*self._step_post_hooks.values(), *_global_post_hooks.values()]:
                 hook(self, given, kwargs)

@@ -16,127 +16,25 @@ from disttrain import collectives, context
 from disttrain.autograd import accumulates, backward_weight
 from disttrain.collectives.call import name_ranks
 from disttrain.collectives.env import current_env
-from disttrain.engine import Slot, is_grad_enabled, queue_callback
-from disttrain.errors import ReplicasDiffer
-from disttrain.kernels.arrays import Array, to_host
+from disttrain.collectives.errors import PeerFailed
+from disttrain.engine import is_grad_enabled, queue_callback
+from disttrain.errors import AnomalyError, ReplicasDiffer
+from disttrain.kernels.arrays import to_host
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import is_lazy
+from disttrain.parallel.buckets import FAILED, NOT_FINITE, Bucket, Place, grouped
+from disttrain.parallel.vote import Telling, reason
 from disttrain.random import current_generator
 from disttrain.tensors import RemovableHandle, Tensor
 
 if TYPE_CHECKING:
-    from disttrain.collectives.communicator import Communicator, Work
+    from disttrain.collectives.communicator import Communicator
 
 _logger = logging.getLogger("disttrain")
 _BUCKET_MB = 4.0
 """Past this size one all-reduce through MPI costs more than several, and less of it hides behind backward."""
-
-
-class Bucket:
-    """Gradients that are reduced in one call: parameters of one type whose gradients backward makes one after another.
-
-    Behind the gradients travel, in the same call, one mark for each parameter (did this rank use it?) and the
-    weight of the rank's samples. Gradients in half precision are weighted, summed and divided in float32, so that
-    no factor takes them out of their range, and are rounded once.
-    """
-
-    def __init__(self, params: list[Tensor], comm: Communicator) -> None:
-        self.params = params
-        self._comm = comm
-        self._allocate()
-        self.missing = len(params)
-        """How many gradients this backward has still to make."""
-        self.weighted = False
-        """Whether the gradients were multiplied by the rank's weight as they were copied here."""
-        self.work: Work | None = None
-        self.used: Array = np.zeros(0)
-        """How many ranks used each parameter in the last averaged backward."""
-
-    def _allocate(self) -> None:
-        kind = self.params[0]._array.dtype
-        ends = np.cumsum([0, *[p.numel() for p in self.params]])
-        size, tail = int(ends[-1]), len(self.params) + 1
-        self.half = kind.itemsize == 2
-        self.message: Array = self._comm.empty(size + tail, np.float32 if self.half else kind)
-        """What the ranks sum."""
-        self.message[...] = 0
-        self.sums = self.message[:size]
-        self.tail = self.message[size:]
-        self.grads: Array = np.zeros(size, kind) if self.half else self.sums
-        """The memory of the gradients."""
-        self.slots = [
-            Slot(self.grads, int(begin), p._array.shape) for p, begin in zip(self.params, ends, strict=False)
-        ]
-
-    def take_slots(self) -> None:
-        """Let the gradients of the parameters be made here, also after the module has been moved about.
-
-        Raises:
-            RuntimeError: a parameter has another type or shape than when it was wrapped.
-        """
-        for p, slot in zip(self.params, self.slots, strict=True):
-            if p._slot is slot:
-                continue
-            if p._array.dtype != slot.array.dtype or p._array.shape != slot.array.shape:
-                raise RuntimeError(
-                    f"a parameter was of shape {list(slot.array.shape)} and {slot.array.dtype} when it was wrapped, "
-                    f"and is now of shape {list(p.shape)} and {p._array.dtype}; convert the module first, then wrap it"
-                )
-            p._slot = slot
-
-    def fill(self, first_weight: float, weight: float) -> None:
-        """Make the bucket ready to be summed over the ranks.
-
-        Args:
-            first_weight: weight in whose units the gradients are, unless they are ``weighted``.
-            weight: of this rank in the average.
-        """
-        if any(
-            (p._grad is None or p._grad._array is not slot.array) and slot.is_held(p)
-            for p, slot in zip(self.params, self.slots, strict=True)
-        ):  # somebody keeps an old gradient's memory
-            self._allocate()
-            self.take_slots()
-        for i, (p, slot) in enumerate(zip(self.params, self.slots, strict=True)):
-            grad = p._grad
-            self.tail[i] = grad is not None
-            if grad is None:
-                _vacate(p, slot)
-                slot.array[...] = 0
-            elif grad._array is not slot.array:
-                _vacate(p, slot)
-                slot.array[...] = grad._array
-        self.tail[-1] = weight
-        if self.half:
-            self.sums[...] = self.grads
-        if weight == 0:
-            self.sums[...] = 0
-        elif not self.weighted and first_weight != 1:
-            self.sums *= self.sums.dtype.type(first_weight)
-
-    def average(self) -> None:
-        """Turn the sum over the ranks into the average, and hand it to the parameters that some rank used."""
-        self.used = self.tail[:-1].copy()
-        total = self.tail[-1]
-        if total != 0 and total != 1:
-            self.sums /= total
-        if self.half:
-            with np.errstate(all="ignore"):  # too large for the type: infinite, as anywhere
-                self.grads[...] = self.sums
-        for used, p, slot in zip(self.tail, self.params, self.slots, strict=False):
-            if used == 0:
-                continue
-            if p._grad is None or p._grad._array is not slot.array:
-                p._give_slot()
-            else:
-                p._grad._version_counter[0] += 1
-
-
-def _vacate(p: Tensor, slot: Slot) -> None:
-    """Before ``slot`` is overwritten: the gradient that somebody has kept of ``p`` stays what it was."""
-    kept = p._given_grad() if p._given_grad is not None else None
-    if kept is not None and kept._array is slot.array:
-        kept._array = slot.array.copy()
+_MOST_NAMED = 16
+"""So many samples at most are named."""
 
 
 class DistributedDataParallel(Module):
@@ -146,6 +44,9 @@ class DistributedDataParallel(Module):
     buckets that are sent while it still runs; it returns once the averages are in ``grad``. A rank counts in
     proportion to its samples: those that its DataLoader dealt last, or ``loss.backward(weight=n)``; so an uneven
     last batch is weighted right. Parameters that a rank, or all, did not use are handled without a flag.
+
+    With its gradients every rank votes on the step. If one raises in forward or in backward, the others do not hang:
+    their backward raises ``PeerFailed`` with that error, and the step's gradients are gone on all ranks.
 
     Args:
         module: the model, equal in structure on all ranks.
@@ -160,6 +61,10 @@ class DistributedDataParallel(Module):
         static_graph: accepted as PyTorch's; it changes nothing.
         fingerprint_every: compare the ranks' parameters before every so many training forwards (the first included);
             0 is never. It takes about as long as reading them.
+        nonfinite: what to do where a rank's gradient, before it is averaged, has a nan or an infinity. ``"keep"``
+            averages it as PyTorch does (a GradScaler looks for it afterwards) and says so once; ``"skip"`` forgets
+            the step's gradients on all ranks, so that optimizers leave the parameters alone; ``"raise"`` raises.
+            The rank, the parameter and the samples are named.
 
     Raises:
         ValueError: the module has no parameter that requires a gradient, or a bucket size that is not positive.
@@ -167,6 +72,8 @@ class DistributedDataParallel(Module):
             wrapper replaces that one.
         CollectiveMismatch: the ranks' modules differ in structure.
         ReplicasDiffer: from forward, see ``fingerprint_every``.
+        AnomalyError: from backward on all ranks, see ``nonfinite``.
+        PeerFailed: from backward: another rank has raised in this step.
     """
 
     def __init__(
@@ -184,8 +91,11 @@ class DistributedDataParallel(Module):
         static_graph: bool = False,
         *,
         fingerprint_every: int = 0,
+        nonfinite: str = "keep",
     ) -> None:
         super().__init__()
+        if nonfinite not in ("keep", "skip", "raise"):
+            raise ValueError(f"nonfinite must be 'keep', 'skip' or 'raise', got {nonfinite!r}")
         if fingerprint_every < 0:
             raise ValueError(f"fingerprint_every must not be negative, got {fingerprint_every}")
         if any(is_lazy(t) for t in (*module.parameters(), *module.buffers())):
@@ -204,19 +114,25 @@ class DistributedDataParallel(Module):
         self._comm = collectives.connect() if process_group is None else process_group
         self._broadcast_buffers = broadcast_buffers
         self._fingerprint_every = fingerprint_every
+        self._nonfinite = nonfinite
         self._forwards = 0
         """How many forwards have recorded."""
+        self.steps = 0
+        """How often an optimizer has stepped the parameters."""
         self._reported_unused = False
+        self._reported_nonfinite = False
         self._synchronize = True
         """Whether the backward of the next forward averages; see :meth:`no_sync`."""
         self._averages = True
         """Whether the backward that runs does."""
-        self._begun: set[_Beginning] = set()
-        """Where the backward that runs has come through outputs; empty if none runs."""
         self._running = False
-        self._rounds = 0
         self._weights: list[float] = []
         """Weights of the backwards since gradients were averaged last."""
+        self._dealt: list[context.Dealt | None] = []
+        """Their batches."""
+        self._faults: list[tuple[Tensor, str]] = []
+        """Parameters whose gradients are not finite on this rank, and what is in those."""
+        self._telling: Telling | None = None
         self._first_weight = 1.0
         self._started = 0
         self._number = 0
@@ -227,15 +143,13 @@ class DistributedDataParallel(Module):
         if self._comm.size > 1:
             self._replace_others(module)
         for p in params:
-            p._synchronized = True
+            p._synchronized = self
         if current_env().audit:
             importlib.import_module("disttrain.audit").watch(module)
         if self._comm.size == 1:
             return
-        self._buckets = [
-            Bucket(group, self._comm)
-            for group in _grouped(params[::-1], (bucket_cap_mb or _BUCKET_MB) * 2**20)
-        ]
+        groups = list(grouped(params[::-1], (bucket_cap_mb or _BUCKET_MB) * 2**20))
+        self._buckets = [Bucket(g, self._comm, last=i == len(groups) - 1) for i, g in enumerate(groups)]
         for bucket in self._buckets:
             bucket.take_slots()
             for p in bucket.params:
@@ -273,7 +187,7 @@ class DistributedDataParallel(Module):
             raise RuntimeError(
                 "a DistributedDataParallel that was made later has the parameters of this one; call that one"
             )
-        self._give_up()  # a backward that raised has not come to its end
+        self._settle()
         for bucket in self._buckets:
             bucket.take_slots()
         recording = is_grad_enabled()
@@ -283,7 +197,12 @@ class DistributedDataParallel(Module):
             self._forwards += 1
         if recording and self._synchronize and self._broadcast_buffers and self.training:
             self._take_from_rank_0(list(self.module.buffers()))
-        out = self.module(*args, **kwargs)
+        try:
+            out = self.module(*args, **kwargs)
+        except Exception as error:
+            if recording and self._synchronize and self.training and not self._running:
+                self._withdraw(error)
+            raise
         if recording:
             for t in _tensors_in(out):
                 if t.requires_grad:
@@ -377,26 +296,27 @@ class DistributedDataParallel(Module):
             self._averages |= averages
             return
         try:
-            queue_callback(self._end)
+            queue_callback(self._end, self._abandon)
         except RuntimeError:
             raise RuntimeError(
                 "backward(inputs=...) does not average gradients over the ranks; call backward() without inputs"
             ) from None
+        self._settle()
         self._running = True
         self._averages = averages
         if all(p._grad is None for bucket in self._buckets for p in bucket.params):
             # Whatever was accumulated has been thrown away.
-            self._weights.clear()
+            self._forget()
+        dealt = context.current().dealt
         weight = backward_weight()
         if weight is None:
-            dealt = context.current().samples
-            weight = 1.0 if dealt is None else float(dealt)
+            weight = 1.0 if dealt is None else float(dealt.samples)
         first = not any(self._weights)
         self._weights.append(weight)
+        self._dealt.append(dealt)
         if first:
             self._first_weight = weight or 1.0
         scale = weight / self._first_weight
-        self._started = 0
         for bucket in self._buckets:
             bucket.missing = len(bucket.params)
             bucket.weighted = (
@@ -404,13 +324,6 @@ class DistributedDataParallel(Module):
             )
             for slot in bucket.slots:
                 slot.scale = weight if bucket.weighted else scale
-
-    def _came_through(self, beginning: _Beginning) -> None:
-        """Backward has come through an output of the module, which it does once."""
-        if beginning in self._begun:
-            self._give_up()
-        self._begin(beginning.averages)
-        self._begun.add(beginning)
 
     def _arrived(self, bucket: Bucket) -> None:
         if not self._running:  # not by an output of forward: by the module itself, say
@@ -420,46 +333,124 @@ class DistributedDataParallel(Module):
             return
         # In the same order on all ranks, whatever the order in which their gradients come.
         while self._started < len(self._buckets) and self._buckets[self._started].missing <= 0:
-            self._start_next()
+            self._send_next()
 
-    def _start_next(self) -> None:
-        index = self._started
-        bucket = self._buckets[index]
+    def _send_next(self) -> None:
+        bucket = self._buckets[self._started]
         bucket.fill(self._first_weight, sum(self._weights) / len(self._weights))
-        tag = (self._number, self._rounds, index)
-        bucket.work = self._comm.start_all_reduce(bucket.message, bucket.message, tag=tag)
+        if not bucket.is_finite:
+            self._faults += bucket.not_finite()
+        if self._faults and bucket.votes.size:
+            bucket.votes[NOT_FINITE] = 1
+        self._start(bucket)
+
+    def _start(self, bucket: Bucket) -> None:
+        dealt = context.current().dealt
+        place = Place(self._number, self._started, self.steps, None if dealt is None else dealt.position)
+        bucket.work = self._comm.start_all_reduce(bucket.message, bucket.message, tag=place)
         self._started += 1
 
     def _end(self) -> None:
-        """Send what is left and wait for the averages."""
-        if self._averages:
+        """Send what is left, wait for the averages, and hear the votes."""
+        try:
+            if not self._averages:
+                return
             while self._started < len(self._buckets):
-                self._start_next()
+                self._send_next()
             for bucket in self._buckets:
                 assert bucket.work is not None
                 bucket.work.wait()
                 bucket.work = None
                 bucket.average()
-            self._rounds += 1
+            not_finite, failed = (bool(n) for n in self._buckets[-1].votes)
+            if failed or (not_finite and not (self._nonfinite == "keep" and self._reported_nonfinite)):
+                self._hear(failed)
             if not self._reported_unused and any((b.used < self._comm.size).any() for b in self._buckets):
                 self._report_unused()
-            self._weights.clear()
+            self._forget()
+        finally:
+            self._finish()
+
+    def _hear(self, failed: bool) -> None:
+        """Ask all ranks why they do not want this step, and do without it."""
+        reasons = Telling(self._comm, self._not_finite_here()).wait()
+        keep = self._nonfinite == "keep" and not failed
+        if not keep:
+            for bucket in self._buckets:
+                for p in bucket.params:
+                    p._grad = None
+        self._forget()
+        if failed:
+            raise PeerFailed(
+                f"the gradients of this step are gone on all ranks, since not all could make it: {reasons}"
+            )
+        if self._nonfinite == "raise":
+            raise AnomalyError(f"a gradient is not finite: {reasons}")
+        self._reported_nonfinite = True
+        if self._comm.rank == 0:
+            done = "averaged as it is (said once)" if keep else "the step is skipped on all ranks"
+            _logger.warning("a gradient is not finite, %s: %s", done, reasons)
+
+    def _not_finite_here(self) -> str:
+        """Return which gradients of this rank are not finite, and of which samples; "" if all are."""
+        if not self._faults:
+            return ""
+        param, what = self._faults[0]
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        words = f"{what} in the gradient of {names.get(id(param), list(param.shape))!r}"
+        if len(self._faults) > 1:
+            words += f" and {len(self._faults) - 1} more"
+        batches = [dealt for dealt in self._dealt if dealt is not None]
+        if batches:
+            words += f", made by {' and '.join(map(str, batches))}"
+        ids = [str(i) for dealt in batches for i in dealt.indices or ()]
+        if ids:
+            more = ", …" if len(ids) > _MOST_NAMED else ""
+            words += f" (samples {', '.join(ids[:_MOST_NAMED])}{more})"
+        return words
+
+    def _abandon(self, error: BaseException) -> None:
+        """The backward that was running has raised."""
+        if not self._running:
+            return  # it was _end
+        self._weights.pop()
+        self._dealt.pop()
+        if self._averages and isinstance(error, Exception):
+            self._withdraw(error)
         self._finish()
 
-    def _give_up(self) -> None:
-        """Forget a backward that has raised, once nothing reads or writes the buckets any more."""
-        if not self._running:
-            return
+    def _withdraw(self, error: Exception) -> None:
+        """Tell the other ranks, without waiting for them, that this one will not finish the step."""
+        if self._started == len(self._buckets):
+            return  # too late: the vote has been cast
+        while self._started < len(self._buckets):
+            bucket = self._buckets[self._started]
+            votes = [False, False]
+            votes[FAILED] = True
+            bucket.fill_with_nothing(votes)
+            self._start(bucket)
+        self._telling = Telling(self._comm, reason(error))
+        self._started = 0
+
+    def _settle(self) -> None:
+        """Wait until nothing reads or writes the buckets of a backward that has raised."""
         for bucket in self._buckets:
             if bucket.work is not None:
-                bucket.work.wait()
-                bucket.work = None
-        self._weights.pop()
-        self._finish()
+                work, bucket.work = bucket.work, None
+                work.wait()
+        if self._telling is not None:
+            telling, self._telling = self._telling, None
+            telling.wait()
+
+    def _forget(self) -> None:
+        """Begin to count anew: the gradients so far have been averaged, or thrown away."""
+        self._weights.clear()
+        self._dealt.clear()
 
     def _finish(self) -> None:
         self._running = False
-        self._begun.clear()
+        self._started = 0
+        self._faults.clear()
         for bucket in self._buckets:
             for slot in bucket.slots:
                 slot.scale = 1.0
@@ -470,11 +461,11 @@ class _Beginning:
 
     def __init__(self, owner: DistributedDataParallel, averages: bool) -> None:
         self._owner = owner
-        self.averages = averages
+        self._averages = averages
 
     def __call__(self, _: Tensor) -> None:
         if accumulates():
-            self._owner._came_through(self)
+            self._owner._begin(self._averages)
 
 
 class _Arrival:
@@ -486,19 +477,6 @@ class _Arrival:
 
     def __call__(self, _: Tensor) -> None:
         self.owner._arrived(self._bucket)
-
-
-def _grouped(params: list[Tensor], cap: float) -> Iterator[list[Tensor]]:
-    """Yield the parameters, in order, in groups of one type and of at most ``cap`` bytes (or of one parameter)."""
-    group: list[Tensor] = []
-    size = 0
-    for p in params:
-        if group and (size + p.nbytes > cap or p._array.dtype != group[0]._array.dtype):
-            yield group
-            group, size = [], 0
-        group.append(p)
-        size += p.nbytes
-    yield group
 
 
 def _tensors_in(out: Any) -> Iterator[Tensor]:

@@ -92,6 +92,7 @@ class ZeroOptimizer(Optimizer):
             local["params"] = [group["params"][i] for i in mine]
             if self.optim is None:
                 self.optim = self._class([local], **self._options)
+                self.optim._world_size = 1  # this one sees to it that the ranks do not train apart
             else:
                 self.optim.add_param_group(local)
         self._buffers.clear()

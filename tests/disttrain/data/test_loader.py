@@ -134,9 +134,52 @@ def test_the_size_of_each_batch_is_noted(monkeypatch):
         on_rank(monkeypatch, rank, 2)
         seen = []
         for x, _ in DataLoader(Squares(5), 2):
-            seen.append(context.current().samples)
+            seen.append(context.current().dealt.samples)
             assert len(x) == seen[-1]
         assert seen == sizes
+
+
+def test_what_was_dealt_is_noted(monkeypatch):
+    on_rank(monkeypatch, 1, 2)
+    loader = DataLoader(Squares(7), 2)
+    seen = []
+    for _ in range(2):
+        for _ in loader:
+            dealt = context.current().dealt
+            seen.append((list(dealt.indices), dealt.position))
+    assert seen == [([2, 3], (0, 0)), ([6], (0, 1)), ([2, 3], (1, 0)), ([6], (1, 1))]
+    for _ in DataLoader(Squares(7), batch_sampler=[[4, 1], [0]]):  # the user's order may differ between ranks
+        dealt = context.current().dealt
+        assert dealt.position is None
+    assert dealt.indices == [0]
+
+
+def test_a_loop_inside_a_loop_leaves_what_the_outer_one_has_dealt():
+    for _ in DataLoader(Squares(6), 3):
+        dealt = context.current().dealt
+        for _ in DataLoader(Squares(4), 4):
+            assert context.current().dealt.samples == 4
+        assert context.current().dealt is dealt
+    for _ in DataLoader(Squares(6), 3):
+        break  # and is gone
+    for _ in DataLoader(Squares(4), 4):
+        pass
+    assert context.current().dealt is None
+
+
+def test_the_indices_of_a_batch_are_those_after_one_that_raised():
+    class Holey(Squares):
+        def __getitem__(self, i):
+            if i == 2:
+                raise KeyError(i)
+            return super().__getitem__(i)
+
+    batches = iter(DataLoader(Holey(6), 2))
+    next(batches)
+    with pytest.raises(KeyError):
+        next(batches)
+    next(batches)
+    assert context.current().dealt.indices == [4, 5]
 
 
 def test_an_empty_batch_has_the_types_and_shapes_of_others(monkeypatch):
@@ -164,9 +207,9 @@ def test_a_sampler_of_the_user_decides_alone(monkeypatch):
 
     dealt = []
     for _, i in DataLoader(Squares(5), 2, sampler=SequentialSampler(range(5))):
-        dealt.append((i.tolist(), context.current().samples))
+        dealt.append((i.tolist(), context.current().dealt.samples))
     assert dealt == [([0, 1], 2), ([2, 3], 2), ([4], 1)]
-    assert context.current().samples is None
+    assert context.current().dealt is None
     mine = DistributedSampler(Squares(5), shuffle=False)
     assert [i.tolist() for _, i in DataLoader(Squares(5), 2, sampler=mine)] == [[1, 3], [0]]
     batches = [[4, 0], [1]]
@@ -286,7 +329,7 @@ def test_a_stream_that_is_longer_than_it_said():
 
 
 def test_samples_of_a_stream_are_counted():
-    sizes = [context.current().samples for _ in DataLoader(Stream(5), 2)]
+    sizes = [context.current().dealt.samples for _ in DataLoader(Stream(5), 2)]
 
     assert sizes == [2, 2, 1]
 

@@ -102,7 +102,9 @@ def test_order_holds_when_a_worker_is_slow():
 def test_batches_larger_than_a_pipe_and_their_sizes():
     data = TensorDataset(dt.arange(7 * 100_000).reshape(7, 100_000), dt.ones(7, dtype=dt.bfloat16))
 
-    seen = [(b[0].shape, b[1].dtype, context.current().samples) for b in DataLoader(data, 3, num_workers=2)]
+    seen = [
+        (b[0].shape, b[1].dtype, context.current().dealt.samples) for b in DataLoader(data, 3, num_workers=2)
+    ]
 
     assert seen == [((k, 100_000), dt.bfloat16, k) for k in (3, 3, 1)]
 

@@ -246,8 +246,8 @@ def test_reduction_starts_while_backward_still_runs():
         module = dt.nn.Sequential(dt.nn.Linear(4, 4), dt.nn.Linear(4, 4))
         model = DistributedDataParallel(module, bucket_cap_mb=1e-5)
         began = []
-        start = model._start_next
-        model._start_next = lambda: (began.append(module[0].weight.grad is None), start())[1]
+        start = model._send_next
+        model._send_next = lambda: (began.append(module[0].weight.grad is None), start())[1]
         model(dt.ones(1, 4)).sum().backward()
         return began
 

@@ -1,0 +1,199 @@
+"""Buckets: gradients that the ranks sum in one call, and what travels with them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from disttrain.engine import Slot
+from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.tensors import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from disttrain.collectives.communicator import Communicator, Work
+
+NOT_FINITE, FAILED = range(2)
+"""What a rank may vote with its last bucket; "go" is neither. See ``disttrain.parallel.vote``."""
+VOTES = 2
+
+
+class Place(tuple[int, int, int]):
+    """Where a rank is when it sends a bucket: the tag that must be equal on all ranks.
+
+    A rank that has left out a backward, or made one too many, has made other numbers of steps or has another batch,
+    and is found out before its gradients meet those of another step.
+
+    Args:
+        model: number of the wrapper.
+        bucket: number of the bucket in it.
+        steps: how often an optimizer has stepped the wrapper's parameters.
+        dealt: (epoch, batch) of the DataLoader, if the loader deals the batches to the ranks.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, model: int, bucket: int, steps: int, dealt: tuple[int, int] | None) -> Place:
+        batch = -1 if dealt is None else dealt[0] << 32 | dealt[1]
+        return super().__new__(cls, (model << 32 | bucket, steps, batch))
+
+    def __str__(self) -> str:
+        which, steps, batch = self
+        model, bucket = which >> 32, which & 0xFFFFFFFF
+        words = f"bucket {bucket} of model {model} after {steps} steps"
+        return words if batch < 0 else f"{words}, batch {batch & 0xFFFFFFFF} of epoch {batch >> 32}"
+
+
+class Bucket:
+    """Gradients that are reduced in one call: parameters of one type whose gradients backward makes one after another.
+
+    Behind the gradients travel, in the same call, one mark for each parameter (did this rank use it?), the weight of
+    the rank's samples and, in a model's last bucket, the rank's vote. Gradients in half precision are weighted, summed
+    and divided in float32, so that no factor takes them out of their range, and are rounded once.
+    """
+
+    def __init__(self, params: list[Tensor], comm: Communicator, *, last: bool) -> None:
+        self.params = params
+        self._comm = comm
+        self._votes = VOTES if last else 0
+        self._allocate()
+        self.missing = len(params)
+        """How many gradients this backward has still to make."""
+        self.weighted = False
+        """Whether the gradients were multiplied by the rank's weight as they were copied here."""
+        self.work: Work | None = None
+        self.averaged: Any = None
+        """Of a hook in place of the sum: the future of the average."""
+
+    def _allocate(self) -> None:
+        kind = self.params[0]._array.dtype
+        ends = np.cumsum([0, *[p.numel() for p in self.params]])
+        size, tail = int(ends[-1]), len(self.params) + 1 + self._votes
+        self.half = kind.itemsize == 2
+        self.message: Array = self._comm.empty(size + tail, np.float32 if self.half else kind)
+        """What the ranks sum."""
+        self.message[...] = 0
+        self.sums = self.message[:size]
+        self.tail = self.message[size:]
+        self.used = self.tail[: len(self.params)]
+        """After the sum: how many ranks used each parameter."""
+        self.votes = self.tail[len(self.params) + 1 :]
+        """After the sum: how many ranks voted what."""
+        self.grads: Array = np.zeros(size, kind) if self.half else self.sums
+        """The memory of the gradients."""
+        self.slots = [
+            Slot(self.grads, int(begin), p._array.shape) for p, begin in zip(self.params, ends, strict=False)
+        ]
+
+    def take_slots(self) -> None:
+        """Let the gradients of the parameters be made here, also after the module has been moved about.
+
+        Raises:
+            RuntimeError: a parameter has another type or shape than when it was wrapped.
+        """
+        for p, slot in zip(self.params, self.slots, strict=True):
+            if p._slot is slot:
+                continue
+            if p._array.dtype != slot.array.dtype or p._array.shape != slot.array.shape:
+                raise RuntimeError(
+                    f"a parameter was of shape {list(slot.array.shape)} and {slot.array.dtype} when it was wrapped, "
+                    f"and is now of shape {list(p.shape)} and {p._array.dtype}; convert the module first, then wrap it"
+                )
+            p._slot = slot
+
+    def fill(self, first_weight: float, weight: float) -> None:
+        """Make the bucket ready to be summed over the ranks, with a vote to go on.
+
+        Args:
+            first_weight: weight in whose units the gradients are, unless they are ``weighted``.
+            weight: of this rank in the average.
+        """
+        if any(
+            (p._grad is None or p._grad._array is not slot.array) and slot.is_held(p)
+            for p, slot in zip(self.params, self.slots, strict=True)
+        ):  # somebody keeps an old gradient's memory
+            self._allocate()
+            self.take_slots()
+        used = []
+        for p, slot in zip(self.params, self.slots, strict=True):
+            grad = p._grad
+            used.append(grad is not None)
+            if grad is None:
+                _vacate(p, slot)
+                slot.array[...] = 0
+            elif grad._array is not slot.array:
+                _vacate(p, slot)
+                slot.array[...] = grad._array
+        xp = get_array_module(self.tail)
+        self.tail[...] = xp.asarray([*used, weight, *[0] * self._votes], self.tail.dtype)
+        if self.half:
+            self.sums[...] = self.grads
+        if weight == 0:
+            self.sums[...] = 0
+        elif not self.weighted and first_weight != 1:
+            self.sums *= self.sums.dtype.type(first_weight)
+
+    def fill_with_nothing(self, votes: Sequence[bool]) -> None:
+        """Make the bucket one that changes no sum."""
+        for p, slot in zip(self.params, self.slots, strict=True):
+            _vacate(p, slot)
+        self.message[...] = 0
+        for i in range(self._votes):
+            self.votes[i] = votes[i]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether what the rank contributes has neither nan nor an infinity."""
+        # Many times as fast as asking each; a sum of squares may be too large where no element is.
+        if math.isfinite(np.dot(self.sums, self.sums)):
+            return True
+        return bool(get_array_module(self.sums).isfinite(self.sums).all())
+
+    def not_finite(self) -> Iterator[tuple[Tensor, str]]:
+        """Yield each parameter whose gradient here is not finite, and what is in it."""
+        begin = 0
+        for p in self.params:
+            part = self.sums[begin : begin + p.numel()]
+            begin += p.numel()
+            nans, infinities = int(np.isnan(part).sum()), int(np.isinf(part).sum())
+            if nans or infinities:
+                yield p, f"{nans} nan" if not infinities else f"{nans} nan and {infinities} inf"
+
+    def average(self) -> None:
+        """Turn the sum over the ranks into the average, and hand it to the parameters that some rank used."""
+        total = self.tail[len(self.params)]
+        if total != 0 and total != 1:
+            self.sums /= total
+        if self.half:
+            with np.errstate(all="ignore"):  # too large for the type: infinite, as anywhere
+                self.grads[...] = self.sums
+        for used, p, slot in zip(self.used.tolist(), self.params, self.slots, strict=True):
+            if used == 0:
+                continue
+            if p._grad is None or p._grad._array is not slot.array:
+                p._give_slot()
+            else:
+                p._grad._version_counter[0] += 1
+
+
+def _vacate(p: Tensor, slot: Slot) -> None:
+    """Before ``slot`` is overwritten: the gradient that somebody has kept of ``p`` stays what it was."""
+    kept = p._given_grad() if p._given_grad is not None else None
+    if kept is not None and kept._array is slot.array:
+        kept._array = slot.array.copy()
+
+
+def grouped(params: list[Tensor], cap: float) -> Iterator[list[Tensor]]:
+    """Yield the parameters, in order, in groups of one type and of at most ``cap`` bytes (or of one parameter)."""
+    group: list[Tensor] = []
+    size = 0
+    for p in params:
+        if group and (size + p.nbytes > cap or p._array.dtype != group[0]._array.dtype):
+            yield group
+            group, size = [], 0
+        group.append(p)
+        size += p.nbytes
+    yield group
