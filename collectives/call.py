@@ -42,13 +42,16 @@ DTYPES = tuple(
 OPS = ("sum", "prod", "min", "max")
 """The reductions. For bool, sum and max are "or", prod and min "and". NaN wins min and max, as in NumPy"""
 
+BIT_OPS = ("band", "bor", "bxor")
+"""The reductions bit by bit, of bool and integers."""
+
 VERBS = (
     *("all_reduce", "reduce", "reduce_scatter", "all_gather", "gather", "scatter", "broadcast", "all_to_all"),
-    *("barrier", "split", "send/recv", "close", "rank0_first"),
+    *("barrier", "split", "send/recv", "close", "rank0_first", "all_gather_v", "all_to_all_v"),
 )
 
 _DTYPE_CODE = {dtype: i for i, dtype in enumerate(DTYPES)}
-_OP_CODE = {"": -1} | {op: i for i, op in enumerate(OPS)}
+_OP_CODE = {"": -1} | {op: i for i, op in enumerate(OPS + BIT_OPS)}
 _VERB_CODE = {verb: i for i, verb in enumerate(VERBS)}
 _HEADER = struct.Struct("<11q")
 HEADER_BYTES = _HEADER.size
@@ -68,11 +71,12 @@ class Call:
     """What one rank asked for.
 
     ``x`` is what it contributes, ``out`` what it receives into, ``like`` what must have one shape and dtype,
-    ``pair`` the sender and the receiver of a message (group indices)."""
+    ``pair`` the sender and the receiver of a message (group indices); ``sends`` and ``receives`` how many elements go
+    to and come from each rank, where that is not the same for all."""
 
     __slots__ = (
         *("verb", "x", "out", "like", "op", "root", "tag", "pair", "source", "generation", "number", "index"),
-        *("finished", "error", "result", "awaited"),
+        *("finished", "error", "result", "awaited", "sends", "receives"),
     )
 
     def __init__(
@@ -86,6 +90,8 @@ class Call:
         root: int = -1,
         tag: Tag = NO_TAG,
         pair: tuple[int, int] | None = None,
+        sends: Sequence[int] = (),
+        receives: Sequence[int] = (),
     ) -> None:
         self.verb = verb
         self.x: Any = x
@@ -95,6 +101,8 @@ class Call:
         self.root = root
         self.tag = tag
         self.pair = pair
+        self.sends = tuple(sends)
+        self.receives = tuple(receives)
         self.source = _caller()
         self.number = -1
         self.index = -1
@@ -109,8 +117,13 @@ class Call:
         """Return what must be equal on all ranks of the group."""
         dtype, count, shape = -1, 0, 0
         if self.like is not None:
-            dtype, count = _DTYPE_CODE[self.like.dtype], self.like.size
-            shape = _shape_code(self.like.shape)
+            dtype = _DTYPE_CODE[self.like.dtype]
+            if self.sends:  # all_to_all_v: the counts differ, and are compared pair by pair
+                pass
+            elif self.receives:  # all_gather_v
+                count, shape = sum(self.receives), _shape_code(self.receives)
+            else:
+                count, shape = self.like.size, _shape_code(self.like.shape)
         return _HEADER.pack(
             self.generation,
             self.number,
@@ -141,7 +154,13 @@ class Call:
         """The call in words, without its place: ``all_reduce(float32, shape (3, 4), op sum)``."""
         words = []
         if self.like is not None:
-            words += [str(self.like.dtype), f"shape {self.like.shape}"]
+            words.append(str(self.like.dtype))
+            if self.sends:
+                words.append(f"sends {_shortened(self.sends)}")
+            if self.receives:
+                words.append(f"receives {_shortened(self.receives)}")
+            else:
+                words.append(f"shape {self.like.shape}")
         if self.op:
             words.append(f"op {self.op}")
         if self.root >= 0 and self.verb != "send/recv":
@@ -151,6 +170,12 @@ class Call:
         if self.generation:
             words.append(f"generation {self.generation}")
         return f"{self.verb}({', '.join(words)})"
+
+
+def _shortened(counts: Sequence[int]) -> str:
+    """Return the first of some numbers; a record is short."""
+    first = ", ".join(map(str, counts[:16]))
+    return f"[{first}{', …' if len(counts) > 16 else ''}]"
 
 
 @lru_cache(maxsize=1024)

@@ -1,12 +1,13 @@
 """The handle that one rank has on a group of ranks."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy
 
-from disttrain.collectives.call import DTYPES, NO_TAG, OPS, Call, Tag
+from disttrain.collectives.call import BIT_OPS, DTYPES, NO_TAG, OPS, Call, Tag
 from disttrain.collectives.host import Group, Host
 from disttrain.collectives.protocol import collective, message
 from disttrain.kernels.arrays import Array, get_array_module
@@ -140,6 +141,18 @@ class Communicator:
         """
         self._run(self._all_gather(x, out, tag))
 
+    def start_all_gather_v(self, x: Array, out: Array, counts: Sequence[int], *, tag: Tag = NO_TAG) -> Work:
+        """Start :meth:`all_gather_v`."""
+        return self._start(self._all_gather_v(x, out, counts, tag))
+
+    def all_gather_v(self, x: Array, out: Array, counts: Sequence[int], *, tag: Tag = NO_TAG) -> None:
+        """Write the ``x`` of all ranks, of different sizes, into ``out``, one after the other.
+
+        Args:
+            counts: how many elements each rank has, the same on all; ``out`` has as many in all.
+        """
+        self._run(self._all_gather_v(x, out, counts, tag))
+
     def start_gather(self, x: Array, out: Array | None, root: int = 0, *, tag: Tag = NO_TAG) -> Work:
         """Start :meth:`gather`."""
         return self._start(self._gather(x, out, root, tag))
@@ -171,6 +184,23 @@ class Communicator:
     def all_to_all(self, x: Array, out: Array, *, tag: Tag = NO_TAG) -> None:
         """Send the j-th of ``size`` equal parts of ``x`` to rank ``j``; receive rank ``i``'s as part i."""
         self._run(self._all_to_all(x, out, tag))
+
+    def start_all_to_all_v(
+        self, x: Array, out: Array, sends: Sequence[int], receives: Sequence[int], *, tag: Tag = NO_TAG
+    ) -> Work:
+        """Start :meth:`all_to_all_v`."""
+        return self._start(self._all_to_all_v(x, out, sends, receives, tag))
+
+    def all_to_all_v(
+        self, x: Array, out: Array, sends: Sequence[int], receives: Sequence[int], *, tag: Tag = NO_TAG
+    ) -> None:
+        """Send consecutive parts of ``x``, of different sizes, to the ranks in turn; receive theirs into ``out``.
+
+        Args:
+            sends: how many elements go to each rank.
+            receives: how many come from each rank; must be what that rank sends, which is compared first.
+        """
+        self._run(self._all_to_all_v(x, out, sends, receives, tag))
 
     def start_send(self, x: Array, to: int, *, tag: Tag = NO_TAG) -> Work:
         """Start :meth:`send`."""
@@ -212,6 +242,21 @@ class Communicator:
         group, index = call.result
         return Communicator(group, index)
 
+    def intra_node(self) -> "Communicator":
+        """Return the communicator of the ranks of this group that are on the caller's node, in their order."""
+        here = self._host.node_of(self._world_rank)
+        inside = self.split(here)
+        assert inside is not None
+        return inside
+
+    def inter_node(self) -> "Communicator":
+        """Return the communicator of the ranks that have the caller's number in their :meth:`intra_node`."""
+        here = self._host.node_of(self._world_rank)
+        before = sum(self._host.node_of(rank) == here for rank in self.ranks[: self.rank])
+        between = self.split(before)
+        assert between is not None
+        return between
+
     @contextmanager
     def rank0_first(self, what: str = "rank 0 goes first") -> Iterator[None]:
         """Run a block on rank 0, and on the other ranks once that is done: for files that one rank prepares for all.
@@ -240,14 +285,16 @@ class Communicator:
     def _all_reduce(self, x: Array, out: Array, op: str, tag: Tag) -> Call:
         self._check(x, "x")
         self._check_out(out, x, x.size)
-        return Call("all_reduce", x, out, op=_checked_op(op), tag=tag)
+        return Call("all_reduce", x, out, op=_checked_op(op, x), tag=tag)
 
     def _reduce(self, x: Array, out: Array | None, root: int, op: str, tag: Tag) -> Call:
         self._check(x, "x")
         self._check_root(root)
         if self.rank == root:
             self._check_out(out, x, x.size)
-        return Call("reduce", x, out if self.rank == root else None, op=_checked_op(op), root=root, tag=tag)
+        return Call(
+            "reduce", x, out if self.rank == root else None, op=_checked_op(op, x), root=root, tag=tag
+        )
 
     def _reduce_scatter(self, x: Array, out: Array, op: str, tag: Tag) -> Call:
         self._check(x, "x")
@@ -256,12 +303,22 @@ class Communicator:
                 f"reduce_scatter needs a multiple of {self.size} (ranks) elements, got shape {x.shape}"
             )
         self._check_out(out, x, x.size // self.size)
-        return Call("reduce_scatter", x, out, op=_checked_op(op), tag=tag)
+        return Call("reduce_scatter", x, out, op=_checked_op(op, x), tag=tag)
 
     def _all_gather(self, x: Array, out: Array, tag: Tag) -> Call:
         self._check(x, "x")
         self._check_out(out, x, x.size * self.size)
         return Call("all_gather", x, out, tag=tag)
+
+    def _all_gather_v(self, x: Array, out: Array, counts: Sequence[int], tag: Tag) -> Call:
+        self._check(x, "x")
+        counts = _checked_counts("counts", counts, self.size)
+        if x.size != counts[self.rank]:
+            raise ValueError(
+                f"x has {x.size} elements, but counts {list(counts)} says {counts[self.rank]} for rank {self.rank}"
+            )
+        self._check_sized(out, x, sum(counts), f"counts {list(counts)}")
+        return Call("all_gather_v", x, out, tag=tag, receives=counts)
 
     def _gather(self, x: Array, out: Array | None, root: int, tag: Tag) -> Call:
         self._check(x, "x")
@@ -292,6 +349,22 @@ class Communicator:
             )
         self._check_out(out, x, x.size)
         return Call("all_to_all", x, out, tag=tag)
+
+    def _all_to_all_v(
+        self, x: Array, out: Array, sends: Sequence[int], receives: Sequence[int], tag: Tag
+    ) -> Call:
+        self._check(x, "x")
+        sends = _checked_counts("sends", sends, self.size)
+        receives = _checked_counts("receives", receives, self.size)
+        if x.size != sum(sends):
+            raise ValueError(f"x has {x.size} elements, but sends {list(sends)} says {sum(sends)}")
+        if sends[self.rank] != receives[self.rank]:
+            raise ValueError(
+                f"rank {self.rank} sends itself {sends[self.rank]} elements, but receives "
+                f"{receives[self.rank]} from itself"
+            )
+        self._check_sized(out, x, sum(receives), f"receives {list(receives)}")
+        return Call("all_to_all_v", x, out, tag=tag, sends=sends, receives=receives)
 
     def _send(self, x: Array, to: int, tag: Tag) -> Call:
         self._check(x, "x")
@@ -345,17 +418,7 @@ class Communicator:
             raise ValueError(f"{name} is read-only, but the result goes there")
 
     def _check_out(self, out: Array, x: Array, size: int) -> None:
-        if out is not x:
-            self._check(out, "out", writeable=True)
-        elif not x.flags.writeable:
-            raise ValueError("out is read-only, but the result goes there")
-        if out.dtype != x.dtype:
-            raise TypeError(f"x and out must have one dtype, got {x.dtype} and {out.dtype}")
-        if out.size != size:
-            raise ValueError(
-                f"out must have {size} elements for x of shape {x.shape} on {self.size} ranks, "
-                f"got shape {out.shape}"
-            )
+        self._check_sized(out, x, size, f"x of shape {x.shape} on {self.size} ranks")
         if (
             out is not x
             and size == x.size
@@ -363,6 +426,16 @@ class Communicator:
             and _address(x) != _address(out)
         ):
             raise ValueError("x and out overlap; pass the same array twice, or two that share no memory")
+
+    def _check_sized(self, out: Array, x: Array, size: int, what: str) -> None:
+        if out is not x:
+            self._check(out, "out", writeable=True)
+        elif not x.flags.writeable:
+            raise ValueError("out is read-only, but the result goes there")
+        if out.dtype != x.dtype:
+            raise TypeError(f"x and out must have one dtype, got {x.dtype} and {out.dtype}")
+        if out.size != size:
+            raise ValueError(f"out must have {size} elements for {what}, got shape {out.shape}")
 
     def _check_root(self, root: int) -> None:
         if not 0 <= root < self.size:
@@ -379,7 +452,18 @@ def _address(x: Array) -> int:
     return address
 
 
-def _checked_op(op: str) -> str:
-    if op not in OPS:
-        raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
-    return op
+def _checked_op(op: str, x: Array) -> str:
+    if op in OPS or (op in BIT_OPS and x.dtype.kind in "biu"):
+        return op
+    if op in BIT_OPS:
+        raise TypeError(f"{op} combines the bits of bool and integers, got {x.dtype}")
+    raise ValueError(f"op must be one of {', '.join(OPS + BIT_OPS)}, got {op!r}")
+
+
+def _checked_counts(name: str, counts: Sequence[int], ranks: int) -> tuple[int, ...]:
+    whole = tuple(map(operator.index, counts))
+    if len(whole) != ranks or min(whole) < 0:
+        raise ValueError(
+            f"{name} must have a number of elements for each of {ranks} ranks, got {list(counts)}"
+        )
+    return whole

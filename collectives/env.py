@@ -43,6 +43,8 @@ class WorkerEnv:
     """``rank``, counted on this node."""
     local_world_size: int = 1
     """Number of ranks on this node."""
+    node: int = 0
+    """Index of this process's node among the job's nodes. MPI's own word on what is one machine counts too."""
     fixed_order: bool = False
     """Reduce in the one fixed binary tree, whatever hosts the ranks (``--ranks``, debug mode)."""
     transport: str = "auto"
@@ -81,7 +83,7 @@ class WorkerEnv:
             "WORLD_SIZE": str(self.world_size),
             "LOCAL_RANK": str(self.local_rank),
             "LOCAL_WORLD_SIZE": str(self.local_world_size),
-            "GROUP_RANK": "0",
+            "GROUP_RANK": str(self.node),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": "0",
             "TORCHELASTIC_RUN_ID": self.run_id,

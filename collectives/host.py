@@ -38,13 +38,15 @@ class Group:
         self.here = self.hosted[channel.index]
         """The indices that this process hosts, ascending."""
         self.process_of = {i: p for p, indices in enumerate(self.hosted) for i in indices}
-        self.nodes = [cover(len(self.ranks), indices) for indices in self.hosted]
+        self.subtrees = [cover(len(self.ranks), indices) for indices in self.hosted]
         """The subtrees of the fixed tree that each process of the channel can fold by itself."""
-        self.most_nodes = max(map(len, self.nodes))
+        self.most_subtrees = max(map(len, self.subtrees))
         self.others = [p for p in range(channel.size) if p != channel.index]
         self.scratch = Scratch()
         self.enclosed: dict[Hashable, Any] = {}
         """Places of small arrays in shared memory, by size and type."""
+        self.of_nodes: Group | None = None
+        """The same ranks as the nodes host them, over the channel to the other nodes, once it has been needed."""
         self.broken: BaseException | None = None
         """Why this group cannot be used any more."""
         self._made = dict.fromkeys(self.here, 0)
@@ -147,6 +149,10 @@ class Host:
         self.world = Group(self, range(env.world_size), transport.world, transport.hosts)
         self.communicators: dict[int, Any] = {}
         """The world communicator of each hosted rank, once it has asked for it."""
+
+    def node_of(self, rank: int) -> int:
+        """Return the number of the node on which a rank of the world is."""
+        return self.transport.nodes[self.world.process_of[rank]]
 
     def check(self, group: Group) -> None:
         """Raise if a call on ``group`` could never complete."""

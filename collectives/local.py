@@ -63,6 +63,7 @@ class LocalTransport:
     def __init__(self, env: WorkerEnv) -> None:
         self.world: Channel = LocalChannel()
         self.hosts = [range(env.rank, env.rank + env.hosted)]
+        self.nodes = [0]
 
     def abort(self, code: int) -> None:
         os._exit(code)

@@ -35,7 +35,6 @@ class MpiChannel:
         self.size: int = comm.Get_size()
         self._mpi = mpi
         self._comm = comm
-        self._ops = {"sum": mpi.SUM, "prod": mpi.PROD, "min": mpi.MIN, "max": mpi.MAX}
 
     def gather_headers(self, mine: bytes) -> tuple[Request, bytearray]:
         everyone = bytearray(len(mine) * self.size)
@@ -44,7 +43,7 @@ class MpiChannel:
         return self._tested(request.Test), everyone
 
     def all_reduce(self, x: Array, op: str) -> Request:
-        return self._tested(self._comm.Iallreduce(self._mpi.IN_PLACE, x, self._ops[op]).Test)
+        return self._tested(self._comm.Iallreduce(self._mpi.IN_PLACE, x, getattr(self._mpi, op.upper())).Test)
 
     def exchange(
         self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]], lane: int = 0
@@ -133,26 +132,45 @@ class MpiTransport:
         self._comm = mpi.COMM_WORLD.Split(0, env.process)
         self.hosts = self._exchange_hosts(env)
         self.memory: NodeMemory | None = None
-        self.world = self._connect()
+        self.nodes: list[int] = []
+        self.world = self._connect(env)
 
-    def _connect(self) -> Channel:
-        """Return the channel over all processes: through shared memory if they are on one node, else through MPI."""
-        from disttrain.collectives.shared import SharedChannel
+    def _connect(self, env: WorkerEnv) -> Channel:
+        """Return the channel over all processes: through shared memory inside a node, through MPI between nodes."""
+        from disttrain.collectives.nodes import Home, connect
 
-        size = self._comm.Get_size()
-        node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
-        one_node = node.Get_size() == size
-        node.Free()
-        if size > 1 and one_node:
+        size, index = self._comm.Get_size(), self._comm.Get_rank()
+        machine = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
+        node = machine.Split(env.node)
+        first = numpy.array([index], numpy.int64)
+        node.Bcast(first)  # the node goes by the lowest of its processes
+        everyone = numpy.empty((size, 2), numpy.int64)
+        self._comm.Allgather(numpy.array([first[0], node.Get_rank()], numpy.int64), everyone)
+        firsts, places = everyone.T.tolist()
+        self.nodes = [sorted(set(firsts)).index(first) for first in firsts]
+        reason = ""
+        home: Home | None = None
+        if len(set(firsts)) < size:
             try:
-                self.memory = NodeMemory(self._comm, _part_bytes(size))
-                return SharedChannel(self._mpi, self._comm, self.memory, Stacks(self._comm), range(size))
+                self.memory = NodeMemory(node, _part_bytes(node.Get_size()))
+                home = Home(self.nodes, places, self.memory, Stacks(node))
             except Unshared as error:
-                if self._comm.Get_rank() == 0:
-                    _logger.warning(
-                        "the processes of this node share no memory, arrays go through MPI: %s", error
-                    )
+                reason = str(error)
+            if self._any(not home):
+                home = self.memory = None
+        node.Free()
+        machine.Free()
+        if home is not None:
+            return connect(self._mpi, self._comm, home)
+        if reason and index == first[0]:
+            _logger.warning("the processes of this node share no memory, arrays go through MPI: %s", reason)
         return MpiChannel(self._mpi, self._comm)
+
+    def _any(self, mine: bool) -> bool:
+        """Return whether it is so for any process."""
+        found = numpy.array([mine], numpy.int64)
+        self._comm.Allreduce(self._mpi.IN_PLACE, found, self._mpi.MAX)
+        return bool(found[0])
 
     def _exchange_hosts(self, env: WorkerEnv) -> list[range]:
         mine = numpy.array([env.process, env.rank, env.hosted, env.world_size], numpy.int64)
@@ -174,7 +192,7 @@ class MpiTransport:
         self._mpi.COMM_WORLD.Abort(code)
 
     def close(self) -> None:
-        self._comm.Free()
+        self.world.close()
         if self._finalize and not self._mpi.Is_finalized():
             self._mpi.Finalize()
 

@@ -16,6 +16,9 @@ UFUNCS: dict[str, Callable[..., Any]] = {
     "prod": numpy.multiply,
     "min": numpy.minimum,
     "max": numpy.maximum,
+    "band": numpy.bitwise_and,
+    "bor": numpy.bitwise_or,
+    "bxor": numpy.bitwise_xor,
 }
 _OF_BOOL = {"sum": "max", "prod": "min", "min": "min", "max": "max"}
 
@@ -26,16 +29,19 @@ Dtype = Any
 """``numpy.dtype`` of any kind."""
 
 
-def fold_hosted(group: Group, node: Node, xs: dict[int, Array], op: str, dtype: Dtype) -> Array:
-    """Return a subtree of ranks that are all hosted here, reduced (one rank: its own array)."""
+Parts = dict[Node, Array]
+"""Flat arrays of the ranks that something hosts, or of subtrees of them; rank i alone is the subtree (i, i + 1)."""
+
+
+def fold_hosted(group: Group, node: Node, xs: Parts, op: str, dtype: Dtype) -> Array:
+    """Return a subtree of which ``xs`` has all parts, reduced in ``dtype`` (one of ``xs`` if it is there already)."""
+    whole = xs.get(node)
+    if whole is not None and whole.dtype == dtype:
+        return whole
     lo, hi = node
-    if hi - lo == 1 and xs[lo].dtype == dtype:
-        return xs[lo]
-    leaves: dict[Node, tuple[Array, bool]] = {}
-    for i in range(lo, hi):
-        leaves[i, i + 1] = widened(group, xs[i])
-    count = xs[lo].size
-    return fold_along(node, leaves, op, partial(group.scratch.take, count, dtype))
+    parts = {part: widened(group, x) for part, x in xs.items() if lo <= part[0] and part[1] <= hi}
+    count = next(iter(xs.values())).size
+    return fold_along(node, parts, op, partial(group.scratch.take, count, dtype))
 
 
 def fold_along(
@@ -71,12 +77,12 @@ def widened(group: Group, x: Array) -> tuple[Array, bool]:
 
 def operation(call: Call) -> str:
     """Return the operation on the arrays as :func:`flat` sees them: bool is reduced as bytes of 0 and 1."""
-    return _OF_BOOL[call.op] if call.x.dtype == bool else call.op
+    return _OF_BOOL.get(call.op, call.op) if call.x.dtype == bool else call.op
 
 
-def operands(calls: Sequence[Call]) -> dict[int, Array]:
-    """Return what each rank hosted here contributes, by index."""
-    return {call.index: flat(call.x, call.op) for call in calls}
+def operands(calls: Sequence[Call]) -> Parts:
+    """Return what each rank hosted here contributes."""
+    return {(call.index, call.index + 1): flat(call.x, call.op) for call in calls}
 
 
 def flat(x: Array, op: str = "") -> Array:

@@ -16,7 +16,7 @@ from disttrain.kernels.arrays import Array
 SMALL_BYTES = 64 << 10
 """Up to here arrays travel with the header, and every process folds everything itself: one meeting, not four."""
 STAGE_BYTES = 1 << 20
-"""Size of the places through which larger arrays go that are not in shared memory themselves."""
+"""What the caches hold."""
 _logger = logging.getLogger("disttrain")
 _SLOT_BYTES = 256
 _PLACES = struct.Struct("<2q")
@@ -35,19 +35,27 @@ class SharedChannel(MpiChannel):
     Args:
         stacks: answers where a process is.
         members: the processes of ``memory`` that the channel connects, in its order.
+        stage_bytes: size of the places through which larger arrays go that are not in shared memory themselves.
 
     Raises:
         MemoryError: on all processes alike, if one of them has no room left for it.
     """
 
     def __init__(
-        self, mpi: Any, comm: Any, memory: NodeMemory, stacks: Stacks, members: Sequence[int]
+        self,
+        mpi: Any,
+        comm: Any,
+        memory: NodeMemory,
+        stacks: Stacks,
+        members: Sequence[int],
+        stage_bytes: int = STAGE_BYTES,
     ) -> None:
         super().__init__(mpi, comm)
         self.memory = memory
         self._stacks = stacks
         self._members = tuple(members)
-        nbytes = _CONTROL_BYTES + 2 * SMALL_BYTES + 2 * STAGE_BYTES
+        self.stage_bytes = stage_bytes
+        nbytes = _CONTROL_BYTES + 2 * SMALL_BYTES + 2 * stage_bytes
         self._mine = memory.empty(nbytes, numpy.uint8)
         told = numpy.array([-1 if self._mine is None else memory.offset_of(self._mine)], numpy.int64)
         if self._mine is not None:
@@ -64,7 +72,7 @@ class SharedChannel(MpiChannel):
         small, stage = _CONTROL_BYTES, _CONTROL_BYTES + 2 * SMALL_BYTES
         self.small = [[b[small + i * SMALL_BYTES :][:SMALL_BYTES] for i in (0, 1)] for b in blocks]
         """By process: the two places for arrays that travel with the header."""
-        self.stages = [[b[stage + i * STAGE_BYTES :][:STAGE_BYTES] for i in (0, 1)] for b in blocks]
+        self.stages = [[b[stage + i * stage_bytes :][:stage_bytes] for i in (0, 1)] for b in blocks]
         """By process: the two places for pieces of larger arrays."""
         self._steps = 0
         self._offered = _NOWHERE

@@ -16,7 +16,7 @@ from disttrain.collectives.reduction import (
     operation,
     widened,
 )
-from disttrain.collectives.shared import STAGE_BYTES, SharedChannel
+from disttrain.collectives.shared import SharedChannel
 from disttrain.kernels.arrays import Array
 
 Take = Callable[[slice, dict[int, Array]], None]
@@ -62,7 +62,7 @@ def _show(
         )
         yield channel.step(), False  # until then nobody may write what another reads
         return
-    width = max(1, STAGE_BYTES // (like.itemsize * rows * most))
+    width = max(1, channel.stage_bytes // (like.itemsize * rows * most))
     for k, lo in enumerate(range(0, columns, width)):
         piece = slice(lo, min(lo + width, columns))
         nbytes = rows * (piece.stop - piece.start) * like.itemsize
@@ -162,7 +162,7 @@ def all_to_all(group: Group, calls: Sequence[Call]) -> Steps:
 def reduce(group: Group, calls: Sequence[Call]) -> Steps:
     """See :meth:`.Communicator.reduce`."""
     op = operation(calls[0])
-    mine = {i: _line(x) for i, x in operands(calls).items()}
+    mine = {i: _line(x) for (i, _), x in operands(calls).items()}
     out = next((flat(call.out, op) for call in calls if call.index == calls[0].root), None)
 
     def take(piece: slice, seen: dict[int, Array]) -> None:
@@ -175,7 +175,7 @@ def reduce(group: Group, calls: Sequence[Call]) -> Steps:
 def reduce_scatter(group: Group, calls: Sequence[Call]) -> Steps:
     """See :meth:`.Communicator.reduce_scatter`."""
     op = operation(calls[0])
-    mine = {i: x.reshape(group.size, -1) for i, x in operands(calls).items()}
+    mine = {i: x.reshape(group.size, -1) for (i, _), x in operands(calls).items()}
     outs = {call.index: flat(call.out, op) for call in calls}
 
     def take(piece: slice, seen: dict[int, Array]) -> None:

@@ -15,6 +15,7 @@ from disttrain.collectives.progress import Steps
 from disttrain.collectives.reduction import (
     CHUNK_BYTES,
     Dtype,
+    Parts,
     accumulator,
     flat,
     fold_hosted,
@@ -24,7 +25,7 @@ from disttrain.collectives.reduction import (
     round_into,
     widened,
 )
-from disttrain.collectives.shared import SMALL_BYTES, STAGE_BYTES, SharedChannel
+from disttrain.collectives.shared import SMALL_BYTES, SharedChannel
 from disttrain.collectives.tree import Node
 from disttrain.kernels.arrays import Array
 
@@ -51,9 +52,9 @@ def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Encl
     Of larger ones the header tells where they are.
     """
     xs, op = operands(calls), operation(calls[0])
-    x = xs[calls[0].index]
+    x = next(iter(xs.values()))
     dtype = accumulator(x.dtype)
-    if x.size * dtype.itemsize * group.most_nodes > SMALL_BYTES:
+    if x.size * dtype.itemsize * group.most_subtrees > SMALL_BYTES:
         if len(calls) == 1:
             channel.offer(calls[0].x, calls[0].out)
         return None
@@ -83,7 +84,8 @@ def _parts(group: Group, process: int, place: Array, count: int, dtype: Dtype) -
     """Return the arrays, one for each subtree that ``process`` folds by itself, that lie one after the other."""
     nbytes = count * dtype.itemsize
     return {
-        node: place[i * nbytes : (i + 1) * nbytes].view(dtype) for i, node in enumerate(group.nodes[process])
+        node: place[i * nbytes : (i + 1) * nbytes].view(dtype)
+        for i, node in enumerate(group.subtrees[process])
     }
 
 
@@ -140,22 +142,20 @@ def _reduce_in_place(
     yield channel.step(), False  # nobody may write an array that another still reads
 
 
-def _reduce_in_stages(
-    group: Group, channel: SharedChannel, xs: dict[int, Array], out: Array, op: str
-) -> Steps:
+def _reduce_in_stages(group: Group, channel: SharedChannel, xs: Parts, out: Array, op: str) -> Steps:
     """Put a piece of every array into a stage, fold a segment of it there, and copy all segments out.
 
     There are two stages, used in turn; a stage is written again only after the step of the next piece, which all make
     when they have copied this one.
     """
     dtype = accumulator(out.dtype)
-    step = max(1, STAGE_BYTES // (dtype.itemsize * group.most_nodes))
+    step = max(1, channel.stage_bytes // (dtype.itemsize * group.most_subtrees))
     for k, lo in enumerate(range(0, out.size, step)):
         piece = slice(lo, min(lo + step, out.size))
         count = piece.stop - piece.start
         group.scratch.reset()
         stages = [_parts(group, p, channel.stages[p][k & 1], count, dtype) for p in range(channel.size)]
-        mine = {i: x[piece] for i, x in xs.items()}
+        mine = {node: x[piece] for node, x in xs.items()}
         for node, target in stages[channel.index].items():
             numpy.copyto(target, fold_hosted(group, node, mine, op, dtype))
         yield channel.step(), False

@@ -27,7 +27,7 @@ class Channel(Protocol):
     def all_reduce(self, x: Array, op: str) -> Request:
         """Reduce the flat array ``x`` in place, in whatever order the transport finds fastest.
 
-        ``x`` is of an integer type, float32 or float64; ``op`` is ``sum``, ``prod``, ``min`` or ``max``.
+        ``x`` is of an integer type, float32 or float64; ``op`` is one of ``OPS`` or, for integers, ``BIT_OPS``.
         """
 
     def exchange(
@@ -66,8 +66,10 @@ class Transport(Protocol):
     """All processes of the job, in the order of ``WorkerEnv.process``."""
     hosts: list[range]
     """The ranks that each process hosts, by process."""
+    nodes: list[int]
+    """The node of each process, numbered from 0 in the order of their first processes."""
     memory: NodeMemory | None
-    """What the processes of the job share, if they do."""
+    """What the processes of this node share, if they do."""
 
     def abort(self, code: int) -> None:
         """End all processes of the job at once, as far as the transport can."""

@@ -23,9 +23,6 @@ MPI = SimpleNamespace(
     BYTE=None,
     IN_PLACE=None,
     SUM=None,
-    PROD=None,
-    MIN=None,
-    MAX=None,
     Request=SimpleNamespace(Testall=fail),
 )
 COMM = SimpleNamespace(

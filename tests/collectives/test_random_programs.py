@@ -18,9 +18,18 @@ def test_on_threads(load_program, ranks):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("processes", [2, 3, 4, 8])
-@pytest.mark.parametrize("options", [[], ["without-shared-memory"]], ids=["shared", "mpi"])
-def test_on_processes(mpiexec, processes, options):
+@pytest.mark.parametrize(
+    ("processes", "transport"),
+    [
+        (n, transport)
+        for n in (2, 3, 4, 8)
+        for transport in ("shared", "mpi", "nodes")
+        if (n, transport) != (2, "nodes")  # two nodes of one process each are nothing but MPI
+    ],
+)
+def test_on_processes(mpiexec, processes, transport):
+    halves = ",".join(str(int(p >= processes // 2)) for p in range(processes))
+    options = {"shared": [], "mpi": ["without-shared-memory"], "nodes": ["--nodes", halves]}[transport]
     job = mpiexec(
         processes, "random_programs.py", "0", "60" if processes < 8 else "15", *options, timeout=110
     )

@@ -6,6 +6,14 @@ from disttrain.collectives import connect, run_ranks
 from disttrain.collectives.env import WorkerEnv
 
 THROUGH_MPI = [(n, ["without-shared-memory"]) for n in (2, 3, 4)]
+SEVERAL_NODES = [
+    (2, ["--nodes", "0,1"]),
+    (3, ["--nodes", "0,1,0"]),
+    (4, ["--nodes", "0,0,1,1"]),
+    (4, ["--nodes", "0,0,0,1"]),
+    (8, ["--nodes", "0,0,1,1,2,2,2,1"]),
+]
+"""Nodes of equal size, of different sizes, and such that share a subtree of the ranks."""
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
@@ -20,7 +28,9 @@ def test_verbs_on_threads(load_program, ranks):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize(("processes", "options"), [(2, []), (3, []), (4, []), (8, []), *THROUGH_MPI])
+@pytest.mark.parametrize(
+    ("processes", "options"), [(2, []), (3, []), (4, []), (8, []), *THROUGH_MPI, *SEVERAL_NODES]
+)
 def test_verbs_on_processes_and_the_same_bits_as_on_threads(load_program, mpiexec, processes, options):
     verbs = load_program("verbs.py")
     ranks_tried = [ranks for ranks, fixed in verbs.worlds(processes) if fixed]
@@ -35,7 +45,7 @@ def test_verbs_on_processes_and_the_same_bits_as_on_threads(load_program, mpiexe
     job = mpiexec(processes, "verbs.py", *options)
 
     assert job.returncode == 0, job.stdout + job.stderr
-    if options:
+    if options == ["without-shared-memory"]:
         assert "the processes of this node share no memory, arrays go through MPI: " in job.stderr
     else:
         assert job.stderr == ""

@@ -1,16 +1,20 @@
 """Random programs of collectives: every rank derives the same program from a seed, and NumPy says what must come out.
 
-``random_programs.py FIRST LAST [without-shared-memory]`` under mpiexec, or ``run(comm, seed)`` on threads.
+``random_programs.py FIRST LAST [without-shared-memory] [--nodes 0,0,1,1]`` under mpiexec, or ``run(comm, seed)`` on
+threads.
 """
 
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from disttrain.collectives import Communicator, connect
 from disttrain.collectives.call import DTYPES, OPS
+from disttrain.collectives.env import WorkerEnv
 
 SIZES = (0, 1, 2, 3, 7, 64, 255, 1000, 4097, 20_000)
 LARGE = (150_000, 400_001)
@@ -191,6 +195,10 @@ def main() -> None:
             raise OSError("planted")
 
         memory._anonymous_file = fail
+    if "--nodes" in sys.argv:
+        nodes = sys.argv[sys.argv.index("--nodes") + 1].split(",")
+        env = WorkerEnv.from_environ()
+        os.environ.update(replace(env, node=int(nodes[env.process])).to_environ())
     world = connect()
     for seed in range(int(sys.argv[1]), int(sys.argv[2])):
         run(world, seed)

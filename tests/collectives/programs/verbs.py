@@ -300,10 +300,24 @@ def without_shared_memory() -> None:
         memory._anonymous_file = fail
 
 
-def run(body: Callable[[Communicator, bool], str], fixed: bool, shares: bool) -> str:
+def node_of_each_process(processes: int) -> list[int]:
+    """Return what ``--nodes 0,0,1,1`` says, else that all are on one."""
+    if "--nodes" not in sys.argv:
+        return [0] * processes
+    return [int(word) for word in sys.argv[sys.argv.index("--nodes") + 1].split(",")]
+
+
+def run(body: Callable[[Communicator, bool], str], fixed: bool, channel: str) -> str:
     comm = connect()
-    assert (comm._host.transport.memory is not None) is shares
+    assert type(comm._group.channel).__name__ == channel
     return body(comm, fixed)
+
+
+def expected_channel(nodes: list[int], shares: bool) -> str:
+    """Return the class of the channel that these processes should get."""
+    if not shares or len(set(nodes)) == len(nodes):
+        return "MpiChannel"
+    return "NodesChannel" if len(set(nodes)) > 1 else "SharedChannel"
 
 
 def main() -> None:
@@ -314,15 +328,18 @@ def main() -> None:
     shares = "without-shared-memory" not in sys.argv
     if not shares:
         without_shared_memory()
+    nodes = node_of_each_process(processes)
+    channel = expected_channel(nodes, shares)
     for ranks, fixed in worlds(processes):
         mine = layout(ranks, processes)[index]
         env = WorkerEnv(
             rank=mine.start, world_size=ranks, hosted=len(mine), process=index, processes=processes,
             local_rank=mine.start, local_world_size=ranks, fixed_order=fixed, timeout=30.0, control="none",
+            node=nodes[index],
         )  # fmt: skip
         full = ranks == processes or fixed
         body = check_all if full else digest
-        digests = run_ranks(env, lambda _, f=fixed, b=body: run(b, f, shares))
+        digests = run_ranks(env, lambda _, f=fixed, b=body: run(b, f, channel))
         assert len(set(digests)) == 1
         if mine.start == 0 and fixed:
             print(ranks, digests[0], flush=True)
