@@ -162,6 +162,7 @@ _MODULES = (
     "distributions",
     "errors",
     "func",
+    "futures",
     "hub",
     "jit",
     "linalg",

@@ -12,6 +12,7 @@ from disttrain import distributed as distributed
 from disttrain import distributions as distributions
 from disttrain import errors as errors
 from disttrain import func as func
+from disttrain import futures as futures
 from disttrain import hub as hub
 from disttrain import jit as jit
 from disttrain import linalg as linalg

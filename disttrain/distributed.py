@@ -17,7 +17,9 @@ from disttrain import collectives, context, devices, missing
 from disttrain.collectives.communicator import Communicator
 from disttrain.collectives.env import current_env
 from disttrain.collectives.errors import TransportUnavailable
+from disttrain.futures import Future
 from disttrain.kernels.arrays import Array
+from disttrain.parallel.buckets import GradBucket as GradBucket
 from disttrain.tensors import Tensor
 
 ProcessGroup = Communicator
@@ -37,9 +39,10 @@ class ReduceOp(enum.Enum):
 class Work:
     """An operation that was started with ``async_op=True``."""
 
-    def __init__(self, work: Any, finish: Callable[[], None]) -> None:
+    def __init__(self, work: Any, finish: Callable[[], None], results: Sequence[Tensor] = ()) -> None:
         self._work = work
         self._finish: Callable[[], None] | None = finish
+        self._results = list(results)
 
     def wait(self) -> bool:
         """Return once the result is there."""
@@ -52,6 +55,28 @@ class Work:
     def is_completed(self) -> bool:
         """Return whether :meth:`wait` would return at once."""
         return bool(self._work.done)
+
+    def result(self) -> list[Tensor]:
+        """Return the tensors that hold the result, once it is there."""
+        self.wait()
+        return self._results
+
+    def get_future(self) -> Future:
+        """Return the future of :meth:`result`; it makes progress where somebody waits for it or asks it."""
+        future = Future()
+
+        def advance(wait: bool) -> None:
+            if not wait and not self.is_completed():
+                return
+            try:
+                result = self.result()
+            except Exception as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        future._advance = advance
+        return future
 
 
 _BACKENDS = (None, "auto", "gloo", "mpi", "local", "nccl")
@@ -161,8 +186,8 @@ def new_group(ranks: Sequence[int] | None = None, timeout: Any = None, backend: 
     return world.split(0 if inside else None, order)
 
 
-def _finish(call: Any, async_op: bool, finish: Callable[[], None]) -> Work | None:
-    work = Work(call, finish)
+def _finish(call: Any, async_op: bool, finish: Callable[[], None], *results: Tensor) -> Work | None:
+    work = Work(call, finish, results)
     if async_op:
         return work
     work.wait()
@@ -200,7 +225,7 @@ def all_reduce(
             base = same._base
             same = same._twin if base is None or base.numel() != same.numel() else base
 
-    return _finish(comm.start_all_reduce(x, x, op=_op(op)), async_op, finish)
+    return _finish(comm.start_all_reduce(x, x, op=_op(op)), async_op, finish, tensor)
 
 
 def _op(op: ReduceOp) -> str:
@@ -222,7 +247,7 @@ def reduce(
         if out is not None:
             _write(tensor, (out / out.dtype.type(comm.size)).astype(out.dtype) if op is ReduceOp.AVG else out)
 
-    return _finish(comm.start_reduce(x, out, dst, op=_op(op)), async_op, finish)
+    return _finish(comm.start_reduce(x, out, dst, op=_op(op)), async_op, finish, tensor)
 
 
 def broadcast(
@@ -230,7 +255,7 @@ def broadcast(
 ) -> Work | None:
     """Overwrite ``tensor`` with that of rank ``src``."""
     x = _flat(tensor)
-    return _finish(_group(group).start_broadcast(x, src), async_op, lambda: _write(tensor, x))
+    return _finish(_group(group).start_broadcast(x, src), async_op, lambda: _write(tensor, x), tensor)
 
 
 def all_gather(
@@ -245,7 +270,7 @@ def all_gather(
         for t, part in zip(tensor_list, out, strict=True):
             _write(t, part)
 
-    return _finish(comm.start_all_gather(x, out), async_op, finish)
+    return _finish(comm.start_all_gather(x, out), async_op, finish, *tensor_list)
 
 
 def _check_list(name: str, tensors: Sequence[Tensor] | None, size: int) -> None:
@@ -262,7 +287,10 @@ def all_gather_into_tensor(
     """Write the tensors of all ranks one after the other into ``output_tensor``."""
     out = _flat(output_tensor)
     return _finish(
-        _group(group).start_all_gather(_flat(input_tensor), out), async_op, lambda: _write(output_tensor, out)
+        _group(group).start_all_gather(_flat(input_tensor), out),
+        async_op,
+        lambda: _write(output_tensor, out),
+        output_tensor,
     )
 
 
@@ -279,7 +307,7 @@ def reduce_scatter_tensor(
     def finish() -> None:
         _write(output, (out / out.dtype.type(comm.size)).astype(out.dtype) if op is ReduceOp.AVG else out)
 
-    return _finish(comm.start_reduce_scatter(_flat(input), out, op=_op(op)), async_op, finish)
+    return _finish(comm.start_reduce_scatter(_flat(input), out, op=_op(op)), async_op, finish, output)
 
 
 def gather(
@@ -300,7 +328,7 @@ def gather(
         for t, part in zip(gather_list or (), out if out is not None else (), strict=False):
             _write(t, part)
 
-    return _finish(comm.start_gather(x, out, dst), async_op, finish)
+    return _finish(comm.start_gather(x, out, dst), async_op, finish, *(gather_list or ()))
 
 
 def scatter(
@@ -316,7 +344,7 @@ def scatter(
     if comm.rank == src:
         _check_list("scatter", scatter_list, comm.size)
         x = np.stack([t._array for t in scatter_list or ()])
-    return _finish(comm.start_scatter(x, out, src), async_op, lambda: _write(tensor, out))
+    return _finish(comm.start_scatter(x, out, src), async_op, lambda: _write(tensor, out), tensor)
 
 
 def all_to_all_single(
@@ -324,7 +352,9 @@ def all_to_all_single(
 ) -> Work | None:
     """Send the j-th equal part of ``input`` to rank ``j``; receive rank ``i``'s as part i of ``output``."""
     out = _flat(output)
-    return _finish(_group(group).start_all_to_all(_flat(input), out), async_op, lambda: _write(output, out))
+    return _finish(
+        _group(group).start_all_to_all(_flat(input), out), async_op, lambda: _write(output, out), output
+    )
 
 
 def send(tensor: Tensor, dst: int, group: ProcessGroup | None = None) -> None:
@@ -342,13 +372,13 @@ def recv(tensor: Tensor, src: int, group: ProcessGroup | None = None) -> int:
 
 def isend(tensor: Tensor, dst: int, group: ProcessGroup | None = None) -> Work:
     """Start :func:`send`."""
-    return Work(_group(group).start_send(_flat(tensor), dst), lambda: None)
+    return Work(_group(group).start_send(_flat(tensor), dst), lambda: None, [tensor])
 
 
 def irecv(tensor: Tensor, src: int, group: ProcessGroup | None = None) -> Work:
     """Start :func:`recv`."""
     x = _flat(tensor)
-    return Work(_group(group).start_recv(x, src), lambda: _write(tensor, x))
+    return Work(_group(group).start_recv(x, src), lambda: _write(tensor, x), [tensor])
 
 
 def barrier(group: ProcessGroup | None = None) -> None:

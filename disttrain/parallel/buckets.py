@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,9 +12,10 @@ from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from disttrain.collectives.communicator import Communicator, Work
+    from disttrain.futures import Future
 
 NOT_FINITE, FAILED = range(2)
 """What a rank may vote with its last bucket; "go" is neither. See ``disttrain.parallel.vote``."""
@@ -65,8 +66,8 @@ class Bucket:
         self.weighted = False
         """Whether the gradients were multiplied by the rank's weight as they were copied here."""
         self.work: Work | None = None
-        self.averaged: Any = None
-        """Of a hook in place of the sum: the future of the average."""
+        self.average_of_hook: Future | None = None
+        """What a hook promised in place of the sum."""
 
     def _allocate(self) -> None:
         kind = self.params[0]._array.dtype
@@ -136,13 +137,19 @@ class Bucket:
         elif not self.weighted and first_weight != 1:
             self.sums *= self.sums.dtype.type(first_weight)
 
-    def fill_with_nothing(self, votes: Sequence[bool]) -> None:
-        """Make the bucket one that changes no sum."""
+    def fill_with_zeros(self, weight: float, *, failed: bool) -> None:
+        """Make the bucket one of a rank that has no gradients.
+
+        Args:
+            weight: with which the zeros count in the average.
+            failed: whether it votes against the step.
+        """
         for p, slot in zip(self.params, self.slots, strict=True):
             _vacate(p, slot)
         self.message[...] = 0
-        for i in range(self._votes):
-            self.votes[i] = votes[i]
+        self.tail[len(self.params)] = weight
+        if failed and self._votes:
+            self.votes[FAILED] = 1
 
     @property
     def is_finite(self) -> bool:
@@ -162,10 +169,32 @@ class Bucket:
             if nans or infinities:
                 yield p, f"{nans} nan" if not infinities else f"{nans} nan and {infinities} inf"
 
-    def average(self) -> None:
-        """Turn the sum over the ranks into the average, and hand it to the parameters that some rank used."""
+    def wait(self) -> bool:
+        """Return once nothing reads or writes the bucket any more, and whether a hook has averaged it."""
+        work, self.work = self.work, None
+        if work is not None:
+            work.wait()
+        promised, self.average_of_hook = self.average_of_hook, None
+        if promised is None:
+            return False
+        average = promised.wait()
+        if not isinstance(average, Tensor) or average.numel() != self.sums.size:
+            raise TypeError(
+                f"a communication hook must return a Future of a Tensor of {self.sums.size} elements, like the "
+                f"buffer of its bucket; got {average!r:.80}"
+            )
+        if average._array is not self.sums:
+            self.sums[...] = average._array.reshape(-1)
+        return True
+
+    def average(self, divide: bool) -> None:
+        """Hand the averages to the parameters that some rank used.
+
+        Args:
+            divide: what the ranks have summed, by their weights.
+        """
         total = self.tail[len(self.params)]
-        if total != 0 and total != 1:
+        if divide and total != 0 and total != 1:
             self.sums /= total
         if self.half:
             with np.errstate(all="ignore"):  # too large for the type: infinite, as anywhere
@@ -177,6 +206,45 @@ class Bucket:
                 p._give_slot()
             else:
                 p._grad._version_counter[0] += 1
+
+
+class GradBucket:
+    """A bucket as a communication hook sees it, ``torch.distributed.GradBucket``.
+
+    Where the ranks' weights differ (uneven batches), the gradients come scaled so that their plain average over the
+    ranks is the weighted one. Gradients in half precision come in float32.
+    """
+
+    def __init__(self, bucket: Bucket, index: int, last: bool) -> None:
+        self._bucket = bucket
+        self._index = index
+        self._last = last
+        self._buffer: Tensor = Tensor._of(bucket.sums)
+
+    def index(self) -> int:
+        """Return the bucket's number, from 0, in the order in which backward fills them."""
+        return self._index
+
+    def is_last(self) -> bool:
+        """Return whether the step's gradients are complete with this one."""
+        return self._last
+
+    def buffer(self) -> Tensor:
+        """Return all gradients as one Tensor with one dimension, in the bucket's own memory."""
+        return self._buffer
+
+    def set_buffer(self, buffer: Tensor) -> None:
+        """Let ``buffer()`` be another Tensor with as many elements."""
+        self._buffer = buffer
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients, views of the buffer, in the order of :meth:`parameters`."""
+        parts = self._buffer.split([p.numel() for p in self._bucket.params])
+        return [part.view(p.shape) for part, p in zip(parts, self._bucket.params, strict=True)]
+
+    def parameters(self) -> list[Tensor]:
+        """Return the parameters whose gradients are in the bucket."""
+        return list(self._bucket.params)
 
 
 def _vacate(p: Tensor, slot: Slot) -> None:

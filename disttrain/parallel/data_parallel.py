@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +22,26 @@ from disttrain.errors import AnomalyError, ReplicasDiffer
 from disttrain.kernels.arrays import to_host
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import is_lazy
-from disttrain.parallel.buckets import FAILED, NOT_FINITE, Bucket, Place, grouped
+from disttrain.parallel.buckets import NOT_FINITE, Bucket, GradBucket, Place, grouped
 from disttrain.parallel.vote import Telling, reason
 from disttrain.random import current_generator
 from disttrain.tensors import RemovableHandle, Tensor
 
 if TYPE_CHECKING:
     from disttrain.collectives.communicator import Communicator
+    from disttrain.futures import Future
+
+    Hook = Callable[[Any, GradBucket], Future]
 
 _logger = logging.getLogger("disttrain")
 _BUCKET_MB = 4.0
 """Past this size one all-reduce through MPI costs more than several, and less of it hides behind backward."""
+_INSTEAD = {
+    "delay_all_reduce_named_params": "all gradients are averaged as backward makes them",
+    "param_to_hook_all_reduce": "all gradients are averaged as backward makes them",
+    "mixed_precision": "convert the module, or run its forward under autocast",
+    "device_mesh": "give process_group, the ranks to average over",
+}
 _MOST_NAMED = 16
 """So many samples at most are named."""
 
@@ -57,8 +66,12 @@ class DistributedDataParallel(Module):
         process_group: the ranks to average over; all by default.
         bucket_cap_mb: largest bucket, in MiB; 4 by default.
         find_unused_parameters: accepted as PyTorch's; unused parameters need no flag here.
+        check_reduction: accepted as PyTorch's; it changes nothing.
         gradient_as_bucket_view: accepted as PyTorch's; gradients always live in the buckets.
         static_graph: accepted as PyTorch's; it changes nothing.
+        delay_all_reduce_named_params: must be None, as ``param_to_hook_all_reduce``, ``mixed_precision`` and
+            ``device_mesh``.
+        skip_all_reduce_unused_params: accepted as PyTorch's; it changes nothing.
         fingerprint_every: compare the ranks' parameters before every so many training forwards (the first included);
             0 is never. It takes about as long as reading them.
         nonfinite: what to do where a rank's gradient, before it is averaged, has a nan or an infinity. ``"keep"``
@@ -67,6 +80,7 @@ class DistributedDataParallel(Module):
             The rank, the parameter and the samples are named.
 
     Raises:
+        NotImplementedError: an argument that must be None is not.
         ValueError: the module has no parameter that requires a gradient, or a bucket size that is not positive.
             Or some, but not all, of the parameters of another wrapper are in the module; if all are, this
             wrapper replaces that one.
@@ -87,8 +101,14 @@ class DistributedDataParallel(Module):
         process_group: Communicator | None = None,
         bucket_cap_mb: float | None = None,
         find_unused_parameters: bool = False,
+        check_reduction: bool = False,
         gradient_as_bucket_view: bool = False,
         static_graph: bool = False,
+        delay_all_reduce_named_params: Any = None,
+        param_to_hook_all_reduce: Any = None,
+        mixed_precision: Any = None,
+        device_mesh: Any = None,
+        skip_all_reduce_unused_params: bool = False,
         *,
         fingerprint_every: int = 0,
         nonfinite: str = "keep",
@@ -96,6 +116,16 @@ class DistributedDataParallel(Module):
         super().__init__()
         if nonfinite not in ("keep", "skip", "raise"):
             raise ValueError(f"nonfinite must be 'keep', 'skip' or 'raise', got {nonfinite!r}")
+        for name, value in (
+            ("delay_all_reduce_named_params", delay_all_reduce_named_params),
+            ("param_to_hook_all_reduce", param_to_hook_all_reduce),
+            ("mixed_precision", mixed_precision),
+            ("device_mesh", device_mesh),
+        ):
+            if value is not None:
+                raise NotImplementedError(
+                    f"DistributedDataParallel({name}=...) is not in disttrain; {_INSTEAD[name]}"
+                )
         if fingerprint_every < 0:
             raise ValueError(f"fingerprint_every must not be negative, got {fingerprint_every}")
         if any(is_lazy(t) for t in (*module.parameters(), *module.buffers())):
@@ -133,7 +163,12 @@ class DistributedDataParallel(Module):
         self._faults: list[tuple[Tensor, str]] = []
         """Parameters whose gradients are not finite on this rank, and what is in those."""
         self._telling: Telling | None = None
-        self._first_weight = 1.0
+        self._hook: tuple[Any, Hook] | None = None
+        """What sums the gradients in place of one all-reduce for each bucket, and its state."""
+        self._weighing: Any = None
+        """For a hook: the sum of the ranks' weights, and the call that makes it."""
+        self._joining: _Joining | None = None
+        self._first_weight = self._last_weight = 1.0
         self._started = 0
         self._number = 0
         """Number of this wrapper among those of rank 0."""
@@ -156,7 +191,7 @@ class DistributedDataParallel(Module):
                 self._handles.append(p.register_post_accumulate_grad_hook(_Arrival(self, bucket)))
         self._agree()
         if init_sync:
-            self._take_from_rank_0([*module.parameters(), *module.buffers()])
+            self._take_from(0, [*module.parameters(), *module.buffers()])
 
     def _replace_others(self, module: Module) -> None:
         ours = {id(p) for p in module.parameters()}
@@ -195,8 +230,11 @@ class DistributedDataParallel(Module):
             if self._fingerprint_every and self._forwards % self._fingerprint_every == 0:
                 self._compare_fingerprints()
             self._forwards += 1
+        root = 0
+        if recording and self._synchronize and self._joining is not None:
+            root = self._call_the_roll(self._joining)
         if recording and self._synchronize and self._broadcast_buffers and self.training:
-            self._take_from_rank_0(list(self.module.buffers()))
+            self._take_from(root, list(self.module.buffers()))
         try:
             out = self.module(*args, **kwargs)
         except Exception as error:
@@ -227,6 +265,57 @@ class DistributedDataParallel(Module):
         finally:
             self._synchronize = before
 
+    def register_comm_hook(self, state: Any, hook: Hook) -> None:
+        """Let ``hook`` average the gradients over the ranks, bucket by bucket, in place of one plain sum each.
+
+        Compression is done so: see ``disttrain.parallel.comm_hooks`` for float16 and bfloat16.
+
+        Args:
+            state: is handed to ``hook``; PyTorch's hooks take the group of ranks, ``None`` for all.
+            hook: called as ``hook(state, bucket)`` with a :class:`.GradBucket` as soon as backward has filled it;
+                returns a :class:`disttrain.futures.Future` of a Tensor like ``bucket.buffer()`` with the averages.
+
+        Raises:
+            TypeError: ``hook`` cannot be called.
+            RuntimeError: there is one already.
+        """
+        if not callable(hook):
+            raise TypeError(f"a communication hook must be callable, got {type(hook).__name__}")
+        if self._hook is not None:
+            raise RuntimeError("there is a communication hook already; a model has one")
+        self._hook = state, hook
+
+    @contextmanager
+    def join(
+        self,
+        divide_by_initial_world_size: bool = True,
+        enable: bool = True,
+        throw_on_early_termination: bool = False,
+    ) -> Iterator[None]:
+        """Train on ranks that have different numbers of batches: those that have ended wait inside and take part.
+
+        A DataLoader without a sampler needs none of this: it deals equally many batches to all ranks. When the last
+        rank has ended, the others take its parameters and buffers.
+
+        Args:
+            divide_by_initial_world_size: a rank that has ended counts in the average, with gradients of zero; if
+                false it does not count.
+            enable: false makes this do nothing.
+            throw_on_early_termination: raise as soon as one rank has ended.
+
+        Raises:
+            RuntimeError: on all ranks, with ``throw_on_early_termination``.
+        """
+        if not enable or self._comm.size == 1:
+            yield
+            return
+        self._joining = _Joining(divide_by_initial_world_size, throw_on_early_termination)
+        try:
+            yield
+            self._take_part_until_all_have_ended(self._joining)
+        finally:
+            self._joining = None
+
     def __deepcopy__(self, memo: dict[int, Any]) -> DistributedDataParallel:
         raise TypeError(
             "a DistributedDataParallel belongs to the ranks that made it together and cannot be copied by one; copy "
@@ -241,16 +330,56 @@ class DistributedDataParallel(Module):
         self._comm.broadcast(told)
         self._number, rank.order_seed = (int(word) for word in told)
 
-    def _take_from_rank_0(self, tensors: list[Tensor]) -> None:
+    def _take_from(self, root: int, tensors: list[Tensor]) -> None:
         for kind in dict.fromkeys(t._array.dtype for t in tensors):
             same = [t for t in tensors if t._array.dtype == kind]
             flat = np.concatenate([t._array.reshape(-1) for t in same])
-            self._comm.broadcast(flat)
+            self._comm.broadcast(flat, root)
             begin = 0
             for t in same:
                 t._array[...] = flat[begin : begin + t._array.size].reshape(t._array.shape)
                 t._version_counter[0] += 1
                 begin += t._array.size
+
+    def _call_the_roll(self, joining: _Joining) -> int:
+        """Note which ranks have batches left; return the first that has one, or -1.
+
+        Raises:
+            RuntimeError: on all ranks, if one has ended and none may.
+        """
+        mine = np.array([not joining.ended, self.steps, *(self._position or (-1, -1))], np.int64)
+        everyone = np.empty((self._comm.size, mine.size), np.int64)
+        self._comm.all_gather(mine, everyone)
+        left = everyone[:, 0].nonzero()[0]
+        if joining.throws and left.size < self._comm.size:
+            ended = name_ranks(self._comm.ranks[i] for i in (everyone[:, 0] == 0).nonzero()[0])
+            raise RuntimeError(
+                f"{ended} had no batch left before the other ranks (throw_on_early_termination)"
+            )
+        if left.size == 0:
+            return -1
+        first = int(left[0])
+        if joining.ended:  # to be where the others are
+            _, self.steps, epoch, batch = everyone[first].tolist()
+            joining.position = None if epoch < 0 else (epoch, batch)
+        return first
+
+    def _take_part_until_all_have_ended(self, joining: _Joining) -> None:
+        joining.ended = True
+        self._settle()
+        root, last = self._call_the_roll(joining), -1
+        while root >= 0:
+            last = root
+            if self._broadcast_buffers and self.training:
+                self._take_from(root, list(self.module.buffers()))
+            self._send_zeros(self._last_weight if joining.counts else 0.0, failed=False)
+            self._averages = True
+            self._end()
+            root = self._call_the_roll(joining)
+        complete = np.array([last])  # a rank that has seen all steps; -1 on those that have
+        self._comm.all_reduce(complete, complete, op="max")
+        if complete[0] >= 0:
+            self._take_from(int(complete[0]), [*self.module.parameters(), *self.module.buffers()])
 
     def _compare_fingerprints(self) -> None:
         """Raise ReplicasDiffer, on all ranks alike, unless every rank has the same parameters."""
@@ -311,6 +440,7 @@ class DistributedDataParallel(Module):
         weight = backward_weight()
         if weight is None:
             weight = 1.0 if dealt is None else float(dealt.samples)
+        self._last_weight = weight
         first = not any(self._weights)
         self._weights.append(weight)
         self._dealt.append(dealt)
@@ -324,6 +454,8 @@ class DistributedDataParallel(Module):
             )
             for slot in bucket.slots:
                 slot.scale = weight if bucket.weighted else scale
+        if averages and self._hook is not None:
+            self._weigh(sum(self._weights) / len(self._weights))
 
     def _arrived(self, bucket: Bucket) -> None:
         if not self._running:  # not by an output of forward: by the module itself, say
@@ -342,13 +474,51 @@ class DistributedDataParallel(Module):
             self._faults += bucket.not_finite()
         if self._faults and bucket.votes.size:
             bucket.votes[NOT_FINITE] = 1
+        if self._hook is not None:
+            self._level(bucket)
         self._start(bucket)
 
     def _start(self, bucket: Bucket) -> None:
-        dealt = context.current().dealt
-        place = Place(self._number, self._started, self.steps, None if dealt is None else dealt.position)
-        bucket.work = self._comm.start_all_reduce(bucket.message, bucket.message, tag=place)
+        """Start to sum the next bucket, or what the hook does instead."""
+        index = self._started
         self._started += 1
+        place = Place(self._number, index, self.steps, self._position)
+        if self._hook is None:
+            bucket.work = self._comm.start_all_reduce(bucket.message, bucket.message, tag=place)
+            return
+        bucket.work = self._comm.start_all_reduce(bucket.tail, bucket.tail, tag=place)
+        state, hook = self._hook
+        bucket.average_of_hook = hook(state, GradBucket(bucket, index, self._started == len(self._buckets)))
+
+    def _send_zeros(self, weight: float, *, failed: bool) -> None:
+        """Take part in what is left of a step without gradients, and do not wait for the others."""
+        if self._hook is not None and self._weighing is None:
+            self._weigh(weight)
+        while self._started < len(self._buckets):
+            bucket = self._buckets[self._started]
+            bucket.fill_with_zeros(weight, failed=failed)
+            self._start(bucket)
+
+    @property
+    def _position(self) -> tuple[int, int] | None:
+        """Where in the data the rank is, if the DataLoader deals it."""
+        if self._joining is not None and self._joining.ended:
+            return self._joining.position
+        dealt = context.current().dealt
+        return None if dealt is None else dealt.position
+
+    def _level(self, bucket: Bucket) -> None:
+        """Scale the weighted gradients so that their plain average, which a hook makes, is the weighted one."""
+        if self._weighing is None:
+            self._weigh(sum(self._weights) / len(self._weights))
+        work, total = self._weighing
+        work.wait()
+        if total[0] not in (0, self._comm.size):
+            bucket.sums *= bucket.sums.dtype.type(self._comm.size / total[0])
+
+    def _weigh(self, weight: float) -> None:
+        total = np.array([weight], np.float64)
+        self._weighing = self._comm.start_all_reduce(total, total), total
 
     def _end(self) -> None:
         """Send what is left, wait for the averages, and hear the votes."""
@@ -358,10 +528,7 @@ class DistributedDataParallel(Module):
             while self._started < len(self._buckets):
                 self._send_next()
             for bucket in self._buckets:
-                assert bucket.work is not None
-                bucket.work.wait()
-                bucket.work = None
-                bucket.average()
+                bucket.average(divide=not bucket.wait())
             not_finite, failed = (bool(n) for n in self._buckets[-1].votes)
             if failed or (not_finite and not (self._nonfinite == "keep" and self._reported_nonfinite)):
                 self._hear(failed)
@@ -423,21 +590,15 @@ class DistributedDataParallel(Module):
         """Tell the other ranks, without waiting for them, that this one will not finish the step."""
         if self._started == len(self._buckets):
             return  # too late: the vote has been cast
-        while self._started < len(self._buckets):
-            bucket = self._buckets[self._started]
-            votes = [False, False]
-            votes[FAILED] = True
-            bucket.fill_with_nothing(votes)
-            self._start(bucket)
+        self._send_zeros(0, failed=True)
         self._telling = Telling(self._comm, reason(error))
         self._started = 0
 
     def _settle(self) -> None:
         """Wait until nothing reads or writes the buckets of a backward that has raised."""
         for bucket in self._buckets:
-            if bucket.work is not None:
-                work, bucket.work = bucket.work, None
-                work.wait()
+            bucket.wait()
+        self._weighing = None
         if self._telling is not None:
             telling, self._telling = self._telling, None
             telling.wait()
@@ -450,10 +611,21 @@ class DistributedDataParallel(Module):
     def _finish(self) -> None:
         self._running = False
         self._started = 0
+        self._weighing = None
         self._faults.clear()
         for bucket in self._buckets:
             for slot in bucket.slots:
                 slot.scale = 1.0
+
+
+class _Joining:
+    """What a rank does once it has no batch left; see :meth:`DistributedDataParallel.join`."""
+
+    def __init__(self, counts: bool, throws: bool) -> None:
+        self.counts = counts
+        self.throws = throws
+        self.ended = False
+        self.position: tuple[int, int] | None = None
 
 
 class _Beginning:

@@ -189,9 +189,6 @@ def poison(rank, model, value):
         model.module[0].weight.register_hook(lambda g: g * value)
 
 
-NAMED = r"rank 2: 12 {} in the gradient of '0.weight', made by batch 1 of epoch 0 \(samples 10, 11\)"  # 2 x 3 ranks dealt
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_is_kept_and_said_once(caplog, value):
     def body(rank):
