@@ -1,5 +1,6 @@
 """One rank's part in one call: what it asks for, the header that is compared, and the words of an error."""
 
+import contextlib
 import os
 import struct
 import sys
@@ -12,6 +13,8 @@ import ml_dtypes
 import numpy
 
 from disttrain.collectives.errors import CollectiveMismatch
+from disttrain.collectives.ledger import NO_TAG as _NO_TAG
+from disttrain.collectives.ledger import Page, describe, place
 from disttrain.kernels.arrays import Array
 
 Tag = tuple[int, int, int]
@@ -61,8 +64,9 @@ RECORD_BYTES = 512
 NOT_THE_CALLER = (
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
     os.path.dirname(numpy.__file__) + os.sep,  # its context managers wrap functions of ours
+    contextlib.__file__,  # calls ours
 )
-NO_TAG: Tag = (-1, -1, -1)
+NO_TAG: Tag = _NO_TAG
 AT_THE_END = ("the end of the program", 0)
 """The ``source`` of the call that a rank makes by ending."""
 
@@ -76,7 +80,7 @@ class Call:
 
     __slots__ = (
         *("verb", "x", "out", "like", "op", "root", "tag", "pair", "source", "generation", "number", "index"),
-        *("finished", "error", "result", "awaited", "sends", "receives"),
+        *("finished", "error", "result", "awaited", "sends", "receives", "group", "page", "entry"),
     )
 
     def __init__(
@@ -112,64 +116,71 @@ class Call:
         self.result: Any = None
         self.awaited: str | None = None
         """What rank 0 does for as long as it takes while this call waits for it."""
+        self.group: Any = None
+        self.page: Page | None = None
+        """Where it is noted in the ledger, and there as which ``entry``."""
+        self.entry = -1
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Mark the call as over, and what it failed with."""
+        self.error = error
+        if self.page is not None:
+            self.page.end(self.entry, failed=error is not None)
+        self.finished = True
+
+    def codes(self) -> tuple[int, int, int]:
+        """Return the numbers of verb, operation and dtype in the tables of this module; -1 for none."""
+        dtype = -1 if self.like is None else _DTYPE_CODE[self.like.dtype]
+        return _VERB_CODE[self.verb], _OP_CODE[self.op], dtype
 
     def header(self) -> bytes:
         """Return what must be equal on all ranks of the group."""
-        dtype, count, shape = -1, 0, 0
+        verb, op, dtype = self.codes()
+        count, shape = 0, 0
         if self.like is not None:
-            dtype = _DTYPE_CODE[self.like.dtype]
             if self.sends:  # all_to_all_v: the counts differ, and are compared pair by pair
                 pass
             elif self.receives:  # all_gather_v
                 count, shape = sum(self.receives), _shape_code(self.receives)
             else:
                 count, shape = self.like.size, _shape_code(self.like.shape)
-        return _HEADER.pack(
-            self.generation,
-            self.number,
-            *self.tag,
-            _VERB_CODE[self.verb],
-            _OP_CODE[self.op],
-            dtype,
-            count,
-            shape,
-            self.root,
-        )
+        return _HEADER.pack(self.generation, self.number, *self.tag, verb, op, dtype, count, shape, self.root)
 
     def record(self) -> bytes:
-        """Return the call in words, padded to a fixed size."""
-        text = f"{self} at {self.place}".encode()
-        return text[:RECORD_BYTES].ljust(RECORD_BYTES, b"\0")
+        """Return the call in words, padded to a fixed size; too long a path loses its beginning."""
+        what, where = f"{self} at ".encode(), self.place.encode()
+        if len(what) + len(where) > RECORD_BYTES:
+            where = b"..." + where[len(what) + 3 - RECORD_BYTES :]
+        return (what + where)[:RECORD_BYTES].ljust(RECORD_BYTES, b"\0")
 
     @property
     def place(self) -> str:
         """``file:line`` of the caller outside this package (and NumPy)."""
-        name, line = self.source
-        if not line:
-            return name
-        inside = os.getcwd() + os.sep
-        return f"{name.removeprefix(inside)}:{line}"
+        return place(*self.source)
 
     def __str__(self) -> str:
         """The call in words, without its place: ``all_reduce(float32, shape (3, 4), op sum)``."""
-        words = []
-        if self.like is not None:
-            words.append(str(self.like.dtype))
-            if self.sends:
-                words.append(f"sends {_shortened(self.sends)}")
-            if self.receives:
-                words.append(f"receives {_shortened(self.receives)}")
-            else:
-                words.append(f"shape {self.like.shape}")
-        if self.op:
-            words.append(f"op {self.op}")
-        if self.root >= 0 and self.verb != "send/recv":
-            words.append(f"root {self.root}")
-        if self.tag != NO_TAG:
-            words.append(f"tag {self.tag}")
-        if self.generation:
-            words.append(f"generation {self.generation}")
-        return f"{self.verb}({', '.join(words)})"
+        verb, message = self.verb, ""
+        if self.pair is not None:
+            source, target = self.pair
+            verb, message = ("send", f"to {target}") if self.x is not None else ("recv", f"from {source}")
+        extent = []
+        if self.sends:
+            extent.append(f"sends {_shortened(self.sends)}")
+        if self.receives:
+            extent.append(f"receives {_shortened(self.receives)}")
+        elif self.like is not None:
+            extent.append(f"shape {self.like.shape}")
+        return describe(
+            verb,
+            "" if self.like is None else str(self.like.dtype),
+            ", ".join(extent),
+            op=self.op,
+            root=self.root,
+            tag=self.tag,
+            generation=self.generation,
+            message=message,
+        )
 
 
 def _shortened(counts: Sequence[int]) -> str:

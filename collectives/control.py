@@ -29,6 +29,18 @@ KINDS: Final[Mapping[str, Mapping[str, type]]] = {
         "follower": bool,  # the error only says that a peer failed
     },
     "ack": {},
+    # Between processes of a job: have these ranks of the process ``asked`` come to that call, and where are they?
+    "where": {
+        "number": int,  # of the question
+        "asked": int,
+        "ranks": list,
+        "group": str,
+        "call": int,
+        "pair": list,  # sender and receiver of a message, else empty
+        "stacks": bool,
+    },
+    # Its answer: what ``disttrain.collectives.peers.Where`` has, for each rank.
+    "there": {"number": int, "ranks": list},
 }
 
 

@@ -57,6 +57,8 @@ class WorkerEnv:
     """ZeroMQ endpoint of the launcher's control plane; empty outside the launcher."""
     timeout: float = 1800.0
     """Seconds that a rank waits in a collective."""
+    ledger: int = -1
+    """Descriptor of the file in which the process notes its calls for the launcher; -1 if it makes one itself."""
     audit: str = ""
     """Folder in which ranks record what they compute (``disttrain audit``); empty if they do not."""
     audit_steps: int = 0

@@ -1,42 +1,57 @@
 """One process of a job: the ranks that it hosts, their groups, and the way to the other processes."""
 
-import logging
 import sys
 import threading
-from collections.abc import Callable, Hashable, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from disttrain.collectives.call import AT_THE_END, Call, name_ranks
+from disttrain.collectives.call import AT_THE_END, BIT_OPS, DTYPES, OPS, VERBS, Call, name_ranks
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.errors import CollectiveError, CollectiveTimeout
+from disttrain.collectives.ledger import Ledger
 from disttrain.collectives.progress import Operation, Progress, Steps
 from disttrain.collectives.scheduler import Baton
 from disttrain.collectives.scratch import Scratch
 from disttrain.collectives.transport import Channel, Transport
 from disttrain.collectives.tree import cover
-
-_MOST_ASKED = 4
-"""Of so many processes at most a notice says where they are."""
-_logger = logging.getLogger("disttrain")
+from disttrain.collectives.watch import Watch
 
 Verb = Callable[["Group", Sequence[Call]], Steps]
 """What a group does once the ranks hosted here have made their calls."""
 
 
 class Group:
-    """The process's side of a group of ranks. Ranks are numbered from 0 within the group (``index``)."""
+    """The process's side of a group of ranks. Ranks are numbered from 0 within the group (``index``).
+
+    Args:
+        path: which calls of ``split`` have made it, by their numbers: the same on all its ranks, and that of no
+            other group of them; empty for the world.
+    """
 
     def __init__(
-        self, host: "Host", ranks: Sequence[int], channel: Channel, hosted: Sequence[Sequence[int]]
+        self,
+        host: "Host",
+        ranks: Sequence[int],
+        channel: Channel,
+        hosted: Sequence[Sequence[int]],
+        path: tuple[int, ...] = (),
     ) -> None:
         self.host = host
         self.ranks = tuple(ranks)
         """The rank in the world of each index."""
+        self.path = path
+        self.name = f"group {'.'.join(map(str, path))} of {name_ranks(ranks)}"[:200] if path else "the world"
+        self.timeout = host.env.timeout
+        """Seconds that an operation may wait for other ranks."""
+        self._text = host.ledger.text(self.name)
         self.channel = channel
         self.hosted = [tuple(indices) for indices in hosted]
         """The indices that each process of the channel hosts."""
         self.here = self.hosted[channel.index]
         """The indices that this process hosts, ascending."""
+        self.ranks_here = frozenset(self.ranks[i] for i in self.here)
         self.process_of = {i: p for p, indices in enumerate(self.hosted) for i in indices}
         self.subtrees = [cover(len(self.ranks), indices) for indices in self.hosted]
         """The subtrees of the fixed tree that each process of the channel can fold by itself."""
@@ -64,6 +79,7 @@ class Group:
         with self.host.lock:
             call.number = self._made[call.index]
             self._made[call.index] += 1
+            self._note(call)
             calls = self._deposits.setdefault(call.number, [])
             calls.append(call)
             if len(calls) < len(self.here):
@@ -79,6 +95,7 @@ class Group:
         with self.host.lock:
             call.number = self._messages.get((call.index, call.pair), 0)
             self._messages[call.index, call.pair] = call.number + 1
+            self._note(call)
         calls = [call]
         if source in self.here and target in self.here:
             with self.host.lock:
@@ -91,42 +108,12 @@ class Group:
 
     def _submit(self, lane: Hashable, calls: Sequence[Call], steps: Verb, stay: bool) -> None:
         progress = self.host.progress
-        operation = Operation(lane, calls, steps(self, calls), self._timed_out, self._still_waits)
+        operation = Operation(lane, calls, steps(self, calls))
         (progress.run if stay else progress.submit)(operation)
 
-    def _still_waits(self, operation: Operation, waited: float) -> None:
-        """Say which ranks a call waits for, and where they are; one process of those that wait does."""
-        call = operation.calls[0]
-        if call.pair is not None:
-            absent = [self.process_of[i] for i in call.pair if i not in self.here]
-        else:
-            absent = self.channel.absent()
-            if self.channel.index != min(set(range(self.channel.size)) - set(absent)):
-                return
-        away = name_ranks(self.ranks[i] for p in absent for i in self.hosted[p])
-        if call.awaited is not None and self.process_of[0] in absent:
-            _logger.info("%s: %s, %.0f s so far", away, call.awaited, waited)
-            return
-        here = name_ranks(self.ranks[c.index] for c in operation.calls)
-        lines = [
-            f"{here} has waited {waited:.0f} s in {call} at {call.place}" + (f" for {away}" if absent else "")
-        ]
-        for p in absent[:_MOST_ASKED]:
-            ranks = name_ranks(self.ranks[i] for i in self.hosted[p])
-            lines += [f"  {ranks}:", *[f"    {line}" for line in self.channel.where_is(p)]]
-        _logger.warning("\n".join(lines))
-
-    def _timed_out(self, operation: Operation, waited: float) -> BaseException:
-        call = operation.calls[0]
-        here = name_ranks(self.ranks[c.index] for c in operation.calls)
-        met = range(self.size) if call.pair is None else call.pair
-        away = [self.ranks[i] for i in met if i not in self.here]
-        self.broken = CollectiveTimeout(
-            f"{here} waited {waited:.1f} s in {call} at {call.place} (call number {call.number} of its "
-            f"group) for {name_ranks(away)}; look for a rank that stopped, left early or skipped the call. "
-            f"If it only computes that long, raise --timeout."
-        )
-        return self.broken
+    def _note(self, call: Call) -> None:
+        call.group = self
+        self.host.ledger.pages[self.ranks[call.index]].enter(call, self._text)
 
 
 class Host:
@@ -143,12 +130,25 @@ class Host:
         self.env = env
         self.transport = transport
         self.lock = threading.Lock()
-        self.progress = Progress(env.timeout)
+        self.progress = Progress()
         ranks = range(env.rank, env.rank + env.hosted)
+        tables = {
+            "verbs": VERBS,
+            "ops": OPS + BIT_OPS,
+            "dtypes": list(map(str, DTYPES)),
+            "generation": env.generation,
+        }
+        self.ledger = Ledger(ranks, tables, env.ledger)
         self.baton = Baton(ranks, self.progress, on_switch) if threads else None
         self.world = Group(self, range(env.world_size), transport.world, transport.hosts)
         self.communicators: dict[int, Any] = {}
         """The world communicator of each hosted rank, once it has asked for it."""
+        self.waits: dict[int, tuple[Call, float]] = {}
+        """The call that each rank cannot go on without, and since when, by ``time.monotonic()``."""
+        if not threads:
+            self.ledger.pages[env.rank].set_thread(threading.main_thread().ident or 0)
+        watched = env.processes > 1 or (env.hosted > 1 and self.ledger.descriptor >= 0)
+        self.watch = Watch(self) if watched else None
 
     def node_of(self, rank: int) -> int:
         """Return the number of the node on which a rank of the world is."""
@@ -163,10 +163,22 @@ class Host:
 
     def wait(self, rank: int, call: Call) -> None:
         """Return once ``call`` of ``rank`` has finished."""
-        if self.baton is not None:
-            self.baton.wait(rank, call)
-        else:
-            self.progress.drive(lambda: call.finished)
+        with self._waiting(rank, call):
+            if self.baton is not None:
+                self.baton.wait(rank, call)
+            else:
+                self.progress.drive(lambda: call.finished)
+
+    @contextmanager
+    def _waiting(self, rank: int, call: Call) -> Iterator[None]:
+        page = self.ledger.pages[rank]
+        self.waits[rank] = (call, time.monotonic())
+        page.wait(call.entry)
+        try:
+            yield
+        finally:
+            self.waits.pop(rank, None)
+            page.wait(-1)
 
     def test(self, rank: int, call: Call) -> bool:
         """Return whether ``call`` of ``rank`` has finished, after giving it a chance to."""
@@ -188,13 +200,19 @@ class Host:
             CollectiveMismatch: some rank is still in, or has started and left behind, another call.
         """
         if isinstance(self.world.broken, CollectiveTimeout):  # the others may never come: leave without them
-            self.progress.close()
+            self.stop()
             return
         try:
             self._say_goodbye(steps)
         finally:
-            self.progress.close()
+            self.stop()
         self.transport.close()
+
+    def stop(self) -> None:
+        """End the threads of this process that look after its calls."""
+        if self.watch is not None:
+            self.watch.close()
+        self.progress.close()
 
     def _say_goodbye(self, steps: Verb) -> None:
         if self.world.broken is None:
@@ -204,7 +222,10 @@ class Host:
                 call.source = AT_THE_END
                 call.generation = self.env.generation
                 self.world.deposit(call, steps, stay=False)
-            self.progress.drive(lambda: any(c.error for c in calls) or all(c.finished for c in calls))
+            with ExitStack() as waits:
+                for call in calls:
+                    waits.enter_context(self._waiting(self.world.ranks[call.index], call))
+                self.progress.drive(lambda: any(c.error for c in calls) or all(c.finished for c in calls))
             for call in calls:
                 if call.error is not None:
                     raise call.error

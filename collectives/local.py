@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from disttrain.collectives.env import WorkerEnv, enter_rank
-from disttrain.collectives.errors import RankFailed
+from disttrain.collectives.errors import RankFailed, TransportUnavailable
 from disttrain.collectives.memory import NodeMemory
-from disttrain.collectives.transport import Channel, Request
+from disttrain.collectives.transport import Channel, Mailbox, Request
 from disttrain.collectives.world import close_host, open_host
 from disttrain.kernels.arrays import Array
 
@@ -41,12 +41,6 @@ class LocalChannel:
     def narrow(self, processes: Sequence[int]) -> tuple[Request, Callable[[], Channel]]:
         return _at_once, lambda: self
 
-    def absent(self) -> list[int]:
-        return []
-
-    def where_is(self, process: int) -> list[str]:
-        return []
-
     def leave(self) -> Request:
         return _at_once
 
@@ -64,6 +58,9 @@ class LocalTransport:
         self.world: Channel = LocalChannel()
         self.hosts = [range(env.rank, env.rank + env.hosted)]
         self.nodes = [0]
+
+    def open_mailbox(self) -> Mailbox:
+        raise TransportUnavailable("a job of one process has nobody to write to")
 
     def abort(self, code: int) -> None:
         os._exit(code)
@@ -98,6 +95,7 @@ def run_ranks(
     def run(rank: int) -> None:
         error: BaseException | None = None
         enter_rank(env.of_rank(rank))
+        host.ledger.pages[rank].set_thread(threading.get_ident())
         baton.enter(rank)
         try:
             baton.check()  # nothing is begun after another rank has failed

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy
 
+from disttrain.collectives.control import MAX_BYTES
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.errors import PeerFailed, TransportUnavailable
 from disttrain.collectives.memory import NodeMemory, Unshared
-from disttrain.collectives.stacks import Stacks
-from disttrain.collectives.transport import Channel, Request
+from disttrain.collectives.transport import Channel, Mailbox, Request
 from disttrain.kernels.arrays import Array
 
 _SHM = "/dev/shm/"
@@ -81,12 +81,6 @@ class MpiChannel:
         threading.Thread(target=make, name="disttrain split", daemon=True).start()
         return made.done, made.result
 
-    def absent(self) -> list[int]:
-        return []
-
-    def where_is(self, process: int) -> list[str]:
-        return []
-
     def _make(self, comm: Any, processes: Sequence[int]) -> Channel:
         return MpiChannel(self._mpi, comm)
 
@@ -94,6 +88,37 @@ class MpiChannel:
         return self._tested(self._comm.Ibarrier().Test)
 
     def close(self) -> None:
+        self._comm.Free()
+
+
+class MpiMailbox:
+    """Letters over an MPI communicator of their own."""
+
+    def __init__(self, mpi: Any, comm: Any) -> None:
+        self._mpi = mpi
+        self._comm = comm
+        self._letter = bytearray(MAX_BYTES)
+        self._sent: list[Any] = []
+        self._expect()
+
+    def _expect(self) -> None:
+        self._next = self._comm.Irecv([self._letter, len(self._letter), self._mpi.BYTE], self._mpi.ANY_SOURCE)
+
+    def send(self, process: int, data: bytes) -> None:
+        self._sent = [(letter, request) for letter, request in self._sent if not request.Test()]
+        self._sent.append((data, self._comm.Isend([data, len(data), self._mpi.BYTE], process)))
+
+    def receive(self) -> bytes | None:
+        status = self._mpi.Status()
+        if not self._next.Test(status):
+            return None
+        data = bytes(self._letter[: status.Get_count(self._mpi.BYTE)])
+        self._expect()
+        return data
+
+    def close(self) -> None:
+        self._next.Cancel()
+        self._next.Wait()
         self._comm.Free()
 
 
@@ -153,7 +178,7 @@ class MpiTransport:
         if len(set(firsts)) < size:
             try:
                 self.memory = NodeMemory(node, _part_bytes(node.Get_size()))
-                home = Home(self.nodes, places, self.memory, Stacks(node))
+                home = Home(self.nodes, places, self.memory)
             except Unshared as error:
                 reason = str(error)
             if self._any(not home):
@@ -186,6 +211,9 @@ class MpiTransport:
                 f"(process, rank, hosted, world size): {told}. Start the job with `disttrain launch`"
             )
         return hosts
+
+    def open_mailbox(self) -> Mailbox:
+        return MpiMailbox(self._mpi, self._comm.Dup())
 
     def abort(self, code: int) -> None:
         _let_output_be_read()

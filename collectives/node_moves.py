@@ -107,7 +107,7 @@ def _as_nodes(group: Group) -> Group:
     if group.of_nodes is None:
         assert channel.between is not None
         hosted = [sorted(i for p in node for i in group.hosted[p]) for node in channel.nodes]
-        group.of_nodes = Group(group.host, group.ranks, channel.between, hosted)
+        group.of_nodes = Group(group.host, group.ranks, channel.between, hosted, group.path)
     group.of_nodes.scratch.reset()
     return group.of_nodes
 

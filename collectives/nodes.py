@@ -10,7 +10,6 @@ import numpy
 from disttrain.collectives.memory import NodeMemory
 from disttrain.collectives.mpi import MpiChannel
 from disttrain.collectives.shared import STAGE_BYTES, SharedChannel
-from disttrain.collectives.stacks import Stacks
 from disttrain.collectives.transport import Channel
 
 NETWORK_STAGE_BYTES = 4 * STAGE_BYTES
@@ -27,12 +26,11 @@ class Home:
     places: Sequence[int]
     """The number of each process in the memory of its node."""
     memory: NodeMemory
-    stacks: Stacks
 
     def of(self, processes: Sequence[int]) -> "Home":
         """Return the same for some of the processes."""
         nodes, places = [self.nodes[p] for p in processes], [self.places[p] for p in processes]
-        return Home(nodes, places, self.memory, self.stacks)
+        return Home(nodes, places, self.memory)
 
 
 class NodesChannel(MpiChannel):
@@ -78,7 +76,7 @@ def connect(mpi: Any, comm: Any, home: Home) -> Channel:
     nodes = set(home.nodes)
     try:
         if len(nodes) == 1 < len(home.nodes):
-            return SharedChannel(mpi, comm, home.memory, home.stacks, home.places)
+            return SharedChannel(mpi, comm, home.memory, home.places)
         if 1 < len(nodes) < len(home.nodes):
             return NodesChannel(mpi, comm, home)
     except MemoryError as error:
@@ -93,7 +91,7 @@ def _inside(mpi: Any, comm: Any, home: Home, here: Sequence[int], node: int) -> 
     made: SharedChannel | None = None
     try:
         members = [home.places[p] for p in here]
-        made = SharedChannel(mpi, own, home.memory, home.stacks, members, NETWORK_STAGE_BYTES)
+        made = SharedChannel(mpi, own, home.memory, members, NETWORK_STAGE_BYTES)
     except MemoryError:
         own.Free()
     has = numpy.array([made is not None], numpy.int64)

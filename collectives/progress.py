@@ -28,40 +28,24 @@ _SLEEP_SHARE, _SLEEP_MAX_S = 0.02, 2e-3
 """After that a sleep is this share of the time waited so far: it delays no call by more."""
 
 
-NOTICE_S = 10.0
-"""A rank that stays away as long is named; again when the time has doubled."""
-
-
 class Operation:
     """One collective, or one message, on its way: the calls of this process's ranks and the steps to go."""
 
-    __slots__ = ("calls", "lane", "notice", "on_notice", "on_timeout", "patient", "since", "steps", "test")
+    __slots__ = ("calls", "lane", "patient", "since", "steps", "test")
 
-    def __init__(
-        self,
-        lane: Hashable,
-        calls: Sequence[Call],
-        steps: Steps,
-        on_timeout: Callable[["Operation", float], BaseException],
-        on_notice: Callable[["Operation", float], None] = lambda *_: None,
-    ) -> None:
+    def __init__(self, lane: Hashable, calls: Sequence[Call], steps: Steps) -> None:
         self.lane = lane
         self.calls = calls
         self.steps = steps
-        self.on_timeout = on_timeout
-        self.on_notice = on_notice
         self.test: Request | None = None
         self.patient = False
         self.since = 0.0
-        self.notice = NOTICE_S
-        """After how many seconds of waiting to say so next."""
+        """When it began to wait for what it waits for, by ``time.monotonic()``; 0 before it has begun."""
 
     def finish(self, error: BaseException | None) -> None:
         """Mark the calls as finished, each with an error of its own: they are raised in different threads."""
         for call in self.calls:
-            if error is not None:
-                call.error = _copy(error)
-            call.finished = True
+            call.finish(None if error is None else _copy(error))
 
 
 class Pace(Enum):
@@ -76,9 +60,9 @@ class Pace(Enum):
 class Progress:
     """The operations in flight of one process."""
 
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        """Held by whoever enters MPI."""
         self._inbox: deque[Operation] = deque()
         self._lanes: dict[Hashable, deque[Operation]] = {}
         self._abandoned: list[Operation] = []
@@ -91,7 +75,7 @@ class Progress:
     @property
     def active(self) -> bool:
         """Whether anything is in flight."""
-        with self._lock:  # not while an operation is on its way from the inbox to its lane
+        with self.lock:  # not while an operation is on its way from the inbox to its lane
             return self._some()
 
     def _some(self) -> bool:
@@ -100,11 +84,11 @@ class Progress:
     def submit(self, operation: Operation) -> None:
         """Queue ``operation`` behind those of its lane and start it if it is the first."""
         self._inbox.append(operation)
-        if self._lock.acquire(blocking=False):  # else whoever holds it sees the inbox before it sleeps
+        if self.lock.acquire(blocking=False):  # else whoever holds it sees the inbox before it sleeps
             try:
                 self._poll()
             finally:
-                self._lock.release()
+                self.lock.release()
         if self._thread is not None and self._some() and not self._waiting:
             self._wake.set()
 
@@ -113,7 +97,7 @@ class Progress:
 
         A call that the other ranks make at the same time is over before the machinery of lanes would have begun.
         """
-        if self._inbox or self._lanes or not self._lock.acquire(blocking=False):
+        if self._inbox or self._lanes or not self.lock.acquire(blocking=False):
             self.submit(operation)
             return
         try:
@@ -135,12 +119,35 @@ class Progress:
                     return
                 os.sched_yield()
         finally:
-            self._lock.release()
+            self.lock.release()
 
     def poll(self) -> None:
         """Advance what can be advanced now."""
-        with self._lock:
+        with self.lock:
             self._poll()
+
+    def heads(self) -> list[Operation]:
+        """Return the operations that have begun and have not ended."""
+        with self.lock:
+            return [lane[0] for lane in self._lanes.values() if lane and lane[0].since]
+
+    def abandon(self, operation: Operation, since: float, error: BaseException) -> bool:
+        """Fail ``operation`` and all behind it, which are out of step with their peers for good.
+
+        Returns:
+            Whether that has been done: not if it has moved on since ``since``.
+        """
+        with self.lock:
+            lane = self._lanes.get(operation.lane)
+            if not lane or lane[0] is not operation or operation.since != since or self._advance(lane):
+                return False
+            del self._lanes[operation.lane]
+            self._abandoned.append(operation)
+            lane += [late for late in self._inbox if late.lane == operation.lane]
+            self._inbox = deque(late for late in self._inbox if late.lane != operation.lane)
+            for late in lane:
+                late.finish(error)
+            return True
 
     def background(self) -> None:
         """Keep what is in flight going while nobody waits for it."""
@@ -153,19 +160,19 @@ class Progress:
 
     def drive(self, ready: Callable[[], Any]) -> None:
         """Advance operations in this thread until ``ready()``."""
-        with self._lock:
+        with self.lock:
             self._waiting += 1
             self._wake.clear()
         pause = _Pause()
         try:
             while True:
-                with self._lock:
+                with self.lock:
                     pace = self._poll()
                 if ready():
                     return
                 pause(pace)
         finally:
-            with self._lock:
+            with self.lock:
                 self._waiting -= 1
                 if not self._waiting and self._thread is not None and self._some():
                     self._wake.set()
@@ -184,7 +191,7 @@ class Progress:
             self._wake.wait()
             if self._stop:
                 return
-            with self._lock:
+            with self.lock:
                 pace = self._poll()
                 if pace is Pace.IDLE:
                     self._wake.clear()
@@ -214,22 +221,10 @@ class Progress:
         """Advance the first operation of ``lane`` by one step; return whether it did."""
         operation = lane[0]
         try:
-            if operation.test is None:
-                operation.since = time.monotonic()
-                operation.notice = NOTICE_S
-            elif not operation.test():
-                waited = time.monotonic() - operation.since
-                if waited > operation.notice:
-                    operation.notice = 2 * waited
-                    operation.on_notice(operation, waited)
-                if waited > self._timeout and not any(call.awaited is not None for call in operation.calls):
-                    error = operation.on_timeout(operation, waited)
-                    self._abandoned.append(operation)
-                    while lane:  # the lane is out of step with its peers for good
-                        lane.popleft().finish(error)
-                    return True
+            if operation.test is not None and not operation.test():
                 return False
             operation.test, operation.patient = next(operation.steps)
+            operation.since = time.monotonic()
         except StopIteration:
             lane.popleft().finish(None)
         except BaseException as error:

@@ -152,7 +152,8 @@ def _split(group: Group, calls: Sequence[Call]) -> Steps:
         request, made_channel = group.channel.narrow(processes)
         yield request, False
         hosted = [[k for k, i in enumerate(indices) if group.process_of[i] == p] for p in processes]
-        made = Group(group.host, [group.ranks[i] for i in indices], made_channel(), hosted)
+        path = (*group.path, calls[0].number)
+        made = Group(group.host, [group.ranks[i] for i in indices], made_channel(), hosted, path)
         for k in made.here:
             new[indices[k]] = (made, k)
     for call in calls:

@@ -9,7 +9,6 @@ import numpy
 
 from disttrain.collectives.memory import NodeMemory
 from disttrain.collectives.mpi import MpiChannel
-from disttrain.collectives.stacks import Stacks
 from disttrain.collectives.transport import Channel, Request
 from disttrain.kernels.arrays import Array
 
@@ -33,7 +32,6 @@ class SharedChannel(MpiChannel):
     they have read it.
 
     Args:
-        stacks: answers where a process is.
         members: the processes of ``memory`` that the channel connects, in its order.
         stage_bytes: size of the places through which larger arrays go that are not in shared memory themselves.
 
@@ -46,13 +44,11 @@ class SharedChannel(MpiChannel):
         mpi: Any,
         comm: Any,
         memory: NodeMemory,
-        stacks: Stacks,
         members: Sequence[int],
         stage_bytes: int = STAGE_BYTES,
     ) -> None:
         super().__init__(mpi, comm)
         self.memory = memory
-        self._stacks = stacks
         self._members = tuple(members)
         self.stage_bytes = stage_bytes
         nbytes = _CONTROL_BYTES + 2 * SMALL_BYTES + 2 * stage_bytes
@@ -125,12 +121,6 @@ class SharedChannel(MpiChannel):
         """Return the flat array, of the size and type of ``like``, at ``offset`` of the part of ``process``."""
         return self.memory.part(self._members[process], offset, like.nbytes).view(like.dtype)
 
-    def absent(self) -> list[int]:
-        return [p for p, counter in enumerate(self._counters) if counter[0] < self._steps]
-
-    def where_is(self, process: int) -> list[str]:
-        return self._stacks.ask(self._members[process])
-
     def close(self) -> None:
         super().close()
         self.memory.release(self._mine)
@@ -140,7 +130,7 @@ class SharedChannel(MpiChannel):
             return super()._make(comm, processes)
         members = [self._members[p] for p in processes]
         try:
-            return SharedChannel(self._mpi, comm, self.memory, self._stacks, members)
+            return SharedChannel(self._mpi, comm, self.memory, members)
         except MemoryError as error:  # on all of them
             _logger.warning("a group of processes %s goes through MPI: %s", members, error)
             return super()._make(comm, processes)

@@ -9,60 +9,75 @@ import os
 import re
 import signal
 import time
+from functools import cache
 from typing import Any
 
-import numpy
-
 from disttrain.collectives.call import NOT_THE_CALLER
+from disttrain.collectives.ledger import relative
 
-_SIGNAL = signal.SIGRTMIN + 11
-_PATIENCE_S = 1.0
+_FILE = "disttrain stacks"
+PATIENCE_S = 1.0
 _MOST_FRAMES = 8
+_THREAD = re.compile(r"(?:Current thread|Thread) (0x[0-9a-f]+)")
 _FRAME = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
-_STATES = {"T": "is stopped (SIGSTOP)", "t": "is stopped by a debugger", "Z": "has ended", "X": "has ended"}
+_STATES = {
+    "T": "is stopped (SIGSTOP)",
+    "t": "is stopped by a debugger",
+    "Z": "has ended",
+    "X": "has ended",
+}
 
 
-class Stacks:
-    """What the processes of a group on one node can ask each other.
+@cache
+def answer() -> int:
+    """Let this process answer from now on; return the descriptor of the file that holds the answers, -1 without."""
+    if not hasattr(os, "memfd_create"):
+        return -1
+    descriptor = os.memfd_create(_FILE)
+    faulthandler.register(_signal(), file=descriptor, all_threads=True)
+    return descriptor
 
-    Args:
-        comm: an MPI communicator over the processes; all of them make this together.
+
+def _signal() -> int:
+    return signal.SIGRTMIN + 11
+
+
+def trouble(pid: int) -> str:
+    """Return why the process cannot go on, as far as the kernel knows: ``is stopped (SIGSTOP)``; "" if it can."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return _STATES.get(file.read().rpartition(") ")[2][:1], "")
+    except FileNotFoundError:
+        return _STATES["X"]
+    except OSError as error:
+        return f"cannot be asked where it is: {error}"
+
+
+def ask(pid: int, descriptor: int) -> dict[int, list[str]]:
+    """Return the innermost frames of the user's code in each thread of a process, outermost first.
+
+    Nothing if it does not answer within a second. Threads are known by ``threading.get_ident()``; 0 is the main one.
     """
-
-    def __init__(self, comm: Any) -> None:
-        self._descriptor = os.memfd_create("disttrain stacks")
-        faulthandler.register(_SIGNAL, file=self._descriptor, all_threads=True)
-        self._everyone = numpy.empty((comm.Get_size(), 2), numpy.int64)
-        comm.Allgather(numpy.array([os.getpid(), self._descriptor], numpy.int64), self._everyone)
-
-    def ask(self, process: int) -> list[str]:
-        """Return lines on where the main thread of ``process`` is, outermost first, or why that cannot be said."""
-        pid, descriptor = self._everyone[process].tolist()
-        try:
-            state = _state(pid)
-            if state in _STATES:
-                return [_STATES[state]]
-            # A process that is no longer ours has another file there, or none: it must not get the signal.
-            with open(f"/proc/{pid}/fd/{descriptor}", "rb") as file:
-                if "disttrain stacks" not in os.readlink(f"/proc/{pid}/fd/{descriptor}"):
-                    return ["has been replaced by another program"]
-                file.seek(0, os.SEEK_END)
-                os.kill(pid, _SIGNAL)
-                text = _read_on(file)
-        except OSError as error:
-            return [f"cannot be asked where it is: {error}"]
-        return _frames(text) or [f"did not answer within {_PATIENCE_S:g} s"]
-
-
-def _state(pid: int) -> str:
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(") ")[2][:1]
+    path = f"/proc/{pid}/fd/{descriptor}"
+    try:
+        # A process that is no longer ours has another file there, or none: it must not get the signal.
+        with open(path, "rb") as file:
+            if _FILE not in os.readlink(path):
+                return {}
+            file.seek(0, os.SEEK_END)
+            os.kill(pid, _signal())
+            text = _read_on(file)
+    except OSError:
+        return {}
+    parts = _THREAD.split(text)[1:]  # the main thread is written last
+    frames = {int(ident, 16): _frames(part) for ident, part in zip(parts[::2], parts[1::2], strict=True)}
+    return frames | {0: next(reversed(frames.values()))} if frames else {}
 
 
 def _read_on(file: Any) -> str:
     """Return what is written into ``file`` from here on, until nothing more comes."""
     text = b""
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         more = file.read()
         if text and not more:
@@ -73,12 +88,8 @@ def _read_on(file: Any) -> str:
 
 
 def _frames(text: str) -> list[str]:
-    """Return the innermost frames of the user's code in the main thread, which is written last."""
-    threads = re.split(r"\n\n?(?=(?:Current thread|Thread) 0x)", text)
-    found = [match.groups() for match in map(_FRAME.match, threads[-1].splitlines()) if match]
-    inside = os.getcwd() + os.sep
+    found = [match.groups() for match in map(_FRAME.match, text.splitlines()) if match]
     users = [frame for frame in found if not frame[0].startswith(NOT_THE_CALLER)] or found
     return [
-        f"{name.removeprefix(inside)}:{line} in {function}"
-        for name, line, function in reversed(users[:_MOST_FRAMES])
+        f"{relative(name)}:{line} in {function}" for name, line, function in reversed(users[:_MOST_FRAMES])
     ]

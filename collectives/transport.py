@@ -45,17 +45,24 @@ class Channel(Protocol):
     def narrow(self, processes: Sequence[int]) -> tuple[Request, Callable[[], "Channel"]]:
         """Make a channel over some of the processes, called by exactly those; it is there once complete."""
 
-    def absent(self) -> list[int]:
-        """Return the processes that have not come as far as this one in a collective, if that can be known."""
-
-    def where_is(self, process: int) -> list[str]:
-        """Return lines on where the Python code of a process is, if that can be known."""
-
     def leave(self) -> Request:
         """Say that this process reads nothing of the channel any more; complete once all have."""
 
     def close(self) -> None:
         """Free what the channel holds; all processes have left."""
+
+
+class Mailbox(Protocol):
+    """Short letters between processes, which come when they come; they are no calls and have no order."""
+
+    def send(self, process: int, data: bytes) -> None:
+        """Send ``data`` to a process, and do not wait until it has come."""
+
+    def receive(self) -> bytes | None:
+        """Return a letter that has come, or ``None``."""
+
+    def close(self) -> None:
+        """Receive nothing any more; what is still on its way is lost."""
 
 
 class Transport(Protocol):
@@ -70,6 +77,9 @@ class Transport(Protocol):
     """The node of each process, numbered from 0 in the order of their first processes."""
     memory: NodeMemory | None
     """What the processes of this node share, if they do."""
+
+    def open_mailbox(self) -> Mailbox:
+        """Return a way to write to the other processes; all of them call this together."""
 
     def abort(self, code: int) -> None:
         """End all processes of the job at once, as far as the transport can."""

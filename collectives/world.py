@@ -97,7 +97,7 @@ def close_host(host: Host, *, failed: bool) -> None:
     else:
         _host = None
     if failed:
-        host.progress.close()
+        host.stop()
         return
     host.close(collective)
 

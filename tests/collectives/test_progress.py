@@ -25,23 +25,47 @@ def waiting(call):
     def steps():
         yield request, True
 
-    operation = Operation("lane", [call], steps(), lambda *_: CollectiveTimeout("too late"))
+    operation = Operation("lane", [call], steps())
     return operation, weakref.ref(request)
 
 
 @pytest.mark.timeout(20)
 def test_buffers_of_an_operation_that_timed_out_are_kept_for_a_late_peer_to_write_into():
-    progress = Progress(timeout=0.01)
+    progress = Progress()
     call = Call("barrier")
     operation, request = waiting(call)
     progress.submit(operation)
+    (head,) = progress.heads()
+    assert progress.abandon(head, head.since, CollectiveTimeout("too late"))
     progress.drive(lambda: call.finished)
+    del head
 
     del operation
     gc.collect()
 
     assert isinstance(call.error, CollectiveTimeout)
     assert request() is not None
+    progress.close()
+
+
+@pytest.mark.timeout(20)
+def test_an_operation_that_has_moved_on_in_the_meantime_is_not_abandoned():
+    progress = Progress()
+    call = Call("barrier")
+    here = []
+
+    def steps():
+        yield lambda: bool(here), True
+
+    progress.submit(Operation("lane", [call], steps()))
+    (head,) = progress.heads()
+    here.append("the other rank has come")
+
+    assert not progress.abandon(head, head.since, CollectiveTimeout("too late"))
+
+    progress.poll()
+    assert call.finished
+    assert call.error is None
     progress.close()
 
 
@@ -60,7 +84,7 @@ class Halting(dict):
 
 @pytest.mark.timeout(20)
 def test_an_operation_on_its_way_into_its_lane_is_in_flight():
-    progress = Progress(timeout=10)
+    progress = Progress()
     progress._lanes = lanes = Halting()
     operation, _ = waiting(Call("barrier"))
     submitting = threading.Thread(target=progress.submit, args=(operation,))

@@ -18,9 +18,11 @@ from disttrain.collectives import (
     CollectiveMismatch,
     Communicator,
     connect,
-    progress,
+    memory,
+    peers,
     rank0_first,
     run_ranks,
+    watch,
 )
 from disttrain.collectives.env import WorkerEnv
 
@@ -207,9 +209,10 @@ def clean() -> None:
 
 def stays_away(how: Callable[[], None]) -> None:
     """The last rank does something else for a while before it comes."""
-    progress.NOTICE_S = 0.3
+    watch.NOTICE_S = 0.3
     comm = connect()
     x = np.ones(3)
+    comm.all_reduce(x, x)
     if comm.rank == comm.size - 1:
         how()
     comm.all_reduce(x, x)
@@ -246,7 +249,7 @@ def stops() -> None:
 
 
 def sends_late() -> None:
-    progress.NOTICE_S = 0.3
+    watch.NOTICE_S = 0.3
     comm = connect()
     if comm.rank == 0:
         comm.recv(np.zeros(3), 1)
@@ -258,7 +261,7 @@ def sends_late() -> None:
 def first() -> None:
     """Rank 0 prepares longer than any timeout, and the others see what it made."""
     os.environ.update(replace(WorkerEnv.from_environ(), timeout=0.2).to_environ())
-    progress.NOTICE_S = 0.3
+    watch.NOTICE_S = 0.3
     logging.getLogger("disttrain").setLevel(logging.INFO)
     logging.basicConfig(format="%(message)s")
     path = Path(sys.argv[2]) / "made"
@@ -294,5 +297,22 @@ def wrong_world() -> None:
     leave_together(2)
 
 
+def without_shared_memory() -> None:
+    def fail(nbytes: int) -> int:
+        raise OSError("planted")
+
+    memory._anonymous_file = fail
+
+
+def as_if_on_other_nodes() -> None:
+    read = peers.Peers._read
+    mine = WorkerEnv.from_environ().process
+    peers.Peers._read = lambda self, process: read(self, process) if process == mine else None
+
+
 if __name__ == "__main__":
+    if "without-shared-memory" in sys.argv:
+        without_shared_memory()
+    if "far" in sys.argv:
+        as_if_on_other_nodes()
     globals()[sys.argv[1]]()

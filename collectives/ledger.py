@@ -1,0 +1,335 @@
+"""The ledger: the last calls of each rank that a process hosts, in memory that others of its node can read.
+
+A rank notes each call when it makes it, waits in it and leaves it; nothing is sent, and nothing is waited for. Whoever
+has to explain a job reads it: another process of the node through ``/proc``, and the launcher, which has made the
+file, also when the process is stopped, busy or dead.
+
+Standard library only: the launcher reads it.
+"""
+
+import json
+import mmap
+import os
+import struct
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from disttrain.collectives.call import Call
+
+LENGTH: Final = 128
+"""Calls of a rank that are kept. A power of two."""
+TOKEN_BYTES: Final = 16
+NO_TAG: Final = (-1, -1, -1)
+_FILE: Final = "disttrain ledger"
+_DIMS: Final = 6
+"""Of an array with more dimensions the first ones are noted."""
+# began and ended (ns of the monotonic clock; 0: not yet, negative: failed), number, tag, shape, group, file, line,
+# root, sender and receiver, verb, operation, dtype, dimensions
+_RECORD: Final = struct.Struct(f"=qqqqqq{8 * _DIMS}siiiiiibbbb")
+_RECORD_BYTES: Final = 128
+_HEAD_BYTES: Final = 4096
+_TABLES_AT: Final = 64
+_TEXTS_AT: Final = _HEAD_BYTES
+_TEXTS_BYTES: Final = 64 << 10
+_PAGES_AT: Final = _TEXTS_AT + _TEXTS_BYTES
+_PAGE_HEAD_BYTES: Final = 128
+_PAGE_BYTES: Final = _PAGE_HEAD_BYTES + LENGTH * _RECORD_BYTES
+_SENDS: Final = 0
+_RECEIVES: Final = 1
+_UNKNOWN: Final = "?"
+
+
+def describe(
+    verb: str,
+    dtype: str,
+    extent: str,
+    *,
+    op: str = "",
+    root: int = -1,
+    tag: Sequence[int] = NO_TAG,
+    generation: int = 0,
+    message: str = "",
+) -> str:
+    """Return a call in words: ``all_reduce(float32, shape (3, 4), op sum)``.
+
+    Args:
+        dtype: "" if the call has no array.
+        extent: ``shape (3, 4)``, or how much goes to and comes from each rank.
+        message: for the two ends of a message: ``to 3`` or ``from 0``, in place of the root.
+    """
+    words = [dtype, extent] if dtype else []
+    if op:
+        words.append(f"op {op}")
+    if message:
+        words.append(message)
+    elif root >= 0:
+        words.append(f"root {root}")
+    if tuple(tag) != NO_TAG:
+        words.append(f"tag {tuple(tag)}")
+    if generation:
+        words.append(f"generation {generation}")
+    return f"{verb}({', '.join(words)})"
+
+
+def relative(file: str) -> str:
+    """Return the path from the working directory, if the file is inside."""
+    return file.removeprefix(os.getcwd() + os.sep)
+
+
+def place(file: str, line: int) -> str:
+    """Return ``file:line``; without a line the text as it is."""
+    return f"{relative(file)}:{line}" if line else file
+
+
+def ledger_file(hosted: int) -> int:
+    """Return the descriptor of a new, empty and nameless file for the ledger of ``hosted`` ranks."""
+    descriptor = os.memfd_create(_FILE)
+    os.ftruncate(descriptor, _PAGES_AT + hosted * _PAGE_BYTES)
+    return descriptor
+
+
+class Page:
+    """Where one rank notes its calls."""
+
+    def __init__(self, ledger: "Ledger", at: int, thread: int) -> None:
+        self._ledger = ledger
+        self._memory = ledger.memory
+        self._words = memoryview(ledger.memory)[at : at + _PAGE_BYTES].cast("q")
+        self._at = at + _PAGE_HEAD_BYTES
+        self.made = 0
+        self.set_thread(thread)
+
+    def set_thread(self, ident: int) -> None:
+        """Say which thread is the rank's."""
+        self._words[2] = ident
+
+    def enter(self, call: "Call", group: int) -> None:
+        """Note that the rank makes ``call`` on the group of that :meth:`Ledger.text`."""
+        entry = self.made
+        verb, op, dtype = call.codes()
+        ndim, dims = (0, b"") if dtype < 0 else _packed(call.like.shape)
+        file, line = call.source
+        root, source, target = call.root, -1, -1
+        if call.pair is not None:
+            root, (source, target) = _SENDS if call.x is not None else _RECEIVES, call.pair
+        _RECORD.pack_into(
+            self._memory,
+            self._at + entry % LENGTH * _RECORD_BYTES,
+            time.monotonic_ns(),
+            0,
+            call.number,
+            *call.tag,
+            dims,
+            group,
+            self._ledger.text(file),
+            line,
+            root,
+            source,
+            target,
+            verb,
+            op,
+            dtype,
+            ndim,
+        )
+        self.made = self._words[0] = entry + 1
+        call.page, call.entry = self, entry
+
+    def end(self, entry: int, *, failed: bool) -> None:
+        """Note that the call has ended; a reader knows it by its number in the order of this rank's calls."""
+        if self.made - entry <= LENGTH:
+            now = time.monotonic_ns()
+            where = (_PAGE_HEAD_BYTES + entry % LENGTH * _RECORD_BYTES) // 8 + 1
+            self._words[where] = -now if failed else now
+
+    def wait(self, entry: int) -> None:
+        """Note that the rank cannot go on before its call number ``entry`` has ended; -1: that it goes on."""
+        self._words[1] = entry + 1
+
+
+class Ledger:
+    """The ledger of this process.
+
+    Args:
+        ranks: those that it hosts.
+        tables: the words that calls are written with: ``verbs``, ``ops`` and ``dtypes`` in the order of their
+            codes, and the ``generation``.
+        descriptor: of a file that the launcher has made and reads, -1 if there is none.
+    """
+
+    def __init__(self, ranks: range, tables: Mapping[str, Any], descriptor: int = -1) -> None:
+        size = _PAGES_AT + len(ranks) * _PAGE_BYTES
+        self.descriptor = -1
+        """Of the file, where the system has such files; open as long as this object lives."""
+        self.memory: mmap.mmap
+        if _is_ours(descriptor) and os.fstat(descriptor).st_size == size:
+            os.set_inheritable(descriptor, False)
+            self.descriptor = descriptor
+        elif hasattr(os, "memfd_create"):
+            self.descriptor = ledger_file(len(ranks))
+            weakref.finalize(self, os.close, self.descriptor)
+        self.memory = mmap.mmap(self.descriptor, size)
+        self.token = os.urandom(TOKEN_BYTES)
+        """What another process knows this file by."""
+        self._texts: dict[str, int] = {}
+        self._end_of_texts = _TEXTS_AT
+        written = json.dumps({**tables, "first": ranks.start, "hosted": len(ranks)}).encode()
+        if len(written) > _HEAD_BYTES - _TABLES_AT:
+            raise ValueError(
+                f"the tables of a ledger may have {_HEAD_BYTES - _TABLES_AT} bytes: {len(written)}"
+            )
+        self.memory[_TABLES_AT : _TABLES_AT + len(written)] = written
+        self.memory[:TOKEN_BYTES] = self.token
+        self.pages = {r: Page(self, _PAGES_AT + i * _PAGE_BYTES, 0) for i, r in enumerate(ranks)}
+        """Where each hosted rank notes its calls."""
+
+    def text(self, text: str) -> int:
+        """Return the number under which ``text`` is written down; -1 if there is no room left."""
+        number = self._texts.get(text)
+        if number is None:
+            number = self._texts[text] = self._write(text)
+        return number
+
+    def _write(self, text: str) -> int:
+        data = text.encode(errors="replace").replace(b"\n", b"?") + b"\n"
+        end = self._end_of_texts + len(data)
+        if end > _TEXTS_AT + _TEXTS_BYTES:
+            return -1
+        self.memory[self._end_of_texts : end] = data  # before its number is used anywhere
+        self._end_of_texts = end
+        return len(self._texts)
+
+
+@lru_cache(maxsize=1024)
+def _packed(shape: tuple[int, ...]) -> tuple[int, bytes]:
+    return len(shape), struct.pack(f"={len(shape[:_DIMS])}q", *shape[:_DIMS])
+
+
+def _is_ours(descriptor: int) -> bool:
+    """Return whether the launcher's descriptor is what it was: the variable is inherited further than the file."""
+    try:
+        return descriptor >= 0 and _FILE in os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One call of a rank, as read."""
+
+    group: str
+    number: int
+    what: str
+    place: str
+    pair: tuple[int, int] | None
+    seconds: float
+    """Since it was made."""
+    ended: float | None
+    """Seconds since it ended; None while it has not."""
+    failed: bool
+
+    def __str__(self) -> str:
+        return f"{self.what} at {self.place} (call {self.number} of {self.group})"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a rank has called, as read."""
+
+    rank: int
+    thread: int
+    """``threading.get_ident()`` of the rank; 0 if it is not known yet."""
+    entries: tuple[Entry, ...]
+    """The last calls, the latest last."""
+    waits: Entry | None
+    """The call that the rank cannot go on without."""
+
+    def has_made(self, group: str, number: int, pair: tuple[int, int] | None) -> bool:
+        """Return whether the rank has come to that call."""
+        return any(e.group == group and e.pair == pair and e.number >= number for e in self.entries)
+
+    @property
+    def waited(self) -> float:
+        """For how many seconds the rank has been in the call that it waits for, at most."""
+        return 0.0 if self.waits is None else self.waits.seconds
+
+    def __str__(self) -> str:
+        """Where the rank is: ``in barrier() at train.py:7 (call 3 of the world)``, or since when it is in no call."""
+        if self.waits is not None:
+            return f"for {self.waits.seconds:.1f} s in {self.waits}"
+        if not self.entries:
+            return "has made no call"
+        in_flight = [e for e in self.entries if e.ended is None]
+        if in_flight:
+            more = f" and {len(in_flight) - 1} more" if len(in_flight) > 1 else ""
+            return f"waits for no call; since {in_flight[0].seconds:.1f} s in flight: {in_flight[0]}{more}"
+        last = self.entries[-1]
+        how = "failed" if last.failed else "ended"
+        return f"in no call; its last, {last}, {how} {last.ended:.1f} s ago"
+
+
+def read(data: bytes) -> list[Standing]:
+    """Return what the ranks have noted in a ledger of this node with these contents.
+
+    A process that has not connected yet has noted nothing: the list is empty. The ranks may go on meanwhile.
+    """
+    if len(data) < _PAGES_AT or not any(data[:TOKEN_BYTES]):
+        return []
+    tables = json.loads(data[_TABLES_AT:_HEAD_BYTES].rstrip(b"\0"))
+    texts = data[_TEXTS_AT:_PAGES_AT].decode(errors="replace").split("\n")[:-1]
+    now = time.monotonic_ns()
+    found = []
+    for i in range(tables["hosted"]):
+        page = data[_PAGES_AT + i * _PAGE_BYTES :][:_PAGE_BYTES]
+        made, waits, thread = struct.unpack_from("=3q", page)
+        entries = list(_entries(page, made, tables, texts, now))
+        waited = waits - 1 - max(0, made - LENGTH)
+        found.append(
+            Standing(
+                rank=tables["first"] + i,
+                thread=thread,
+                entries=tuple(entries),
+                waits=entries[waited] if 0 <= waited < len(entries) and waits > 0 else None,
+            )
+        )
+    return found
+
+
+def _entries(
+    page: bytes, made: int, tables: Mapping[str, Any], texts: Sequence[str], now: int
+) -> Iterator[Entry]:
+    for k in range(max(0, made - LENGTH), made):
+        fields = _RECORD.unpack_from(page, _PAGE_HEAD_BYTES + k % LENGTH * _RECORD_BYTES)
+        began, ended, number, *tag, dims, group, file, line, root, source, target, verb, op, dtype, ndim = (
+            fields
+        )
+        shape = struct.unpack(f"={min(ndim, _DIMS)}q", dims[: 8 * min(ndim, _DIMS)])
+        name = tables["verbs"][verb]
+        pair = None
+        message = ""
+        if source >= 0:
+            pair = (source, target)
+            name, message = ("send", f"to {target}") if root == _SENDS else ("recv", f"from {source}")
+        yield Entry(
+            group=texts[group] if 0 <= group < len(texts) else _UNKNOWN,
+            number=number,
+            what=describe(
+                name,
+                tables["dtypes"][dtype] if dtype >= 0 else "",
+                f"shape {shape}",
+                op=tables["ops"][op] if op >= 0 else "",
+                root=root,
+                tag=tag,
+                generation=tables["generation"],
+                message=message,
+            ),
+            place=place(texts[file] if 0 <= file < len(texts) else _UNKNOWN, line),
+            pair=pair,
+            seconds=(now - began) / 1e9,
+            ended=None if ended == 0 else (now - abs(ended)) / 1e9,
+            failed=ended < 0,
+        )
