@@ -29,7 +29,9 @@ def _no_shared_memory_is_left():
     assert orphans() <= before
 
 
-def reports(path, n):
+def reports(path, n, job):
+    missing = [rank for rank in range(n) if not (path / f"rank{rank}").exists()]
+    assert not missing, f"no report of ranks {missing}:\n{job.stdout}\n{job.stderr}"
     return [json.loads((path / f"rank{rank}").read_text()) for rank in range(n)]
 
 
@@ -38,7 +40,7 @@ def test_bare_mpiexec_begins_and_ends_silently(mpiexec, tmp_path, n):
     job = mpiexec(n, "faults.py", "clean", str(tmp_path), timeout=20)
 
     assert (job.returncode, job.stdout, job.stderr) == (0, "", "")
-    assert reports(tmp_path, n) == [[rank, n, "mpi", [n - 1] * 2] for rank in range(n)]
+    assert reports(tmp_path, n, job) == [[rank, n, "mpi", [n - 1] * 2] for rank in range(n)]
 
 
 TRANSPORTS = pytest.mark.parametrize(
@@ -51,9 +53,9 @@ TRANSPORTS = pytest.mark.parametrize(
 
 @TRANSPORTS
 def test_a_rank_that_does_not_come_is_named_in_time(mpiexec, tmp_path, options):
-    mpiexec(2, "faults.py", "timeout", str(tmp_path), *options, timeout=20)
+    job = mpiexec(2, "faults.py", "timeout", str(tmp_path), *options, timeout=20)
 
-    for rank, (first, second) in enumerate(reports(tmp_path, 2)):
+    for rank, (first, second) in enumerate(reports(tmp_path, 2, job)):
         groups = ["the world", "group 0 of ranks 0-1"]
         assert re.match(
             rf"CollectiveTimeout: rank {rank} waited \d+\.\d s in barrier\(\) at faults.py:\d+ "
@@ -68,9 +70,9 @@ def test_a_rank_that_does_not_come_is_named_in_time(mpiexec, tmp_path, options):
 
 @TRANSPORTS
 def test_a_message_that_does_not_come_is_named_in_time(mpiexec, tmp_path, options):
-    mpiexec(3, "faults.py", "late_message", str(tmp_path), *options, timeout=20)
+    job = mpiexec(3, "faults.py", "late_message", str(tmp_path), *options, timeout=20)
 
-    for rank, text in enumerate(reports(tmp_path, 2)):
+    for rank, text in enumerate(reports(tmp_path, 2, job)):
         assert re.match(
             rf"rank {rank} waited \d+\.\d s in recv\(float64, shape \(1,\), from {1 - rank}\) at faults.py:\d+ "
             rf"\(call 0 of the world\) for rank {1 - rank}; ",
@@ -166,9 +168,9 @@ def test_killed_processes_leave_no_shared_memory(mpiexec):
 
 
 def test_a_world_of_another_size_is_refused_with_the_cure(mpiexec, tmp_path):
-    mpiexec(2, "faults.py", "wrong_world", str(tmp_path), timeout=20)
+    job = mpiexec(2, "faults.py", "wrong_world", str(tmp_path), timeout=20)
 
-    for text in reports(tmp_path, 2):
+    for text in reports(tmp_path, 2, job):
         assert "MPI connected 2 processes, but the job has 3" in text
         assert "disttrain launch" in text
 
