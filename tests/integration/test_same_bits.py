@@ -9,6 +9,7 @@ import pytest
 
 import disttrain as dt
 
+PROGRAM = str(Path(__file__).parent / "programs" / "same_bits.py")
 DIGITS = str(Path(__file__).parents[2] / "scripts" / "train_digits.py")
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -49,3 +50,46 @@ def test_any_number_of_processes_gives_the_same_bits(model, tmp_path):
         for name in state:
             assert (other_state[name] == state[name]).all(), (n, name)
             assert other_state[name].dtype is state[name].dtype
+
+
+def run(command, *options):
+    """Return the lines that rank 0 of the program prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "disttrain", *command, PROGRAM, *map(str, options)],
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line[line.index("=") :] for line in done.stdout.splitlines() if "=" in line]
+
+
+def launch(processes):
+    return ["launch", "--ranks", "4", "-n", str(processes)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """The losses, norms and hashes of two epochs of four ranks in one process, one after the other."""
+    return run(["debug", "-n", "4"])
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_a_cnn_a_transformer_and_an_lstm_are_the_same_bits(undisturbed, processes):
+    pytest.importorskip("mpi4py")
+    assert len(undisturbed) == 3 * (2 * 3 + 1)  # 75 samples in steps of 4 x 8
+    assert run(launch(processes)) == undisturbed
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 3), (1, 4)])
+def test_another_number_of_processes_in_mid_run_changes_nothing(undisturbed, before, after, tmp_path):
+    pytest.importorskip("mpi4py")
+    first = run(launch(before), "--epochs", 0, 1, "--save", tmp_path)
+    second = run(launch(after), "--epochs", 1, 2, "--resume", tmp_path)
+
+    assert [line for line in undisturbed if " 0 " in line] == [line for line in first if " 0 " in line]
+    assert [line for line in undisturbed if " 0 " not in line] == second
