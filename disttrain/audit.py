@@ -1,4 +1,4 @@
-"""What a rank did, in digests: its batches, what each layer returned, gradients and parameters of each step.
+"""What a rank did, in digests: its batches, what each operation and layer returned, gradients, parameters of each step.
 
 ``disttrain audit`` has it written on several numbers of processes and compares: `launcher/audit.py`.
 """
@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from disttrain.autograd.anomaly_mode import users_line
 from disttrain.collectives.env import current_env
-from disttrain.kernels.arrays import to_host
+from disttrain.context import grad_enabled
+from disttrain.kernels.arrays import is_array, to_host
+from disttrain.modes import changed
 from disttrain.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -22,7 +26,10 @@ from disttrain.optim.optimizer import (
 from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from disttrain.nn.module import Module
+    from disttrain.nodes import Node
 
 
 class _Recorder:
@@ -36,6 +43,35 @@ class _Recorder:
         self.made: dict[int, int] = {}
         """Steps of each optimizer, by ``id``."""
         self.models = 0
+        self.layers: list[str] = []
+        """The layers in whose forward the rank is, the innermost last."""
+        self.made_by: dict[int, str] = {}
+        """What made each node of the graph, in words, by ``id``."""
+
+    # What follows is a ``modes.Watch``.
+
+    def forward(self, node: Node, inputs: Sequence[Any], outs: Sequence[Any]) -> None:
+        file, line, _ = users_line()
+        layer = f" in {self.layers[-1]}" if self.layers else ""
+        place = file.removeprefix(os.getcwd() + os.sep)
+        self.made_by[id(node)] = f"{node.op.__name__}(){layer} at {place}:{line}"
+        self.write("op", self.made_by[id(node)], "", *outs)
+
+    def visiting(self, visit: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+        def watched(node: Node, g: Any, *rest: Any) -> Sequence[Any]:
+            grads = visit(node, g, *rest)
+            if (name := self.made_by.get(id(node))) is not None:
+                self.write("backward", name, "", *grads)
+            return grads
+
+        return watched
+
+    def enter(self, layer: str) -> None:
+        self.layers.append(layer)
+
+    def leave(self, layer: str) -> None:
+        while self.layers and self.layers.pop() != layer:  # those inside raised
+            pass
 
     def write(self, kind: str, name: str, what: str, *values: Any) -> None:
         step = max(self.made.values(), default=0)
@@ -64,9 +100,15 @@ def watch(model: Module) -> None:
     )
     for name, module in model.named_modules():
         place = prefix + (name or "the whole model")
-        module.register_forward_hook(
-            lambda m, _, out, place=place: recorder.write("forward", place, type(m).__name__, out)
-        )
+        layer = f"{place} ({type(module).__name__})"
+        module.register_forward_pre_hook(lambda m, _, layer=layer: recorder.enter(layer))
+
+        def returned(m: Module, _: Any, out: Any, place: str = place, layer: str = layer) -> None:
+            recorder.leave(layer)
+            recorder.write("forward", place, type(m).__name__, out)
+
+        module.register_forward_hook(returned)
+    grad_enabled.set(changed(watch=recorder))
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -85,6 +127,7 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         return
     for name, p in _parameters(recorder, optimizer):
         recorder.write("parameter", name, "", p)
+    recorder.made_by.clear()
     recorder.made[id(optimizer)] = recorder.made.get(id(optimizer), 0) + 1
 
 
@@ -100,8 +143,8 @@ def _digest(value: Any) -> str:
 
 
 def _add(found: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        array = to_host(value._array)
+    if isinstance(value, Tensor) or is_array(value):
+        array = to_host(value._array if isinstance(value, Tensor) else value)
         found.update(f"{array.dtype.name}{array.shape}".encode())
         found.update(np.ascontiguousarray(array).tobytes())
     elif isinstance(value, dict):

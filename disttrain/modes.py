@@ -9,14 +9,25 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Token
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from disttrain.context import grad_enabled
 
 if TYPE_CHECKING:
-    from disttrain.autograd.anomaly_mode import Watch
+    from disttrain.nodes import Node
+
+
+class Watch(Protocol):
+    """Sees each recorded operation: anomaly mode, and the audit of a run."""
+
+    def forward(self, node: Node, inputs: Sequence[Any], outs: Sequence[Any]) -> None:
+        """Look at a new node, at the arrays that it was called with and at those that it made."""
+
+    def visiting(self, visit: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+        """Return ``visit(node, gradient, ...)``, which gives the gradients of its arguments, with a look at them."""
+
 
 Hooks = tuple[Callable[[Any], Any], Callable[[Any], Any]]
 """How a saved tensor is packed, and unpacked again."""
@@ -28,7 +39,7 @@ class Recording(NamedTuple):
     grad: bool
     inference: bool = False
     watch: Watch | None = None
-    """Looks for the first value that is not finite."""
+    """What looks at each operation."""
     hooks: tuple[Hooks, ...] = ()
     """Of ``saved_tensors_hooks``, the innermost last."""
 

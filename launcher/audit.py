@@ -18,6 +18,15 @@ _CAUSES: Final = {
         "data by something that depends on the process, such as random, numpy.random, the time, or the order of a "
         "set; use disttrain's DataLoader and random numbers"
     ),
+    "op": (
+        "the batches were the same, and all that was computed before: first values without a seed (call "
+        "disttrain.manual_seed() first), random numbers that are not disttrain's, something that depends on the "
+        "process, or a number of threads that is not fixed"
+    ),
+    "backward": (
+        "forward was the same: a hook, or a function with a backward of its own, depends on the process, or the number "
+        "of threads is not fixed"
+    ),
     "forward": (
         "from the same input the layer computed something else: first values without a seed (call "
         "disttrain.manual_seed() first), random numbers that are not disttrain's, something that depends on the "
@@ -40,7 +49,7 @@ class Event:
     """Something that a rank computed."""
 
     kind: str
-    """``input`` and ``forward`` of a layer, ``gradient`` and ``parameter``."""
+    """``input``, ``op`` (an operation's result), ``forward`` (a layer's), ``backward``, ``gradient``, ``parameter``."""
     step: int
     """How many steps were made before."""
     name: str
@@ -51,7 +60,9 @@ class Event:
     def __str__(self) -> str:
         words = {
             "input": "the model's input",
+            "op": f"the result of {self.name}",
             "forward": f"the output of {self.name} ({self.what})",
+            "backward": f"the gradient made by {self.name}",
             "gradient": f"the gradient of {self.name}",
             "parameter": f"{self.name} after the step",
         }
@@ -97,7 +108,7 @@ def difference(a: Record, b: Record) -> tuple[int, Event | None, Event | None] |
         for i in range(max(len(ours), len(theirs))):
             x, y = (events[i] if i < len(events) else None for events in (ours, theirs))
             if x != y:
-                order = {"input": 0, "forward": 1, "gradient": 2, "parameter": 3}
+                order = {"input": 0, "op": 1, "forward": 1, "backward": 2, "gradient": 3, "parameter": 4}
                 known = x or y
                 assert known is not None
                 found.append(((known.step, order[known.kind], i, rank), (rank, x, y)))
@@ -198,7 +209,7 @@ def compare(records: dict[int, Record], steps: int) -> int:
     made = 1 + max(e.step for e in records[first][0])
     click.echo(
         f"equal: {len(records[first])} ranks computed the same bits on {', '.join(map(str, records))} processes: "
-        f"{len(records[first][0])} batches, outputs of layers, gradients and parameters of each rank in "
+        f"{len(records[first][0])} batches, results of operations and layers, gradients and parameters of each rank in "
         f"{min(made, steps)} steps"
     )
     return 0

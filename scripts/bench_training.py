@@ -3,9 +3,9 @@
     python scripts/bench_training.py --against torch
 
 Rows: an MLP, LeNet, ResNet-20, a GPT and an LSTM, alone and on 2 ranks (against DistributedDataParallel over gloo),
-one thread per rank. Both sides start from the same weights, see the same batches and must report the same losses, or the
-row is an error. The two sides take turns; figures are medians. "scaling" is the time of one rank's step alone over that
-of two ranks with as many samples each: 100 % is free communication.
+one thread per rank. Both sides start from the same weights, see the same batches and must report the same losses, or
+the row is an error. The two sides take turns; figures are medians. "scaling" is the time of a step of one rank alone
+over that of a step of several ranks with as many samples each: with free communication 100 %.
 
     python scripts/bench_training.py --timeline --models GPT
 
@@ -294,6 +294,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--against", choices=["torch"], help="measure this peer too, and print the ratio")
+    parser.add_argument("--models", nargs="*", help="only rows that have one of these words")
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--steps", type=int, default=30, help="steps in one turn")
     parser.add_argument("--turns", type=int, default=9, help="turns of each side; the first is not counted")
@@ -308,7 +309,8 @@ def main():
         f"{'model':40s} ranks " + " ".join(f"{s:>12s}" for s in sides) + ("   ratio" if args.against else "")
     )
     wrong = 0
-    for row in MODELS:
+    alone = {}
+    for row in (row for row in MODELS if any(name in row for name in args.models or [""])):
         for world_size in args.ranks:
             seconds, losses = measure(row, world_size, sides, args.steps, args.turns)
             line = f"{row:40s} {world_size:5d} " + " ".join(f"{seconds[s] * 1e3:9.2f} ms" for s in sides)
@@ -318,9 +320,13 @@ def main():
                     wrong += 1
                     line += (
                         "   ERROR: the losses differ: "
-                        + ", ".join(f"{s} {losses[s][9]:.6f}" for s in sides)
-                        + " at step 10"
+                        + ", ".join(f"{s} {losses[s][2]:.6f}" for s in sides)
+                        + " at step 3"
                     )
+            if world_size == 1:
+                alone[row] = seconds
+            elif row in alone:
+                line += "   scaling " + ", ".join(f"{alone[row][s] / seconds[s]:.0%}" for s in sides)
             print(line, flush=True)
     if args.against:
         print(

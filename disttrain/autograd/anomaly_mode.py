@@ -47,7 +47,7 @@ class Watch:
             if hasattr(self._visited, "line"):
                 node.line = self._visited.line
             return
-        node.line = _users_line()
+        node.line = users_line()
         if not self.check:
             return
         for i, out in enumerate(outs):
@@ -124,7 +124,7 @@ def _describe(array: Any) -> str:
     return f"{host[first]}{place} ({int(bad.sum())} of {host.size} elements)"
 
 
-def _users_line() -> Line:
+def users_line() -> Line:
     """Return the innermost line that is not of this library."""
     frame: FrameType | None = sys._getframe(1)
     last = frame
@@ -182,7 +182,7 @@ class set_detect_anomaly(Immediate):
 
 def _watch() -> Watch | None:
     mode: Mode = grad_enabled.get()
-    return None if isinstance(mode, bool) else mode.watch
+    return mode.watch if not isinstance(mode, bool) and isinstance(mode.watch, Watch) else None
 
 
 def is_anomaly_enabled() -> bool:

@@ -17,7 +17,8 @@ from disttrain import nn
 
 class Noise(nn.Module):
     def forward(self, x):
-        return x{in_layer}
+        out = x{in_layer}
+        return out
 
 
 {seed}
@@ -63,7 +64,7 @@ def test_a_script_that_is_right_is_proven_so(tmp_path):
     [
         (
             {"in_layer": f" + {BY_PROCESSES}"},
-            r"the output of 4 \(Noise\) in step 1 is .*\nlikely cause: from the same input",
+            r"the result of add\(\) in 4 \(Noise\) at train.py:\d+ in step 1 is .*\nlikely cause: the batches were",
         ),
         (
             {"in_batch": f" + {BY_PROCESSES}"},
@@ -72,6 +73,14 @@ def test_a_script_that_is_right_is_proven_so(tmp_path):
         (
             {"seed": ""},
             r"the model's input in step 1 is .*\nlikely cause: the batches differ: the script gives no seed",
+        ),
+        (
+            {"in_layer": f".detach() + {BY_PROCESSES}"},  # which no operation is recorded of
+            r"the output of 4 \(Noise\) in step 1 is .*\nlikely cause: from the same input",
+        ),
+        (
+            {"in_layer": f" + 0; out.register_hook(lambda g: g + {BY_PROCESSES}); return out"},
+            r"the gradient made by add\(\) in 4 \(Noise\) at train.py:\d+ in step 1 .*\nlikely cause: forward was",
         ),
         (
             {"before_step": f"model.module[6].bias.grad[1] += {BY_PROCESSES}"},
