@@ -28,6 +28,11 @@ class Work:
         """Whether the call has completed, or failed; :meth:`wait` then returns, or raises, at once."""
         return self._host.test(self._rank, self._call)
 
+    @property
+    def error(self) -> BaseException | None:
+        """What :meth:`wait` raises, once that is known."""
+        return self._call.error
+
     def wait(self) -> None:
         """Return once the call has completed on this rank.
 
@@ -78,6 +83,15 @@ class Communicator:
     def transport(self) -> str:
         """Name of the transport that connects the job's processes."""
         return self._host.transport.name
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a rank waits in a call, at first as the launcher says; groups split from this one inherit it."""
+        return self._group.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._group.timeout = seconds
 
     def __repr__(self) -> str:
         return f"<Communicator rank {self.rank} of {self.size}, {self.transport}>"

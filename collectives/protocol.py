@@ -154,6 +154,7 @@ def _split(group: Group, calls: Sequence[Call]) -> Steps:
         hosted = [[k for k, i in enumerate(indices) if group.process_of[i] == p] for p in processes]
         path = (*group.path, calls[0].number)
         made = Group(group.host, [group.ranks[i] for i in indices], made_channel(), hosted, path)
+        made.timeout = group.timeout
         for k in made.here:
             new[indices[k]] = (made, k)
     for call in calls:

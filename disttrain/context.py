@@ -48,6 +48,8 @@ class RankContext:
         """Number of parallel wrappers that the rank has made."""
         self.initialized = False
         """Whether ``distributed.init_process_group`` has run."""
+        self.world: Any = None
+        """The process group of all ranks, once it has been asked for."""
 
 
 _process = RankContext()

@@ -15,7 +15,7 @@ from disttrain import collectives, distributed, dtypes
 from disttrain.futures import Future
 
 if TYPE_CHECKING:
-    from disttrain.collectives.communicator import Communicator
+    from disttrain.distributed.groups import ProcessGroup
     from disttrain.parallel.buckets import GradBucket
     from disttrain.tensors import Tensor
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 default_hooks = sys.modules[__name__]
 
 
-def allreduce_hook(process_group: Communicator | None, bucket: GradBucket) -> Future:
+def allreduce_hook(process_group: ProcessGroup | None, bucket: GradBucket) -> Future:
     """Average the bucket over the ranks of the group (all by default)."""
     return _average(process_group, bucket.buffer())
 
 
-def fp16_compress_hook(process_group: Communicator | None, bucket: GradBucket) -> Future:
+def fp16_compress_hook(process_group: ProcessGroup | None, bucket: GradBucket) -> Future:
     """Send the gradients in float16: half the bytes. A part that is below 6e-8 is lost."""
     return _compressed(process_group, bucket, dtypes.float16)
 
 
-def bf16_compress_hook(process_group: Communicator | None, bucket: GradBucket) -> Future:
+def bf16_compress_hook(process_group: ProcessGroup | None, bucket: GradBucket) -> Future:
     """Send the gradients in bfloat16: half the bytes, 8 bits of precision."""
     return _compressed(process_group, bucket, dtypes.bfloat16)
 
@@ -49,14 +49,14 @@ def bf16_compress_wrapper(hook: Hook) -> Hook:
     return _wrapper(hook, dtypes.bfloat16)
 
 
-def _average(group: Communicator | None, tensor: Tensor) -> Future:
+def _average(group: ProcessGroup | None, tensor: Tensor) -> Future:
     tensor.div_((group or collectives.connect()).size)  # first, so that the sum stays in range
     work = distributed.all_reduce(tensor, group=group, async_op=True)
     assert work is not None
     return work.get_future().then(lambda f: f.value()[0])
 
 
-def _compressed(group: Communicator | None, bucket: GradBucket, kind: Any) -> Future:
+def _compressed(group: ProcessGroup | None, bucket: GradBucket, kind: Any) -> Future:
     buffer = bucket.buffer()
     return _average(group, buffer.to(kind)).then(lambda f: buffer.copy_(f.value()))
 

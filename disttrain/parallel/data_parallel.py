@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import collectives, context
+from disttrain import context
 from disttrain.autograd import accumulates, backward_weight
 from disttrain.collectives.call import name_ranks
 from disttrain.collectives.env import current_env
 from disttrain.collectives.errors import PeerFailed
+from disttrain.distributed.groups import communicator_of
 from disttrain.engine import is_grad_enabled, queue_callback
 from disttrain.errors import AnomalyError, ReplicasDiffer
 from disttrain.kernels.arrays import to_host
@@ -28,7 +29,7 @@ from disttrain.random import current_generator
 from disttrain.tensors import RemovableHandle, Tensor
 
 if TYPE_CHECKING:
-    from disttrain.collectives.communicator import Communicator
+    from disttrain.distributed.groups import ProcessGroup
     from disttrain.futures import Future
 
     Hook = Callable[[Any, GradBucket], Future]
@@ -98,7 +99,7 @@ class DistributedDataParallel(Module):
         dim: int = 0,
         broadcast_buffers: bool = True,
         init_sync: bool = True,
-        process_group: Communicator | None = None,
+        process_group: ProcessGroup | None = None,
         bucket_cap_mb: float | None = None,
         find_unused_parameters: bool = False,
         check_reduction: bool = False,
@@ -141,7 +142,7 @@ class DistributedDataParallel(Module):
         if bucket_cap_mb is not None and bucket_cap_mb <= 0:
             raise ValueError(f"bucket_cap_mb must be positive, got {bucket_cap_mb}")
         self.module = module
-        self._comm = collectives.connect() if process_group is None else process_group
+        self._comm = communicator_of(process_group)
         self._broadcast_buffers = broadcast_buffers
         self._fingerprint_every = fingerprint_every
         self._nonfinite = nonfinite

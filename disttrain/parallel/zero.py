@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import collectives
+from disttrain.distributed.groups import communicator_of
 from disttrain.kernels.arrays import Array
 from disttrain.modes import enable_grad
 from disttrain.optim.lbfgs import LBFGS
@@ -19,6 +19,7 @@ from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:
     from disttrain.collectives.communicator import Communicator
+    from disttrain.distributed.groups import ProcessGroup
     from disttrain.optim.optimizer import Params
 
 __all__ = ["ZeroOptimizer", "ZeroRedundancyOptimizer"]
@@ -51,7 +52,7 @@ class ZeroOptimizer(Optimizer):
         self,
         params: Params,
         optimizer_class: type[Optimizer],
-        process_group: Communicator | None = None,
+        process_group: ProcessGroup | None = None,
         parameters_as_bucket_view: bool = False,
         overlap_with_ddp: bool = False,
         **defaults: Any,
@@ -68,7 +69,7 @@ class ZeroOptimizer(Optimizer):
         """What steps this rank's parameters; ``None`` if it has none."""
         self._class = optimizer_class
         self._options = defaults
-        self._comm = collectives.connect() if process_group is None else process_group
+        self._comm = communicator_of(process_group)
         self._owner: dict[int, int] = {}
         """The rank that steps a parameter, by its ``id``."""
         self._load = [0] * self._comm.size
