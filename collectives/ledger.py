@@ -25,6 +25,8 @@ LENGTH: Final = 128
 """Calls of a rank that are kept. A power of two."""
 TOKEN_BYTES: Final = 16
 NO_TAG: Final = (-1, -1, -1)
+_OF_BUCKET: Final = 1 << 62
+"""Marks a tag that :func:`bucket_tag` made."""
 _FILE: Final = "disttrain ledger"
 _DIMS: Final = 6
 """Of an array with more dimensions the first ones are noted."""
@@ -42,6 +44,31 @@ _PAGE_BYTES: Final = _PAGE_HEAD_BYTES + LENGTH * _RECORD_BYTES
 _SENDS: Final = 0
 _RECEIVES: Final = 1
 _UNKNOWN: Final = "?"
+
+
+def bucket_tag(model: int, bucket: int, steps: int, dealt: tuple[int, int] | None) -> tuple[int, int, int]:
+    """Return the tag of a bucket of gradients: where its rank is, which must be where the others are.
+
+    A rank that has left out a backward, or made one too many, has made other numbers of steps or has another batch,
+    and is found out before its gradients meet those of another step.
+
+    Args:
+        model: number of the parallel wrapper.
+        bucket: number of the bucket in it.
+        steps: how often an optimizer has stepped the wrapper's parameters.
+        dealt: (epoch, batch) of the DataLoader, if the loader deals the batches to the ranks.
+    """
+    batch = -1 if dealt is None else dealt[0] << 32 | dealt[1]
+    return _OF_BUCKET | model << 32 | bucket, steps, batch
+
+
+def _tag_words(tag: Sequence[int]) -> str:
+    which, steps, batch = tag
+    if which < _OF_BUCKET:
+        return f"tag {tuple(tag)}"
+    model, bucket = (which ^ _OF_BUCKET) >> 32, which & 0xFFFFFFFF
+    words = f"bucket {bucket} of model {model} after {steps} steps"
+    return words if batch < 0 else f"{words}, batch {batch & 0xFFFFFFFF} of epoch {batch >> 32}"
 
 
 def describe(
@@ -70,7 +97,7 @@ def describe(
     elif root >= 0:
         words.append(f"root {root}")
     if tuple(tag) != NO_TAG:
-        words.append(f"tag {tuple(tag)}")
+        words.append(_tag_words(tag))
     if generation:
         words.append(f"generation {generation}")
     return f"{verb}({', '.join(words)})"

@@ -22,32 +22,6 @@ NOT_FINITE, FAILED = range(2)
 VOTES = 2
 
 
-class Place(tuple[int, int, int]):
-    """Where a rank is when it sends a bucket: the tag that must be equal on all ranks.
-
-    A rank that has left out a backward, or made one too many, has made other numbers of steps or has another batch,
-    and is found out before its gradients meet those of another step.
-
-    Args:
-        model: number of the wrapper.
-        bucket: number of the bucket in it.
-        steps: how often an optimizer has stepped the wrapper's parameters.
-        dealt: (epoch, batch) of the DataLoader, if the loader deals the batches to the ranks.
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, model: int, bucket: int, steps: int, dealt: tuple[int, int] | None) -> Place:
-        batch = -1 if dealt is None else dealt[0] << 32 | dealt[1]
-        return super().__new__(cls, (model << 32 | bucket, steps, batch))
-
-    def __str__(self) -> str:
-        which, steps, batch = self
-        model, bucket = which >> 32, which & 0xFFFFFFFF
-        words = f"bucket {bucket} of model {model} after {steps} steps"
-        return words if batch < 0 else f"{words}, batch {batch & 0xFFFFFFFF} of epoch {batch >> 32}"
-
-
 class Bucket:
     """Gradients that are reduced in one call: parameters of one type whose gradients backward makes one after another.
 

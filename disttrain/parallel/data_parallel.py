@@ -17,13 +17,14 @@ from disttrain.autograd import accumulates, backward_weight
 from disttrain.collectives.call import name_ranks
 from disttrain.collectives.env import current_env
 from disttrain.collectives.errors import PeerFailed
+from disttrain.collectives.ledger import bucket_tag
 from disttrain.distributed.groups import communicator_of
 from disttrain.engine import is_grad_enabled, queue_callback
 from disttrain.errors import AnomalyError, ReplicasDiffer
 from disttrain.kernels.arrays import to_host
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import is_lazy
-from disttrain.parallel.buckets import NOT_FINITE, Bucket, GradBucket, Place, grouped
+from disttrain.parallel.buckets import NOT_FINITE, Bucket, GradBucket, grouped
 from disttrain.parallel.vote import Telling, reason
 from disttrain.random import current_generator
 from disttrain.tensors import RemovableHandle, Tensor
@@ -483,11 +484,11 @@ class DistributedDataParallel(Module):
         """Start to sum the next bucket, or what the hook does instead."""
         index = self._started
         self._started += 1
-        place = Place(self._number, index, self.steps, self._position)
+        tag = bucket_tag(self._number, index, self.steps, self._position)
         if self._hook is None:
-            bucket.work = self._comm.start_all_reduce(bucket.message, bucket.message, tag=place)
+            bucket.work = self._comm.start_all_reduce(bucket.message, bucket.message, tag=tag)
             return
-        bucket.work = self._comm.start_all_reduce(bucket.tail, bucket.tail, tag=place)
+        bucket.work = self._comm.start_all_reduce(bucket.tail, bucket.tail, tag=tag)
         state, hook = self._hook
         bucket.average_of_hook = hook(state, GradBucket(bucket, index, self._started == len(self._buckets)))
 
