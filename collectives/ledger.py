@@ -274,6 +274,8 @@ class Standing:
     """The last calls, the latest last."""
     waits: Entry | None
     """The call that the rank cannot go on without."""
+    turn: Entry | None
+    """The call that has ended, but the rank has still to wait for its turn among those of its process."""
 
     def has_made(self, group: str, number: int, pair: tuple[int, int] | None) -> bool:
         """Return whether the rank has come to that call."""
@@ -284,19 +286,32 @@ class Standing:
         """For how many seconds the rank has been in the call that it waits for, at most."""
         return 0.0 if self.waits is None else self.waits.seconds
 
-    def __str__(self) -> str:
-        """Where the rank is: ``in barrier() at train.py:7 (call 3 of the world)``, or since when it is in no call."""
+    @property
+    def words(self) -> tuple[str, float, str]:
+        """Where the rank is: words, a number of seconds, words. The number is 0 where the second ones are empty."""
         if self.waits is not None:
-            return f"for {self.waits.seconds:.1f} s in {self.waits}"
+            return "for ", self.waits.seconds, f" s in {self.waits}"
+        if self.turn is not None:
+            return "waits since ", self.turn.ended or 0.0, f" s for its turn in its process after {self.turn}"
         if not self.entries:
-            return "has made no call"
+            return "has made no call", 0.0, ""
         in_flight = [e for e in self.entries if e.ended is None]
         if in_flight:
-            more = f" and {len(in_flight) - 1} more" if len(in_flight) > 1 else ""
-            return f"waits for no call; since {in_flight[0].seconds:.1f} s in flight: {in_flight[0]}{more}"
+            first, *rest = in_flight
+            more = f" and {len(rest)} more" if rest else ""
+            return "waits for no call; since ", first.seconds, f" s in flight: {first}{more}"
         last = self.entries[-1]
         how = "failed" if last.failed else "ended"
-        return f"in no call; its last, {last}, {how} {last.ended:.1f} s ago"
+        return f"in no call; its last, {last}, {how} ", last.ended or 0.0, " s ago"
+
+    def __str__(self) -> str:
+        return say(self.words)
+
+
+def say(words: tuple[str, float, str]) -> str:
+    """Return :attr:`Standing.words` as one text: ``for 3.1 s in barrier() at train.py:7 (call 3 of the world)``."""
+    before, seconds, after = words
+    return f"{before}{seconds:.1f}{after}" if after else before
 
 
 def read(data: bytes) -> list[Standing]:
@@ -314,13 +329,15 @@ def read(data: bytes) -> list[Standing]:
         page = data[_PAGES_AT + i * _PAGE_BYTES :][:_PAGE_BYTES]
         made, waits, thread = struct.unpack_from("=3q", page)
         entries = list(_entries(page, made, tables, texts, now))
-        waited = waits - 1 - max(0, made - LENGTH)
+        k = waits - 1 - max(0, made - LENGTH)
+        waited = entries[k] if waits > 0 and 0 <= k < len(entries) else None
         found.append(
             Standing(
                 rank=tables["first"] + i,
                 thread=thread,
                 entries=tuple(entries),
-                waits=entries[waited] if 0 <= waited < len(entries) and waits > 0 else None,
+                waits=waited if waited is not None and waited.ended is None else None,
+                turn=waited if waited is not None and waited.ended is not None else None,
             )
         )
     return found

@@ -89,7 +89,7 @@ def _read_on(file: Any) -> str:
 
 def _frames(text: str) -> list[str]:
     found = [match.groups() for match in map(_FRAME.match, text.splitlines()) if match]
-    users = [frame for frame in found if not frame[0].startswith(NOT_THE_CALLER)] or found
+    users = [frame for frame in found if not frame[0].startswith((*NOT_THE_CALLER, "<frozen "))] or found
     return [
         f"{relative(name)}:{line} in {function}" for name, line, function in reversed(users[:_MOST_FRAMES])
     ]

@@ -13,17 +13,27 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Final
 
 from disttrain.collectives.control import Message
 from disttrain.collectives.env import WorkerEnv
+from disttrain.collectives.ledger import Standing, ledger_file, read
 from disttrain.launcher import guardian, pmi
 from disttrain.launcher.config import LaunchConfig
 from disttrain.launcher.control_plane import ControlPlane
 from disttrain.launcher.logs import LogPump
-from disttrain.launcher.report import Failure, RunReport, describe_end, describe_signal, name_ranks, order
+from disttrain.launcher.report import (
+    Failure,
+    RunReport,
+    describe_end,
+    describe_positions,
+    describe_signal,
+    locate,
+    name_ranks,
+    order,
+)
 from disttrain.launcher.rundir import RunDirectory
 
 GRACE: Final = 2.0
@@ -34,6 +44,8 @@ SETTLE_ERROR: Final = 0.3
 """The same after an exception: all ranks often raise it at about the same time."""
 SETTLE_FOLLOWER: Final = 1.0
 """The same while all that is known is that a peer failed: its own report is on the way."""
+HUNG: Final = 5.0
+"""Seconds in one call after which a job that the user stops is told to have hung, with the place of each rank."""
 _LEAVING: Final = 0.3  # seconds that helpers of multiprocessing need to see that their parent has gone
 
 
@@ -44,6 +56,8 @@ class WorkerState:
     env: WorkerEnv
     popen: subprocess.Popen[bytes]
     pidfd: int
+    ledger: int
+    """Descriptor of the file in which it notes its calls."""
     status: int | None = None
     """Exit status once it has ended, negative for a signal. It stays a zombie until the sweep, so that the
     kernel cannot give its session's number to a stranger."""
@@ -70,6 +84,8 @@ class Agent:
         self._signals: list[signal.Signals] = []
         self._stopped_by: signal.Signals | None = None
         self._stopped: list[int] = []
+        self._standings: list[Standing] = []
+        """Where the ranks were when the job began to end."""
         self._kill_at: float | None = None
         self._killed = False
         self._host = socket.gethostname()
@@ -161,8 +177,9 @@ class Agent:
         environ = {k: v for k, v in os.environ.items() if k not in pmi.VARIABLES}
         environ |= config.thread_limits()
         environ.setdefault("UCX_TLS", "self,posix,cma")  # one node: MPICH must not listen on the network
-        environ |= config.env | env.to_environ()
-        ends = []
+        ledger = ledger_file(env.hosted)
+        environ |= config.env | replace(env, ledger=ledger).to_environ()
+        ends = [ledger]
         if config.processes > 1:
             server, child = self._pmi.connect(env.process)
             environ |= self._pmi.environ(env.process, child)
@@ -184,9 +201,9 @@ class Agent:
         )
         os.close(out)
         os.close(err)
-        if ends:
+        if config.processes > 1:
             child.close()
-        worker = WorkerState(env, popen, os.pidfd_open(popen.pid))
+        worker = WorkerState(env, popen, os.pidfd_open(popen.pid), ledger)
         self._workers.append(worker)
         self._selector.register(worker.pidfd, selectors.EVENT_READ, lambda: self._on_exit(worker))
         self._tell_guardian(f"session {popen.pid}")
@@ -234,6 +251,7 @@ class Agent:
             if self._stopped_by is not None or self._failures:  # asked twice, or ending anyway
                 self._kill_at = time.monotonic()
                 continue
+            self._note_standings()
             self._stopped_by = s
             self._kill_at = time.monotonic() + GRACE
             for pid in self._members():
@@ -264,6 +282,8 @@ class Agent:
         """Note that ``worker`` has failed, and when the others are to be killed."""
         if self._killed or self._stopped_by is not None:
             return
+        if not self._failures:
+            self._note_standings()
         traceback = message["traceback"] if message is not None else ""
         follower = message is not None and message["follower"]
         self._failures.append(
@@ -285,6 +305,11 @@ class Agent:
         self._kill_at = settle if self._kill_at is None else min(self._kill_at, settle)
         if all(not w.running or len(w.ends) == w.env.hosted for w in self._workers):
             self._kill_at = time.monotonic()
+
+    def _note_standings(self) -> None:
+        self._standings = []
+        for worker in self._workers:
+            self._standings += read(os.pread(worker.ledger, os.fstat(worker.ledger).st_size, 0))
 
     # -- ending --------------------------------------------------------------------------------------------
 
@@ -311,6 +336,7 @@ class Agent:
         for complaint in self._pmi.complaints + self._control.complaints:
             self._logs.notice(f"disttrain: {complaint}")
         code = 0
+        positions = locate(self._standings) if self._config.world_size > 1 else ()
         failures = order(self._with_logs(f) for f in self._failures)
         if failures:
             code = failures[0].code
@@ -318,6 +344,8 @@ class Agent:
             code = 128 + self._stopped_by
             hard = f"; {name_ranks(self._stopped)} had to be killed" if self._stopped else ""
             self._logs.notice(f"disttrain: stopped by {self._stopped_by.name}{hard}")
+            if any(standing.waited > HUNG for standing in self._standings):
+                self._logs.notice("\n".join(describe_positions(positions)))
         report = RunReport(
             run_id=self._directory.run_id,
             generation=0,
@@ -327,6 +355,7 @@ class Agent:
             code=code,
             failures=failures,
             stopped=tuple(self._stopped) if failures else (),
+            positions=positions,
             stopped_by=self._stopped_by.name if self._stopped_by is not None else "",
         )
         if failures:
@@ -358,6 +387,7 @@ class Agent:
                 worker.popen.wait(timeout=1.0)
             if worker.running:
                 os.close(worker.pidfd)
+            os.close(worker.ledger)
         self._control.close()
         self._pmi.close()
         self._selector.close()

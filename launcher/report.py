@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from disttrain.collectives.ledger import Standing, say
+
 _MAX_HEADLINE: Final = 300
 _MAX_TRACEBACK: Final = 60
 _MAX_LINE: Final = 2000
 _LOG_LINES: Final = 8
+_MAX_POSITIONS: Final = 16
 _OUR_FRAMES: Final = ("launcher/worker", "launcher/program", "launcher/hosted")
 
 _SIGNAL_HINTS: Final = {
@@ -47,6 +50,15 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Position:
+    """Which call some ranks were in when the first rank failed."""
+
+    ranks: tuple[int, ...]
+    what: str
+    """``for 3.1 s in all_reduce(...) at train.py:7 (call 3 of the world)``, or since when they were in none."""
+
+
+@dataclass(frozen=True)
 class RunReport:
     """How a job ended."""
 
@@ -60,6 +72,8 @@ class RunReport:
     """The root cause first."""
     stopped: tuple[int, ...] = ()
     """Ranks that the launcher ended because of it."""
+    positions: tuple[Position, ...] = ()
+    """Where all ranks were, unless none had made a call."""
     stopped_by: str = ""
     """The signal by which the user ended the job, ``SIGINT`` or another."""
 
@@ -95,9 +109,38 @@ class RunReport:
             lines.append(f"  {name_ranks(followers)} could not go on without it")
         if self.stopped:
             lines.append(f"  {name_ranks(self.stopped)} stopped by the launcher")
+        lines += describe_positions(self.positions)
         kept = f"; logs and report.json in {directory}" if directory else ""
         lines.append(f"  exit code {self.code} after {self.seconds:.1f} s{kept}")
         return "\n".join(lines)
+
+
+def locate(standings: Iterable[Standing]) -> tuple[Position, ...]:
+    """Return where the ranks are by what their ledgers say; the ones in the same call together.
+
+    Nothing where no rank has made a call: the script does not communicate, or has not begun to.
+    """
+    alike: dict[tuple[str, str], tuple[list[int], float]] = {}
+    any_call = False
+    for standing in standings:
+        before, seconds, after = standing.words
+        ranks, longest = alike.get((before, after), ([], 0.0))
+        alike[before, after] = ([*ranks, standing.rank], max(longest, seconds))
+        any_call |= bool(standing.entries)
+    if not any_call:
+        return ()
+    return tuple(
+        Position(tuple(ranks), say((before, seconds, after)))
+        for (before, after), (ranks, seconds) in alike.items()
+    )
+
+
+def describe_positions(positions: Sequence[Position]) -> list[str]:
+    """Return a line for each of the first positions, under a heading."""
+    lines = [f"{name_ranks(p.ranks)}: {p.what}" for p in positions[:_MAX_POSITIONS]]
+    if len(positions) > _MAX_POSITIONS:
+        lines.append(f"and {len(positions) - _MAX_POSITIONS} more places, see report.json")
+    return ["  where the ranks were:", *_indent(lines, "    ")] if lines else []
 
 
 def order(failures: Iterable[Failure]) -> tuple[Failure, ...]:

@@ -45,14 +45,20 @@ class Job:
         )
         self.out = ""
 
-    def wait_for(self, pattern: str) -> re.Match[str]:
+    def wait_for(self, pattern: str, *, on_stderr: bool = False) -> re.Match[str]:
         """Read the job's output up to a line that matches ``pattern``."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.out += line
+        stream = self.process.stderr if on_stderr else self.process.stdout
+        assert stream is not None
+        seen = ""
+        for line in stream:
+            seen += line
             if match := re.search(pattern, line):
-                return match
-        raise AssertionError(f"no line matches {pattern!r} in:\n{self.out}\n{self.end()[2]}")
+                break
+        else:
+            raise AssertionError(f"no line matches {pattern!r} in:\n{seen}\n{self.end()[2]}")
+        if not on_stderr:
+            self.out += seen
+        return match
 
     def end(self, within: float = 20.0) -> tuple[int, str, str]:
         """Return exit code, stdout and stderr; nothing of the job may be left then.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -52,6 +53,61 @@ def test_the_failing_rank_is_named_and_the_others_end(start, fault, code, said):
     assert "  rank 0 stopped by the launcher" in rest
     assert f"  exit code {code} after " in rest[-1]
     assert len(rest) <= 12
+
+
+IN_CALLS = """
+    import os, threading
+    from disttrain.collectives import connect
+    comm = connect()
+    part = comm.split(0)
+    part.barrier()
+    if comm.rank == 1:
+        print("ready", os.getpid(), flush=True)
+        threading.Event().wait()
+    work = comm.start_barrier()
+    print("ready", os.getpid(), flush=True)
+    work.wait()
+    """
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
+def test_a_failed_job_tells_where_all_ranks_were(start, ranks, number):
+    job = start(IN_CALLS, "launch", "-n", str(ranks), "--timeout", "3")
+    pids = ready(job, ranks)
+
+    os.kill(pids[1], number)
+    code, _, err = job.end(within=20)
+
+    assert code == (1 if number == signal.SIGSTOP else 128 + number)
+    *_, places = err.partition("  where the ranks were:\n")
+    assert re.search(
+        r"^    ranks? 0.*: .* (in|flight:|last,) barrier\(\) at script.py:10 \(call 1 of the world\)",
+        places,
+        re.M,
+    )
+    last = r"in no call; its last, barrier\(\) at script.py:6 \(call 0 of group 0 of ranks 0-\d\), ended \d+\.\d s ago"
+    assert re.search(rf"^    rank 1: {last}$", places, re.M)
+    if number == signal.SIGSTOP:
+        assert "for rank 1; look for a rank that stopped" in err
+        assert re.search(rf"^    rank 1: is stopped \(SIGSTOP\) and {last}$", err, re.M)
+
+
+@pytest.mark.mpi
+def test_a_hung_job_that_is_stopped_tells_where_all_ranks_were(start):
+    job = start(IN_CALLS, "launch", "-n", "2")
+    ready(job)
+
+    waits = r"rank 0 has waited \d\.\d s in barrier\(\) at script.py:10 \(call 1 of the world\) for rank 1"
+    job.wait_for(waits, on_stderr=True)
+    job.wait_for(r"  rank 1: in no call; its last, barrier", on_stderr=True)
+    job.wait_for(r"    script.py:9 in <module>", on_stderr=True)
+    job.process.terminate()
+    code, _, err = job.end()
+
+    assert code == 143
+    assert "disttrain: stopped by SIGTERM\n  where the ranks were:\n    rank 0: for " in err
 
 
 def test_an_exception_is_shown_once_with_the_users_frames_only(start):

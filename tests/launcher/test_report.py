@@ -1,8 +1,21 @@
 """Whom the report blames, and how it says so."""
 
+import os
+import re
+
 import pytest
 
-from disttrain.launcher.report import Failure, RunReport, describe_signal, name_ranks, order
+from disttrain.collectives.call import Call
+from disttrain.collectives.ledger import Ledger, ledger_file, read
+from disttrain.launcher.report import (
+    Failure,
+    RunReport,
+    describe_positions,
+    describe_signal,
+    locate,
+    name_ranks,
+    order,
+)
 
 
 def failure(rank: int, seconds: float, what: str = "raised ValueError: x", **more) -> Failure:
@@ -82,3 +95,31 @@ def test_a_line_of_a_traceback_that_is_too_long_is_cut():
 
     assert max(map(len, text.splitlines())) < 2100
     assert text.splitlines()[3].endswith("xxx ...")
+
+
+def test_ranks_in_the_same_call_are_one_place():
+    files = [ledger_file(1) for _ in range(4)]
+    standings = []
+    for rank, descriptor in enumerate(files):
+        tables = {"verbs": ["barrier"] * 20, "ops": [], "dtypes": [], "generation": 0}
+        ledger = Ledger(range(rank, rank + 1), tables, descriptor)
+        if rank != 2:
+            call = Call("barrier")
+            call.number = 7
+            ledger.pages[rank].enter(call, ledger.text("the world"))
+            ledger.pages[rank].wait(call.entry)
+        standings += read(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+        os.close(descriptor)
+
+    heading, same, other = describe_positions(locate(standings))
+
+    assert heading == "  where the ranks were:"
+    assert re.fullmatch(
+        r"    ranks 0-1, 3: for \d\.\d s in barrier\(\) at .*test_report.py:\d+ \(call 7 of the world\)", same
+    )
+    assert other == "    rank 2: has made no call"
+
+
+def test_a_script_that_does_not_communicate_has_no_places():
+    assert locate([]) == ()
+    assert describe_positions(()) == []
