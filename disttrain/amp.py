@@ -173,6 +173,7 @@ class GradScaler:
                 "unscale_(): the gradients of this optimizer are unscaled already; call update() before the next time"
             )
         finite = True
+        ranks: list[Any] = []
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
@@ -182,6 +183,12 @@ class GradScaler:
                         )
                     p.grad.mul_(1.0 / self._scale)
                     finite = finite and bool(np.isfinite(p.grad._array).all())
+                if p._shard is not None and p._shard.comm not in ranks:
+                    ranks.append(p._shard.comm)
+        for comm in ranks:  # each has seen its parts only
+            bad = np.array([not finite])
+            comm.all_reduce(bad, bad, op="max")
+            finite = not bad[0]
         self._unscaled[id(optimizer)] = finite
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:

@@ -46,6 +46,8 @@ class RankContext:
         """The seed of rank 0, once a parallel wrapper has asked for it: it orders data sets on all ranks."""
         self.wrappers = 0
         """Number of parallel wrappers that the rank has made."""
+        self.units = 0
+        """Number of sharded modules that the rank has made."""
         self.initialized = False
         """Whether ``distributed.init_process_group`` has run."""
         self.world: Any = None

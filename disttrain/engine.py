@@ -22,6 +22,7 @@ from disttrain.errors import GradientError
 from disttrain.kernels.arrays import Array, get_array_module, is_array
 from disttrain.modes import (
     Counter,
+    Lender,
     Recording,
     changed,
     enable_grad,
@@ -161,6 +162,7 @@ def _record(
             [s if any(edges[j] is not None for j in u) else None for s, u in zip(saved, users, strict=True)]
         )
     node = Node(op, options, vjp, saved, edges, arrays, len(outs))
+    kept = saved
     for k, s in enumerate(saved):
         if not is_array(s):
             continue
@@ -168,7 +170,9 @@ def _record(
             if s is a:
                 if isinstance(inputs[j], Tensor_):
                     counter = inputs[j]._version_counter
-                    if type(counter) is not list:
+                    if isinstance(counter, Lender):
+                        saved = (*saved[:k], counter.lend(s), *saved[k + 1 :])
+                    elif type(counter) is not list:
                         raise GradientError(
                             f"{op.__name__} has to keep its argument {j} for backward, "
                             f"of shape {list(a.shape)}, which was made in inference_mode(); clone() it first, or use "
@@ -180,8 +184,12 @@ def _record(
             for j, o in enumerate(outs):
                 if s is o:
                     node.versions.append((k, versions[j], 0, -1 - j))
+    if saved is not kept:
+        node.saved = saved
     if mode is not True:
         observe(node, mode, arrays, outs)
+    if saved is not kept and isinstance(node.saved, tuple):
+        node.saved = Packed(node.saved)
     return node
 
 
@@ -285,7 +293,7 @@ def _apart(x: Tensor) -> Tensor:
 
 def check_in_place(x: Tensor) -> None:
     """Raise the error that PyTorch raises where ``x`` must not be changed in place, or would lose its gradient."""
-    if type(x._version_counter) is not list and not is_inference_mode_enabled():
+    if isinstance(x._version_counter, Counter) and not is_inference_mode_enabled():
         raise RuntimeError(
             "this tensor cannot be changed in place outside inference_mode(), in which it was made; "
             "clone() it first, or use no_grad() in place of inference_mode()"

@@ -61,6 +61,17 @@ class Counter(list[int]):
     """The version counter of the memory of inference tensors, which counts nothing and so marks them."""
 
 
+class Lender(list[int]):
+    """The version counter of a parameter whose memory is there only while it is needed, and of all views of it.
+
+    What an operation saves of that memory for backward is not kept but asked for again.
+    """
+
+    def lend(self, array: Any) -> Any:
+        """Return what to save in place of ``array``: itself, or something that is no array: a ``Lent``."""
+        raise NotImplementedError
+
+
 def new_counter() -> list[int]:
     """Return the version counter of new memory."""
     mode: Mode = grad_enabled.get()

@@ -163,11 +163,21 @@ def gradient_node(target: Any) -> Node | AccumulateGrad:
 
 
 class Packed(list[Any]):
-    """What a node saved under ``saved_tensors_hooks``: values, and :class:`PackedTensor` in place of arrays."""
+    """What a node saved that is to be unpacked: values, and :class:`PackedTensor` or :class:`Lent` for arrays."""
 
     def unpack(self) -> tuple[Any, ...]:
         """Return what was saved."""
-        return tuple([s.unpack() if type(s) is PackedTensor else s for s in self])
+        return tuple([s.unpack() if isinstance(s, PackedTensor | Lent) else s for s in self])
+
+
+class Lent:
+    """What is saved in place of memory that comes back when backward asks for it; see :class:`.modes.Lender`."""
+
+    __slots__ = ()
+
+    def unpack(self) -> Any:
+        """Return the array again."""
+        raise NotImplementedError
 
 
 class PackedTensor:

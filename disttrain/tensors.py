@@ -29,6 +29,7 @@ from disttrain.methods import (
     ShapeMethods,
     SortMethods,
 )
+from disttrain.modes import Counter
 from disttrain.nodes import Node, RemovableHandle
 from disttrain.ops import shape as shape_ops
 
@@ -131,6 +132,9 @@ class Tensor(
     """The tensor without history that this one is the ``data`` of, or was detached from."""
     _synchronized: Any = False
     """Of a parameter: the parallel wrapper that keeps it equal on all ranks. Of a gradient: whether it was averaged."""
+
+    _shard: Any = None
+    """Of a parameter that is spread over the ranks, and of its gradient: which part of it is here."""
 
     __array_priority__ = 1000  # so that `array * tensor` comes to us
 
@@ -274,7 +278,7 @@ class Tensor(
 
     def is_inference(self) -> Any:
         """Return whether this tensor, or the memory that it is a view of, was made in ``inference_mode``."""
-        return type(self._version_counter) is not list
+        return isinstance(self._version_counter, Counter)
 
     # -------------------------------------------------------------------------------------- conversion
 

@@ -294,9 +294,10 @@ class Module:
         """
         module = self
         for name in target.split(".") if target else ():
-            child = module._modules.get(name)
+            children = module._unwrapped()._modules
+            child = children.get(name)
             if child is None:
-                known = ", ".join(module._modules) or "none"
+                known = ", ".join(children) or "none"
                 raise AttributeError(
                     f"{type(module).__name__} has no module {name!r} (of {target!r}); its modules: {known}"
                 )
@@ -320,7 +321,7 @@ class Module:
         if not isinstance(module, Module):
             raise ValueError(f"expected an nn.Module, got {type(module).__name__}: {module!r:.80}")
         path, _, last = target.rpartition(".")
-        owner = self.get_submodule(path)
+        owner = self.get_submodule(path)._unwrapped()
         if last not in owner._modules:
             if strict:
                 raise AttributeError(
@@ -331,6 +332,10 @@ class Module:
                     f"{last!r} of {type(owner).__name__} is no module; it cannot be replaced by one"
                 )
         owner.register_module(last, module)
+
+    def _unwrapped(self) -> Module:
+        """Return the module that names of parts refer to: itself, but for a wrapper that adds nothing to names."""
+        return self
 
     def get_parameter(self, target: str) -> Parameter:
         """Return the parameter of a name like ``"encoder.0.weight"``.
@@ -350,7 +355,7 @@ class Module:
 
     def _get(self, target: str, registry: str, what: str) -> Any:
         path, _, name = target.rpartition(".")
-        entries = self.get_submodule(path).__dict__[registry]
+        entries = self.get_submodule(path)._unwrapped().__dict__[registry]
         if entries.get(name) is None:
             raise AttributeError(f"no {what} {target!r}; {what}s there: {', '.join(entries) or 'none'}")
         return entries[name]
@@ -729,7 +734,7 @@ class Module:
                 changed = hook.function(self, args, *([kwargs] if hook.with_kwargs else ()), output)
                 if changed is not None:
                     output = changed
-        except Exception:
+        except BaseException:  # also what ends a checkpoint's second run early
             for key, hook in list(d["_hooks"].items()):
                 if not hook.always_call or key in called:
                     continue

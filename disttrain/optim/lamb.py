@@ -32,6 +32,8 @@ class LAMB(FusedOptimizer):
         ValueError: a negative option, or a beta outside [0, 1).
     """
 
+    _sees_whole = True
+
     def __init__(
         self,
         params: Params,

@@ -32,6 +32,7 @@ class LARS(FusedOptimizer):
         ValueError: a negative option.
     """
 
+    _sees_whole = True
     scalars = ()
 
     def __init__(

@@ -40,6 +40,8 @@ class LBFGS(Optimizer):
         ValueError: a negative learning rate, or several groups.
     """
 
+    _sees_whole = True
+
     def __init__(
         self,
         params: Params,

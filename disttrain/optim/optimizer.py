@@ -49,6 +49,8 @@ class Optimizer:
     _opt_called = False
     """Whether :meth:`step` has been called since a scheduler was made."""
     _stepping = False
+    _sees_whole = False
+    """Whether a step looks at parameters as a whole, and not at each element alike."""
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self.defaults = defaults
@@ -141,6 +143,11 @@ class Optimizer:
                 raise ValueError(
                     f"only leaves can be optimized, not a result (shape {list(p.shape)}, made by {p.grad_fn})"
                 )
+            if self._sees_whole and p._shard is not None:
+                raise ValueError(
+                    f"{type(self).__name__} looks at whole parameters, and of a sharded one only a part is here; take "
+                    f"an optimizer that treats each element alike (Adam), or DistributedDataParallel"
+                )
         named = bool(names) or "param_names" in param_group
         for group in self.param_groups:
             if ("param_names" in group) != named:
@@ -208,6 +215,12 @@ class Optimizer:
             for p in group["params"]:
                 if p._grad is None:
                     continue
+                if p._shard is not None and p._grad._array.shape != p._array.shape:
+                    raise UnwrappedModel(
+                        f"optimizer.step() on a sharded parameter of shape {list(p._shard.shape)} whose gradient was "
+                        f"only accumulated on this rank, under no_sync(); make the last backward before a step outside "
+                        f"no_sync(), so that it is averaged"
+                    )
                 if p._synchronized:
                     wrappers.add(p._synchronized)
                 elif not p._grad._synchronized:

@@ -97,10 +97,10 @@ class Bucket:
             grad = p._grad
             used.append(grad is not None)
             if grad is None:
-                _vacate(p, slot)
+                vacate(p, slot)
                 slot.array[...] = 0
             elif grad._array is not slot.array:
-                _vacate(p, slot)
+                vacate(p, slot)
                 slot.array[...] = grad._array
         xp = get_array_module(self.tail)
         self.tail[...] = xp.asarray([*used, weight, *[0] * self._votes], self.tail.dtype)
@@ -119,7 +119,7 @@ class Bucket:
             failed: whether it votes against the step.
         """
         for p, slot in zip(self.params, self.slots, strict=True):
-            _vacate(p, slot)
+            vacate(p, slot)
         self.message[...] = 0
         self.tail[len(self.params)] = weight
         if failed and self._votes:
@@ -221,7 +221,7 @@ class GradBucket:
         return list(self._bucket.params)
 
 
-def _vacate(p: Tensor, slot: Slot) -> None:
+def vacate(p: Tensor, slot: Slot) -> None:
     """Before ``slot`` is overwritten: the gradient that somebody has kept of ``p`` stays what it was."""
     kept = p._given_grad() if p._given_grad is not None else None
     if kept is not None and kept._array is slot.array:

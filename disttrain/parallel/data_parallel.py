@@ -244,7 +244,7 @@ class DistributedDataParallel(Module):
                 self._withdraw(error)
             raise
         if recording:
-            for t in _tensors_in(out):
+            for t in tensors_in(out):
                 if t.requires_grad:
                     t.register_hook(_Beginning(self, self._synchronize))
         return out
@@ -653,15 +653,16 @@ class _Arrival:
         self.owner._arrived(self._bucket)
 
 
-def _tensors_in(out: Any) -> Iterator[Tensor]:
+def tensors_in(out: Any) -> Iterator[Tensor]:
+    """Yield the tensors that a module has returned, in containers too."""
     if isinstance(out, Tensor):
         yield out
     elif isinstance(out, dict):
         for value in out.values():
-            yield from _tensors_in(value)
+            yield from tensors_in(value)
     elif dataclasses.is_dataclass(out):
         for field in dataclasses.fields(out):
-            yield from _tensors_in(getattr(out, field.name))
+            yield from tensors_in(getattr(out, field.name))
     elif isinstance(out, list | tuple):
         for value in out:
-            yield from _tensors_in(value)
+            yield from tensors_in(value)

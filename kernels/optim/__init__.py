@@ -10,10 +10,13 @@ from disttrain.kernels.optim.adaptive import (
     rmsprop_step_reference,
 )
 from disttrain.kernels.optim.folds import (
+    CHUNK,
     all_finite,
     all_finite_reference,
     sum_of_squares,
     sum_of_squares_reference,
+    sums_of_squares,
+    sums_of_squares_reference,
 )
 from disttrain.kernels.optim.layerwise import lamb_step, lamb_step_reference, lars_step, lars_step_reference
 from disttrain.kernels.optim.moments import (
@@ -28,6 +31,7 @@ from disttrain.kernels.optim.sgd import asgd_step, asgd_step_reference, sgd_step
 from disttrain.kernels.optim.sign import lion_step, lion_step_reference, rprop_step, rprop_step_reference
 
 __all__ = [
+    "CHUNK",
     "adadelta_step",
     "adadelta_step_reference",
     "adagrad_step",
@@ -58,4 +62,6 @@ __all__ = [
     "sgd_step_reference",
     "sum_of_squares",
     "sum_of_squares_reference",
+    "sums_of_squares",
+    "sums_of_squares_reference",
 ]

@@ -9,8 +9,9 @@ from disttrain.kernels.jit import jit
 from disttrain.kernels.optim import common
 from disttrain.kernels.optim.common import check_flat
 
-_CHUNK = 4096
+CHUNK = 4096
 """Elements in one partial sum of :func:`sum_of_squares`. Another number gives other last bits."""
+_NOWHERE = numpy.empty(0)
 
 
 def sum_of_squares(x: Array) -> float:
@@ -23,7 +24,7 @@ def sum_of_squares(x: Array) -> float:
     if xp is not numpy:
         return float(sum_of_squares_reference(x))
     check_flat(x)
-    return float(_sum_of_squares(x, _CHUNK))
+    return float(_sum_of_squares(x, CHUNK, _NOWHERE))
 
 
 def sum_of_squares_reference(x: Array) -> Array:
@@ -32,8 +33,22 @@ def sum_of_squares_reference(x: Array) -> Array:
     return xp.square(x, dtype=xp.float64).sum()
 
 
+def sums_of_squares(x: Array) -> Array:
+    """Return the partial sums of :func:`sum_of_squares`, whose sum, one after the other, that is; in float64."""
+    check_flat(x)
+    out = numpy.empty(-(-x.size // CHUNK))
+    _sum_of_squares(x, CHUNK, out)
+    return out
+
+
+def sums_of_squares_reference(x: Array) -> Array:
+    """What :func:`sums_of_squares` must equal up to rounding."""
+    edges = range(0, x.size, CHUNK)
+    return numpy.array([numpy.square(x[i : i + CHUNK], dtype=numpy.float64).sum() for i in edges])
+
+
 @jit
-def _sum_of_squares(x, chunk):  # type: ignore[no-untyped-def]
+def _sum_of_squares(x, chunk, sums):  # type: ignore[no-untyped-def]
     total = 0.0
     for start in range(0, x.size, chunk):
         stop = min(start + chunk, x.size)
@@ -50,7 +65,10 @@ def _sum_of_squares(x, chunk):  # type: ignore[no-untyped-def]
             a7 += numpy.float64(x[i + 7]) * numpy.float64(x[i + 7])
         for i in range(whole, stop):
             a0 += numpy.float64(x[i]) * numpy.float64(x[i])
-        total += ((a0 + a1) + (a2 + a3)) + ((a4 + a5) + (a6 + a7))
+        part = ((a0 + a1) + (a2 + a3)) + ((a4 + a5) + (a6 + a7))
+        total += part
+        if sums.size:
+            sums[start // chunk] = part
     return total
 
 
@@ -60,7 +78,7 @@ def all_finite(x: Array) -> bool:
     if xp is not numpy or x.size < common.SMALL:
         return bool(all_finite_reference(x))
     check_flat(x)
-    return bool(_all_finite(x, _CHUNK))
+    return bool(_all_finite(x, CHUNK))
 
 
 def all_finite_reference(x: Array) -> Array:

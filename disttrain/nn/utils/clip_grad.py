@@ -82,9 +82,9 @@ def get_total_norm(
     foreach: bool | None = None,
 ) -> Tensor:
     """Return the norm of all elements of ``tensors``; see :func:`clip_grad_norm_`."""
-    tensors = [tensors] if isinstance(tensors, Tensor) else tensors
+    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     arrays = [t._array for t in tensors]
-    total = _norm([widen(a) for a in arrays], float(norm_type))
+    total = _norm([widen(a) for a in arrays], [t._shard for t in tensors], float(norm_type))
     if error_if_nonfinite and not math.isfinite(total):
         raise RuntimeError(
             f"the total norm of order {norm_type} of the gradients is {total}, so they cannot be clipped; look for "
@@ -95,18 +95,37 @@ def get_total_norm(
     return Tensor._of(xp.asarray(total, kind))
 
 
-def _norm(arrays: list[Any], order: float) -> float:
-    if not arrays:
-        return 0.0
+def _norm(arrays: list[Any], shards: list[Any], order: float) -> float:
+    """Return the norm of order ``order`` of arrays, of which some may be parts of what is spread over the ranks."""
+    shares: list[Any] = [
+        None if shard is not None else share(a, order) for a, shard in zip(arrays, shards, strict=True)
+    ]
+    spread = [i for i, shard in enumerate(shards) if shard is not None]
+    if spread:
+        from disttrain.parallel.norms import shares_of_spread  # collectives, which few programs need here
+
+        found = shares_of_spread([arrays[i] for i in spread], [shards[i] for i in spread], order)
+        for i, one in zip(spread, found, strict=True):
+            shares[i] = one
     if order == 2.0:
-        return math.sqrt(sum(sum_of_squares(_flat(a)) for a in arrays))
+        return math.sqrt(sum(shares))
     if order == 0.0:
-        return float(sum(bool(a.any()) for a in arrays))
+        return float(sum(shares))
     if order == math.inf:
-        largest = [float(abs(a).max()) for a in arrays if a.size]
-        return math.nan if any(map(math.isnan, largest)) else max(largest, default=0.0)
-    total = sum(float((abs(_flat(a)).astype("float64") ** order).sum()) for a in arrays)
+        return math.nan if any(map(math.isnan, shares)) else max(shares, default=0.0)
+    total = sum(shares)
     return math.nan if math.isnan(total) else float(total ** (1 / order))
+
+
+def share(a: Any, order: float) -> float:
+    """Return what an array adds to a norm: a sum of powers, the largest element, or whether one is not 0."""
+    if order == 2.0:
+        return sum_of_squares(_flat(a))
+    if order == 0.0:
+        return float(a.any())
+    if order == math.inf:
+        return float(abs(a).max()) if a.size else 0.0
+    return float((abs(_flat(a)).astype("float64") ** order).sum())
 
 
 def _flat(a: Any) -> Any:
@@ -124,4 +143,10 @@ def clip_grad_value_(
 
 def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     given = [parameters] if isinstance(parameters, Tensor) else parameters
-    return [p.grad for p in given if p.grad is not None]
+    found = []
+    for p in given:
+        if p.grad is not None:
+            if p._shard is not None and p.grad._array.shape == p._array.shape:
+                p.grad._shard = p._shard  # also if somebody has put another gradient there
+            found.append(p.grad)
+    return found

@@ -187,7 +187,7 @@ def test_what_is_not_here_is_said_by_name(run):
             "import torchvision.io",
             "import torch.launcher",
             "from torch.nn import qat",
-            "from torch.distributed.fsdp import FullyShardedDataParallel",
+            "from torch.distributed.tensor import DTensor",
             "from torch.distributed import rpc",
             "import torch._dynamo",
         ]
@@ -207,8 +207,8 @@ def test_what_is_not_here_is_said_by_name(run):
     assert "utils.tensorboard" in lines["from torch.utils.tensorboard import SummaryWriter"]
     assert lines["import torchvision.io"] == "torchvision.io is not in disttrain.vision"
     assert lines["from torch.nn import qat"].startswith("disttrain.nn.qat is PyTorch's")
-    assert lines["from torch.distributed.fsdp import FullyShardedDataParallel"].startswith(
-        "disttrain.distributed.fsdp is PyTorch's, not in disttrain"
+    assert lines["from torch.distributed.tensor import DTensor"].startswith(
+        "disttrain.distributed.tensor is PyTorch's, not in disttrain"
     )
     assert lines["from torch.distributed import rpc"].startswith("disttrain.distributed.rpc is PyTorch's")
     assert "what begins with an underscore is PyTorch's own" in lines["import torch._dynamo"]

@@ -1,0 +1,733 @@
+"""Parameters that are spread over the ranks and are whole only while their module needs them.
+
+ZeRO, stage 3 (Rajbhandari et al., 2020), module by module as in PyTorch's FSDP (Zhao et al., 2023): see
+:mod:`disttrain.parallel.fully_sharded` for what users call.
+
+Between steps a rank keeps its part of the parameters, of their gradients and of the optimizer's state. A :class:`Unit`,
+the parameters of one module, is gathered before the module runs and let go after; in backward it is gathered again,
+and its gradients are summed, each part on the rank that keeps it. While one unit computes the next is on its way.
+What an operation saves of a parameter for backward is only a note of where it was (:class:`_Stretch`).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from disttrain import context
+from disttrain.autograd import accumulates, backward_weight
+from disttrain.collectives.ledger import bucket_tag
+from disttrain.engine import Pass, Slot, is_grad_enabled, queue_callback, running_pass
+from disttrain.kernels.arrays import Array
+from disttrain.modes import Lender
+from disttrain.nodes import Lent
+from disttrain.parallel.buckets import vacate
+from disttrain.parallel.data_parallel import tensors_in
+from disttrain.random import current_generator
+from disttrain.tensors import Tensor
+
+if TYPE_CHECKING:
+    from disttrain.collectives.communicator import Communicator, Work
+    from disttrain.nn.module import Module
+
+
+class Shard:
+    """Which part of a parameter, seen as one axis, each rank keeps.
+
+    Args:
+        comm: the ranks.
+        shape: of the whole parameter.
+        bounds: for each rank where its part begins and ends; the parts lie one after the other.
+    """
+
+    def __init__(self, comm: Communicator, shape: tuple[int, ...], bounds: list[tuple[int, int]]) -> None:
+        self.comm = comm
+        self.shape = shape
+        self.bounds = bounds
+
+    @property
+    def here(self) -> slice:
+        """This rank's part."""
+        return slice(*self.bounds[self.comm.rank])
+
+    def part(self, whole: Array) -> Array:
+        """Return a copy of this rank's part of an array of the parameter's shape."""
+        return np.ascontiguousarray(whole).reshape(-1)[self.here].copy()
+
+    def gather(self, part: Array) -> Array:
+        """Return the whole of what all ranks have a part of; all of them call it."""
+        longest = max(end - begin for begin, end in self.bounds)
+        mine = np.zeros(longest, part.dtype)
+        mine[: part.size] = part.reshape(-1)
+        rows = np.empty((self.comm.size, longest), part.dtype)
+        self.comm.all_gather(mine, rows)
+        parts = [row[: end - begin] for row, (begin, end) in zip(rows, self.bounds, strict=True)]
+        return np.concatenate(parts).reshape(self.shape)
+
+
+class _Stretch(Lent):
+    """Some elements of a unit that an operation will need in backward."""
+
+    __slots__ = ("_dtype", "_flat", "_offset", "_shape", "_strides")
+
+    def __init__(self, flat: Flat, array: Array, offset: int) -> None:
+        self._flat = flat
+        self._offset = offset
+        self._dtype, self._shape, self._strides = array.dtype, array.shape, array.strides
+
+    def unpack(self) -> Array:
+        whole = self._flat.gathered()
+        return np.ndarray(self._shape, self._dtype, whole.view(np.uint8), self._offset, self._strides)
+
+
+class _Loan(Lender):
+    """The version counter of a parameter in a flat buffer that comes and goes."""
+
+    def __init__(self, version: int, flat: Flat) -> None:
+        super().__init__([version])
+        self.flat = flat
+
+    def lend(self, array: Array) -> Any:
+        whole = self.flat.whole
+        if whole is None:
+            return array
+        offset = _address(array) - _address(whole)
+        inside = 0 <= offset < whole.nbytes
+        return _Stretch(self.flat, array, offset) if inside else array
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+class Flat:
+    """Parameters of one type laid end to end, the last one first as backward makes their gradients, in equal parts.
+
+    Gradients are weighted, summed and divided as in ``DistributedDataParallel``, with the same roundings.
+
+    Args:
+        params: with their names in the module.
+        unit: that has them; rank 0's values are taken.
+        tag: of the call that spreads them.
+    """
+
+    def __init__(self, params: Sequence[tuple[str, Tensor]], unit: Unit, tag: tuple[int, int, int]) -> None:
+        comm = unit.comm
+        self.unit = unit
+        self.names = [name for name, _ in params][::-1]
+        self.params = [p for _, p in params][::-1]
+        self.comm = comm
+        """The group in which parameters are gathered; a :class:`Tree` gives another."""
+        self.tag = tag
+        self.kind = self.params[0]._array.dtype
+        self.half = self.kind.itemsize == 2
+        self.sum_kind = np.dtype(np.float32) if self.half else self.kind
+        """In which gradients are summed."""
+        self.shapes = [p._array.shape for p in self.params]
+        self.begins: list[int] = np.cumsum([0, *[p.numel() for p in self.params]]).tolist()
+        self.length = max(1, -(-self.begins[-1] // comm.size))
+        """Elements that each rank keeps, the last ones with padding."""
+        self.whole: Array | None = None
+        """All parameters, while they are here."""
+        self._work: Work | None = None
+        self._pieces: list[Array] = []
+        """What the parameters are between two uses, while they are whole."""
+        self._versions: list[int] = []
+        self.missing = 0
+        """How many gradients the running backward has still to make."""
+        self.weighted = False
+        self._scale = 1.0
+        self.grads: Array | None = None
+        """The rank's own gradients of all parameters, from the first one on until they are summed."""
+        self._whole_slots: list[Slot] = []
+        self._held: dict[int, Array] = {}
+        """This rank's part of averaged gradients that nobody has cleared, by parameter, while new ones are added."""
+        self.used: Array = np.zeros(len(self.params), np.float32)
+        """Which parameters the rank has used; once averaged, how many ranks have."""
+        self.work: Work | None = None
+        """The sum of the gradients on its way."""
+        self._sums: Array = None
+        self._spread()
+
+    def _spread(self) -> None:
+        rank, size = self.comm.rank, self.comm.size
+        whole = np.zeros((size, self.length), self.kind) if rank == 0 else None
+        if whole is not None:
+            for p, begin in zip(self.params, self.begins, strict=False):
+                whole.reshape(-1)[begin : begin + p._array.size] = p._array.reshape(-1)
+        row = np.empty(self.length, self.kind)
+        self.comm.scatter(whole, row, tag=self.tag)
+        edges = [r * self.length for r in range(size + 1)]
+        self._places: list[slice] = []
+        """Where the part of each parameter lies in this rank's row."""
+        for p, begin, end in zip(self.params, self.begins, self.begins[1:], strict=False):
+            inside = np.clip(np.array(edges) - begin, 0, end - begin).tolist()
+            p._shard = Shard(self.comm, p._array.shape, list(pairwise(inside)))
+            first = begin + inside[rank] - edges[rank]
+            self._places.append(slice(first, first + inside[rank + 1] - inside[rank]))
+            p._array = row[self._places[-1]].copy()
+            p._version_counter = _Loan(p._version_counter[0], self)
+            p._grad = None
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """Make the place where this rank's part of the averaged gradients lives."""
+        self.part = np.zeros(self.length, self.kind)
+        self.slots = [
+            Slot(self.part, place.start if place.stop > place.start else 0, (place.stop - place.start,))
+            for place in self._places
+        ]
+        for p, slot in zip(self.params, self.slots, strict=True):
+            p._slot = slot
+
+    @property
+    def trained(self) -> bool:
+        """Whether some parameter gets a gradient."""
+        return any(p._requires_grad or p._grad is not None for p in self.params)
+
+    # ---------------------------------------------------------------------------------------- parameters
+
+    def start_gather(self) -> None:
+        """Let the parameters come, unless they are here or on their way.
+
+        Raises:
+            RuntimeError: a parameter is of another type or size than when it was spread.
+        """
+        if self.whole is not None:
+            return
+        rows = self.comm.empty((self.comm.size, self.length), self.kind)
+        mine = rows[self.comm.rank]
+        mine[...] = 0
+        for name, p, place in zip(self.names, self.params, self._places, strict=True):
+            if p._array.dtype != self.kind or p._array.size != place.stop - place.start:
+                raise RuntimeError(
+                    f"this rank's part of parameter {name} was of {place.stop - place.start} elements of {self.kind} "
+                    f"when the module was sharded, and is now of {p._array.size} of {p._array.dtype}; convert the "
+                    f"module first, then shard it"
+                )
+            mine[place] = p._array.reshape(-1)
+        self._work = self.comm.start_all_gather(mine, rows, tag=self.tag)
+        self.whole = rows.reshape(-1)
+
+    def gathered(self) -> Array:
+        """Return all parameters, once they are here."""
+        self.start_gather()
+        if self._work is not None:
+            work, self._work = self._work, None
+            work.wait()
+        assert self.whole is not None
+        return self.whole
+
+    def drop(self) -> None:
+        """Keep only this rank's part."""
+        if self._work is not None:  # nobody has used them: they must still be there for the other ranks
+            self.gathered()
+        self.whole = None
+
+    def show(self) -> None:
+        """Let the parameters be whole."""
+        whole = self.gathered()
+        self._pieces = [p._array for p in self.params]
+        self._versions = [p._version_counter[0] for p in self.params]
+        for p, shape, begin, end in zip(self.params, self.shapes, self.begins, self.begins[1:], strict=False):
+            p._array = whole[begin:end].reshape(shape)
+
+    def hide(self, write: bool = False) -> None:
+        """Let the parameters be this rank's part of them again, with what was changed in place (all with ``write``)."""
+        assert self.whole is not None
+        row = self.whole.reshape(self.comm.size, -1)[self.comm.rank]
+        for p, piece, version, place in zip(
+            self.params, self._pieces, self._versions, self._places, strict=True
+        ):
+            p._array = piece
+            if write or p._version_counter[0] != version:
+                piece[...] = row[place].reshape(piece.shape)
+        self._pieces = []
+
+    # ---------------------------------------------------------------------------------------- gradients
+
+    def begin(self, running: Pass, averages: bool, first: bool, weight: float, scale: float) -> None:
+        """Prepare for the gradients of a backward."""
+        self.missing = sum(running.reaches(p) for p in self.params)
+        self.weighted = averages and first and not self.half and all(p._grad is None for p in self.params)
+        self._scale = weight if self.weighted else scale
+        for slot in self._whole_slots:
+            slot.scale = self._scale
+
+    def take_grads(self) -> None:
+        """Let the gradients of whole parameters be made here."""
+        if self.grads is not None:
+            return
+        self.grads = self._message()
+        home = np.zeros(self.grads.size, self.kind) if self.half else self.grads
+        self._whole_slots = [
+            Slot(home, begin, shape) for begin, shape in zip(self.begins, self.shapes, strict=False)
+        ]
+        for i, (p, slot) in enumerate(zip(self.params, self._whole_slots, strict=True)):
+            if p._grad is not None:
+                self._held[i] = p._grad._array
+                p._grad = None
+            slot.scale = self._scale
+            p._slot = slot
+
+    def _message(self) -> Array:
+        message = self.comm.empty(self.comm.size * self.length, self.sum_kind)
+        message[self.begins[-1] :] = 0
+        return message
+
+    def add_held(self, comm: Communicator) -> None:
+        """Add averaged gradients that nobody has cleared to those that the rank has made since."""
+        self.take_grads()
+        if not self._held:
+            return
+        rows = np.zeros((comm.size, self.length), self.kind)
+        for i, part in self._held.items():
+            rows[comm.rank][self._places[i]] = part.reshape(-1)
+        comm.all_gather(rows[comm.rank], rows, tag=self.tag)
+        for i in self._held:
+            p, slot = self.params[i], self._whole_slots[i]
+            before = rows.reshape(-1)[self.begins[i] : self.begins[i + 1]].reshape(self.shapes[i])
+            if p._grad is None:
+                slot.array[...] = before
+                p._give_slot()
+            else:
+                p._grad._array += before
+        self._held.clear()
+
+    def start_sum(
+        self, comm: Communicator, first_weight: float, weight: float, tag: tuple[int, int, int]
+    ) -> None:
+        """Send the gradients; see ``Bucket.fill`` of data parallelism for the arguments."""
+        self.add_held(comm)
+        assert self.grads is not None
+        message = self.grads
+        for i, (p, slot) in enumerate(zip(self.params, self._whole_slots, strict=True)):
+            source = None if p._grad is None else p._grad._array
+            self.used[i] = source is not None
+            p._grad = None
+            vacate(p, slot)
+            if source is None:
+                slot.array[...] = 0
+            elif source is not slot.array:
+                slot.array[...] = source
+        if self.half:
+            message[: self.begins[-1]] = self._whole_slots[0].flat[: self.begins[-1]]
+        if weight == 0:
+            message[...] = 0
+        elif not self.weighted and first_weight != 1:
+            message *= message.dtype.type(first_weight)
+        if any(slot.is_held(p) for p, slot in zip(self.params, self.slots, strict=True)):
+            self._allocate()  # somebody keeps an old gradient's memory
+        for p, slot in zip(self.params, self.slots, strict=True):
+            vacate(p, slot)
+            p._slot = slot
+        self._whole_slots = []
+        self._sums = np.empty(self.length, np.float32) if self.half else self.part
+        self.work = comm.start_reduce_scatter(message, self._sums, tag=tag)
+
+    def finish_sum(self) -> None:
+        """Wait for the sum of the gradients."""
+        if self.work is not None:
+            work, self.work = self.work, None
+            work.wait()
+            self.grads = None
+
+    def average(self, used: Array, total: Any) -> None:
+        """Turn the sum over the ranks into the average, and hand it to the parameters that some rank used."""
+        self.used = used
+        if total != 0 and total != 1:
+            self._sums /= total
+        if self.half:
+            with np.errstate(all="ignore"):  # too large for the type: infinite, as anywhere
+                self.part[...] = self._sums
+        self._sums = None
+        for p, n in zip(self.params, used.tolist(), strict=True):
+            if n:
+                p._give_slot()
+                assert p._grad is not None
+                p._grad._shard = p._shard
+
+    def forget(self, accumulated: bool) -> None:
+        """Undo a backward that has failed; gradients ``accumulated`` before it are lost with it."""
+        if self.work is not None:
+            self.finish_sum()
+        if self.grads is None:
+            return
+        for i, (p, slot) in enumerate(zip(self.params, self.slots, strict=True)):
+            p._grad = None
+            p._slot = slot
+            if not accumulated and i in self._held:
+                p._give_slot()
+        self._held.clear()
+        self.grads = None
+        self._whole_slots = []
+
+
+class Unit:
+    """The parameters of a module that come and go together.
+
+    Args:
+        module: that has them.
+        named: its parameters that no unit inside has.
+        comm: the ranks.
+        keep: let them stay from forward to backward.
+        number: among the units that this rank has made.
+    """
+
+    def __init__(
+        self, module: Module, named: Sequence[tuple[str, Tensor]], comm: Communicator, keep: bool, number: int
+    ) -> None:
+        self.module = module
+        self.comm = comm
+        self.keep = keep
+        self.synchronize = True
+        """Whether backwards of the forwards that follow average the gradients."""
+        self.prefetch = True
+        """Whether backward lets the unit that it will come to next come early."""
+        self.tree: Tree | None = None
+        self.borrowed: list[Unit] = []
+        """Other units that have parameters which the module uses too."""
+        self._users = 0
+        self._watched: set[int] = set()
+        self.flats: list[Flat] = []
+        self.steps = 0
+        """How often an optimizer has stepped the parameters."""
+        for _, p in named:
+            p._synchronized = self
+        if comm.size == 1:
+            return
+        groups: dict[Any, list[tuple[str, Tensor]]] = {}
+        for name, p in named:
+            groups.setdefault((p._array.dtype, p._requires_grad), []).append((name, p))
+        told = repr([(name, p._array.shape, p._array.dtype.name) for name, p in named])
+        crc = zlib.crc32(told.encode())
+        self.flats = [Flat(group, self, (number, i, crc)) for i, group in enumerate(groups.values())]
+        module.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)
+        module.register_forward_hook(self._after, always_call=True)
+
+    def _before(self, module: Module, args: Any, kwargs: Any) -> None:
+        if self.tree is None:
+            Tree(units_of(module), self.comm)
+        assert self.tree is not None
+        self.tree.enter(self)
+
+    def _after(self, module: Module, args: Any, out: Any) -> None:
+        assert self.tree is not None
+        self.tree.leave(self, out)
+
+    def watch(self) -> None:
+        """Be told of the gradients of parameters that have come to be trained."""
+        assert self.tree is not None
+        for flat in self.flats:
+            for p in flat.params:
+                if p._requires_grad and id(p) not in self._watched:
+                    self._watched.add(id(p))
+                    p.register_hook(partial(_comes, self, flat))
+                    p.register_post_accumulate_grad_hook(partial(_came, self, flat))
+
+    @property
+    def here(self) -> bool:
+        """Whether the parameters are whole or on their way."""
+        return any(flat.whole is not None for flat in self.flats)
+
+    def start_gather(self) -> None:
+        """Let the parameters come."""
+        for flat in self.flats:
+            flat.start_gather()
+
+    def hold(self) -> None:
+        """Let the parameters be whole until :meth:`release` has been called as often."""
+        if not self._users:
+            self.start_gather()
+            for flat in self.flats:
+                flat.show()
+        self._users += 1
+
+    def release(self, keep: bool, write: bool = False) -> None:
+        """Undo :meth:`hold`, and with ``keep`` leave the memory for backward."""
+        self._users -= 1
+        if not self._users:
+            for flat in self.flats:
+                flat.hide(write)
+            if not keep:
+                self.drop()
+
+    def drop(self) -> None:
+        """Let the whole parameters go, unless their module runs."""
+        if not self._users:
+            for flat in self.flats:
+                flat.drop()
+
+
+def _comes(unit: Unit, flat: Flat, _: Tensor) -> None:
+    if accumulates():
+        assert unit.tree is not None
+        unit.tree.begin(unit.synchronize)
+        flat.take_grads()
+
+
+def _came(unit: Unit, flat: Flat, _: Tensor) -> None:
+    assert unit.tree is not None
+    unit.tree.came(flat)
+
+
+class _Forward:
+    """One run of the outermost unit: the units in the order in which they ended."""
+
+    def __init__(self, averages: bool) -> None:
+        self.averages = averages
+        self.visits: list[tuple[Unit, int]] = []
+        """Each unit with the number of units that had ended when it began."""
+
+
+class Tree:
+    """Units that run in one forward, and what they share: the order of their calls and the weights of a step.
+
+    Parameters are gathered in one group and gradients summed in another, so that neither waits for the other, and
+    sums are begun in the same order on all ranks whatever parameters these have used.
+    """
+
+    def __init__(self, units: list[Unit], comm: Communicator) -> None:
+        for unit in units:
+            unit.tree = self
+        self._units = units
+        self._gathers = _again(comm)
+        self._reduces = _again(comm)
+        for unit in units:
+            for flat in unit.flats:
+                flat.comm = self._gathers
+        self._number = agree(comm)
+        self._order: list[Unit] = []
+        """Units that have been in a recorded forward, as they began."""
+        self._expected: list[Unit] = []
+        """Units as they began in the last forward: what comes next."""
+        self._began: list[Unit] = []
+        self._stack: list[tuple[Unit, int]] = []
+        self._forward = _Forward(True)
+        self._pass: Pass | None = None
+        """The backward that runs."""
+        self._averages = True
+        self._weights: list[float] = []
+        self._first_weight = 1.0
+        self._flats: list[Flat] = []
+        """What the running backward averages, in this order."""
+        self._started = 0
+
+    # ---------------------------------------------------------------------------------------- forward
+
+    def enter(self, unit: Unit) -> None:
+        """The module of ``unit`` begins."""
+        again = self._pass is not None  # a checkpoint computes again
+        if not self._stack and not again:
+            self._begin_forward(unit)
+        for u in (unit, *unit.borrowed):
+            u.hold()
+        self._stack.append((unit, len(self._forward.visits)))
+        if again:
+            return
+        self._began.append(unit)
+        if is_grad_enabled() and unit not in self._order:
+            self._order.append(unit)
+        n = len(self._began)
+        if self._expected[:n][-1:] == [unit] and n < len(self._expected):
+            self._expected[n].start_gather()
+
+    def _begin_forward(self, unit: Unit) -> None:
+        for u in self._units:
+            u.watch()
+            u.drop()
+        self._forward = _Forward(unit.synchronize)
+        self._began = []
+        if is_grad_enabled() and unit.synchronize and unit.module.training:
+            take_from_rank_0(self._gathers, list(unit.module.buffers()))
+
+    def leave(self, unit: Unit, out: Any) -> None:
+        """The module of ``unit`` has ended, or raised."""
+        _, begin = self._stack.pop()
+        again = self._pass is not None
+        recording = is_grad_enabled()
+        for u in (unit, *unit.borrowed):
+            u.release(again or (recording and (u.keep or not self._stack)))
+        if again:
+            return
+        forward = self._forward
+        if recording:
+            forward.visits.append((unit, begin))
+            coming = partial(self._coming, forward, len(forward.visits) - 1)
+            for t in tensors_in(out):
+                if t.requires_grad:
+                    t.register_hook(coming)
+        if not self._stack:
+            self._expected = self._began
+            for u in self._units:
+                if not (recording and (u.keep or u is unit)):
+                    u.drop()  # what was expected and did not come
+
+    # ---------------------------------------------------------------------------------------- backward
+
+    def _coming(self, forward: _Forward, index: int, _: Tensor) -> None:
+        """Backward has come to what a unit returned."""
+        if is_grad_enabled():
+            raise NotImplementedError(
+                "create_graph=True does not go through sharded parameters, which are not whole when the gradient is "
+                "differentiated again; use DistributedDataParallel for gradients of gradients"
+            )
+        if accumulates():
+            self.begin(forward.averages)
+        else:
+            self._come_in()
+        visits = forward.visits
+        unit = visits[index][0]
+        before = visits[index - 1][0] if index else unit
+        for later, begin in visits[index + 1 :]:
+            if begin > index and later is not unit and later is not before:
+                later.drop()
+        unit.start_gather()
+        for flat in unit.flats:
+            flat.gathered()
+        if unit.prefetch:
+            before.start_gather()
+
+    def _come_in(self) -> Pass:
+        """Return the backward that runs, after seeing to it that its end is heard of."""
+        running = running_pass()
+        if running is None:
+            raise RuntimeError(
+                "backward(inputs=...) does not average gradients over the ranks; call backward() without inputs"
+            )
+        if self._pass is not running:
+            self._pass = running
+            queue_callback(self._end, self._abandon)
+        return running
+
+    def begin(self, averages: bool) -> None:
+        """Prepare for the gradients of the backward that is beginning; called more than once in each.
+
+        Raises:
+            RuntimeError: it was asked for the gradients of some tensors only.
+        """
+        running = self._come_in()
+        if self._flats:
+            self._averages |= averages
+            return
+        self._averages = averages
+        self._flats = [f for u in reversed(self._order) for f in reversed(u.flats) if f.trained]
+        if all(p._grad is None for f in self._flats for p in f.params):
+            self._weights.clear()  # whatever was accumulated has been thrown away
+        weight = backward_weight()
+        if weight is None:
+            dealt = context.current().dealt
+            weight = 1.0 if dealt is None else float(dealt.samples)
+        first = not any(self._weights)
+        self._weights.append(weight)
+        if first:
+            self._first_weight = weight or 1.0
+        self._started = 0
+        for flat in self._flats:
+            flat.begin(running, averages, first, weight, weight / self._first_weight)
+
+    def came(self, flat: Flat) -> None:
+        """The gradient of one parameter of ``flat`` is complete."""
+        flat.missing -= 1
+        if not self._averages:
+            return
+        # In the same order on all ranks, whatever the order in which their gradients come.
+        while self._started < len(self._flats) and self._flats[self._started].missing <= 0:
+            self._start_next()
+
+    def _start_next(self) -> None:
+        index, flat = self._started, self._flats[self._started]
+        self._started += 1
+        if index:
+            self._flats[index - 1].finish_sum()  # two are whole at a time: one that is sent, one that is made
+        weight = sum(self._weights) / len(self._weights)
+        dealt = context.current().dealt
+        tag = bucket_tag(self._number, index, flat.unit.steps, None if dealt is None else dealt.position)
+        flat.start_sum(self._reduces, self._first_weight, weight, tag)
+
+    def _end(self) -> None:
+        """Send what is left, and turn sums into averages."""
+        if self._flats and self._averages:
+            while self._started < len(self._flats):
+                self._start_next()
+            self._flats[-1].finish_sum()
+            self._average()
+            self._weights.clear()
+        for flat in self._flats:
+            if not self._averages:
+                flat.add_held(self._reduces)
+        self._finish()
+
+    def _average(self) -> None:
+        """Tell all ranks who has used which parameter, and divide by the sum of the ranks' weights."""
+        weight = sum(self._weights) / len(self._weights)
+        kinds: dict[Any, list[Flat]] = {}
+        for flat in self._flats:
+            kinds.setdefault(flat.sum_kind, []).append(flat)
+        for kind, flats in kinds.items():
+            tail = np.concatenate([*[f.used for f in flats], [weight]]).astype(kind)
+            self._reduces.all_reduce(tail, tail)
+            begin = 0
+            for f in flats:
+                f.average(tail[begin : begin + len(f.params)], tail[-1])
+                begin += len(f.params)
+
+    def _abandon(self, error: BaseException) -> None:
+        """Forget the backward that has raised ``error``."""
+        if self._flats:
+            self._weights.pop()
+            for flat in self._flats:
+                flat.forget(bool(self._weights))
+            self._weights.clear()
+        self._stack.clear()
+        self._finish()
+
+    def _finish(self) -> None:
+        self._pass = None
+        self._flats = []
+        for unit in self._units:
+            unit.drop()
+
+
+def units_of(module: Module) -> list[Unit]:
+    """Return the units of a module and of those inside it."""
+    found = [m.__dict__.get("_unit") for m in module.modules()]
+    return [unit for unit in found if unit is not None]
+
+
+def agree(comm: Communicator) -> int:
+    """Return the number of a wrapper, rank 0's, and take its seed for the order of data sets."""
+    rank = context.current()
+    told = np.array([rank.wrappers, current_generator().initial_seed()], np.uint64)
+    rank.wrappers += 1
+    comm.broadcast(told)
+    number, rank.order_seed = (int(word) for word in told)
+    return number
+
+
+def take_from_rank_0(comm: Communicator, tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with those of rank 0."""
+    kinds: dict[Any, list[Tensor]] = {}
+    for t in tensors:
+        kinds.setdefault(t._array.dtype, []).append(t)
+    for same in kinds.values():
+        flat = np.concatenate([t._array.reshape(-1) for t in same])
+        comm.broadcast(flat)
+        begin = 0
+        for t in same:
+            t._array[...] = flat[begin : begin + t._array.size].reshape(t._array.shape)
+            t._version_counter[0] += 1
+            begin += t._array.size
+
+
+def _again(comm: Communicator) -> Communicator:
+    """Return another group of the same ranks."""
+    made = comm.split(0)
+    assert made is not None
+    return made
