@@ -15,7 +15,7 @@ import numpy
 from disttrain.collectives.errors import CollectiveMismatch
 from disttrain.collectives.ledger import NO_TAG as _NO_TAG
 from disttrain.collectives.ledger import Page, describe, place
-from disttrain.kernels.arrays import Array
+from disttrain.kernels.arrays import Array, on_gpu
 
 Tag = tuple[int, int, int]
 """(generation, synchronised backward number, bucket), or whatever three numbers must agree on all ranks."""
@@ -53,6 +53,7 @@ VERBS = (
     *("barrier", "split", "send/recv", "close", "rank0_first", "all_gather_v", "all_to_all_v"),
 )
 
+_ON_GPU = 1 << 8
 _DTYPE_CODE = {dtype: i for i, dtype in enumerate(DTYPES)}
 _OP_CODE = {"": -1} | {op: i for i, op in enumerate(OPS + BIT_OPS)}
 _VERB_CODE = {verb: i for i, verb in enumerate(VERBS)}
@@ -81,6 +82,7 @@ class Call:
     __slots__ = (
         *("verb", "x", "out", "like", "op", "root", "tag", "pair", "source", "generation", "number", "index"),
         *("finished", "error", "result", "awaited", "sends", "receives", "group", "page", "entry"),
+        *("ready", "passed"),
     )
 
     def __init__(
@@ -114,6 +116,10 @@ class Call:
         self.finished = False
         self.error: BaseException | None = None
         self.result: Any = None
+        self.ready: Any = None
+        """Of arrays on a GPU: the event after which they may be read and written, made by the caller."""
+        self.passed: Any = None
+        """Of arrays on a GPU: the event after which the call is over there; ``finished`` says that this is known."""
         self.awaited: str | None = None
         """What rank 0 does for as long as it takes while this call waits for it."""
         self.group: Any = None
@@ -137,6 +143,8 @@ class Call:
         """Return what must be equal on all ranks of the group."""
         verb, op, dtype = self.codes()
         count, shape = 0, 0
+        if self.ready is not None:
+            dtype += _ON_GPU
         if self.like is not None:
             if self.sends:  # all_to_all_v: the counts differ, and are compared pair by pair
                 pass
@@ -173,7 +181,7 @@ class Call:
             extent.append(f"shape {self.like.shape}")
         return describe(
             verb,
-            "" if self.like is None else str(self.like.dtype),
+            "" if self.like is None else f"{self.like.dtype}{' on the GPU' * on_gpu(self.like)}",
             ", ".join(extent),
             op=self.op,
             root=self.root,

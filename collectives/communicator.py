@@ -10,7 +10,7 @@ import numpy
 from disttrain.collectives.call import BIT_OPS, DTYPES, NO_TAG, OPS, Call, Tag
 from disttrain.collectives.host import Group, Host
 from disttrain.collectives.protocol import collective, message
-from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.kernels.arrays import Array, address, get_array_module, is_array, on_gpu, overlap
 
 _SUPPORTED = frozenset(DTYPES)
 
@@ -26,7 +26,8 @@ class Work:
     @property
     def done(self) -> bool:
         """Whether the call has completed, or failed; :meth:`wait` then returns, or raises, at once."""
-        return self._host.test(self._rank, self._call)
+        call = self._call
+        return self._host.test(self._rank, call) and (call.passed is None or bool(call.passed.done))
 
     @property
     def error(self) -> BaseException | None:
@@ -35,6 +36,9 @@ class Work:
 
     def wait(self) -> None:
         """Return once the call has completed on this rank.
+
+        Of arrays on a GPU: once it has its place there. What the caller's current stream is given afterwards comes
+        after it; the CPU does not wait.
 
         Raises:
             CollectiveMismatch: ranks of the group made different calls.
@@ -46,6 +50,8 @@ class Work:
             self._host.wait(self._rank, self._call)
         if self._call.error is not None:
             raise self._call.error
+        if self._call.passed is not None:
+            self._host.gpu.follow(self._call.passed)
 
 
 class Communicator:
@@ -54,7 +60,8 @@ class Communicator:
     Every verb is called by all ranks of the group, in the same order, with arrays of the same shape and
     dtype; before anything moves the ranks compare their calls and raise the same ``CollectiveMismatch`` if
     they differ. Arrays are C-contiguous NumPy arrays of bool, (u)int8 to (u)int64, float16, bfloat16, float32
-    or float64. Nothing is cast or divided. Where ``x`` and ``out`` have one shape they may be the same array.
+    or float64, or such CuPy arrays on the one GPU that the process uses, the same on all ranks. Nothing is cast or
+    divided. Where ``x`` and ``out`` have one shape they may be the same array.
     Each verb has a ``start_`` form that returns a :class:`Work` at once, and raises what :meth:`Work.wait`
     does.
 
@@ -96,7 +103,7 @@ class Communicator:
     def __repr__(self) -> str:
         return f"<Communicator rank {self.rank} of {self.size}, {self.transport}>"
 
-    def empty(self, shape: int | Sequence[int], dtype: Any) -> Array:
+    def empty(self, shape: int | Sequence[int], dtype: Any, *, like: Array | None = None) -> Array:
         """Return a new array of arbitrary contents where calls between processes of one node need no copies.
 
         It is like any other array, and stays valid when communication has ended. Without memory that processes
@@ -105,7 +112,11 @@ class Communicator:
         Args:
             shape: of the array.
             dtype: a NumPy dtype, or what makes one.
+            like: an array; if it is on a GPU, the new one is there too.
         """
+        if like is not None and on_gpu(like):
+            with like.device:
+                return get_array_module(like).empty(shape, dtype)
         memory = self._host.transport.memory
         shared = None if memory is None else memory.empty(shape, dtype)
         return numpy.empty(shape, dtype) if shared is None else shared
@@ -117,7 +128,8 @@ class Communicator:
     def all_reduce(self, x: Array, out: Array, *, op: str = "sum", tag: Tag = NO_TAG) -> None:
         """Write into ``out`` the elementwise ``sum``, ``prod``, ``min`` or ``max`` of ``x`` over all ranks.
 
-        Half precision is reduced in float32 and rounded once. All ranks receive the same bits.
+        Half precision is reduced in float32 and rounded once (by NCCL, if no order is fixed, in its own way). All
+        ranks receive the same bits.
         """
         self._run(self._all_reduce(x, out, op, tag))
 
@@ -408,44 +420,41 @@ class Communicator:
         self._host.check(self._group)
         call.index = self.rank
         call.generation = self._host.env.generation
+        if on_gpu(call.like):
+            call.ready = self._host.gpu.accept(call.like)
         if call.pair is None:
             self._group.deposit(call, collective, stay)
         else:
             self._group.deposit_message(call, message, stay)
 
     def _check(self, x: Array | None, name: str, *, writeable: bool = False) -> None:
-        if not isinstance(x, numpy.ndarray):
-            if get_array_module(x) is not numpy:
-                raise TypeError(
-                    f"{name} is on a GPU, and the {self.transport} transport moves NumPy arrays only: "
-                    f"GPU arrays need the nccl transport, which is not built yet"
-                )
-            raise TypeError(f"{name} must be a NumPy array, got {type(x).__name__}")
+        if not is_array(x):
+            raise TypeError(f"{name} must be a NumPy or a CuPy array, got {type(x).__name__}")
+        assert x is not None  # for the type checker
         if x.dtype not in _SUPPORTED:
             raise TypeError(f"{name} has dtype {x.dtype}; supported: {', '.join(map(str, DTYPES))}")
         if not x.flags.c_contiguous:
             raise ValueError(
                 f"{name} must be C-contiguous, got shape {x.shape} with strides {x.strides}; "
-                f"pass numpy.ascontiguousarray({name}) and copy the result back where needed"
+                f"pass {get_array_module(x).__name__}.ascontiguousarray({name}) and copy the result back where needed"
             )
-        if writeable and not x.flags.writeable:
+        if writeable and not (on_gpu(x) or x.flags.writeable):
             raise ValueError(f"{name} is read-only, but the result goes there")
 
     def _check_out(self, out: Array, x: Array, size: int) -> None:
         self._check_sized(out, x, size, f"x of shape {x.shape} on {self.size} ranks")
-        if (
-            out is not x
-            and size == x.size
-            and numpy.may_share_memory(x, out)
-            and _address(x) != _address(out)
-        ):
+        if out is not x and size == x.size and address(x) != address(out) and overlap(x, out):
             raise ValueError("x and out overlap; pass the same array twice, or two that share no memory")
 
     def _check_sized(self, out: Array, x: Array, size: int, what: str) -> None:
         if out is not x:
             self._check(out, "out", writeable=True)
-        elif not x.flags.writeable:
+        elif not (on_gpu(x) or x.flags.writeable):
             raise ValueError("out is read-only, but the result goes there")
+        if on_gpu(out) is not on_gpu(x):
+            raise TypeError(
+                f"x and out must be on one device, and only {'x' if on_gpu(x) else 'out'} is on a GPU"
+            )
         if out.dtype != x.dtype:
             raise TypeError(f"x and out must have one dtype, got {x.dtype} and {out.dtype}")
         if out.size != size:
@@ -459,11 +468,6 @@ class Communicator:
         self._check_root(peer)
         if peer == self.rank:
             raise ValueError(f"rank {peer} cannot send to itself")
-
-
-def _address(x: Array) -> int:
-    address: int = x.__array_interface__["data"][0]
-    return address
 
 
 def _checked_op(op: str, x: Array) -> str:

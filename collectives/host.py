@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from disttrain.collectives.call import AT_THE_END, BIT_OPS, DTYPES, OPS, VERBS, Call, name_ranks
 from disttrain.collectives.env import WorkerEnv
@@ -17,6 +18,9 @@ from disttrain.collectives.scratch import Scratch
 from disttrain.collectives.transport import Channel, Transport
 from disttrain.collectives.tree import cover
 from disttrain.collectives.watch import Watch
+
+if TYPE_CHECKING:
+    from disttrain.collectives.on_gpu import GpuSide
 
 Verb = Callable[["Group", Sequence[Call]], Steps]
 """What a group does once the ranks hosted here have made their calls."""
@@ -62,6 +66,12 @@ class Group:
         """Places of small arrays in shared memory, by size and type."""
         self.of_nodes: Group | None = None
         """The same ranks as the nodes host them, over the channel to the other nodes, once it has been needed."""
+        self.piece_bytes = 2 << 20
+        """How much is reduced at a time. MPI's reductions lose a factor of 2 outside the caches."""
+        self.in_order = host.env.fixed_order
+        """Whether all reductions follow the fixed tree; else a channel may have an order of its own."""
+        self.on_gpu: dict[int, Any] = {}
+        """The ways of arrays on GPUs, by lane (``on_gpu.way``; 0 is that of collectives), once there were some."""
         self.broken: BaseException | None = None
         """Why this group cannot be used any more."""
         self._made = dict.fromkeys(self.here, 0)
@@ -141,6 +151,8 @@ class Host:
         self.ledger = Ledger(ranks, tables, env.ledger)
         self.baton = Baton(ranks, self.progress, on_switch) if threads else None
         self.world = Group(self, range(env.world_size), transport.world, transport.hosts)
+        self.failure: BaseException | None = None
+        """What has failed on the GPU, where nobody waited for it."""
         self.communicators: dict[int, Any] = {}
         """The world communicator of each hosted rank, once it has asked for it."""
         self.waits: dict[int, tuple[Call, float]] = {}
@@ -154,10 +166,24 @@ class Host:
         """Return the number of the node on which a rank of the world is."""
         return self.transport.nodes[self.world.process_of[rank]]
 
+    @cached_property
+    def gpu(self) -> "GpuSide":
+        """What arrays on a GPU need, once there were some."""
+        from disttrain.collectives.on_gpu import GpuSide
+
+        return GpuSide(self)
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether there were arrays on a GPU."""
+        return "gpu" in self.__dict__
+
     def check(self, group: Group) -> None:
         """Raise if a call on ``group`` could never complete."""
         if self.baton is not None:
             self.baton.check()
+        if self.failure is not None:
+            raise CollectiveError(f"the GPU cannot be used any more: {self.failure}") from self.failure
         if group.broken is not None:
             raise CollectiveError(f"this group cannot be used any more: {group.broken}") from group.broken
 
@@ -199,11 +225,16 @@ class Host:
         Raises:
             CollectiveMismatch: some rank is still in, or has started and left behind, another call.
         """
-        if isinstance(self.world.broken, CollectiveTimeout):  # the others may never come: leave without them
+        if self.uses_gpu:
+            self.progress.drive(lambda: self.gpu.watchdog.idle or self.failure)
+        # Who has waited too long leaves without the others, who may never come.
+        if isinstance(self.world.broken, CollectiveTimeout) or self.failure is not None:
             self.stop()
             return
         try:
             self._say_goodbye(steps)
+            if self.uses_gpu:
+                self.gpu.close()
         finally:
             self.stop()
         self.transport.close()
@@ -213,6 +244,8 @@ class Host:
         if self.watch is not None:
             self.watch.close()
         self.progress.close()
+        if self.uses_gpu:
+            self.gpu.stop()
 
     def _say_goodbye(self, steps: Verb) -> None:
         if self.world.broken is None:

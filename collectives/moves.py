@@ -13,7 +13,6 @@ from disttrain.collectives.call import Call
 from disttrain.collectives.host import Group
 from disttrain.collectives.progress import Steps
 from disttrain.collectives.reduction import (
-    UFUNCS,
     Parts,
     accumulator,
     copy_flat,
@@ -23,11 +22,10 @@ from disttrain.collectives.reduction import (
     operands,
     operation,
     round_into,
+    ufunc,
 )
-from disttrain.kernels.arrays import Array
+from disttrain.kernels.arrays import Array, copy_into, overlap
 
-PIECE_BYTES = 2 << 20
-"""How much is reduced at a time. MPI's reductions lose a factor of 2 outside the caches."""
 SMALL_BYTES = 8 << 10
 """Up to here every process folds everything itself: more bytes, one exchange instead of two."""
 
@@ -37,13 +35,13 @@ def all_reduce(group: Group, calls: Sequence[Call]) -> Steps:
     xs, op = operands(calls), operation(calls[0])
     outs = [flat(call.out, op) for call in calls]
     count, itemsize = outs[0].size, outs[0].itemsize
-    step = max(1, PIECE_BYTES // itemsize)
+    step = max(1, group.piece_bytes // itemsize)
     for lo in range(0, count, step):
         piece = slice(lo, min(lo + step, count))
         group.scratch.reset()
         yield from reduce_piece(group, _cut(xs, piece), outs[0][piece], op)
         for out in outs[1:]:
-            numpy.copyto(out[piece], outs[0][piece])
+            copy_into(out[piece], outs[0][piece])
 
 
 def reduce_piece(group: Group, xs: Parts, out: Array, op: str) -> Steps:
@@ -55,7 +53,7 @@ def reduce_piece(group: Group, xs: Parts, out: Array, op: str) -> Steps:
     """
     dtype = accumulator(out.dtype)
     # MPI leaves min and max of NaN open; ours keep it, so that a vote on "is it finite" can be a max.
-    native = not group.host.env.fixed_order and (op not in ("min", "max") or dtype.kind != "f")
+    native = not group.in_order and (op not in ("min", "max") or dtype.kind != "f")
     if native and group.channel.size > 1:
         yield from _reduce_natively(group, xs, out, op)
     else:
@@ -69,10 +67,10 @@ def _reduce_natively(group: Group, xs: Parts, out: Array, op: str) -> Steps:
     if any(first is x for x in xs.values()):  # not ours to write
         total = out if out.dtype == dtype and not rest else group.scratch.take(out.size, dtype)
         if total is not first:
-            numpy.copyto(total, first)
+            copy_into(total, first)
     with numpy.errstate(all="ignore"):
         for part in rest:
-            UFUNCS[op](total, part, out=total)
+            ufunc(op, total)(total, part, out=total)
     yield group.channel.all_reduce(total, op), False
     if total is not out:
         round_into(total, out)
@@ -143,7 +141,7 @@ def _reduce(group: Group, calls: Sequence[Call]) -> Steps:
     owner = group.process_of[root]
     out = next((flat(call.out, op) for call in calls if call.index == root), None)
     count = next(iter(xs.values())).size
-    step = max(1, PIECE_BYTES // next(iter(xs.values())).itemsize)
+    step = max(1, group.piece_bytes // next(iter(xs.values())).itemsize)
     for lo in range(0, count, step):
         piece = slice(lo, min(lo + step, count))
         group.scratch.reset()
@@ -155,7 +153,7 @@ def _reduce_scatter(group: Group, calls: Sequence[Call]) -> Steps:
     xs, op = operands(calls), operation(calls[0])
     outs = {call.index: flat(call.out, op) for call in calls}
     count = outs[calls[0].index].size
-    step = max(1, PIECE_BYTES // (group.size * outs[calls[0].index].itemsize))
+    step = max(1, group.piece_bytes // (group.size * outs[calls[0].index].itemsize))
     for lo in range(0, count, step):
         hi = min(lo + step, count)
         group.scratch.reset()
@@ -171,7 +169,7 @@ def _all_gather(group: Group, calls: Sequence[Call]) -> Steps:
         copy_flat(call.x, out[call.index])
     yield gather_rows(group, out), False
     for call in calls[1:]:
-        numpy.copyto(_rows(call.out, group.size), out)
+        copy_into(_rows(call.out, group.size), out)
 
 
 def gather_rows(group: Group, rows: Sequence[Array]) -> Callable[[], bool]:
@@ -189,7 +187,7 @@ def _all_gather_v(group: Group, calls: Sequence[Call]) -> Steps:
         copy_flat(call.x, rows[call.index])
     yield gather_rows(group, rows), False
     for call in calls[1:]:
-        numpy.copyto(flat(call.out), out)
+        copy_into(flat(call.out), out)
 
 
 def _gather(group: Group, calls: Sequence[Call]) -> Steps:
@@ -223,7 +221,7 @@ def _broadcast(group: Group, calls: Sequence[Call]) -> Steps:
     yield from broadcast_from(group, group.process_of[root], x)
     for call in calls:
         if call is not first:
-            numpy.copyto(flat(call.out), x)
+            copy_into(flat(call.out), x)
 
 
 def broadcast_from(group: Group, owner: int, x: Array) -> Steps:
@@ -269,10 +267,10 @@ def _split(x: Array, counts: Sequence[int]) -> list[Array]:
 def _apart(group: Group, call: Call) -> Array:
     """Return the flat ``x`` of a call, a copy if it shares memory with ``out``."""
     x = flat(call.x)
-    if not numpy.may_share_memory(call.x, call.out):
+    if not overlap(call.x, call.out):
         return x
     copy = group.scratch.take(x.size, x.dtype)
-    numpy.copyto(copy, x)
+    copy_into(copy, x)
     return copy
 
 
@@ -283,7 +281,7 @@ def _swap(group: Group, xs: dict[int, list[Array]], outs: dict[int, list[Array]]
     yield group.channel.exchange(sends, receives), False
     for i in group.here:
         for j in group.here:
-            numpy.copyto(outs[j][i], xs[i][j])
+            copy_into(outs[j][i], xs[i][j])
 
 
 def _rows(x: Array, rows: int) -> Array:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy
 
-from disttrain.collectives import moves, node_moves, shared_moves
+from disttrain.collectives import moves, node_moves, on_gpu, shared_moves
 from disttrain.collectives.call import HEADER_BYTES, RECORD_BYTES, Call, mismatch
 from disttrain.collectives.host import Group
 from disttrain.collectives.nodes import NodesChannel
@@ -21,6 +21,12 @@ from disttrain.kernels.arrays import Array
 
 def collective(group: Group, calls: Sequence[Call]) -> Steps:
     """Agree with all ranks of the group on the call, then do it."""
+    if calls[0].ready is not None:
+        yield from _agree(group, calls)
+        if calls[0].verb == "all_to_all_v":
+            yield from _agree_on_counts(group, calls)
+        yield from on_gpu.collective(group, calls, _move)
+        return
     group.scratch.reset()
     verb, channel = calls[0].verb, group.channel
     if isinstance(channel, SharedChannel) and verb == "all_reduce":
@@ -34,6 +40,15 @@ def collective(group: Group, calls: Sequence[Call]) -> Steps:
     yield from _agree(group, calls)
     if verb == "all_to_all_v":
         yield from _agree_on_counts(group, calls)
+    yield from _move(group, calls)
+
+
+def _move(group: Group, calls: Sequence[Call]) -> Steps:
+    """Do what all ranks of the group have agreed on."""
+    verb, channel = calls[0].verb, group.channel
+    if isinstance(channel, SharedChannel) and verb == "all_reduce":
+        yield from reduce_shared(group, channel, calls)
+        return
     if isinstance(channel, SharedChannel) and verb in shared_moves.VERBS:
         steps = shared_moves.VERBS[verb]
     elif isinstance(channel, NodesChannel) and verb in node_moves.VERBS:
@@ -57,6 +72,9 @@ def message(group: Group, calls: Sequence[Call]) -> Steps:
             raise _message_mismatch(
                 group, calls[0].number, source, target, [c.record() for c in _in_order(calls)]
             )
+        if calls[0].ready is not None:
+            yield from on_gpu.message(group, calls)
+            return
         sender, receiver = _in_order(calls)
         numpy.copyto(flat(receiver.out), flat(sender.x))
         return
@@ -72,6 +90,9 @@ def message(group: Group, calls: Sequence[Call]) -> Steps:
         if call.x is None:
             records.reverse()
         raise _message_mismatch(group, call.number, source, target, records)
+    if call.ready is not None:
+        yield from on_gpu.message(group, calls, lane)
+        return
     sends = [] if call.x is None else [(peer, flat(call.x))]
     receives = [] if call.out is None else [(peer, flat(call.out))]
     yield group.channel.exchange(sends, receives, lane), False
@@ -163,7 +184,11 @@ def _split(group: Group, calls: Sequence[Call]) -> Steps:
 
 def _close(group: Group, calls: Sequence[Call]) -> Steps:
     if group is not group.host.world:
+        if group.on_gpu:
+            yield on_gpu.settled(group), False
         yield group.channel.leave(), False
+        if group.on_gpu:
+            on_gpu.close(group)
         group.channel.close()
     group.broken = ValueError("it was closed")
 

@@ -9,17 +9,18 @@ import numpy
 from disttrain.collectives.call import Call
 from disttrain.collectives.host import Group
 from disttrain.collectives.tree import Node, fold
-from disttrain.kernels.arrays import Array
+from disttrain.kernels.arrays import Array, address, copy_into, get_array_module
 
-UFUNCS: dict[str, Callable[..., Any]] = {
-    "sum": numpy.add,
-    "prod": numpy.multiply,
-    "min": numpy.minimum,
-    "max": numpy.maximum,
-    "band": numpy.bitwise_and,
-    "bor": numpy.bitwise_or,
-    "bxor": numpy.bitwise_xor,
+_UFUNCS = {
+    "sum": "add",
+    "prod": "multiply",
+    "min": "minimum",
+    "max": "maximum",
+    "band": "bitwise_and",
+    "bor": "bitwise_or",
+    "bxor": "bitwise_xor",
 }
+"""The function of NumPy and of CuPy for each operation."""
 _OF_BOOL = {"sum": "max", "prod": "min", "min": "min", "max": "max"}
 
 CHUNK_BYTES = 256 << 10
@@ -53,7 +54,13 @@ def fold_along(
 ) -> Array:
     """:func:`.tree.fold` by the name of an operation; return the result."""
     with numpy.errstate(all="ignore"):  # overflow and NaN are results here, for the caller to look at
-        return fold(node, parts, UFUNCS[op], take, out)[0]
+        return fold(node, parts, ufunc(op, next(iter(parts.values()))[0]), take, out)[0]
+
+
+def ufunc(op: str, x: Array) -> Callable[..., Any]:
+    """Return the function ``f(left, right, out=...)`` of an operation on arrays of the library of ``x``."""
+    function: Callable[..., Any] = getattr(get_array_module(x), _UFUNCS[op])
+    return function
 
 
 def fold_into(group: Group, parts: dict[Node, tuple[Array, bool]], op: str, out: Array) -> None:
@@ -71,7 +78,7 @@ def widened(group: Group, x: Array) -> tuple[Array, bool]:
     if x.dtype == dtype:
         return x, False
     wide = group.scratch.take(x.size, dtype)
-    numpy.copyto(wide, x)
+    copy_into(wide, x)
     return wide, True
 
 
@@ -94,8 +101,8 @@ def flat(x: Array, op: str = "") -> Array:
 def copy_flat(x: Array, out: Array) -> None:
     """Copy ``x`` into the flat ``out``, unless it is the same memory already."""
     line = x.reshape(-1)
-    if line.__array_interface__["data"][0] != out.__array_interface__["data"][0]:
-        numpy.copyto(out, line)
+    if address(line) != address(out):
+        copy_into(out, line)
 
 
 def accumulator(dtype: Dtype) -> Dtype:
@@ -106,4 +113,4 @@ def accumulator(dtype: Dtype) -> Dtype:
 def round_into(total: Array, out: Array) -> None:
     """Write ``total`` into ``out``, which may be of a narrower type."""
     with numpy.errstate(all="ignore"):
-        numpy.copyto(out, total, casting="unsafe")
+        get_array_module(out).copyto(out, total, casting="unsafe")

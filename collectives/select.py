@@ -10,6 +10,9 @@ TRANSPORTS = ("auto", "local", "mpi", "nccl")
 def choose(env: WorkerEnv) -> tuple[str, str]:
     """Return the name of the transport for ``env`` and the reason, in words.
 
+    It is that of NumPy arrays and of what ranks tell each other. Under ``auto`` arrays on GPUs go over NCCL where the
+    processes can (``nccl.refusal``), which is known when the first of them comes.
+
     Raises:
         ValueError: there is no transport of that name.
         TransportUnavailable: the transport that was asked for by name cannot serve this job.
@@ -18,10 +21,9 @@ def choose(env: WorkerEnv) -> tuple[str, str]:
     if wanted not in TRANSPORTS:
         raise ValueError(f"transport must be one of {', '.join(TRANSPORTS)}, got {wanted!r}")
     if wanted == "nccl":
-        raise TransportUnavailable(
-            "the nccl transport needs GPUs and CuPy and is not built yet; "
-            "use mpi (or auto), which moves NumPy arrays"
-        )
+        from disttrain.collectives import nccl
+
+        nccl.load()
     if wanted == "local" and env.processes > 1:
         raise TransportUnavailable(
             f"the local transport connects ranks of one process, and this job has {env.processes} processes; "
@@ -37,12 +39,15 @@ def choose(env: WorkerEnv) -> tuple[str, str]:
 def open_transport(env: WorkerEnv) -> tuple[Transport, str]:
     """Return the connected transport for ``env`` and one line that says what it is and why."""
     name, why = choose(env)
-    if name == "local":
+    if name == "local" or env.processes == 1:
         from disttrain.collectives.local import LocalTransport
 
         local = LocalTransport(env)
-        return local, f"communicating over local ({why})"
+        local.name = name
+        return local, f"communicating over {name} ({why})"
     from disttrain.collectives.mpi import MpiTransport
 
     mpi = MpiTransport(env)
-    return mpi, f"communicating over mpi, {mpi.library} ({why})"
+    mpi.name = name
+    also = " for GPU arrays and mpi for others" if name == "nccl" else ""
+    return mpi, f"communicating over {name}{also}, {mpi.library} ({why})"

@@ -18,12 +18,34 @@ def get_array_module(*arrays: Array) -> ModuleType:
     return numpy
 
 
+def on_gpu(x: object) -> bool:
+    """Return whether ``x`` is an array on a GPU."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and bool(isinstance(x, cupy.ndarray))
+
+
+def address(x: Array) -> int:
+    """Return where the memory of ``x`` begins, on whichever device it is."""
+    where: int = x.__array_interface__["data"][0] if isinstance(x, numpy.ndarray) else x.data.ptr
+    return where
+
+
+def overlap(x: Array, y: Array) -> bool:
+    """Return whether two C-contiguous arrays have bytes in common."""
+    a, b = address(x), address(y)
+    return bool(a < b + y.nbytes and b < a + x.nbytes)
+
+
+def copy_into(out: Array, x: Array) -> None:
+    """Copy ``x`` into ``out``, of the same library, as ``numpy.copyto`` does."""
+    (numpy if isinstance(out, numpy.ndarray) else get_array_module(out)).copyto(out, x)
+
+
 def is_array(x: object) -> bool:
     """Return whether ``x`` is an array of any library (and not a Tensor or a Python number)."""
     if isinstance(x, numpy.ndarray):
         return True
-    cupy = sys.modules.get("cupy")
-    return cupy is not None and isinstance(x, cupy.ndarray)
+    return on_gpu(x)
 
 
 def to_host(x: Array) -> numpy.ndarray[Any, Any]:

@@ -6,10 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import fake_cupy
 import pytest
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -29,10 +30,16 @@ def mpiexec() -> Callable[..., subprocess.CompletedProcess[str]]:
         pytest.skip('no mpiexec beside the interpreter; pip install "disttrain[mpi]"')
 
     def run(
-        n: int, program: str, *args: str, timeout: float = 60, cwd: Path = PROGRAMS
+        n: int,
+        program: str,
+        *args: str,
+        timeout: float = 60,
+        cwd: Path = PROGRAMS,
+        env: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("DISTTRAIN_", "PMI", "OMPI_"))}
-        environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environ |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'lib'}"}
+        environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **(env or {})}
         command = [path, "-n", str(n), sys.executable, "-W", "error", str(PROGRAMS / program), *args]
         job = subprocess.Popen(
             command, env=environ, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -62,3 +69,12 @@ def load_program() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The stand-in for CuPy, which must have found nothing wrong in the end."""
+    for name, module in fake_cupy.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    yield sys.modules["cupy"]
+    assert fake_cupy.failures == []

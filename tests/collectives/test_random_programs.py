@@ -35,3 +35,15 @@ def test_on_processes(mpiexec, processes, transport):
     )
 
     assert job.returncode == 0, job.stdout + job.stderr
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize("transport", ["nccl", "mpi"])
+def test_on_the_gpus_of_processes(mpiexec, processes, transport):
+    """With the stand-in for GPUs, whose streams dawdle so that nothing is there before it is waited for."""
+    env = {"FAKE_GPU_JITTER_S": "0.001"}
+
+    job = mpiexec(processes, "random_programs.py", "0", "30", f"gpu={transport}", timeout=110, env=env)
+
+    assert job.returncode == 0, job.stdout + job.stderr

@@ -1,11 +1,16 @@
 """Every verb on every transport at 1, 2, 3, 4 and 8 ranks, in every dtype that it accepts, against NumPy."""
 
 import pytest
+from on_gpu import OnGpu
 
 from disttrain.collectives import connect, run_ranks
 from disttrain.collectives.env import WorkerEnv
 
 THROUGH_MPI = [(n, ["without-shared-memory"]) for n in (2, 3, 4)]
+ON_GPU = [(n, [f"gpu={transport}"]) for n in (2, 3, 4) for transport in ("nccl", "mpi")] + [
+    (4, ["--nodes", "0,0,1,1", "gpu=mpi"])
+]
+"""With the stand-in for a GPU (``tests/lib/fake_cupy.py``)."""
 SEVERAL_NODES = [
     (2, ["--nodes", "0,1"]),
     (3, ["--nodes", "0,1,0"]),
@@ -27,9 +32,20 @@ def test_verbs_on_threads(load_program, ranks):
     assert len(set(digests)) == 1
 
 
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_verbs_on_threads_with_a_gpu(load_program, cupy, ranks):
+    verbs = load_program("verbs.py")
+
+    digests = run_ranks(
+        WorkerEnv(world_size=ranks, hosted=ranks), lambda _: verbs.check_all(OnGpu(connect()), exact=True)
+    )
+
+    assert len(set(digests)) == 1
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize(
-    ("processes", "options"), [(2, []), (3, []), (4, []), (8, []), *THROUGH_MPI, *SEVERAL_NODES]
+    ("processes", "options"), [(2, []), (3, []), (4, []), (8, []), *THROUGH_MPI, *SEVERAL_NODES, *ON_GPU]
 )
 def test_verbs_on_processes_and_the_same_bits_as_on_threads(load_program, mpiexec, processes, options):
     verbs = load_program("verbs.py")

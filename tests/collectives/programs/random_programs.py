@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import gpu_double
 import numpy as np
 
 from disttrain.collectives import Communicator, connect
@@ -199,9 +200,10 @@ def main() -> None:
         nodes = sys.argv[sys.argv.index("--nodes") + 1].split(",")
         env = WorkerEnv.from_environ()
         os.environ.update(replace(env, node=int(nodes[env.process])).to_environ())
-    world = connect()
+    world = gpu_double.wrapped(connect())
     for seed in range(int(sys.argv[1]), int(sys.argv[2])):
         run(world, seed)
+    gpu_double.check()
 
 
 if __name__ == "__main__":

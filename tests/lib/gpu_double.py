@@ -1,0 +1,35 @@
+"""What a test program does so that its arrays are on the stand-in for a GPU: ``program.py … gpu=nccl``.
+
+``gpu=nccl`` goes over NCCL, ``gpu=mpi`` through host memory: also where nobody asks for MPI, since all processes have
+one GPU then. Without one of them arrays are NumPy's.
+"""
+
+import sys
+from typing import Any
+
+import fake_cupy
+from on_gpu import OnGpu
+
+from disttrain.collectives import Communicator, on_gpu, staging
+
+_WANTED = next((word.removeprefix("gpu=") for word in sys.argv if word.startswith("gpu=")), "")
+if _WANTED:
+    fake_cupy.install()
+    on_gpu.PIECE_BYTES, staging.PIECE_BYTES = 256 << 10, 64 << 10  # so that large arrays of tests have many
+if _WANTED == "mpi":
+    fake_cupy.UUID = "of all"
+
+
+def transport() -> str:
+    """Return the transport to ask for."""
+    return _WANTED or "auto"
+
+
+def wrapped(comm: Communicator) -> Any:
+    """Return ``comm``, or one that moves its arrays on the GPU."""
+    return OnGpu(comm) if _WANTED else comm
+
+
+def check() -> None:
+    """Raise what the stand-in has found wrong."""
+    assert not fake_cupy.failures, "\n".join(fake_cupy.failures)
