@@ -130,6 +130,8 @@ class Call:
     def finish(self, error: BaseException | None = None) -> None:
         """Mark the call as over, and what it failed with."""
         self.error = error
+        if error is not None and self.group is not None:
+            self.group.host.unseen[id(self)] = self
         if self.page is not None:
             self.page.end(self.entry, failed=error is not None)
         self.finished = True
@@ -165,6 +167,11 @@ class Call:
     def place(self) -> str:
         """``file:line`` of the caller outside this package (and NumPy)."""
         return place(*self.source)
+
+    @property
+    def name(self) -> str:
+        """The call in words, with its place and its number in the group: what errors and notices call it."""
+        return f"{self} at {self.place} (call {self.number} of {self.group.name})"
 
     def __str__(self) -> str:
         """The call in words, without its place: ``all_reduce(float32, shape (3, 4), op sum)``."""

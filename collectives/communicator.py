@@ -32,6 +32,8 @@ class Work:
     @property
     def error(self) -> BaseException | None:
         """What :meth:`wait` raises, once that is known."""
+        if self._call.error is not None:
+            self._host.unseen.pop(id(self._call), None)
         return self._call.error
 
     def wait(self) -> None:
@@ -48,8 +50,8 @@ class Work:
         """
         if not self._call.finished:
             self._host.wait(self._rank, self._call)
-        if self._call.error is not None:
-            raise self._call.error
+        if self.error is not None:
+            raise self.error
         if self._call.passed is not None:
             self._host.gpu.follow(self._call.passed)
 

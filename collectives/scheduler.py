@@ -124,7 +124,7 @@ class Baton:
         lines: dict[str, list[int]] = {}
         for rank in self._ranks:
             call = self._waits_for[rank]
-            what = "finished" if rank in self._finished or call is None else f"in {call} at {call.place}"
+            what = "finished" if rank in self._finished or call is None else f"in {call.name}"
             lines.setdefault(what, []).append(rank)
         return (
             "deadlock: no rank of this process can go on, each waits for a call that another never makes:\n"

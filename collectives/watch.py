@@ -86,9 +86,9 @@ class Watch:
         group: Group = call.group
         away = _missing(wheres) or [w for w in wheres if w.rank not in group.ranks_here]
         return CollectiveTimeout(
-            f"{_name_calls(operation.calls)} waited {waited:.1f} s in {_name(call)} for {_name_places(away)}; "
+            f"{_name_calls(operation.calls)} waited {waited:.1f} s in {call.name} for {_name_places(away)}; "
             f"look for a rank that stopped, left early or skipped the call. "
-            f"If it only computes that long, raise the timeout.\n{_describe(away)}"
+            f"If it only computes that long, raise --timeout, or that of the group.\n{_describe(away)}"
         )
 
     # -- who stays away ------------------------------------------------------------------------------------
@@ -131,10 +131,12 @@ class Watch:
             )
             return
         who = name_ranks(waiting)
-        text = f"{who} {'has' if len(waiting) == 1 else 'have'} waited {waited:.1f} s in {_name(call)}"
+        text = f"{who} {'has' if len(waiting) == 1 else 'have'} waited {waited:.1f} s in {call.name}"
         if not missing:
             if self._stands_still(call):
                 _logger.warning("%s: all ranks have come, but their data has not", text)
+            return
+        if any(_is_debugged(w) for w in missing):
             return
         text += f" for {_name_places(missing)}\n{_describe(missing)}"
         if all(w.waits for w in wheres):
@@ -259,12 +261,13 @@ def _prepares(wheres: Sequence[Where], rank0: int) -> Where | None:
     return next((w for w in wheres if w.rank == rank0 and not (w.came or w.waits or w.trouble)), None)
 
 
+def _is_debugged(where: Where) -> bool:
+    """Return whether somebody looks at the rank in the debugger, and knows that the others wait."""
+    return any("pdb.py:" in line for line in where.lines)
+
+
 def _is_same(call: Call, other: Call) -> bool:
     return (call.group, call.number, call.pair) == (other.group, other.number, other.pair)
-
-
-def _name(call: Call) -> str:
-    return f"{call} at {call.place} (call {call.number} of {call.group.name})"
 
 
 def _name_calls(calls: Sequence[Call]) -> str:

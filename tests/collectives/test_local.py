@@ -1,8 +1,10 @@
 """Ranks as threads: one at a time, always in one order, and every end of a rank is told to the others."""
 
 import os
+import re
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from disttrain.collectives import (
     RankFailed,
     connect,
     run_ranks,
+    watch,
 )
 from disttrain.collectives.env import WorkerEnv, current_env
 
@@ -86,7 +89,7 @@ def test_deadlock_names_every_rank_and_its_line():
     line = body.__code__.co_firstlineno + 4
     text = str(caught.value.exception)
     assert (
-        f"ranks 0, 2: in all_reduce(float64, shape (3,), op sum) at {__file__}:{line}".replace(
+        f"ranks 0, 2: in all_reduce(float64, shape (3,), op sum) at {__file__}:{line} (call 0 of the world)".replace(
             os.getcwd() + os.sep, ""
         )
         in text
@@ -112,6 +115,109 @@ def test_two_sends_first_are_a_deadlock():
 
     with pytest.raises(RankFailed, match=r"rank 0: in send\(.*, to 1\) .*\n  rank 1: in send\(.*, to 0\)"):
         run_ranks(env(2), body)
+
+
+def explained(ranks, body):
+    """Return what is said of each rank in the deadlock that ``body`` runs into, without the places."""
+    with pytest.raises(RankFailed) as caught:
+        run_ranks(env(ranks), body)
+    assert isinstance(caught.value.exception, Deadlock)
+    _, *lines, _ = str(caught.value.exception).splitlines()
+    return [re.sub(r" at \S+test_local.py:\d+", "", line.strip()) for line in lines]
+
+
+def test_groups_in_another_order_are_a_deadlock():
+    def body(rank):
+        world = connect()
+        groups = [world.split(0), world.split(0)]
+        for group in groups if rank == 0 else groups[::-1]:
+            group.barrier()
+
+    assert explained(2, body) == [
+        "rank 0: in barrier() (call 0 of group 0 of ranks 0-1)",
+        "rank 1: in barrier() (call 0 of group 1 of ranks 0-1)",
+    ]
+
+
+def test_a_ring_of_receives_is_a_deadlock():
+    def body(rank):
+        connect().recv(np.zeros(2), (rank + 1) % 3)
+
+    assert explained(3, body) == [
+        f"rank {rank}: in recv(float64, shape (2,), from {(rank + 1) % 3}) (call 0 of the world)"
+        for rank in range(3)
+    ]
+
+
+def test_a_message_to_a_rank_that_has_ended_is_a_deadlock():
+    def body(rank):
+        if rank == 0:
+            connect().send(np.zeros(2), 1)
+
+    assert explained(2, body) == [
+        "rank 0: in send(float64, shape (2,), to 1) (call 0 of the world)",
+        "rank 1: finished",
+    ]
+
+
+def test_rank_0_may_not_call_what_the_others_cannot_answer_while_it_goes_first():
+    def body(rank):
+        world = connect()
+        with world.rank0_first("prepare"):
+            if rank == 0:
+                world.recv(np.zeros(1), 1)
+            else:
+                world.send(np.zeros(1), 0)
+
+    assert explained(2, body) == [
+        "rank 0: in recv(float64, shape (1,), from 1) (call 0 of the world)",
+        "rank 1: in rank0_first() (call 0 of the world)",
+    ]
+
+
+def test_a_rank_that_ends_before_a_later_call_of_another_is_in_the_deadlock():
+    def body(rank):
+        world, x = connect(), np.zeros(2)
+        world.start_all_reduce(x, x)
+        if rank == 0:
+            world.barrier()
+
+    assert explained(2, body) == [
+        "rank 0: in barrier() (call 1 of the world)",
+        "rank 1: finished",
+    ]
+
+
+def test_a_failure_that_nobody_waited_for_is_told_at_the_end():
+    def body(rank):
+        x = np.zeros(2 + rank)
+        connect().start_all_reduce(x, x)
+
+    with pytest.raises(
+        CollectiveError, match=r"nobody waited for all_reduce\(.*\) at .*, which has failed"
+    ) as caught:
+        run_ranks(env(2), body)
+
+    assert isinstance(caught.value.__cause__, CollectiveMismatch)
+
+
+@pytest.mark.timeout(30)
+def test_a_rank_that_does_not_let_others_run_is_named(monkeypatch, caplog):
+    monkeypatch.setattr(watch, "NOTICE_S", 0.2)
+
+    def body(rank):
+        comm = connect()
+        if rank == 1:
+            while "rank 1: has made no call" not in caplog.text:
+                time.sleep(0.01)
+        comm.barrier()
+
+    run_ranks(env(2), body)
+
+    assert re.search(
+        r"rank 0 has waited \d\.\d s in barrier\(\) at .* for rank 1\n  rank 1: has made", caplog.text
+    )
+    assert re.search(r"test_local.py:\d+ in body", caplog.text)
 
 
 def test_every_rank_is_told_of_the_deadlock():

@@ -129,6 +129,37 @@ def test_a_sender_that_stays_away_is_named_with_its_place(mpiexec, options):
     )
 
 
+@TRANSPORTS
+def test_processes_that_host_ranks_and_wait_for_each_other_are_named(mpiexec, tmp_path, options):
+    job = mpiexec(2, "faults.py", "crossed", str(tmp_path), *options, timeout=20)
+
+    barrier = r"barrier\(\) at faults.py:\d+ \(call 0 of the world\)"
+    assert re.search(rf"ranks 0, 2 have waited \d\.\d s in {barrier} for ranks 1, 3\n", job.stderr)
+    for rank, peer in ((1, 2), (3, 0)):
+        recv = rf"recv\(float64, shape \(1,\), from {peer}\) at faults.py:\d+ \(call 0 of the world\)"
+        assert re.search(rf"rank {rank} has waited \d\.\d s in {recv} for rank {peer}\n", job.stderr)
+        assert re.search(rf"  rank {rank}: for \d\.\d s in {recv}\n", job.stderr)
+        assert re.search(rf"  rank {peer}: for \d\.\d s in {barrier}\n", job.stderr)
+    assert "Each of them waits, and none computes" in job.stderr
+    for process, text in enumerate(reports(tmp_path, 2, job)):
+        assert text.startswith(f"rank {2 * process + 1} failed: CollectiveTimeout: ")
+
+
+@TRANSPORTS
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_group_that_timed_out_leaves_the_world_as_it_was(mpiexec, tmp_path, options, n):
+    job = mpiexec(n, "faults.py", "late_in_a_group", str(tmp_path), *options, timeout=20)
+
+    assert job.returncode == 0, job.stderr
+    first, *others = reports(tmp_path, n, job)
+    assert others == [[]] * (n - 1)
+    assert len(first) == 2
+    for text, verb in zip(first, ("all_reduce", "recv"), strict=True):
+        assert re.match(
+            rf"rank 0 waited 0\.\d s in {verb}\(.*\(call 0 of group . of ranks 0-{n - 1}\) for rank", text
+        )
+
+
 def test_a_group_for_which_there_is_no_room_goes_through_mpi(mpiexec):
     job = mpiexec(3, "faults.py", "no_room", timeout=20)
 

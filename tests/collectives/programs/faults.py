@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from disttrain.collectives import (
     CollectiveError,
     CollectiveMismatch,
     Communicator,
+    RankFailed,
     connect,
     memory,
     peers,
@@ -68,6 +70,26 @@ def other_order(comm: Communicator, x: np.ndarray) -> None:
         expect(works[1].wait)
 
 
+def other_tag(comm: Communicator, x: np.ndarray) -> None:
+    comm.all_gather(x[:1], np.zeros(comm.size), tag=(0, 1, min(comm.rank, 1)))
+
+
+def split_or_barrier(comm: Communicator, x: np.ndarray) -> None:
+    if comm.rank:
+        comm.barrier()
+    else:
+        comm.split(0)
+
+
+def message_of_other_dtype(comm: Communicator, x: np.ndarray) -> None:
+    if comm.rank == 0:
+        comm.send(np.zeros(3, np.float32), 1)
+    elif comm.rank == 1:
+        comm.recv(np.zeros(3), 0)
+    else:
+        raise CollectiveMismatch("not for this rank: rank 0: rank 1:")
+
+
 def skipped_call(comm: Communicator, x: np.ndarray) -> None:
     if comm.rank == 0:
         comm.all_reduce(x, x, tag=(0, 7, 1))
@@ -83,8 +105,28 @@ def message_of_other_shape(comm: Communicator, x: np.ndarray) -> None:
         raise CollectiveMismatch("not for this rank: rank 0: rank 1:")
 
 
-MISMATCHES = (other_op, other_shape, other_count, other_dtype, other_root, other_verb, other_order,
-              message_of_other_shape, skipped_call)  # fmt: skip
+MISMATCHES = (other_op, other_shape, other_count, other_dtype, other_root, other_verb, other_order, other_tag,
+              split_or_barrier, message_of_other_shape, message_of_other_dtype, skipped_call)  # fmt: skip
+
+
+class Later:
+    """A communicator whose calls are started, and waited for once they are done."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
+
+    def __getattr__(self, name: str) -> Any:
+        start = getattr(self._comm, f"start_{name}", None)
+        if start is None:
+            return getattr(self._comm, name)
+
+        def call(*args: Any, **options: Any) -> None:
+            work = start(*args, **options)
+            while not work.done:
+                pass
+            work.wait()
+
+        return call
 
 
 def expect(call: Callable[[], None]) -> str:
@@ -93,6 +135,13 @@ def expect(call: Callable[[], None]) -> str:
     except CollectiveMismatch as error:
         return str(error)
     raise AssertionError("no mismatch was found")
+
+
+def check_all_mismatches(world: Communicator) -> list[dict[str, str]]:
+    """Return the texts of :func:`check_mismatches` in the world, there for later, and in a group."""
+    group = world.split(world.rank % 2 if world.size >= 4 else 0, -world.rank)
+    assert group is not None
+    return [check_mismatches(world), check_mismatches(Later(world)), check_mismatches(group)]  # type: ignore[arg-type]
 
 
 def check_mismatches(comm: Communicator) -> dict[str, str]:
@@ -122,7 +171,7 @@ def report(rank: int, value: object) -> None:
 
 def mismatch() -> None:
     comm = connect()
-    report(comm.rank, check_mismatches(comm))
+    report(comm.rank, check_all_mismatches(comm))
 
 
 def leave_together(reports: int) -> None:
@@ -138,7 +187,26 @@ def mixed() -> None:
     env = replace(
         env, rank=2 * env.process, hosted=2, world_size=2 * env.processes, local_world_size=2 * env.processes
     )
-    run_ranks(env, lambda rank: report(rank, check_mismatches(connect())))
+    run_ranks(env, lambda rank: report(rank, check_all_mismatches(connect())))
+
+
+def crossed() -> None:
+    """Two ranks on each of two processes, and each waits for another one."""
+    watch.NOTICE_S = 0.3
+    env = WorkerEnv.from_environ()
+    env = replace(env, rank=2 * env.process, hosted=2, world_size=4, local_world_size=4, timeout=2.0)
+
+    def body(rank: int) -> None:
+        world = connect()
+        if rank in (1, 3):
+            world.recv(np.zeros(1), 3 - rank)
+        world.barrier()
+
+    try:
+        run_ranks(env, body)
+    except RankFailed as failure:
+        report(env.process, str(failure))
+    leave_together(2)
 
 
 def late_message() -> None:
@@ -166,6 +234,26 @@ def timeout() -> None:
             texts.append(f"{type(error).__name__}: {error}")
     report(comm.rank, texts)
     leave_together(comm.size)
+
+
+def late_in_a_group() -> None:
+    """Two groups time out; the world goes on and ends as ever."""
+    comm = connect()
+    texts = []
+    for _ in range(2):
+        part = comm.split(0)
+        assert part is not None
+        part.timeout = 0.3
+        if comm.rank == 0:
+            try:
+                if texts:
+                    part.recv(np.ones(3), 1)
+                else:
+                    part.all_reduce(np.ones(3), np.ones(3))
+            except CollectiveError as error:
+                texts.append(str(error))
+    comm.barrier()
+    report(comm.rank, texts)
 
 
 def uncaught() -> None:
