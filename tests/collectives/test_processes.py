@@ -22,7 +22,7 @@ def orphans() -> set[str]:
     return found
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _no_shared_memory_is_left():
     before = orphans()
     yield
@@ -35,6 +35,7 @@ def reports(path, n, job):
     return [json.loads((path / f"rank{rank}").read_text()) for rank in range(n)]
 
 
+@pytest.mark.usefixtures("_no_shared_memory_is_left")
 @pytest.mark.parametrize("n", [2, 3])
 def test_bare_mpiexec_begins_and_ends_silently(mpiexec, tmp_path, n):
     job = mpiexec(n, "faults.py", "clean", str(tmp_path), timeout=20)
@@ -175,6 +176,7 @@ def test_rank_0_may_take_as_long_as_it_needs_to_go_first(mpiexec, tmp_path, n):
     assert "rank 0: making the file, " in job.stderr
 
 
+@pytest.mark.usefixtures("_no_shared_memory_is_left")
 def test_an_uncaught_exception_ends_the_world(mpiexec):
     job = mpiexec(2, "faults.py", "uncaught", timeout=20)
 
@@ -192,6 +194,7 @@ def test_a_rank_that_leaves_early_is_named(mpiexec, case):
     )
 
 
+@pytest.mark.usefixtures("_no_shared_memory_is_left")
 def test_killed_processes_leave_no_shared_memory(mpiexec):
     job = mpiexec(4, "faults.py", "killed", timeout=20)
 
