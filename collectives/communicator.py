@@ -9,6 +9,7 @@ import numpy
 
 from disttrain.collectives.call import BIT_OPS, DTYPES, NO_TAG, OPS, Call, Tag
 from disttrain.collectives.host import Group, Host
+from disttrain.collectives.ledger import Entry, read
 from disttrain.collectives.protocol import collective, message
 from disttrain.kernels.arrays import Array, address, get_array_module, is_array, on_gpu, overlap
 
@@ -301,6 +302,15 @@ class Communicator:
         yield
         if not self.rank:
             self._run(call)
+
+    def recent_calls(self) -> list[Entry]:
+        """Return the last calls of this rank on this group, the latest last: what, where, when made, when ended.
+
+        For measurements, of how communication overlaps with computation say. At most the last 128 calls of the rank
+        on all its groups are known.
+        """
+        (standing,) = [s for s in read(self._host.ledger.memory[:]) if s.rank == self._world_rank]
+        return [e for e in standing.entries if e.group == self._group.name]
 
     def abort(self, reason: str, code: int = 1) -> None:
         """End the whole job at once: all its processes, without cleaning up. ``reason`` goes to stderr."""

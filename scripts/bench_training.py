@@ -194,13 +194,16 @@ def make_step(side, row, world_size, rank):
     loss_fn = lib.nn.CrossEntropyLoss()
     count = 0
 
-    def step():
+    def step(times=None):
         nonlocal count
         x, y = data[count % BATCHES]
         count += 1
         optimizer.zero_grad()
         loss = loss_fn(model(x), y)
+        began = time.monotonic()
         loss.backward()
+        if times is not None:
+            times += [began, time.monotonic()]
         optimizer.step()
         return loss
 
@@ -231,6 +234,30 @@ def worker(side, row, world_size, steps, turns_at):
             result.with_suffix(".part").write_text(json.dumps({"times": times, "losses": losses}))
             result.with_suffix(".part").rename(result)
         turn += 1
+
+
+def draw(row, world_size):
+    """Print, on rank 0, the median of 20 steps: when buckets were sent while backward ran, and when they were back."""
+    import disttrain as dt
+
+    step = make_step("disttrain", row, world_size, int(os.environ["RANK"]))
+    spans = []
+    for i in range(25):
+        times = []
+        step(times)
+        now = time.monotonic()
+        calls = [e for e in dt.collectives.connect().recent_calls() if "bucket" in e.what]
+        calls = [(now - e.seconds, now - e.ended) for e in calls if now - e.seconds >= times[0]]
+        if i >= 5:
+            spans.append([times[1] - times[0], *(t - times[0] for span in calls for t in span)])
+    if int(os.environ["RANK"]):
+        return
+    backward, *ends = [statistics.median(ts) * 1e3 for ts in zip(*spans, strict=True)]
+    width = 60
+    print(f"{row}, rank 0 of {world_size}: backward took {backward:.1f} ms")
+    for k, (sent, back) in enumerate(zip(ends[::2], ends[1::2], strict=True)):
+        a, b = round(width * sent / backward), max(1, round(width * (back - sent) / backward))
+        print(f"  bucket {k:2d} {' ' * a}{'━' * b}{' ' * (width - a - b)} {sent:6.2f} to {back:6.2f} ms")
 
 
 def start(side, row, world_size, steps, turns_at):
@@ -298,11 +325,33 @@ def main():
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--steps", type=int, default=30, help="steps in one turn")
     parser.add_argument("--turns", type=int, default=9, help="turns of each side; the first is not counted")
+    parser.add_argument(
+        "--timeline", action="store_true", help="show how communication overlaps with backward"
+    )
+    parser.add_argument("--draw", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         side, row, world_size, steps, turns_at = args.worker
         return worker(side, row, int(world_size), int(steps), turns_at)
+
+    if args.draw:
+        return draw(args.draw[0], int(args.draw[1]))
+    rows = [row for row in MODELS if any(name in row for name in args.models or [""])]
+    if args.timeline:
+        for row in rows:
+            for n in (n for n in args.ranks if n > 1):
+                command = [
+                    sys.executable,
+                    "-m",
+                    "disttrain",
+                    "launch",
+                    "-n",
+                    str(n),
+                    str(Path(__file__).resolve()),
+                ]
+                subprocess.run([*command, "--draw", row, str(n)], env={**os.environ, **THREADS}, check=True)
+        return 0
 
     sides = ["disttrain"] + ([args.against] if args.against else [])
     print(
@@ -310,7 +359,7 @@ def main():
     )
     wrong = 0
     alone = {}
-    for row in (row for row in MODELS if any(name in row for name in args.models or [""])):
+    for row in rows:
         for world_size in args.ranks:
             seconds, losses = measure(row, world_size, sides, args.steps, args.turns)
             line = f"{row:40s} {world_size:5d} " + " ".join(f"{seconds[s] * 1e3:9.2f} ms" for s in sides)
