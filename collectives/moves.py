@@ -23,7 +23,9 @@ from disttrain.collectives.reduction import (
     operation,
     round_into,
     ufunc,
+    widened,
 )
+from disttrain.collectives.tree import is_leaf
 from disttrain.kernels.arrays import Array, copy_into, overlap
 
 SMALL_BYTES = 8 << 10
@@ -54,6 +56,9 @@ def reduce_piece(group: Group, xs: Parts, out: Array, op: str) -> Steps:
     dtype = accumulator(out.dtype)
     # MPI leaves min and max of NaN open; ours keep it, so that a vote on "is it finite" can be a max.
     native = not group.in_order and (op not in ("min", "max") or dtype.kind != "f")
+    native = (
+        native and next(iter(xs.values())).dtype == dtype
+    )  # in order, half precision stays half on the way
     if native and group.channel.size > 1:
         yield from _reduce_natively(group, xs, out, op)
     else:
@@ -115,21 +120,23 @@ def fold_segments(
         dtype = accumulator(like.dtype)
         known: dict[tuple[int, int], tuple[Array, bool]] = {}
         for node in group.subtrees[here]:
-            part = fold_hosted(group, node, xs, op, dtype)
+            # What one rank has in half precision goes over the wire as it is: half the bytes.
+            part = xs[node] if is_leaf(node) and owner != here else fold_hosted(group, node, xs, op, dtype)
             known[node] = (part, False)
             if owner != here:
                 sends.append((owner, part))
         if owner == here:
             for p in group.others:
                 for node in group.subtrees[p]:
-                    part = group.scratch.take(like.size, dtype)
+                    part = group.scratch.take(like.size, like.dtype if is_leaf(node) else dtype)
                     known[node] = (part, True)
                     receives.append((p, part))
         parts.append(known)
     if channel.size > 1:
         yield channel.exchange(sends, receives), False
     for k, target in targets.items():
-        fold_into(group, parts[k], op, target)
+        wide = {n: (x, ours) if x.dtype == dtype else widened(group, x) for n, (x, ours) in parts[k].items()}
+        fold_into(group, wide, op, target)
 
 
 def _cut(xs: Parts, where: slice) -> Parts:

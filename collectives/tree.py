@@ -62,3 +62,8 @@ def fold(
         target = out
     ufunc(left, right, out=target)
     return target, out is None
+
+
+def is_leaf(node: Node) -> bool:
+    """Return whether the subtree is one rank."""
+    return node[1] - node[0] == 1
