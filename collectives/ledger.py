@@ -35,6 +35,7 @@ _DIMS: Final = 6
 _RECORD: Final = struct.Struct(f"=qqqqqq{8 * _DIMS}siiiiiibbbb")
 _RECORD_BYTES: Final = 128
 _HEAD_BYTES: Final = 4096
+_STACKS_AT: Final = 32
 _TABLES_AT: Final = 64
 _TEXTS_AT: Final = _HEAD_BYTES
 _TEXTS_BYTES: Final = 64 << 10
@@ -118,6 +119,18 @@ def ledger_file(hosted: int) -> int:
     descriptor = os.memfd_create(_FILE)
     os.ftruncate(descriptor, _PAGES_AT + hosted * _PAGE_BYTES)
     return descriptor
+
+
+def note_stacks(descriptor: int, stacks: int) -> None:
+    """Note in a ledger, before its process has begun it, where the process writes its stacks when it is asked."""
+    if _is_ours(descriptor):
+        os.pwrite(descriptor, struct.pack("=q", stacks), _STACKS_AT)
+
+
+def stacks_in(data: bytes) -> int:
+    """Return the descriptor that :func:`note_stacks` has noted, -1 if none."""
+    (found,) = struct.unpack_from("=q", data, _STACKS_AT)
+    return found or -1
 
 
 class Page:

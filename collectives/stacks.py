@@ -1,9 +1,10 @@
 """Asking another process of this node where its Python code is, also while native code holds the interpreter.
 
 Every process lets :mod:`faulthandler` answer a signal, in C, by writing its stacks into an anonymous file; whoever
-asks opens that file through ``/proc``.
+asks opens that file through ``/proc``. Standard library only: the launcher asks too.
 """
 
+import contextlib
 import faulthandler
 import os
 import re
@@ -12,10 +13,14 @@ import time
 from functools import cache
 from typing import Any
 
-from disttrain.collectives.call import NOT_THE_CALLER
 from disttrain.collectives.ledger import relative
 
 _FILE = "disttrain stacks"
+_NOT_USERS = (
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
+    contextlib.__file__,
+    "<frozen ",
+)
 PATIENCE_S = 1.0
 _MOST_FRAMES = 8
 _THREAD = re.compile(r"(?:Current thread|Thread) (0x[0-9a-f]+)")
@@ -89,7 +94,7 @@ def _read_on(file: Any) -> str:
 
 def _frames(text: str) -> list[str]:
     found = [match.groups() for match in map(_FRAME.match, text.splitlines()) if match]
-    users = [frame for frame in found if not frame[0].startswith((*NOT_THE_CALLER, "<frozen "))] or found
+    users = [frame for frame in found if not frame[0].startswith(_NOT_USERS)] or found
     return [
         f"{relative(name)}:{line} in {function}" for name, line, function in reversed(users[:_MOST_FRAMES])
     ]

@@ -11,15 +11,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Final
 
+from disttrain.collectives import stacks
 from disttrain.collectives.control import Message
 from disttrain.collectives.env import WorkerEnv
-from disttrain.collectives.ledger import Standing, ledger_file, read
+from disttrain.collectives.ledger import Standing, ledger_file, read, stacks_in
 from disttrain.launcher import guardian, pmi
 from disttrain.launcher.config import LaunchConfig
 from disttrain.launcher.control_plane import ControlPlane
@@ -44,8 +45,11 @@ SETTLE_ERROR: Final = 0.3
 """The same after an exception: all ranks often raise it at about the same time."""
 SETTLE_FOLLOWER: Final = 1.0
 """The same while all that is known is that a peer failed: its own report is on the way."""
+NOTICE: Final = 7.5
+"""Seconds after which a process that does not connect is named; again when the time has doubled."""
 HUNG: Final = 5.0
 """Seconds in one call after which a job that the user stops is told to have hung, with the place of each rank."""
+_MOST_ASKED: Final = 8
 _LEAVING: Final = 0.3  # seconds that helpers of multiprocessing need to see that their parent has gone
 
 
@@ -86,6 +90,8 @@ class Agent:
         self._stopped: list[int] = []
         self._standings: list[Standing] = []
         """Where the ranks were when the job began to end."""
+        self._tell_at = NOTICE
+        """After how many seconds to name the processes that do not connect, next."""
         self._kill_at: float | None = None
         self._killed = False
         self._host = socket.gethostname()
@@ -214,7 +220,7 @@ class Agent:
         self._selector.register(self._control.fd, selectors.EVENT_READ, self._on_messages)
         self._on_messages()  # its descriptor tells edges; there may have been one
         while any(w.running for w in self._workers):
-            wait = None
+            wait = self._look_after_beginning()
             if self._kill_at is not None:
                 wait = self._kill_at - time.monotonic()
                 if wait <= 0:
@@ -223,6 +229,41 @@ class Agent:
             for key, _ in self._selector.select(wait):
                 key.data()
         self._on_messages()
+
+    def _look_after_beginning(self) -> float | None:
+        """Name the processes that do not connect while others wait for them; return when to look again, in seconds."""
+        begun = self._pmi.begun
+        if not 0 < len(begun) < len(self._workers) or self._kill_at is not None or self._killed:
+            return None
+        missing = [w for w in self._workers if w.env.process not in begun]
+        for worker in missing:
+            if not worker.running:
+                self._fail(worker, "ended without having connected to the others, which wait for it", 1)
+                return 0.0
+        waited, limit = time.monotonic() - self._pmi.begun_since, self._config.timeout
+        if waited < min(self._tell_at, limit):
+            return min(self._tell_at, limit) - waited
+        self._tell_at = 2 * waited
+        self._logs.notice(f"disttrain: {self._who_does_not_connect(missing, waited)}")
+        if waited >= limit:
+            for worker in missing:
+                self._fail(worker, f"did not connect to the others within {limit:g} s (--timeout)", 1)
+        return 0.0
+
+    def _who_does_not_connect(self, missing: Sequence[WorkerState], waited: float) -> str:
+        here = name_ranks(r for w in self._workers if w not in missing for r in w.ranks)
+        away = name_ranks(r for w in missing for r in w.ranks)
+        verb = "have" if here.startswith("ranks") else "has"
+        lines = [f"{here} {verb} waited {waited:.1f} s for {away} to connect, as every process of a job must"]
+        for w in missing[:_MOST_ASKED]:
+            stack = stacks_in(os.pread(w.ledger, os.fstat(w.ledger).st_size, 0))
+            trouble = stacks.trouble(w.popen.pid)
+            frames = [] if trouble else stacks.ask(w.popen.pid, stack).get(0, ["did not answer"])
+            lines.append(
+                f"  {name_ranks(w.ranks)}: {trouble or 'has not called connect() or anything that does'}"
+            )
+            lines += [f"    {frame}" for frame in frames]
+        return "\n".join(lines)
 
     def _on_messages(self) -> None:
         for message in self._control.receive():

@@ -7,6 +7,7 @@ The protocol (MPICH, ``src/pmi/src/pmi_v1.c`` and the "simple" PMI wire format) 
 
 import re
 import socket
+import time
 from contextlib import suppress
 from typing import Final
 
@@ -38,6 +39,10 @@ class PmiServer:
         self._values = {"PMI_process_mapping": f"(vector,(0,1,{size}))"}
         self._sockets: dict[int, socket.socket] = {}
         self._unread: dict[int, bytes] = {}
+        self.begun: set[int] = set()
+        """Processes that have come to ``MPI_Init``, which none of them leaves before all have come."""
+        self.begun_since = 0.0
+        """When the first of them came, by ``time.monotonic()``."""
         self._waiting: set[int] = set()
 
     def connect(self, process: int) -> tuple[socket.socket, socket.socket]:
@@ -83,6 +88,9 @@ class PmiServer:
         request = dict(word.partition("=")[::2] for word in line.split(" ") if word)
         match request.get("cmd"):
             case "init":
+                if not self.begun:
+                    self.begun_since = time.monotonic()
+                self.begun.add(process)
                 self._say(process, "cmd=response_to_init pmi_version=1 pmi_subversion=1 rc=0")
             case "get_maxes":
                 self._say(process, "cmd=maxes kvsname_max=256 keylen_max=64 vallen_max=1024")

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from disttrain.collectives import control
+from disttrain.collectives import control, ledger, stacks
 from disttrain.collectives.env import WorkerEnv
 from disttrain.launcher.program import Outcome, Program, outcome_of, run_for_torch
 
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
         stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
     _show_notices()
     env = WorkerEnv.from_environ()
+    ledger.note_stacks(env.ledger, stacks.answer())
     rest = argv[1:]
     if rest[0] == "--compat":
         rest = rest[1:]

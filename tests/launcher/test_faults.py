@@ -94,6 +94,53 @@ def test_a_failed_job_tells_where_all_ranks_were(start, ranks, number):
         assert re.search(rf"^    rank 1: is stopped \(SIGSTOP\) and {last}$", err, re.M)
 
 
+NOT_CONNECTED = """
+    import os, signal, threading, time
+    from disttrain.collectives import connect
+    def load_the_data():
+        {fault}
+    if os.environ["RANK"] == "1":
+        load_the_data()
+    else:
+        connect()
+    """
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("fault", "where"),
+    [
+        (
+            "threading.Event().wait()",
+            r"  rank 1: has not called .*\n(    .*\n)*    script.py:5 in load_the_data\n",
+        ),
+        ("os.kill(os.getpid(), signal.SIGSTOP)", r"  rank 1: is stopped \(SIGSTOP\)\n"),
+    ],
+    ids=["waits", "stops"],
+)
+def test_a_rank_that_does_not_connect_is_named(start, fault, where):
+    job = start(NOT_CONNECTED.format(fault=fault), "launch", "-n", "3", "--timeout", "2")
+
+    code, _, err = job.end()
+
+    assert code == 1
+    assert re.search(rf"disttrain: ranks 0, 2 have waited 2\.\d s for rank 1 to connect, .*\n{where}", err)
+    assert re.search(
+        r"disttrain: rank 1 \(host .*\) did not connect to the others within 2 s \(--timeout\)\n", err
+    )
+    assert "  ranks 0, 2 stopped by the launcher" in err
+
+
+@pytest.mark.mpi
+def test_a_rank_that_ends_without_having_connected_is_named(start):
+    job = start(NOT_CONNECTED.format(fault="pass"), "launch", "-n", "2")
+
+    code, _, err = job.end()
+
+    assert code == 1
+    assert re.search(r"disttrain: rank 1 \(host .*\) ended without having connected to the others", err)
+
+
 @pytest.mark.mpi
 def test_a_hung_job_that_is_stopped_tells_where_all_ranks_were(start):
     job = start(IN_CALLS, "launch", "-n", "2")
