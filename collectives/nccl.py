@@ -70,8 +70,9 @@ def load() -> Any:
 
 
 def version_text(version: int) -> str:
-    """Return ``2.28.9`` for 22809."""
-    return f"{version // 10000}.{version // 100 % 100}.{version % 100}"
+    """Return ``2.28.9`` for 22809, and ``2.8.4`` for 2804, as it was written until then."""
+    major = 10000 if version >= 10000 else 1000
+    return f"{version // major}.{version % major // 100}.{version % 100}"
 
 
 def offer(gpu: Gpu) -> bytes:

@@ -245,7 +245,7 @@ def collective(group: Group, calls: Sequence[Call], move: Move) -> Steps:
 
     Raises:
         TransportUnavailable: NCCL was asked for by name, and cannot be used; on all ranks.
-        PeerFailed: NCCL cannot go on. The group cannot be used any more.
+        PeerFailed: NCCL cannot go on. Nothing can be called any more.
     """
     if 0 not in group.on_gpu:
         link = None
@@ -309,11 +309,11 @@ def _key(group: Group, lane: int) -> tuple[int, ...]:
 
 
 def _or_break(group: Group, steps: Steps) -> Steps:
-    """Whoever fails after all have agreed is out of step with the others."""
+    """Whoever fails after all have agreed is out of step with the others, who may wait on the GPU for ever."""
     try:
         yield from steps
     except Exception as error:
-        group.broken = error
+        group.host.failure = error
         raise
 
 

@@ -7,6 +7,7 @@ allocated in, as CuPy's pool would give it away. NCCL is sockets between process
 does, and compares what the peers call. Whatever it finds wrong is in ``failures``.
 """
 
+import contextlib
 import ctypes
 import os
 import queue
@@ -375,6 +376,8 @@ class NcclCommunicator:
         self._over = True
         self._aborted.set()
         for peer in self._peers.values():
+            with contextlib.suppress(OSError):  # the peer was first
+                peer.shutdown(socket.SHUT_RDWR)  # wakes who reads from it; closing alone does not
             peer.close()
 
     def destroy(self) -> None:
