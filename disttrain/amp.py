@@ -183,8 +183,9 @@ class GradScaler:
                         )
                     p.grad.mul_(1.0 / self._scale)
                     finite = finite and bool(np.isfinite(p.grad._array).all())
-                if p._shard is not None and p._shard.comm not in ranks:
-                    ranks.append(p._shard.comm)
+                    shard = p._shard if p._shard is not None else p.grad._shard
+                    if shard is not None and shard.comm not in ranks:
+                        ranks.append(shard.comm)
         for comm in ranks:  # each has seen its parts only
             bad = np.array([not finite])
             comm.all_reduce(bad, bad, op="max")

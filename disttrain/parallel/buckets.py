@@ -79,6 +79,14 @@ class Bucket:
                 )
             p._slot = slot
 
+    def scale(self, factor: float) -> None:
+        """Multiply all gradients that are accumulated from now on."""
+        for slot in self.slots:
+            slot.scale = factor
+
+    def rest(self) -> None:
+        """A backward has ended that only accumulates; all ranks call it."""
+
     def fill(self, first_weight: float, weight: float) -> None:
         """Make the bucket ready to be summed over the ranks, with a vote to go on.
 
@@ -124,6 +132,10 @@ class Bucket:
         self.tail[len(self.params)] = weight
         if failed and self._votes:
             self.votes[FAILED] = 1
+
+    def start(self, tag: tuple[int, int, int]) -> None:
+        """Start to sum over the ranks what the bucket was filled with."""
+        self.work = self._comm.start_all_reduce(self.message, self.message, tag=tag)
 
     @property
     def is_finite(self) -> bool:

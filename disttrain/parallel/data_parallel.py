@@ -25,6 +25,7 @@ from disttrain.kernels.arrays import to_host
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import is_lazy
 from disttrain.parallel.buckets import NOT_FINITE, Bucket, GradBucket, grouped
+from disttrain.parallel.spread import SpreadBucket
 from disttrain.parallel.vote import Telling, reason
 from disttrain.random import current_generator
 from disttrain.tensors import RemovableHandle, Tensor
@@ -279,13 +280,45 @@ class DistributedDataParallel(Module):
 
         Raises:
             TypeError: ``hook`` cannot be called.
-            RuntimeError: there is one already.
+            RuntimeError: there is one already, or gradients are spread over the ranks.
         """
+        if any(isinstance(bucket, SpreadBucket) for bucket in self._buckets):
+            raise RuntimeError(
+                "gradients are spread over the ranks (ZeroOptimizer, stage 2); a communication hook needs whole ones"
+            )
         if not callable(hook):
             raise TypeError(f"a communication hook must be callable, got {type(hook).__name__}")
         if self._hook is not None:
             raise RuntimeError("there is a communication hook already; a model has one")
         self._hook = state, hook
+
+    def spread_gradients(self) -> list[SpreadBucket]:
+        """Keep on each rank its part of the averaged gradients only; return the buckets.
+
+        From now on ``grad`` of a parameter is, after backward, this rank's part of it, on one axis. All ranks call it.
+        See :class:`.ZeroOptimizer`, which does.
+
+        Raises:
+            RuntimeError: there is a communication hook, which averages whole gradients.
+        """
+        if self._hook is not None:
+            raise RuntimeError("a communication hook averages whole gradients, which cannot be spread too")
+        if self._buckets and not isinstance(self._buckets[0], SpreadBucket):
+            for handle in self._handles:
+                handle.remove()
+            old, self._buckets, self._handles = self._buckets, [], []
+            before: SpreadBucket | None = None
+            for bucket in old:
+                for p in bucket.params:
+                    p._grad = None
+                last = bucket is old[-1]
+                before = SpreadBucket(bucket.params, self._comm, last=last, before=before)
+                before.take_slots()
+                self._buckets.append(before)
+                for p in bucket.params:
+                    self._handles.append(before.watch(p, self._begin_by_itself))
+                    self._handles.append(p.register_post_accumulate_grad_hook(_Arrival(self, before)))
+        return [bucket for bucket in self._buckets if isinstance(bucket, SpreadBucket)]
 
     @contextmanager
     def join(
@@ -454,14 +487,16 @@ class DistributedDataParallel(Module):
             bucket.weighted = (
                 averages and first and not bucket.half and all(p._grad is None for p in bucket.params)
             )
-            for slot in bucket.slots:
-                slot.scale = weight if bucket.weighted else scale
+            bucket.scale(weight if bucket.weighted else scale)
         if averages and self._hook is not None:
             self._weigh(sum(self._weights) / len(self._weights))
 
-    def _arrived(self, bucket: Bucket) -> None:
+    def _begin_by_itself(self) -> None:
         if not self._running:  # not by an output of forward: by the module itself, say
             self._begin(self._synchronize)
+
+    def _arrived(self, bucket: Bucket) -> None:
+        self._begin_by_itself()
         bucket.missing -= 1
         if not self._averages:
             return
@@ -486,7 +521,7 @@ class DistributedDataParallel(Module):
         self._started += 1
         tag = bucket_tag(self._number, index, self.steps, self._position)
         if self._hook is None:
-            bucket.work = self._comm.start_all_reduce(bucket.message, bucket.message, tag=tag)
+            bucket.start(tag)
             return
         bucket.work = self._comm.start_all_reduce(bucket.tail, bucket.tail, tag=tag)
         state, hook = self._hook
@@ -526,6 +561,8 @@ class DistributedDataParallel(Module):
         """Send what is left, wait for the averages, and hear the votes."""
         try:
             if not self._averages:
+                for bucket in self._buckets:
+                    bucket.rest()
                 return
             while self._started < len(self._buckets):
                 self._send_next()
@@ -616,8 +653,7 @@ class DistributedDataParallel(Module):
         self._weighing = None
         self._faults.clear()
         for bucket in self._buckets:
-            for slot in bucket.slots:
-                slot.scale = 1.0
+            bucket.scale(1.0)
 
 
 class _Joining:

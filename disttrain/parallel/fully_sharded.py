@@ -16,6 +16,7 @@ from disttrain.nn.parameter import is_lazy
 from disttrain.nn.utils.clip_grad import clip_grad_norm_
 from disttrain.parallel import wrap
 from disttrain.parallel.sharding import Unit, _Loan, take_from_rank_0, units_of
+from disttrain.parallel.spread import is_spread, part_of_state
 from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -739,7 +740,7 @@ class FullyShardedDataParallel(Module):
             if i in given["state"]:
                 spread = p._shard if gathers else None
                 state[_name_of(names, p)] = {
-                    k: Tensor._of(spread.gather(v._array)) if spread is not None and _is_spread(v) else v
+                    k: Tensor._of(spread.gather(v._array)) if spread is not None and is_spread(v) else v
                     for k, v in given["state"][i].items()
                 }
         groups = [
@@ -799,7 +800,7 @@ class FullyShardedDataParallel(Module):
         for i, p in enumerate(params):
             found = optim_state_dict["state"].get(_name_of(names, p) if by_name else keys[i])
             if found is not None:
-                state[i] = {k: _part(p, v) for k, v in found.items()}
+                state[i] = {k: part_of_state(p, v) for k, v in found.items()}
         groups, begin = [], 0
         of_name = {_name_of(names, p): i for i, p in enumerate(params)} if by_name else {}
         for n, g in zip(ours, optim_state_dict["param_groups"], strict=True):
@@ -859,23 +860,6 @@ def _name_of(names: dict[int, str], p: Tensor) -> str:
     if name is None:
         raise KeyError(f"the optimizer has a parameter of shape {list(p.shape)} that the model has not")
     return name
-
-
-def _is_spread(value: Any) -> bool:
-    """Return whether a part of an optimizer's state is one number for each element of its parameter."""
-    return isinstance(value, Tensor) and value.ndim > 0
-
-
-def _part(p: Tensor, value: Any) -> Any:
-    shard = p._shard
-    if shard is None or not _is_spread(value) or value.shape == p.shape:
-        return value
-    if value.shape != shard.shape:
-        raise ValueError(
-            f"the state of a parameter of shape {list(shard.shape)} has shape {list(value.shape)}, neither that nor "
-            f"that of this rank's part, {list(p.shape)}"
-        )
-    return Tensor._of(shard.part(value._array))
 
 
 def _rank(model: Module) -> int:

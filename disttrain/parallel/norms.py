@@ -12,7 +12,7 @@ from disttrain.kernels.optim import CHUNK, sum_of_squares, sums_of_squares
 from disttrain.nn.utils.clip_grad import share
 
 if TYPE_CHECKING:
-    from disttrain.parallel.sharding import Shard
+    from disttrain.parallel.spread import Shard
 
 
 def shares_of_spread(parts: list[Array], shards: list[Shard], order: float) -> list[float]:

@@ -22,52 +22,18 @@ import numpy as np
 from disttrain import context
 from disttrain.autograd import accumulates, backward_weight
 from disttrain.collectives.ledger import bucket_tag
-from disttrain.engine import Pass, Slot, is_grad_enabled, queue_callback, running_pass
+from disttrain.engine import Pass, is_grad_enabled, queue_callback, running_pass
 from disttrain.kernels.arrays import Array
 from disttrain.modes import Lender
 from disttrain.nodes import Lent
-from disttrain.parallel.buckets import vacate
 from disttrain.parallel.data_parallel import tensors_in
+from disttrain.parallel.spread import SpreadBucket
 from disttrain.random import current_generator
 from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:
     from disttrain.collectives.communicator import Communicator, Work
     from disttrain.nn.module import Module
-
-
-class Shard:
-    """Which part of a parameter, seen as one axis, each rank keeps.
-
-    Args:
-        comm: the ranks.
-        shape: of the whole parameter.
-        bounds: for each rank where its part begins and ends; the parts lie one after the other.
-    """
-
-    def __init__(self, comm: Communicator, shape: tuple[int, ...], bounds: list[tuple[int, int]]) -> None:
-        self.comm = comm
-        self.shape = shape
-        self.bounds = bounds
-
-    @property
-    def here(self) -> slice:
-        """This rank's part."""
-        return slice(*self.bounds[self.comm.rank])
-
-    def part(self, whole: Array) -> Array:
-        """Return a copy of this rank's part of an array of the parameter's shape."""
-        return np.ascontiguousarray(whole).reshape(-1)[self.here].copy()
-
-    def gather(self, part: Array) -> Array:
-        """Return the whole of what all ranks have a part of; all of them call it."""
-        longest = max(end - begin for begin, end in self.bounds)
-        mine = np.zeros(longest, part.dtype)
-        mine[: part.size] = part.reshape(-1)
-        rows = np.empty((self.comm.size, longest), part.dtype)
-        self.comm.all_gather(mine, rows)
-        parts = [row[: end - begin] for row, (begin, end) in zip(rows, self.bounds, strict=True)]
-        return np.concatenate(parts).reshape(self.shape)
 
 
 class _Stretch(Lent):
@@ -109,8 +75,6 @@ def _address(array: Array) -> int:
 class Flat:
     """Parameters of one type laid end to end, the last one first as backward makes their gradients, in equal parts.
 
-    Gradients are weighted, summed and divided as in ``DistributedDataParallel``, with the same roundings.
-
     Args:
         params: with their names in the module.
         unit: that has them; rank 0's values are taken.
@@ -118,80 +82,45 @@ class Flat:
     """
 
     def __init__(self, params: Sequence[tuple[str, Tensor]], unit: Unit, tag: tuple[int, int, int]) -> None:
-        comm = unit.comm
         self.unit = unit
         self.names = [name for name, _ in params][::-1]
         self.params = [p for _, p in params][::-1]
-        self.comm = comm
+        self.comm = unit.comm
         """The group in which parameters are gathered; a :class:`Tree` gives another."""
         self.tag = tag
         self.kind = self.params[0]._array.dtype
-        self.half = self.kind.itemsize == 2
-        self.sum_kind = np.dtype(np.float32) if self.half else self.kind
-        """In which gradients are summed."""
-        self.shapes = [p._array.shape for p in self.params]
-        self.begins: list[int] = np.cumsum([0, *[p.numel() for p in self.params]]).tolist()
-        self.length = max(1, -(-self.begins[-1] // comm.size))
-        """Elements that each rank keeps, the last ones with padding."""
         self.whole: Array | None = None
         """All parameters, while they are here."""
         self._work: Work | None = None
         self._pieces: list[Array] = []
         """What the parameters are between two uses, while they are whole."""
         self._versions: list[int] = []
-        self.missing = 0
-        """How many gradients the running backward has still to make."""
-        self.weighted = False
-        self._scale = 1.0
-        self.grads: Array | None = None
-        """The rank's own gradients of all parameters, from the first one on until they are summed."""
-        self._whole_slots: list[Slot] = []
-        self._held: dict[int, Array] = {}
-        """This rank's part of averaged gradients that nobody has cleared, by parameter, while new ones are added."""
-        self.used: Array = np.zeros(len(self.params), np.float32)
-        """Which parameters the rank has used; once averaged, how many ranks have."""
-        self.work: Work | None = None
-        """The sum of the gradients on its way."""
-        self._sums: Array = None
+        for p in self.params:
+            p._grad = None
+        self.bucket = SpreadBucket(self.params, self.comm)
+        """Their gradients."""
         self._spread()
 
     def _spread(self) -> None:
-        rank, size = self.comm.rank, self.comm.size
-        whole = np.zeros((size, self.length), self.kind) if rank == 0 else None
+        begins, rank = self.bucket.begins, self.comm.rank
+        whole = np.zeros((self.comm.size, self.bucket.length), self.kind) if rank == 0 else None
         if whole is not None:
-            for p, begin in zip(self.params, self.begins, strict=False):
-                whole.reshape(-1)[begin : begin + p._array.size] = p._array.reshape(-1)
-        row = np.empty(self.length, self.kind)
+            for p, (begin, end) in zip(self.params, pairwise(begins), strict=True):
+                whole.reshape(-1)[begin:end] = p._array.reshape(-1)
+        row = np.empty(self.bucket.length, self.kind)
         self.comm.scatter(whole, row, tag=self.tag)
-        edges = [r * self.length for r in range(size + 1)]
-        self._places: list[slice] = []
-        """Where the part of each parameter lies in this rank's row."""
-        for p, begin, end in zip(self.params, self.begins, self.begins[1:], strict=False):
-            inside = np.clip(np.array(edges) - begin, 0, end - begin).tolist()
-            p._shard = Shard(self.comm, p._array.shape, list(pairwise(inside)))
-            first = begin + inside[rank] - edges[rank]
-            self._places.append(slice(first, first + inside[rank + 1] - inside[rank]))
-            p._array = row[self._places[-1]].copy()
+        for p, shard, place, slot in zip(
+            self.params, self.bucket.shards, self.bucket.places, self.bucket.part_slots, strict=True
+        ):
+            p._shard = shard
+            p._array = row[place].copy()
             p._version_counter = _Loan(p._version_counter[0], self)
-            p._grad = None
-        self._allocate()
-
-    def _allocate(self) -> None:
-        """Make the place where this rank's part of the averaged gradients lives."""
-        self.part = np.zeros(self.length, self.kind)
-        self.slots = [
-            Slot(self.part, place.start if place.stop > place.start else 0, (place.stop - place.start,))
-            for place in self._places
-        ]
-        for p, slot in zip(self.params, self.slots, strict=True):
             p._slot = slot
 
     @property
     def trained(self) -> bool:
         """Whether some parameter gets a gradient."""
         return any(p._requires_grad or p._grad is not None for p in self.params)
-
-    # ---------------------------------------------------------------------------------------- parameters
 
     def start_gather(self) -> None:
         """Let the parameters come, unless they are here or on their way.
@@ -201,10 +130,10 @@ class Flat:
         """
         if self.whole is not None:
             return
-        rows = self.comm.empty((self.comm.size, self.length), self.kind)
+        rows = self.comm.empty((self.comm.size, self.bucket.length), self.kind)
         mine = rows[self.comm.rank]
         mine[...] = 0
-        for name, p, place in zip(self.names, self.params, self._places, strict=True):
+        for name, p, place in zip(self.names, self.params, self.bucket.places, strict=True):
             if p._array.dtype != self.kind or p._array.size != place.stop - place.start:
                 raise RuntimeError(
                     f"this rank's part of parameter {name} was of {place.stop - place.start} elements of {self.kind} "
@@ -235,138 +164,29 @@ class Flat:
         whole = self.gathered()
         self._pieces = [p._array for p in self.params]
         self._versions = [p._version_counter[0] for p in self.params]
-        for p, shape, begin, end in zip(self.params, self.shapes, self.begins, self.begins[1:], strict=False):
-            p._array = whole[begin:end].reshape(shape)
+        for p, shard, (begin, end) in zip(
+            self.params, self.bucket.shards, pairwise(self.bucket.begins), strict=True
+        ):
+            p._array = whole[begin:end].reshape(shard.shape)
 
     def hide(self, write: bool = False) -> None:
         """Let the parameters be this rank's part of them again, with what was changed in place (all with ``write``)."""
         assert self.whole is not None
         row = self.whole.reshape(self.comm.size, -1)[self.comm.rank]
         for p, piece, version, place in zip(
-            self.params, self._pieces, self._versions, self._places, strict=True
+            self.params, self._pieces, self._versions, self.bucket.places, strict=True
         ):
             p._array = piece
             if write or p._version_counter[0] != version:
                 piece[...] = row[place].reshape(piece.shape)
         self._pieces = []
 
-    # ---------------------------------------------------------------------------------------- gradients
-
-    def begin(self, running: Pass, averages: bool, first: bool, weight: float, scale: float) -> None:
-        """Prepare for the gradients of a backward."""
-        self.missing = sum(running.reaches(p) for p in self.params)
-        self.weighted = averages and first and not self.half and all(p._grad is None for p in self.params)
-        self._scale = weight if self.weighted else scale
-        for slot in self._whole_slots:
-            slot.scale = self._scale
-
-    def take_grads(self) -> None:
-        """Let the gradients of whole parameters be made here."""
-        if self.grads is not None:
-            return
-        self.grads = self._message()
-        home = np.zeros(self.grads.size, self.kind) if self.half else self.grads
-        self._whole_slots = [
-            Slot(home, begin, shape) for begin, shape in zip(self.begins, self.shapes, strict=False)
-        ]
-        for i, (p, slot) in enumerate(zip(self.params, self._whole_slots, strict=True)):
-            if p._grad is not None:
-                self._held[i] = p._grad._array
-                p._grad = None
-            slot.scale = self._scale
-            p._slot = slot
-
-    def _message(self) -> Array:
-        message = self.comm.empty(self.comm.size * self.length, self.sum_kind)
-        message[self.begins[-1] :] = 0
-        return message
-
-    def add_held(self, comm: Communicator) -> None:
-        """Add averaged gradients that nobody has cleared to those that the rank has made since."""
-        self.take_grads()
-        if not self._held:
-            return
-        rows = np.zeros((comm.size, self.length), self.kind)
-        for i, part in self._held.items():
-            rows[comm.rank][self._places[i]] = part.reshape(-1)
-        comm.all_gather(rows[comm.rank], rows, tag=self.tag)
-        for i in self._held:
-            p, slot = self.params[i], self._whole_slots[i]
-            before = rows.reshape(-1)[self.begins[i] : self.begins[i + 1]].reshape(self.shapes[i])
-            if p._grad is None:
-                slot.array[...] = before
-                p._give_slot()
-            else:
-                p._grad._array += before
-        self._held.clear()
-
-    def start_sum(
-        self, comm: Communicator, first_weight: float, weight: float, tag: tuple[int, int, int]
-    ) -> None:
-        """Send the gradients; see ``Bucket.fill`` of data parallelism for the arguments."""
-        self.add_held(comm)
-        assert self.grads is not None
-        message = self.grads
-        for i, (p, slot) in enumerate(zip(self.params, self._whole_slots, strict=True)):
-            source = None if p._grad is None else p._grad._array
-            self.used[i] = source is not None
-            p._grad = None
-            vacate(p, slot)
-            if source is None:
-                slot.array[...] = 0
-            elif source is not slot.array:
-                slot.array[...] = source
-        if self.half:
-            message[: self.begins[-1]] = self._whole_slots[0].flat[: self.begins[-1]]
-        if weight == 0:
-            message[...] = 0
-        elif not self.weighted and first_weight != 1:
-            message *= message.dtype.type(first_weight)
-        if any(slot.is_held(p) for p, slot in zip(self.params, self.slots, strict=True)):
-            self._allocate()  # somebody keeps an old gradient's memory
-        for p, slot in zip(self.params, self.slots, strict=True):
-            vacate(p, slot)
-            p._slot = slot
-        self._whole_slots = []
-        self._sums = np.empty(self.length, np.float32) if self.half else self.part
-        self.work = comm.start_reduce_scatter(message, self._sums, tag=tag)
-
-    def finish_sum(self) -> None:
-        """Wait for the sum of the gradients."""
-        if self.work is not None:
-            work, self.work = self.work, None
-            work.wait()
-            self.grads = None
-
-    def average(self, used: Array, total: Any) -> None:
-        """Turn the sum over the ranks into the average, and hand it to the parameters that some rank used."""
-        self.used = used
-        if total != 0 and total != 1:
-            self._sums /= total
-        if self.half:
-            with np.errstate(all="ignore"):  # too large for the type: infinite, as anywhere
-                self.part[...] = self._sums
-        self._sums = None
-        for p, n in zip(self.params, used.tolist(), strict=True):
-            if n:
-                p._give_slot()
-                assert p._grad is not None
-                p._grad._shard = p._shard
-
-    def forget(self, accumulated: bool) -> None:
-        """Undo a backward that has failed; gradients ``accumulated`` before it are lost with it."""
-        if self.work is not None:
-            self.finish_sum()
-        if self.grads is None:
-            return
-        for i, (p, slot) in enumerate(zip(self.params, self.slots, strict=True)):
-            p._grad = None
-            p._slot = slot
-            if not accumulated and i in self._held:
-                p._give_slot()
-        self._held.clear()
-        self.grads = None
-        self._whole_slots = []
+    def expect(self, running: Pass, averages: bool, first: bool, weight: float, scale: float) -> None:
+        """Prepare for the gradients of a backward: see ``DistributedDataParallel``."""
+        bucket = self.bucket
+        bucket.missing = sum(running.reaches(p) for p in self.params)
+        bucket.weighted = averages and first and not bucket.half and all(p._grad is None for p in self.params)
+        bucket.scale(weight if bucket.weighted else scale)
 
 
 class Unit:
@@ -428,7 +248,7 @@ class Unit:
             for p in flat.params:
                 if p._requires_grad and id(p) not in self._watched:
                     self._watched.add(id(p))
-                    p.register_hook(partial(_comes, self, flat))
+                    flat.bucket.watch(p, partial(_comes, self))
                     p.register_post_accumulate_grad_hook(partial(_came, self, flat))
 
     @property
@@ -465,11 +285,9 @@ class Unit:
                 flat.drop()
 
 
-def _comes(unit: Unit, flat: Flat, _: Tensor) -> None:
-    if accumulates():
-        assert unit.tree is not None
-        unit.tree.begin(unit.synchronize)
-        flat.take_grads()
+def _comes(unit: Unit) -> None:
+    assert unit.tree is not None
+    unit.tree.begin_by_itself(unit.synchronize)
 
 
 def _came(unit: Unit, flat: Flat, _: Tensor) -> None:
@@ -502,6 +320,7 @@ class Tree:
         for unit in units:
             for flat in unit.flats:
                 flat.comm = self._gathers
+                flat.bucket.use_comm(self._reduces)
         self._number = agree(comm)
         self._order: list[Unit] = []
         """Units that have been in a recorded forward, as they began."""
@@ -606,6 +425,11 @@ class Tree:
             queue_callback(self._end, self._abandon)
         return running
 
+    def begin_by_itself(self, averages: bool) -> None:
+        """Prepare for a backward that has not come through what a unit returned."""
+        if not self._flats:
+            self.begin(averages)
+
     def begin(self, averages: bool) -> None:
         """Prepare for the gradients of the backward that is beginning; called more than once in each.
 
@@ -630,60 +454,50 @@ class Tree:
             self._first_weight = weight or 1.0
         self._started = 0
         for flat in self._flats:
-            flat.begin(running, averages, first, weight, weight / self._first_weight)
+            flat.expect(running, averages, first, weight, weight / self._first_weight)
 
     def came(self, flat: Flat) -> None:
         """The gradient of one parameter of ``flat`` is complete."""
-        flat.missing -= 1
+        flat.bucket.missing -= 1
         if not self._averages:
             return
         # In the same order on all ranks, whatever the order in which their gradients come.
-        while self._started < len(self._flats) and self._flats[self._started].missing <= 0:
+        while self._started < len(self._flats) and self._flats[self._started].bucket.missing <= 0:
             self._start_next()
 
     def _start_next(self) -> None:
         index, flat = self._started, self._flats[self._started]
         self._started += 1
         if index:
-            self._flats[index - 1].finish_sum()  # two are whole at a time: one that is sent, one that is made
-        weight = sum(self._weights) / len(self._weights)
+            self._flats[
+                index - 1
+            ].bucket.wait()  # two are whole at a time: one that is sent, one that is made
+        flat.bucket.fill(self._first_weight, sum(self._weights) / len(self._weights))
         dealt = context.current().dealt
-        tag = bucket_tag(self._number, index, flat.unit.steps, None if dealt is None else dealt.position)
-        flat.start_sum(self._reduces, self._first_weight, weight, tag)
+        flat.bucket.start(
+            bucket_tag(self._number, index, flat.unit.steps, None if dealt is None else dealt.position)
+        )
 
     def _end(self) -> None:
         """Send what is left, and turn sums into averages."""
         if self._flats and self._averages:
             while self._started < len(self._flats):
                 self._start_next()
-            self._flats[-1].finish_sum()
-            self._average()
+            for flat in self._flats:
+                flat.bucket.wait()
+                flat.bucket.average(divide=True)
             self._weights.clear()
-        for flat in self._flats:
-            if not self._averages:
-                flat.add_held(self._reduces)
+        elif self._flats:
+            for flat in self._flats:
+                flat.bucket.rest()
         self._finish()
-
-    def _average(self) -> None:
-        """Tell all ranks who has used which parameter, and divide by the sum of the ranks' weights."""
-        weight = sum(self._weights) / len(self._weights)
-        kinds: dict[Any, list[Flat]] = {}
-        for flat in self._flats:
-            kinds.setdefault(flat.sum_kind, []).append(flat)
-        for kind, flats in kinds.items():
-            tail = np.concatenate([*[f.used for f in flats], [weight]]).astype(kind)
-            self._reduces.all_reduce(tail, tail)
-            begin = 0
-            for f in flats:
-                f.average(tail[begin : begin + len(f.params)], tail[-1])
-                begin += len(f.params)
 
     def _abandon(self, error: BaseException) -> None:
         """Forget the backward that has raised ``error``."""
         if self._flats:
             self._weights.pop()
             for flat in self._flats:
-                flat.forget(bool(self._weights))
+                flat.bucket.forget(bool(self._weights))
             self._weights.clear()
         self._stack.clear()
         self._finish()

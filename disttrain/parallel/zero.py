@@ -1,4 +1,4 @@
-"""An optimizer whose state is spread over the ranks: ZeRO, stage 1 (Rajbhandari et al., 2020)."""
+"""An optimizer whose state, or state and gradients, are spread over the ranks: ZeRO (Rajbhandari et al., 2020)."""
 
 from __future__ import annotations
 
@@ -6,32 +6,41 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from disttrain.distributed.groups import communicator_of
+from disttrain.errors import UnwrappedModel
 from disttrain.kernels.arrays import Array
 from disttrain.modes import enable_grad
 from disttrain.optim.lbfgs import LBFGS
 from disttrain.optim.optimizer import Optimizer
+from disttrain.parallel.data_parallel import DistributedDataParallel
+from disttrain.parallel.spread import is_spread, part_of_state
 from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:
-    from disttrain.collectives.communicator import Communicator
+    from disttrain.collectives.communicator import Communicator, Work
     from disttrain.distributed.groups import ProcessGroup
     from disttrain.optim.optimizer import Params
+    from disttrain.parallel.spread import SpreadBucket
 
 __all__ = ["ZeroOptimizer", "ZeroRedundancyOptimizer"]
 
 
 class ZeroOptimizer(Optimizer):
-    """Step each parameter on one rank only, and take it from there on the others.
+    """Step a share of the parameters on each rank, and take the others from their ranks.
 
     As ``torch.distributed.optim.ZeroRedundancyOptimizer``. A rank keeps the optimizer's state of its share of the
     parameters, about ``1 / ranks`` of it, so Adam needs 8 / ranks instead of 8 bytes for each float32 parameter. Wrap
     the model in ``DistributedDataParallel`` as usual: gradients are averaged there. The parameters after a step are
     those of the plain optimizer, to the last bit.
+
+    With ``stage=2`` gradients are spread as well: summed so that each rank keeps its part of the average, while the
+    memory of whole ones is free as soon as they are sent. Of every parameter a rank steps a part, so ``grad`` is, after
+    backward, that part on one axis. ``clip_grad_norm_`` sees all of it. The optimizer must treat every element alike.
 
     Args:
         params: parameters, pairs of a name and a parameter, or groups of them; the same on all ranks.
@@ -39,10 +48,13 @@ class ZeroOptimizer(Optimizer):
         process_group: the ranks that share; all by default.
         parameters_as_bucket_view: accepted as PyTorch's; it changes nothing.
         overlap_with_ddp: must be False.
+        stage: 1 or 2.
         defaults: options of ``optimizer_class``.
 
     Raises:
-        ValueError: ``optimizer_class`` looks at all parameters at once (LBFGS).
+        ValueError: ``optimizer_class`` looks at more than a rank has: at all parameters at once (LBFGS), or with
+            stage 2 at whole ones (LAMB, LARS). Or, with stage 2, a parameter is of no ``DistributedDataParallel``
+            over the same ranks.
         NotImplementedError: ``overlap_with_ddp``.
         CollectiveMismatch: the ranks' parameters differ in number, shape or type.
         UnwrappedModel: from :meth:`step`, if nothing averages the gradients.
@@ -55,6 +67,8 @@ class ZeroOptimizer(Optimizer):
         process_group: ProcessGroup | None = None,
         parameters_as_bucket_view: bool = False,
         overlap_with_ddp: bool = False,
+        *,
+        stage: int = 1,
         **defaults: Any,
     ) -> None:
         if overlap_with_ddp:
@@ -65,15 +79,18 @@ class ZeroOptimizer(Optimizer):
             raise ValueError(
                 f"{optimizer_class.__name__} looks at all parameters at once and cannot be spread over ranks"
             )
+        if stage not in (1, 2):
+            raise ValueError(
+                f"stage must be 1 or 2, got {stage!r}; the third, spread parameters, is FullyShardedDataParallel"
+            )
         self.optim: Optimizer | None = None
         """What steps this rank's parameters; ``None`` if it has none."""
         self._class = optimizer_class
         self._options = defaults
         self._comm = communicator_of(process_group)
-        self._owner: dict[int, int] = {}
-        """The rank that steps a parameter, by its ``id``."""
-        self._load = [0] * self._comm.size
-        self._buffers: dict[tuple[int, Any], Array] = {}
+        self._shares: _Owners | _Parts = (
+            _Parts(self._comm) if stage == 2 and self._comm.size > 1 else _Owners(self._comm)
+        )
         self._whole: dict[int, Any] | None = None
         probe = optimizer_class([Tensor._of(np.zeros(1, np.float32))], **defaults)  # knows the other options
         super().__init__(params, dict(probe.defaults))
@@ -82,21 +99,16 @@ class ZeroOptimizer(Optimizer):
         """As :meth:`.Optimizer.add_param_group`; called on all ranks."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        for p in sorted(group["params"], key=lambda p: -p.nbytes):
-            if id(p) not in self._owner:
-                owner = min(range(self._comm.size), key=self._load.__getitem__)
-                self._owner[id(p)] = owner
-                self._load[owner] += p.nbytes
-        mine = [i for i, p in enumerate(group["params"]) if self._owner[id(p)] == self._comm.rank]
+        self._shares.add(group["params"])
+        mine = self._mine(group)
         if mine:
             local = {k: v for k, v in group.items() if k not in ("params", "param_names")}
-            local["params"] = [group["params"][i] for i in mine]
+            local["params"] = mine
             if self.optim is None:
                 self.optim = self._class([local], **self._options)
                 self.optim._world_size = 1  # this one sees to it that the ranks do not train apart
             else:
                 self.optim.add_param_group(local)
-        self._buffers.clear()
         told = repr([(tuple(p.shape), p._array.dtype.name) for p in group["params"]])
         self._comm.barrier(tag=(len(self.param_groups), len(group["params"]), zlib.crc32(told.encode())))
 
@@ -109,43 +121,23 @@ class ZeroOptimizer(Optimizer):
         if closure is not None:
             with enable_grad():
                 loss = closure()
+        params = list(self._numbered())
+        self._shares.before_step(params)
         if self.optim is not None:
             for mine, group in zip(self.optim.param_groups, self._my_groups(), strict=True):
                 mine.update({k: v for k, v in group.items() if k not in ("params", "param_names")})
             self.optim.step()
-        self._exchange()
+        self._shares.after_step(params)
         self._whole = None
         return loss
 
-    def _my_groups(self) -> Iterator[dict[str, Any]]:
-        for group in self.param_groups:
-            if any(self._owner[id(p)] == self._comm.rank for p in group["params"]):
-                yield group
+    def _mine(self, group: dict[str, Any]) -> list[Tensor]:
+        """Return what this rank steps of a group."""
+        found = [self._shares.of(p) for p in group["params"]]
+        return [t for t in found if t is not None]
 
-    def _exchange(self) -> None:
-        """Let every rank have the parameters that another one has stepped."""
-        if self._comm.size == 1:
-            return
-        shares: defaultdict[tuple[int, Any], list[Tensor]] = defaultdict(list)
-        for group in self.param_groups:
-            for p in group["params"]:
-                shares[self._owner[id(p)], p._array.dtype].append(p)
-        works = []
-        for (owner, kind), params in shares.items():
-            buffer = self._buffers.get((owner, kind))
-            if buffer is None:
-                size = sum(p.numel() for p in params)
-                buffer = self._buffers[owner, kind] = self._comm.empty(size, kind)
-            if owner == self._comm.rank:
-                for p, part in _parts(params, buffer):
-                    part[...] = p._array
-            works.append(self._comm.start_broadcast(buffer, owner))
-        for work, ((owner, kind), params) in zip(works, shares.items(), strict=True):
-            work.wait()
-            if owner != self._comm.rank:
-                for p, part in _parts(params, self._buffers[owner, kind]):
-                    p._array[...] = part
-                    p._version_counter[0] += 1
+    def _my_groups(self) -> Iterator[dict[str, Any]]:
+        return (group for group in self.param_groups if self._mine(group))
 
     # ---------------------------------------------------------------------------------------- state
 
@@ -155,18 +147,9 @@ class ZeroOptimizer(Optimizer):
         Args:
             to: that rank, in the group.
         """
-        comm = self._comm
-        state: dict[int, Any] = {}
-        local = {} if self.optim is None else self.optim.state
-        for i, p in enumerate(self._numbered()):
-            owner = self._owner[id(p)]
-            if owner == to == comm.rank:
-                state[i] = local.get(p, {})
-            elif comm.rank == owner:
-                _send(comm, local.get(p, {}), to)
-            elif comm.rank == to:
-                state[i] = _receive(comm, owner)
-        self._whole = {i: s for i, s in state.items() if s} if comm.rank == to else None
+        local: Any = {} if self.optim is None else self.optim.state
+        state = {i: self._shares.bring(p, local, to) for i, p in enumerate(self._numbered())}
+        self._whole = {i: s for i, s in state.items() if s} if self._comm.rank == to else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the plain optimizer's ``state_dict()`` would, on the rank that has consolidated it.
@@ -191,18 +174,21 @@ class ZeroOptimizer(Optimizer):
 
         All ranks call it with the whole state. See :meth:`.Optimizer.load_state_dict`.
         """
-        params = list(self._numbered())
-        mine = {i for i, p in enumerate(params) if self._owner[id(p)] == self._comm.rank}
-        state = {i: s for i, s in state_dict["state"].items() if i in mine}
+        number = {id(self._shares.of(p)): i for i, p in enumerate(self._numbered())}
         super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
         self._whole = None
         if self.optim is None:
             return
-        number = {id(p): i for i, p in enumerate(params)}
+        state = {
+            number[id(t)]: self._shares.cut(t, state_dict["state"][number[id(t)]])
+            for group in self.optim.param_groups
+            for t in group["params"]
+            if number[id(t)] in state_dict["state"]
+        }
         groups = [
             {
                 **{k: v for k, v in group.items() if k not in ("params", "param_names")},
-                "params": [number[id(p)] for p in local["params"]],
+                "params": [number[id(t)] for t in local["params"]],
             }
             for local, group in zip(self.optim.param_groups, self._my_groups(), strict=True)
         ]
@@ -213,10 +199,179 @@ class ZeroOptimizer(Optimizer):
             yield from group["params"]
 
 
+class _Owners:
+    """Stage 1: each parameter is stepped by one rank."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
+        self._owner: dict[int, int] = {}
+        """The rank that steps a parameter, by its ``id``."""
+        self._load = [0] * comm.size
+        self._buffers: dict[tuple[int, Any], Array] = {}
+
+    def add(self, params: list[Tensor]) -> None:
+        """Share out new parameters."""
+        for p in sorted(params, key=lambda p: -p.nbytes):
+            if id(p) not in self._owner:
+                owner = min(range(self._comm.size), key=self._load.__getitem__)
+                self._owner[id(p)] = owner
+                self._load[owner] += p.nbytes
+        self._buffers.clear()
+
+    def of(self, p: Tensor) -> Tensor | None:
+        """Return what this rank steps of ``p``."""
+        return p if self._owner[id(p)] == self._comm.rank else None
+
+    def before_step(self, params: list[Tensor]) -> None:
+        """Nothing: what the rank steps are parameters."""
+
+    def after_step(self, params: list[Tensor]) -> None:
+        """Let every rank have the parameters that another one has stepped."""
+        if self._comm.size == 1:
+            return
+        shares: defaultdict[tuple[int, Any], list[Tensor]] = defaultdict(list)
+        for p in params:
+            shares[self._owner[id(p)], p._array.dtype].append(p)
+        works = []
+        for (owner, kind), same in shares.items():
+            buffer = self._buffers.get((owner, kind))
+            if buffer is None:
+                size = sum(p.numel() for p in same)
+                buffer = self._buffers[owner, kind] = self._comm.empty(size, kind)
+            if owner == self._comm.rank:
+                for p, part in _places(same, buffer):
+                    part[...] = p._array
+            works.append(self._comm.start_broadcast(buffer, owner))
+        for work, ((owner, kind), same) in zip(works, shares.items(), strict=True):
+            work.wait()
+            if owner != self._comm.rank:
+                for p, part in _places(same, self._buffers[owner, kind]):
+                    p._array[...] = part
+                    p._version_counter[0] += 1
+
+    def bring(self, p: Tensor, local: Any, to: int) -> dict[str, Any]:
+        """Return the state of ``p`` on rank ``to``, from the ``local`` state of its owner."""
+        owner = self._owner[id(p)]
+        if owner == self._comm.rank:
+            state: dict[str, Any] = local.get(p, {})
+            if owner == to:
+                return state
+            _send(self._comm, state, to)
+        elif self._comm.rank == to:
+            return _receive(self._comm, owner)
+        return {}
+
+    def cut(self, t: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        """Return what this rank keeps of the state of what it steps."""
+        return state
+
+
+class _Parts:
+    """Stage 2: each rank steps a part of every parameter, the one of which it has the averaged gradient."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
+        self._places: dict[int, tuple[SpreadBucket, int]] = {}
+        """By ``id`` of a parameter its bucket, and its number there."""
+        self._parts: dict[int, Tensor] = {}
+        """By ``id`` of a parameter this rank's part of it, in memory of its own."""
+
+    def add(self, params: list[Tensor]) -> None:
+        """Share out new parameters.
+
+        Raises:
+            ValueError: one is of no ``DistributedDataParallel`` over the same ranks.
+        """
+        for p in params:
+            if not p._requires_grad:
+                continue
+            if id(p) not in self._places:
+                wrapper = p._synchronized
+                if (
+                    not isinstance(wrapper, DistributedDataParallel)
+                    or wrapper._comm.ranks != self._comm.ranks
+                ):
+                    raise ValueError(
+                        f"ZeroOptimizer(stage=2) spreads gradients that a DistributedDataParallel over the same ranks "
+                        f"averages, and one of shape {list(p.shape)} has no such; wrap the model before"
+                    )
+                for bucket in wrapper.spread_gradients():
+                    self._places.update((id(q), (bucket, i)) for i, q in enumerate(bucket.params))
+            bucket, i = self._places[id(p)]
+            part = self._parts[id(p)] = Tensor._of(bucket.shards[i].part(p._array))
+            part._slot = bucket.part_slots[i]
+            part._shard = bucket.shards[i]
+
+    def of(self, p: Tensor) -> Tensor | None:
+        """Return what this rank steps of ``p``; nothing of a frozen one."""
+        return self._parts.get(id(p))
+
+    def before_step(self, params: list[Tensor]) -> None:
+        """Let the parts be those of the parameters, and have their gradients.
+
+        Raises:
+            UnwrappedModel: a gradient is not this rank's part of the average.
+        """
+        for p in params:
+            part = self._parts.get(id(p))
+            if part is None:
+                continue
+            bucket, i = self._places[id(p)]
+            part._array[...] = p._array.reshape(-1)[bucket.shards[i].here]
+            part._slot = bucket.part_slots[i]
+            part._grad = p._grad
+            if p._grad is not None and p._grad._array.shape != part._array.shape:
+                raise UnwrappedModel(
+                    f"a gradient of shape {list(p._grad.shape)} is not this rank's part of the average, which has "
+                    f"{part.numel()} elements; make the last backward before a step outside no_sync(), and put no "
+                    f"other tensors in grad"
+                )
+
+    def after_step(self, params: list[Tensor]) -> None:
+        """Let every rank have the parts that the others have stepped."""
+        stepped = {id(p): p for p in params if id(p) in self._parts}
+        arriving: tuple[SpreadBucket, Array, Work] | None = None
+        for bucket in dict.fromkeys(self._places[key][0] for key in stepped):
+            rows = self._comm.empty((self._comm.size, bucket.length), bucket.kind)
+            mine = rows[self._comm.rank]
+            mine[...] = 0
+            for p, place in zip(bucket.params, bucket.places, strict=True):
+                if id(p) in stepped:
+                    mine[place] = self._parts[id(p)]._array
+                    self._parts[id(p)]._grad = None
+            coming = bucket, rows, self._comm.start_all_gather(mine, rows)
+            if arriving is not None:
+                self._take(stepped, *arriving)
+            arriving = coming
+        if arriving is not None:
+            self._take(stepped, *arriving)
+
+    def _take(self, stepped: dict[int, Tensor], bucket: SpreadBucket, rows: Array, work: Work) -> None:
+        work.wait()
+        for p, (begin, end) in zip(bucket.params, pairwise(bucket.begins), strict=True):
+            if id(p) in stepped:
+                p._array[...] = rows.reshape(-1)[begin:end].reshape(p._array.shape)
+                p._version_counter[0] += 1
+
+    def bring(self, p: Tensor, local: Any, to: int) -> dict[str, Any]:
+        """Return the state of ``p`` on rank ``to``, from the ``local`` states of all ranks."""
+        part = self._parts.get(id(p))
+        state = {
+            k: Tensor._of(part._shard.gather(v._array)) if is_spread(v) else v
+            for k, v in local.get(part, {}).items()
+            if part is not None
+        }
+        return state if self._comm.rank == to else {}
+
+    def cut(self, t: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        """Return what this rank keeps of the state of what it steps."""
+        return {k: part_of_state(t, v) for k, v in state.items()}
+
+
 ZeroRedundancyOptimizer = ZeroOptimizer
 
 
-def _parts(params: list[Tensor], buffer: Array) -> Iterator[tuple[Tensor, Array]]:
+def _places(params: list[Tensor], buffer: Array) -> Iterator[tuple[Tensor, Array]]:
     """Yield each parameter with its place in ``buffer``."""
     begin = 0
     for p in params:

@@ -271,6 +271,25 @@ def test_accumulated_gradients(wrap, size):
     world(size, body)
 
 
+def test_whether_a_backward_averages_is_said_by_its_forward():
+    def body(rank):
+        def run(wrap):
+            model = wrap(make())
+            optimizer = dt.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+            with model.no_sync():
+                loss = loss_of(model, rows_of(rank, 2))
+            loss.backward()
+            loss = loss_of(model, rows_of(rank, 2), 2)
+            with model.no_sync():
+                loss.backward()
+            optimizer.step()
+            return state_of(model)
+
+        assert_same(run(wrap_auto), run(wrap_plain))
+
+    world(2, body)
+
+
 def test_a_step_after_no_sync_alone_is_refused():
     def body(rank):
         model = wrap_auto(make())

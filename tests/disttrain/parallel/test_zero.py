@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import disttrain as dt
-from disttrain.collectives import CollectiveMismatch, RankFailed
+from disttrain.collectives import CollectiveMismatch, PeerFailed, RankFailed
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.local import run_ranks
+from disttrain.errors import UnwrappedModel
 from disttrain.nn.parallel import DistributedDataParallel
 from disttrain.parallel.zero import ZeroOptimizer
 
@@ -21,6 +22,7 @@ OPTIMIZERS = {
     "RMSprop": {"lr": 0.01, "centered": True},
     "LAMB": {"lr": 0.01},
     "NAdam": {"lr": 0.01},
+    "ASGD": {"lr": 0.01},
 }
 
 
@@ -54,14 +56,18 @@ def assert_same(ours, theirs):
             np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_parameters_are_those_of_the_plain_optimizer(name, size):
+def test_parameters_are_those_of_the_plain_optimizer(name, size, stage):
+    if name == "LAMB" and stage == 2:
+        name = "ASGD"  # which treats each element alike
+
     def body(rank):
         cls, options = getattr(dt.optim, name), OPTIMIZERS[name]
         plain, spread = (DistributedDataParallel(make_model()) for _ in range(2))
         assert_same(
-            train(spread, ZeroOptimizer(spread.parameters(), cls, **options), 4),
+            train(spread, ZeroOptimizer(spread.parameters(), cls, stage=stage, **options), 4),
             train(plain, cls(plain.parameters(), **options), 4),
         )
 
@@ -86,7 +92,8 @@ def test_each_rank_keeps_its_share_of_the_state():
     assert sum(map(bool, world(8, body))) == 4  # more ranks than parameters
 
 
-def test_groups_and_schedules():
+@pytest.mark.parametrize("stage", [1, 2])
+def test_groups_and_schedules(stage):
     def body(rank):
         def run(make):
             model = DistributedDataParallel(make_model())
@@ -95,7 +102,7 @@ def test_groups_and_schedules():
             scheduler = dt.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
             return train(model, optimizer, 4, scheduler), [g["lr"] for g in optimizer.param_groups]
 
-        ours = run(lambda groups: ZeroOptimizer(groups, dt.optim.SGD, lr=0.1, momentum=0.9))
+        ours = run(lambda groups: ZeroOptimizer(groups, dt.optim.SGD, stage=stage, lr=0.1, momentum=0.9))
         theirs = run(lambda groups: dt.optim.SGD(groups, lr=0.1, momentum=0.9))
         assert_same(ours[0], theirs[0])
         assert ours[1] == theirs[1]
@@ -103,7 +110,8 @@ def test_groups_and_schedules():
     world(2, body)
 
 
-def test_a_group_that_comes_later():
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_group_that_comes_later(stage):
     def body(rank):
         def run(make):
             model = DistributedDataParallel(make_model())
@@ -113,19 +121,20 @@ def test_a_group_that_comes_later():
             return before + train(model, optimizer, 2)
 
         assert_same(
-            run(lambda params: ZeroOptimizer(params, dt.optim.Adam, lr=0.01)),
+            run(lambda params: ZeroOptimizer(params, dt.optim.Adam, stage=stage, lr=0.01)),
             run(lambda params: dt.optim.Adam(params, lr=0.01)),
         )
 
     world(3, body)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("to", [0, 1])
-def test_the_consolidated_state_is_that_of_the_plain_optimizer_and_either_continues_the_other(to):
+def test_the_consolidated_state_is_that_of_the_plain_optimizer_and_either_continues_the_other(to, stage):
     def body(rank):
         plain, spread, again = (DistributedDataParallel(make_model()) for _ in range(3))
         a = dt.optim.Adam(plain.parameters(), lr=0.01)
-        b = ZeroOptimizer(spread.parameters(), dt.optim.Adam, lr=0.01)
+        b = ZeroOptimizer(spread.parameters(), dt.optim.Adam, stage=stage, lr=0.01)
         train(plain, a, 3)
         train(spread, b, 3)
         b.consolidate_state_dict(to)
@@ -141,7 +150,7 @@ def test_the_consolidated_state_is_that_of_the_plain_optimizer_and_either_contin
                 for k, v in state.items():
                     np.testing.assert_array_equal(np.asarray(ours["state"][i][k]), np.asarray(v))
 
-        c = ZeroOptimizer(again.parameters(), dt.optim.Adam, lr=7.0)
+        c = ZeroOptimizer(again.parameters(), dt.optim.Adam, stage=3 - stage, lr=7.0)
         c.load_state_dict(copy.deepcopy(a.state_dict()))
         again.load_state_dict(plain.state_dict())
         assert_same(train(again, c, 2), train(plain, a, 2))
@@ -167,6 +176,136 @@ def test_a_closure_is_called_once():
         assert loss.item() > 0
         assert len(calls) == 1
         assert not dt.equal(before, model.module[0].weight)
+
+    world(2, body)
+
+
+def test_each_rank_keeps_its_part_of_gradients_and_state():
+    def body(rank):
+        model = DistributedDataParallel(make_model(), bucket_cap_mb=1e-4)
+        optimizer = ZeroOptimizer(model.parameters(), dt.optim.Adam, stage=2)
+        train(model, optimizer, 2)
+        kept = (
+            [p.grad.numel() for p in model.parameters()],
+            [s["exp_avg"].numel() for s in optimizer.optim.state.values()],
+        )
+        optimizer.zero_grad()
+        assert all(p.grad is None for p in model.parameters())
+        assert all(bucket.message is None for bucket in model._buckets)  # no whole gradients
+        return kept
+
+    numbers = [p.numel() for p in make_model().parameters()]
+    shares = world(3, body)
+    assert [sum(parts) for parts in zip(*[grads for grads, _ in shares], strict=True)] == numbers
+    for grads, state in shares:
+        assert grads == state
+        assert sum(grads) <= sum(numbers) / 3 + 2
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("order", [2.0, 1.0, float("inf")])
+def test_clipping_sees_all_of_the_gradients(order, stage):
+    def body(rank):
+        def run(make):
+            model = DistributedDataParallel(make_model())
+            optimizer = make(model.parameters())
+            norms = []
+            for _ in range(3):
+                optimizer.zero_grad()
+                rows = slice(rank * 16 // 3, (rank + 1) * 16 // 3)
+                loss = ((model(dt.tensor(X[rows])) - dt.tensor(Y[rows])) ** 2).mean()
+                loss.backward(weight=rows.stop - rows.start)
+                norms.append(dt.nn.utils.clip_grad_norm_(model.parameters(), 0.3, order).item())
+                optimizer.step()
+            return norms, [p.detach().numpy() for p in model.parameters()]
+
+        ours = run(lambda params: ZeroOptimizer(params, dt.optim.SGD, stage=stage, lr=0.1))
+        theirs = run(lambda params: dt.optim.SGD(params, lr=0.1))
+        assert ours[0] == theirs[0]
+        assert_same([ours[1]], [theirs[1]])
+
+    world(3, body)
+
+
+@pytest.mark.parametrize("kind", [dt.float16, dt.float64])
+def test_accumulated_gradients_and_parameters_that_some_ranks_do_not_use(kind):
+    class Branches(dt.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = (dt.nn.Linear(5, 3) for _ in range(4))
+            self.d.weight.requires_grad_(False)
+
+        def forward(self, x):
+            return self.d(dt.ones(5, dtype=x.dtype)) + (self.a(x) if dt.distributed.get_rank() else self.b(x))
+
+    def body(rank):
+        def run(make):
+            dt.manual_seed(0)
+            model = DistributedDataParallel(Branches().to(kind))
+            optimizer = make(model.parameters())
+            x, y = dt.tensor(X[rank::3]).to(kind), dt.tensor(X[rank::2]).to(kind)
+            for step in range(4):
+                with model.no_sync():
+                    model(x).square().mean().backward(weight=1 + rank)
+                model(y).square().mean().backward(weight=2)
+                optimizer.step()
+                if step != 1:  # else the next gradients are added to the average
+                    optimizer.zero_grad()
+            return [p.detach().numpy() for p in model.parameters()]
+
+        ours = run(lambda params: ZeroOptimizer(params, dt.optim.SGD, stage=2, lr=0.1))
+        theirs = run(lambda params: dt.optim.SGD(params, lr=0.1))
+        assert_same([ours], [theirs])
+
+    world(3, body)
+
+
+def test_a_step_that_cannot_be_made_leaves_the_next_ones_right():
+    def body(rank):
+        def run(stage, fails):
+            model = DistributedDataParallel(make_model(), nonfinite="skip")
+            optimizer = ZeroOptimizer(model.parameters(), dt.optim.Adam, stage=stage, lr=0.1)
+            train(model, optimizer, 1)
+            if fails:
+                optimizer.zero_grad()
+                x = dt.tensor(X[:4] * (np.nan if rank else 1))
+                model(x).mean().backward()
+                assert all(p.grad is None for p in model.parameters())
+                optimizer.zero_grad()
+                out = model(dt.tensor(X[:4]))
+
+                def fail(_):
+                    raise ValueError("planted")
+
+                if rank:
+                    model.module[0].weight.register_hook(fail)
+                with pytest.raises(ValueError if rank else PeerFailed, match="planted"):
+                    out.mean().backward()
+                model.module[0].weight._hooks.popitem() if rank else None
+            return train(model, optimizer, 2)
+
+        assert_same(run(2, True), run(1, False))
+
+    world(2, body)
+
+
+def test_what_stage_2_refuses():
+    def body(rank):
+        params = list(make_model().parameters())
+        with pytest.raises(ValueError, match=r"stage must be 1 or 2, got 3; .* FullyShardedDataParallel"):
+            ZeroOptimizer(params, dt.optim.SGD, stage=3)
+        with pytest.raises(ValueError, match="DistributedDataParallel over the same ranks"):
+            ZeroOptimizer(params, dt.optim.SGD, stage=2)
+        model = DistributedDataParallel(make_model())
+        with pytest.raises(ValueError, match="LAMB looks at whole parameters"):
+            ZeroOptimizer(model.parameters(), dt.optim.LAMB, stage=2)
+        optimizer = ZeroOptimizer(model.parameters(), dt.optim.SGD, stage=2, lr=0.1)
+        with pytest.raises(RuntimeError, match="needs whole ones"):
+            model.register_comm_hook(None, print)
+        with model.no_sync():
+            model(dt.tensor(X)).mean().backward()
+        with pytest.raises(UnwrappedModel, match="not this rank's part of the average"):
+            optimizer.step()
 
     world(2, body)
 
