@@ -18,7 +18,7 @@ from disttrain.collectives.progress import Operation
 if TYPE_CHECKING:
     from disttrain.collectives.host import Group, Host
 
-NOTICE_S = 7.5
+NOTICE_S = 6.5
 """A rank that stays away as long is looked for, so that it is named within 10 s; again when the time has doubled."""
 _TICK_S = 0.1
 _PATIENCE_S = 1.5
@@ -120,11 +120,16 @@ class Watch:
         group: Group = call.group
         if group.channel.index >= _SPOKESMEN and waited < 2 * NOTICE_S:
             return
-        waiting = [w.rank for w in self._ask(call, stacks=False) if w.waits_here]
-        if not waiting or min(waiting) not in group.ranks_here:
+        wheres = self._ask(call, stacks=False)
+        waiting = [w.rank for w in wheres if w.waits_here]
+        if call.finished or not waiting or min(waiting) not in group.ranks_here:
             return
-        wheres = self._ask(call)
+        answering = [w.rank for w in _missing(wheres) if w.lines]
+        stacks = {w.rank: w for w in self._ask(call, answering)}
+        wheres = [stacks.get(w.rank, w) for w in wheres]
         missing = _missing(wheres)
+        if call.finished:
+            return
         if call.awaited is not None and (rank0 := _prepares(wheres, group.ranks[0])):
             _logger.info(
                 "rank %d: %s, %.0f s so far\n%s", rank0.rank, call.awaited, waited, _describe([rank0])
@@ -157,10 +162,11 @@ class Watch:
 
     # -- asking --------------------------------------------------------------------------------------------
 
-    def _ask(self, call: Call, *, stacks: bool = True) -> list[Where]:
-        """Return where the ranks are that take part in ``call``, in their order."""
+    def _ask(self, call: Call, ranks: Sequence[int] | None = None, *, stacks: bool = True) -> list[Where]:
+        """Return where ``ranks`` are (by default those that take part in ``call``), in their order."""
         group: Group = call.group
-        ranks = group.ranks if call.pair is None else [group.ranks[i] for i in call.pair]
+        if ranks is None:
+            ranks = group.ranks if call.pair is None else [group.ranks[i] for i in call.pair]
         found: dict[int, Where] = {}
         pending: dict[int, Question] = {}
         for process, theirs in by_process(ranks, self._host.world.process_of).items():

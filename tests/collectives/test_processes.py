@@ -46,10 +46,10 @@ def test_bare_mpiexec_begins_and_ends_silently(mpiexec, tmp_path, n):
 
 TRANSPORTS = pytest.mark.parametrize(
     "options",
-    [[], ["without-shared-memory"], ["without-shared-memory", "far"]],
-    ids=["shared", "mpi", "other nodes"],
+    [[], ["without-shared-memory"], ["without-shared-memory", "far"], ["without-shared-memory", "far-pairs"]],
+    ids=["shared", "mpi", "nodes of one", "nodes of two"],
 )
-"""``far``: as if the processes could not see each other, so that they have to ask."""
+"""``far``: as if the processes could not see each other, so that they have to ask; ``far-pairs``: but in pairs."""
 
 
 @TRANSPORTS
@@ -83,8 +83,17 @@ def test_a_message_that_does_not_come_is_named_in_time(mpiexec, tmp_path, option
         assert re.search(rf"  rank {1 - rank}: (for \d+\.\d s in|in no call; its last,) {there}", text)
 
 
-@TRANSPORTS
-@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize(
+    ("n", "options"),
+    [
+        (2, []),
+        (8, []),
+        (3, ["without-shared-memory"]),
+        (3, ["without-shared-memory", "far"]),
+        (4, ["without-shared-memory", "far-pairs"]),
+    ],
+    ids=["2 shared", "8 shared", "3 mpi", "3 nodes of one", "2 nodes of two"],
+)
 @pytest.mark.parametrize(
     ("case", "where"),
     [
@@ -101,8 +110,8 @@ def test_a_message_that_does_not_come_is_named_in_time(mpiexec, tmp_path, option
     ids=["sleeps", "holds", "stops"],
 )
 def test_a_rank_that_stays_away_is_named_with_its_place(mpiexec, case, where, n, options):
-    if "far" in options and case != "sleeps":
-        pytest.skip("nobody is beside a process that cannot answer")
+    if "far" in options and case != "sleeps":  # nobody is beside it who could answer
+        where = r"does not answer: on node\d the process is stopped, or native code holds its interpreter"
 
     job = mpiexec(n, "faults.py", case, *options, timeout=20)
 

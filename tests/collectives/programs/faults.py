@@ -28,6 +28,9 @@ from disttrain.collectives import (
 )
 from disttrain.collectives.env import WorkerEnv
 
+AWAY_S = 4.0 if {"far", "far-pairs"} & set(sys.argv) else 1.2
+"""How long a rank stays away. Whoever has to ask takes longer to name it."""
+
 
 def other_op(comm: Communicator, x: np.ndarray) -> None:
     comm.all_reduce(x, x, op="sum" if comm.rank else "max")
@@ -308,17 +311,23 @@ def stays_away(how: Callable[[], None]) -> None:
 
 
 def sleep_over_the_data() -> None:
-    time.sleep(1.2)
+    time.sleep(AWAY_S)
 
 
 def hold_the_interpreter() -> None:
-    ctypes.PyDLL(None).usleep(1_200_000)  # in C, without releasing Python's lock
+    """In C, without releasing Python's lock, in a call that goes on after a signal."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        time.sleep(AWAY_S)
+        os.write(write, b"!")
+        os._exit(0)
+    ctypes.PyDLL(None).read(read, ctypes.create_string_buffer(1), 1)
 
 
 def stop_and_be_woken() -> None:
     pid = os.getpid()
     if os.fork() == 0:
-        time.sleep(1.2)
+        time.sleep(AWAY_S)
         os.kill(pid, signal.SIGCONT)
         os._exit(0)
     os.kill(pid, signal.SIGSTOP)
@@ -392,15 +401,19 @@ def without_shared_memory() -> None:
     memory._anonymous_file = fail
 
 
-def as_if_on_other_nodes() -> None:
+def as_if_on_other_nodes(processes: int) -> None:
+    """As if each node had so many processes, and they saw nothing of those elsewhere."""
     read = peers.Peers._read
-    mine = WorkerEnv.from_environ().process
-    peers.Peers._read = lambda self, process: read(self, process) if process == mine else None
+    mine = WorkerEnv.from_environ().process // processes
+    peers.Peers._read = lambda self, process: read(self, process) if process // processes == mine else None
+    peers.Peers.host_of = lambda self, process: f"node{process // processes}"
 
 
 if __name__ == "__main__":
     if "without-shared-memory" in sys.argv:
         without_shared_memory()
     if "far" in sys.argv:
-        as_if_on_other_nodes()
+        as_if_on_other_nodes(1)
+    if "far-pairs" in sys.argv:
+        as_if_on_other_nodes(2)
     globals()[sys.argv[1]]()
