@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy
 
+from disttrain.collectives import nccl
 from disttrain.collectives.call import BIT_OPS, DTYPES, NO_TAG, OPS, Call, Tag
+from disttrain.collectives.errors import TransportUnavailable
 from disttrain.collectives.host import Group, Host
 from disttrain.collectives.ledger import Entry, read
 from disttrain.collectives.protocol import collective, message
@@ -102,6 +104,20 @@ class Communicator:
     @timeout.setter
     def timeout(self, seconds: float) -> None:
         self._group.timeout = seconds
+
+    def require_nccl(self) -> None:
+        """Let arrays on GPUs go over NCCL or not at all, from all groups; by default ``auto`` has another way for them.
+
+        Raises:
+            TransportUnavailable: NCCL cannot be used here, or another transport was asked for.
+        """
+        wanted = self._host.env.transport
+        if wanted not in ("auto", "nccl"):
+            raise TransportUnavailable(
+                f"the job was started with --transport {wanted}; use `disttrain launch --transport nccl`, or auto"
+            )
+        nccl.load()
+        self._host.gpu.transport = "nccl"
 
     def __repr__(self) -> str:
         return f"<Communicator rank {self.rank} of {self.size}, {self.transport}>"

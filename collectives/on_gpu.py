@@ -41,7 +41,9 @@ class GpuSide:
         self._copies: Stream = None
         self._said: set[str] = set()
         self.fixed_order = host.env.fixed_order
-        self.watchdog = Watchdog(host.env.timeout, self._give_up, lambda reason: host.abort(reason, 1))
+        self.transport = host.env.transport
+        """``nccl``: over NCCL or not at all. ``auto``: over NCCL if that is possible. Others: through host memory."""
+        self.watchdog = Watchdog(self._give_up, lambda reason: host.abort(reason, 1))
 
     @property
     def gpu(self) -> Gpu:
@@ -128,7 +130,7 @@ class GpuSide:
         Raises:
             TransportUnavailable: NCCL was asked for by name, and cannot be used.
         """
-        wanted, over = self._host.env.transport, self._host.transport.name
+        wanted, over = self.transport, self._host.transport.name
         if wanted not in ("auto", "nccl"):
             self._say(index, f"GPU arrays go through host memory over {over} (asked for)")
             return None

@@ -44,18 +44,14 @@ class Watchdog:
     """Looks after the flights of one process.
 
     Args:
-        timeout: how long one may take, in seconds.
         give_up: is called with the error, once, before anything is aborted.
         end_the_job: is called with the reason if ranks do not notice.
     """
 
-    def __init__(
-        self, timeout: float, give_up: Callable[[BaseException], None], end_the_job: Callable[[str], None]
-    ) -> None:
+    def __init__(self, give_up: Callable[[BaseException], None], end_the_job: Callable[[str], None]) -> None:
         self.links: dict[tuple[int, ...], Link] = {}
         """All communicators of the process, by what they connect for."""
         self.error: BaseException | None = None
-        self._timeout = timeout
         self._give_up = give_up
         self._end_the_job = end_the_job
         self._flights: list[Flight] = []
@@ -137,7 +133,7 @@ class Watchdog:
                     flight.link.check()
             except Exception as error:
                 return type(error)(f"{name_ranks(flight.ranks)} in {call} at {call.place}: {error}")
-            if waited > self._timeout and not flight.done:
+            if waited > call.group.timeout and not flight.done:
                 return CollectiveTimeout(
                     f"{name_ranks(flight.ranks)} waited {waited:.1f} s for the GPU in {call} at {call.place}, which "
                     f"all ranks have begun; look for a process that stopped, or for GPUs that cannot reach each other "
