@@ -149,6 +149,8 @@ class Link:
         self.index = index
         self.size = size
         self.stream = gpu.new_stream()
+        self._lock = threading.Lock()
+        self._over = False
         self._nccl = load()
         self._byte = self._nccl.NCCL_UINT8
         with _errors(self._nccl, "connecting"), gpu.on(self.stream):
@@ -202,15 +204,20 @@ class Link:
         Raises:
             PeerFailed: it cannot go on.
         """
-        with _errors(self._nccl, "the background"):
-            self._comm.check_async_error()
+        with self._lock, _errors(self._nccl, "the background"):
+            if not self._over:
+                self._comm.check_async_error()
 
     def abort(self) -> None:
         """Give up what is in flight, whatever the peers do. NCCL may not return from this."""
+        with self._lock:  # whoever looks for errors has looked, or will not
+            self._over = True
         self._comm.abort()
 
     def close(self) -> None:
         """Free the communicator; nothing is in flight on any process."""
+        with self._lock:
+            self._over = True
         self._comm.destroy()
 
 

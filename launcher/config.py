@@ -59,6 +59,8 @@ class LaunchConfig:
                 f"--transport local connects ranks of one process, got -n {self.processes}; "
                 f"use -n 1 --ranks {self.processes}, or --transport mpi"
             )
+        if self.transport == "nccl":
+            _check_gpus(self.processes)
         if not 0 < self.timeout < math.inf:
             raise ConfigError(f"--timeout must be a positive number of seconds, got {self.timeout:g}")
         check_program(self.program, is_module=self.is_module)
@@ -112,6 +114,16 @@ class LaunchConfig:
         if self.processes == 1 and self.ranks is None:
             return {}
         return {name: "1" for name in ONE_THREAD if name not in os.environ}
+
+
+def _check_gpus(processes: int) -> None:
+    gpus = count_gpus()
+    parts = "MIG" in os.environ.get("CUDA_VISIBLE_DEVICES", "")  # of one GPU, which only CUDA can count
+    if gpus < processes and not parts:
+        raise ConfigError(
+            f"--transport nccl needs a GPU for each process, got -n {processes} and {gpus or 'no'} visible GPU"
+            f"{'s' * (gpus != 1)}; use -n gpu (--ranks puts several ranks into a process), or --transport auto"
+        )
 
 
 def _check_ranks(ranks: int, processes: int) -> None:

@@ -127,6 +127,14 @@ def test_nccl_asked_for_by_name_is_there_or_says_what_is_missing(cupy, monkeypat
         choose(env)
 
 
+def test_another_transport_that_was_asked_for_stays():
+    def check(comm):
+        with pytest.raises(TransportUnavailable, match="the job was started with --transport local; use"):
+            comm.require_nccl()
+
+    on_two_ranks(check, transport="local")
+
+
 @pytest.mark.mpi
 def test_nccl_asked_for_by_name_is_not_replaced(mpiexec):
     job = mpiexec(2, "gpu_faults.py", "refused", "gpu=nccl", timeout=30, env={"FAKE_GPU_UUID": "of both"})

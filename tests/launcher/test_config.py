@@ -91,3 +91,17 @@ def test_the_worker_is_told_that_the_program_is_for_pytorch(tmp_path):
 
     assert config.argv == ["--compat", str(script), "--lr", "1"]
     assert config.program_argv == [str(script), "--lr", "1"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "processes", "said"), [("", 1, "no visible GPUs;"), ("1", 2, "1 visible GPU;")]
+)
+def test_nccl_needs_a_gpu_for_each_process(monkeypatch, script, visible, processes, said):
+    monkeypatch.setattr(config.glob, "glob", lambda pattern: ["/dev/nvidia0", "/dev/nvidia1"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    with pytest.raises(ConfigError, match=f"needs a GPU for each process, got -n {processes} and {said}"):
+        LaunchConfig(script, processes=processes, transport="nccl")
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    LaunchConfig(script, processes=2, transport="nccl")

@@ -218,6 +218,7 @@ def test_no_process_of_a_job_listens_on_a_port(start):
         (["--timeout", "0", "script.py"], "--timeout must be a positive number of seconds, got 0"),
         (["--transport", "gloo", "script.py"], "'gloo' is not one of"),
         (["-n", "2", "--transport", "local", "script.py"], "--transport local connects ranks of one process"),
+        (["--transport", "nccl", "script.py"], "--transport nccl needs a GPU for each process, got -n 1"),
         (["-m", "script.py/x"], "-m needs the dotted name of a module, got 'script.py/x'"),
         (["--surprise", "script.py"], "No such option"),
     ],

@@ -1,9 +1,10 @@
 """What a test program does so that its arrays are on the stand-in for a GPU: ``program.py … gpu=nccl``.
 
 ``gpu=nccl`` goes over NCCL, ``gpu=mpi`` through host memory: also where nobody asks for MPI, since all processes have
-one GPU then. Without one of them arrays are NumPy's.
+one GPU then. ``real-gpu=…`` does the same with CuPy, all processes on the first GPU. Else arrays are NumPy's.
 """
 
+import os
 import sys
 from typing import Any
 
@@ -12,12 +13,17 @@ from on_gpu import OnGpu
 
 from disttrain.collectives import Communicator, on_gpu, staging
 
-_WANTED = next((word.removeprefix("gpu=") for word in sys.argv if word.startswith("gpu=")), "")
+_HOW, _, _WANTED = next((word for word in sys.argv if word.startswith(("gpu=", "real-gpu="))), "").partition(
+    "="
+)
 if _WANTED:
-    fake_cupy.install()
     on_gpu.PIECE_BYTES, staging.PIECE_BYTES = 256 << 10, 64 << 10  # so that large arrays of tests have many
-if _WANTED == "mpi":
-    fake_cupy.UUID = "of all"
+if _HOW == "gpu":
+    fake_cupy.install()
+    if _WANTED == "mpi":
+        fake_cupy.UUID = "of all"
+elif _WANTED == "nccl":
+    os.environ["NCCL_HOSTID"] = f"process {os.getpid()}"  # else NCCL refuses two processes on one GPU
 
 
 def transport() -> str:

@@ -124,7 +124,8 @@ def fails_to_begin() -> None:
 
 def refused() -> None:
     """NCCL is insisted on, and cannot be had."""
-    comm = started(transport="nccl")
+    comm = started()
+    comm.require_nccl()
     x = ones()
     try:
         comm.all_reduce(x, x)

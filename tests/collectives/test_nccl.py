@@ -1,0 +1,130 @@
+"""What only CuPy itself can say: that its bindings are as we call them, and, where there is a GPU, that they work."""
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from disttrain.collectives import nccl
+from disttrain.collectives.cuda import Gpu
+
+ROOT = Path(__file__).parents[2]
+cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+bindings = pytest.importorskip("cupy.cuda.nccl", reason="CuPy finds no NCCL")
+needs_gpu = pytest.mark.skipif(not cupy.is_available(), reason="CuPy sees no GPU")
+
+
+def parameters(name):
+    text = getattr(bindings.NcclCommunicator, name).__doc__.splitlines()[0]
+    inside = text[text.index("(") + 1 : text.rindex(")")]
+    return [word.split()[-1] for word in inside.split(",")[1:]]
+
+
+def test_the_bindings_take_what_we_pass():
+    assert parameters("allReduce") == ["sendbuf", "recvbuf", "count", "datatype", "op", "stream"]
+    assert parameters("reduce") == ["sendbuf", "recvbuf", "count", "datatype", "op", "root", "stream"]
+    assert parameters("reduceScatter") == ["sendbuf", "recvbuf", "recvcount", "datatype", "op", "stream"]
+    assert parameters("allGather") == ["sendbuf", "recvbuf", "count", "datatype", "stream"]
+    assert parameters("broadcast") == ["sendbuff", "recvbuff", "count", "datatype", "root", "stream"]
+    assert parameters("send") == ["sendbuf", "count", "datatype", "peer", "stream"]
+    assert parameters("recv") == ["recvbuf", "count", "datatype", "peer", "stream"]
+    for name in ("check_async_error", "abort", "destroy"):
+        assert parameters(name) == []
+    for name in (*nccl.TYPES.values(), "NCCL_SUM", "NCCL_PROD", "NCCL_MIN", "NCCL_MAX"):
+        assert isinstance(getattr(bindings, name), int)
+    assert bindings.available
+    assert bindings.get_version() >= nccl._OLDEST
+    assert len(bindings.get_unique_id()) == nccl._UNIQUE_BYTES
+    assert issubclass(bindings.NcclError, RuntimeError)
+
+
+def test_cupy_has_what_we_call():
+    cuda, runtime = cupy.cuda, cupy.cuda.runtime
+
+    for home, names in (
+        (
+            cupy,
+            (
+                "empty",
+                "copyto",
+                "add",
+                "multiply",
+                "minimum",
+                "maximum",
+                "bitwise_and",
+                "ndarray",
+                "is_available",
+            ),
+        ),
+        (cuda, ("Device", "Stream", "Event", "get_current_stream")),
+        (cuda.Stream, ("wait_event", "__enter__", "__exit__")),
+        (cuda.Event, ("record", "done")),
+        (runtime, ("memcpyAsync", "memcpyHostToDevice", "memcpyDeviceToHost", "getDeviceProperties")),
+        (runtime, ("deviceGetPCIBusId",)),
+        (cupy.ndarray, ("data", "device", "flags", "strides", "nbytes")),
+    ):
+        assert [name for name in names if not hasattr(home, name)] == []
+    with (
+        pytest.raises(nccl.TransportUnavailable, match="sees none")
+        if not cupy.is_available()
+        else nullcontext()
+    ):
+        nccl.load()
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_one_process_over_nccl():
+    gpu = Gpu(0)
+    ready, made = nccl.connect(gpu, 1, nccl.unique_id(first=True), 0)
+    while not ready():
+        pass
+    link = made()
+    x = cupy.arange(5, dtype=np.float32)
+    cupy.cuda.get_current_stream().synchronize()
+
+    with gpu.on(link.stream):
+        link.all_reduce(x, "sum")
+        link.broadcast(x, 0)
+    gpu.follow(gpu.mark(link.stream))
+
+    assert x.get().tolist() == [0, 1, 2, 3, 4]
+    link.check()
+    link.close()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.mpi
+@pytest.mark.parametrize("transport", ["nccl", "mpi"])
+@pytest.mark.parametrize("program", ["verbs.py", "random_programs.py"])
+def test_two_processes_on_one_gpu(mpiexec, transport, program):
+    """NCCL takes two processes on one GPU for two machines where each names itself (``NCCL_HOSTID``)."""
+    env = {
+        "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1", "NCCL_NET": "Socket", "NCCL_MAX_CTAS": "2",
+    }  # fmt: skip
+
+    job = mpiexec(2, program, "0", "10", f"real-gpu={transport}", timeout=110, env=env)
+
+    assert job.returncode == 0, job.stdout + job.stderr
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_world_of_one_reduces_in_place_on_the_gpu():
+    code = (
+        "import cupy; from disttrain.collectives import connect; comm = connect(); x = cupy.ones(1 << 20, 'f2');"
+        "comm.all_reduce(x, x); y = comm.empty(3, 'f4', like=x); assert isinstance(y, cupy.ndarray);"
+        "print(float(x.sum(dtype='f4')))"
+    )
+
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+    assert out.stdout.strip() == str(float(1 << 20))
