@@ -16,6 +16,10 @@ from disttrain.collectives.protocol import collective, message
 from disttrain.kernels.arrays import Array, address, get_array_module, is_array, on_gpu, overlap
 
 _SUPPORTED = frozenset(DTYPES)
+_HOST_BUCKET_BYTES = 4 << 20
+"""What the caches hold; past it an all-reduce costs more than several, and less of it hides behind backward."""
+_GPU_BUCKET_BYTES = 25 << 20
+"""What NCCL needs to come near the speed of its links; PyTorch's choice too."""
 
 
 class Work:
@@ -121,6 +125,10 @@ class Communicator:
 
     def __repr__(self) -> str:
         return f"<Communicator rank {self.rank} of {self.size}, {self.transport}>"
+
+    def bucket_bytes(self, x: Array) -> int:
+        """Return the size from which on larger arrays like ``x`` are not moved faster: that of a bucket of gradients."""
+        return _GPU_BUCKET_BYTES if on_gpu(x) else _HOST_BUCKET_BYTES
 
     def empty(self, shape: int | Sequence[int], dtype: Any, *, like: Array | None = None) -> Array:
         """Return a new array of arbitrary contents where calls between processes of one node need no copies.

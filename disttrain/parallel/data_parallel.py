@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     Hook = Callable[[Any, GradBucket], Future]
 
 _logger = logging.getLogger("disttrain")
-_BUCKET_MB = 4.0
-"""Past this size one all-reduce through MPI costs more than several, and less of it hides behind backward."""
 _INSTEAD = {
     "delay_all_reduce_named_params": "all gradients are averaged as backward makes them",
     "param_to_hook_all_reduce": "all gradients are averaged as backward makes them",
@@ -67,7 +65,7 @@ class DistributedDataParallel(Module):
         broadcast_buffers: before each training forward, take the buffers (BatchNorm's statistics) of rank 0.
         init_sync: take rank 0's parameters and buffers at the start.
         process_group: the ranks to average over; all by default.
-        bucket_cap_mb: largest bucket, in MiB; 4 by default.
+        bucket_cap_mb: largest bucket, in MiB; by default what suits the transport: 4, and 25 on GPUs.
         find_unused_parameters: accepted as PyTorch's; unused parameters need no flag here.
         check_reduction: accepted as PyTorch's; it changes nothing.
         gradient_as_bucket_view: accepted as PyTorch's; gradients always live in the buckets.
@@ -186,7 +184,8 @@ class DistributedDataParallel(Module):
             importlib.import_module("disttrain.audit").watch(module)
         if self._comm.size == 1:
             return
-        groups = list(grouped(params[::-1], (bucket_cap_mb or _BUCKET_MB) * 2**20))
+        cap = bucket_cap_mb * 2**20 if bucket_cap_mb else self._comm.bucket_bytes(params[0]._array)
+        groups = list(grouped(params[::-1], cap))
         self._buckets = [Bucket(g, self._comm, last=i == len(groups) - 1) for i, g in enumerate(groups)]
         for bucket in self._buckets:
             bucket.take_slots()
