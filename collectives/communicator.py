@@ -127,7 +127,7 @@ class Communicator:
         return f"<Communicator rank {self.rank} of {self.size}, {self.transport}>"
 
     def bucket_bytes(self, x: Array) -> int:
-        """Return the size from which on larger arrays like ``x`` are not moved faster: that of a bucket of gradients."""
+        """Return the size past which arrays like ``x`` do not move faster: that of a bucket of gradients."""
         return _GPU_BUCKET_BYTES if on_gpu(x) else _HOST_BUCKET_BYTES
 
     def empty(self, shape: int | Sequence[int], dtype: Any, *, like: Array | None = None) -> Array:
