@@ -26,6 +26,7 @@ from disttrain.launcher.config import LaunchConfig
 from disttrain.launcher.control_plane import ControlPlane
 from disttrain.launcher.logs import LogPump
 from disttrain.launcher.report import (
+    Attempt,
     Failure,
     RunReport,
     describe_end,
@@ -50,6 +51,11 @@ NOTICE: Final = 7.5
 HUNG: Final = 5.0
 """Seconds in one call after which a job that the user stops is told to have hung, with the place of each rank."""
 _MOST_ASKED: Final = 8
+BACK_OFF: Final = 1.0
+"""Seconds before a restart if the generation before the last one got nowhere either; doubled each time."""
+MAX_BACK_OFF: Final = 30.0
+GOT_SOMEWHERE: Final = 10.0
+"""Seconds after which a generation that failed has not failed at once, even if its ranks never communicated."""
 _LEAVING: Final = 0.3  # seconds that helpers of multiprocessing need to see that their parent has gone
 
 
@@ -83,19 +89,24 @@ class Agent:
 
     def __init__(self, config: LaunchConfig) -> None:
         self._config = config
-        self._workers: list[WorkerState] = []
-        self._failures: list[Failure] = []
         self._signals: list[signal.Signals] = []
         self._stopped_by: signal.Signals | None = None
-        self._stopped: list[int] = []
-        self._standings: list[Standing] = []
-        """Where the ranks were when the job began to end."""
-        self._tell_at = NOTICE
-        """After how many seconds to name the processes that do not connect, next."""
-        self._kill_at: float | None = None
-        self._killed = False
         self._host = socket.gethostname()
         self._selector = selectors.DefaultSelector()
+        self._generation = 0
+        self._attempts: list[Attempt] = []
+        """The generations that failed and were followed by another."""
+        self._at_once = 0
+        """How many generations in a row have failed without getting anywhere."""
+        self._workers: list[WorkerState] = []
+        self._failures: list[Failure] = []
+        self._stopped: list[int] = []
+        self._standings: list[Standing] = []
+        """Where the ranks were when the generation began to end."""
+        self._tell_at = NOTICE
+        """After how many seconds of the generation to name the processes that do not connect, next."""
+        self._kill_at: float | None = None
+        self._killed = False
 
     def run(self) -> RunReport:
         """Start the workers, wait for their end, and leave nothing of them behind.
@@ -112,25 +123,43 @@ class Agent:
         self._logs = LogPump(self._directory.path)
         restore = self._catch_signals()
         self._guardian = self._start_guardian()
-        self._pmi = pmi.PmiServer(self._config.processes, f"disttrain_{self._directory.run_id}")
+        self._pmi = self._new_world()
         self._control = ControlPlane(
             self._directory.control,
             run=self._directory.run_id,
             generation=0,
             processes=self._config.processes,
         )
+        self._selector.register(self._control.fd, selectors.EVENT_READ, self._on_messages)
         try:
-            places = self._config.placements(run_id=self._directory.run_id, control=self._directory.control)
-            for env in places:
-                self._spawn(env)
-            self._logs.start()
-            self._watch()
-            return self._end()
+            while True:
+                self._start()
+                self._watch()
+                stragglers = self._sweep()
+                self._logs.finish()
+                if not self._wants_restart():
+                    return self._end(stragglers)
+                if not self._prepare_restart():
+                    return self._end([])
         finally:
             self._clean_up()
             restore()
 
     # -- starting ------------------------------------------------------------------------------------------
+
+    def _new_world(self) -> pmi.PmiServer:
+        """Return the server of a world that knows nothing of the one before."""
+        name = f"disttrain_{self._directory.run_id}_{self._generation}"
+        return pmi.PmiServer(self._config.processes, name)
+
+    def _start(self) -> None:
+        """Start the workers of this generation."""
+        self._began = time.monotonic()
+        for env in self._config.placements(
+            run_id=self._directory.run_id, control=self._directory.control, generation=self._generation
+        ):
+            self._spawn(env)
+        self._logs.start()
 
     def _catch_signals(self) -> Callable[[], None]:
         read, write = os.pipe()
@@ -185,6 +214,7 @@ class Agent:
         environ.setdefault("UCX_TLS", "self,posix,cma")  # one node: MPICH must not listen on the network
         ledger = ledger_file(env.hosted)
         environ |= config.env | replace(env, ledger=ledger).to_environ()
+        environ["TORCHELASTIC_MAX_RESTARTS"] = str(config.max_restarts)
         ends = [ledger]
         if config.processes > 1:
             server, child = self._pmi.connect(env.process)
@@ -194,6 +224,8 @@ class Agent:
         # Several ranks in a process write the prefixes themselves.
         label = f"[{env.rank}]" if env.world_size > 1 and env.hosted == 1 else ""
         name = f"rank{env.rank}" + (f"-{env.rank + env.hosted - 1}" if env.hosted > 1 else "")
+        if env.generation:
+            name += f"-generation{env.generation}"
         out = self._logs.add(env.process, label, name=name, to_stderr=False)
         err = self._logs.add(env.process, label, name=name, to_stderr=True)
         popen = subprocess.Popen(
@@ -217,7 +249,6 @@ class Agent:
     # -- watching ------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        self._selector.register(self._control.fd, selectors.EVENT_READ, self._on_messages)
         self._on_messages()  # its descriptor tells edges; there may have been one
         while any(w.running for w in self._workers):
             wait = self._look_after_beginning()
@@ -365,10 +396,63 @@ class Agent:
             if worker.running:  # what they have started, the sweep ends
                 guardian.send(worker.popen.pid, [signal.SIGKILL])
 
-    def _end(self) -> RunReport:
-        """Sweep what the workers have started, and put together what happened."""
-        stragglers = self._sweep()
-        self._logs.finish()
+    def _wants_restart(self) -> bool:
+        return (
+            bool(self._failures) and self._stopped_by is None and self._generation < self._config.max_restarts
+        )
+
+    def _prepare_restart(self) -> bool:
+        """Say why, forget all of this generation but its failure, and wait if the job fails at once each time.
+
+        Returns:
+            Whether the next generation is to start; not if the user has stopped the job meanwhile.
+        """
+        attempt = self._attempt()
+        wait = self._back_off()
+        following = self._generation + 1
+        when = f" in {wait:g} s" if wait else ""
+        self._logs.notice(
+            f"{attempt.explain(self._attempts)}\n"
+            f"  restart {following} of {self._config.max_restarts}{when}: generation {following}"
+        )
+        self._attempts.append(attempt)
+        self._forget_workers()
+        self._pmi.close()
+        self._failures, self._stopped, self._standings = [], [], []
+        self._kill_at, self._killed, self._tell_at = None, False, NOTICE
+        resume = time.monotonic() + wait
+        while self._stopped_by is None and (left := resume - time.monotonic()) > 0:
+            for key, _ in self._selector.select(left):
+                key.data()
+        if self._stopped_by is not None:
+            return False
+        self._generation = following
+        self._pmi = self._new_world()
+        self._control.begin(following, self._config.processes)
+        self._logs = LogPump(self._directory.path)
+        return True
+
+    def _attempt(self) -> Attempt:
+        """Return how this generation failed."""
+        return Attempt(
+            generation=self._generation,
+            seconds=round(time.monotonic() - self._began, 3),
+            failures=order(self._with_logs(f) for f in self._failures),
+            stopped=tuple(self._stopped),
+            positions=locate(self._standings) if self._config.world_size > 1 else (),
+        )
+
+    def _back_off(self) -> float:
+        """Return how many seconds to wait: none after a generation that got somewhere, or at the first restart."""
+        communicated = any(e.ended is not None and not e.failed for s in self._standings for e in s.entries)
+        if communicated or time.monotonic() - self._began >= GOT_SOMEWHERE:
+            self._at_once = 0
+            return 0.0
+        self._at_once += 1
+        return 0.0 if self._at_once == 1 else min(BACK_OFF * 2 ** (self._at_once - 2), MAX_BACK_OFF)
+
+    def _end(self, stragglers: list[int]) -> RunReport:
+        """Put together what happened."""
         if stragglers and not self._failures and self._stopped_by is None:
             pids = ", ".join(map(str, stragglers[:10]))
             self._logs.notice(
@@ -377,29 +461,29 @@ class Agent:
         for complaint in self._pmi.complaints + self._control.complaints:
             self._logs.notice(f"disttrain: {complaint}")
         code = 0
-        positions = locate(self._standings) if self._config.world_size > 1 else ()
-        failures = order(self._with_logs(f) for f in self._failures)
-        if failures:
-            code = failures[0].code
+        last = self._attempt()
+        if last.failures:
+            code = last.failures[0].code
         elif self._stopped_by is not None:
             code = 128 + self._stopped_by
             hard = f"; {name_ranks(self._stopped)} had to be killed" if self._stopped else ""
             self._logs.notice(f"disttrain: stopped by {self._stopped_by.name}{hard}")
             if any(standing.waited > HUNG for standing in self._standings):
-                self._logs.notice("\n".join(describe_positions(positions)))
+                self._logs.notice("\n".join(describe_positions(last.positions)))
         report = RunReport(
             run_id=self._directory.run_id,
-            generation=0,
+            generation=self._generation,
             command=tuple(self._config.argv),
             world_size=self._config.world_size,
             seconds=round(time.monotonic() - self._started, 3),
             code=code,
-            failures=failures,
-            stopped=tuple(self._stopped) if failures else (),
-            positions=positions,
+            failures=last.failures,
+            stopped=last.stopped if last.failures else (),
+            positions=last.positions,
             stopped_by=self._stopped_by.name if self._stopped_by is not None else "",
+            attempts=tuple(self._attempts),
         )
-        if failures:
+        if last.failures or self._attempts:
             report.write(self._directory.report)
             self._logs.notice(report.text(self._directory.path))
         return report
@@ -420,19 +504,28 @@ class Agent:
             self._logs.notice(f"disttrain: processes {deaf} do not end; the kernel holds them")
         return left
 
-    def _clean_up(self) -> None:
-        """Leave nothing: also the way out if starting or watching has raised."""
-        guardian.kill_all(self._directory.run_id, [w.popen.pid for w in self._workers])
+    def _forget_workers(self) -> None:
+        """Reap the workers, which have been killed, and release what is held for them."""
+        self._tell_guardian("forget")  # once reaped, their numbers may be those of strangers
         for worker in self._workers:
             with suppress(subprocess.TimeoutExpired):  # the kernel holds it; that has been said
                 worker.popen.wait(timeout=1.0)
             if worker.running:
+                self._selector.unregister(worker.pidfd)
                 os.close(worker.pidfd)
             os.close(worker.ledger)
+        for connection in self._pmi.connections:
+            self._selector.unregister(connection)
+        self._workers = []
+        guardian.unlink_orphaned_shm(self._since)
+
+    def _clean_up(self) -> None:
+        """Leave nothing: also the way out if starting or watching has raised."""
+        guardian.kill_all(self._directory.run_id, [w.popen.pid for w in self._workers])
+        self._forget_workers()
         self._control.close()
         self._pmi.close()
         self._selector.close()
-        guardian.unlink_orphaned_shm(self._since)
         if self._directory.report.exists():
             self._directory.keep()
         else:

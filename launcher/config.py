@@ -40,6 +40,8 @@ class LaunchConfig:
     transport: str = "auto"
     timeout: float = 1800.0
     """Seconds that a rank waits in a collective."""
+    max_restarts: int = 0
+    """How often all ranks are started again after a failure."""
     audit: str = ""
     """Folder in which the ranks record what they compute; empty if they do not."""
     audit_steps: int = 0
@@ -61,6 +63,10 @@ class LaunchConfig:
             )
         if self.transport == "nccl":
             _check_gpus(self.processes)
+        if self.max_restarts < 0:
+            raise ConfigError(
+                f"--max-restarts must be 0 or more, got {self.max_restarts}; 0 ends the job at its first failure"
+            )
         if not 0 < self.timeout < math.inf:
             raise ConfigError(f"--timeout must be a positive number of seconds, got {self.timeout:g}")
         check_program(self.program, is_module=self.is_module)

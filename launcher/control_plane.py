@@ -14,7 +14,7 @@ _MAX_COMPLAINTS: Final = 20
 
 
 class ControlPlane:
-    """Takes the messages of one generation of one job.
+    """Takes the messages of one job, at any time those of one generation.
 
     ``fd`` becomes readable when messages *may* have come (edge-triggered: drain with :meth:`receive`).
     """
@@ -31,6 +31,10 @@ class ControlPlane:
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
         self._socket.bind(endpoint)
         self.fd = int(self._socket.getsockopt(zmq.FD))
+
+    def begin(self, generation: int, processes: int) -> None:
+        """Take messages of that generation alone from now on, of so many processes."""
+        self._generation, self._processes = generation, processes
 
     def receive(self) -> list[Message]:
         """Return all messages that have come, in order; their senders have been answered."""

@@ -1,8 +1,9 @@
 """Nothing left behind: ending what a job started, and the small process that does it if the launcher cannot.
 
 Runs as a file of its own, ``python -I -S guardian.py``, with nothing but the standard library, so that it is
-up within a few milliseconds. It reads lines: ``run ID DIRECTORY`` and ``session SID``. ``done`` means that
-the launcher has cleaned up by itself; the end of the input without it, that the launcher is dead.
+up within a few milliseconds. It reads lines: ``run ID DIRECTORY`` and ``session SID``; ``forget`` drops the
+sessions, as their generation has ended. ``done`` means that the launcher has cleaned up by itself; the end of the
+input without it, that the launcher is dead.
 """
 
 import os
@@ -107,6 +108,8 @@ def main() -> None:
                 pass
             case ["session", sid]:
                 sessions.append(int(sid))
+            case ["forget"]:
+                sessions.clear()
             case ["done"]:
                 return
     if not run_id:

@@ -25,6 +25,13 @@ from disttrain.launcher.config import TRANSPORTS, ConfigError, LaunchConfig, par
     "--timeout", type=float, default=1800.0, metavar="S", help="Seconds a rank waits in a collective. [1800]"
 )
 @click.option(
+    "--max-restarts",
+    type=int,
+    default=0,
+    metavar="K",
+    help="Start all ranks again after a failure, K times at most. [0]",
+)
+@click.option(
     "--env", multiple=True, metavar="K=V", help="A variable for the workers; may be given several times."
 )
 @click.option("-m", "--module", is_flag=True, help="PROGRAM is a module, as in python -m.")
@@ -36,6 +43,7 @@ def launch(
     ranks: int | None,
     transport: str,
     timeout: float,
+    max_restarts: int,
     env: tuple[str, ...],
     module: bool,
     compat: bool,
@@ -56,6 +64,7 @@ def launch(
             ranks=ranks,
             transport=transport,
             timeout=timeout,
+            max_restarts=max_restarts,
             env=parse_env(env),
         )
     except ConfigError as e:

@@ -45,6 +45,11 @@ class PmiServer:
         """When the first of them came, by ``time.monotonic()``."""
         self._waiting: set[int] = set()
 
+    @property
+    def connections(self) -> list[socket.socket]:
+        """The server's ends that are open."""
+        return list(self._sockets.values())
+
     def connect(self, process: int) -> tuple[socket.socket, socket.socket]:
         """Return the server's and the child's end; the caller closes the child's once it has inherited it."""
         server, child = socket.socketpair()

@@ -59,37 +59,41 @@ class Position:
 
 
 @dataclass(frozen=True)
-class RunReport:
-    """How a job ended."""
+class Attempt:
+    """How one generation failed."""
 
-    run_id: str
     generation: int
-    command: tuple[str, ...]
-    world_size: int
     seconds: float
-    code: int
-    failures: tuple[Failure, ...] = ()
+    """From its start to its end."""
+    failures: tuple[Failure, ...]
     """The root cause first."""
     stopped: tuple[int, ...] = ()
     """Ranks that the launcher ended because of it."""
     positions: tuple[Position, ...] = ()
     """Where all ranks were, unless none had made a call."""
-    stopped_by: str = ""
-    """The signal by which the user ended the job, ``SIGINT`` or another."""
 
-    def write(self, path: Path) -> None:
-        """Write the report as JSON."""
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"version": 1, **asdict(self)}, indent=1) + "\n")
-        temporary.replace(path)
+    def explain(self, earlier: Iterable["Attempt"]) -> str:
+        """Return what happened, in a line if one of the ``earlier`` generations failed alike: that has been said."""
+        for attempt in earlier:
+            if attempt.alike(self):
+                return f"{self.headline()}, as in generation {attempt.generation}"
+        return self.text()
 
-    def text(self, directory: Path | None = None) -> str:
-        """Return what the user reads: the root cause with its traceback, all else in a line each."""
-        if not self.failures:
-            return ""
-        first, *others = self.failures
+    def alike(self, other: "Attempt") -> bool:
+        """Return whether the same rank failed in the same way, so that nothing new is to be said."""
+        mine, others = self.failures[0], other.failures[0]
+        return (mine.ranks, mine.what, mine.traceback) == (others.ranks, others.what, others.traceback)
+
+    def headline(self) -> str:
+        """Return who failed, and how."""
+        first = self.failures[0]
         where = f"(host {first.host}, pid {first.pid})"
-        lines = [f"disttrain: {name_ranks(first.ranks)} {where} {_headline(first.what)}"]
+        return f"disttrain: {name_ranks(first.ranks)} {where} {_headline(first.what)}"
+
+    def text(self) -> str:
+        """Return what the user reads: the root cause with its traceback, all else in a line each."""
+        first, *others = self.failures
+        lines = [self.headline()]
         if first.traceback:
             shown = _middle_out(first.traceback.rstrip().split("\n"), _MAX_TRACEBACK)
             lines += _indent(line if len(line) <= _MAX_LINE else f"{line[:_MAX_LINE]} ..." for line in shown)
@@ -109,10 +113,47 @@ class RunReport:
             lines.append(f"  {name_ranks(followers)} could not go on without it")
         if self.stopped:
             lines.append(f"  {name_ranks(self.stopped)} stopped by the launcher")
-        lines += describe_positions(self.positions)
+        return "\n".join([*lines, *describe_positions(self.positions)])
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """How a job ended."""
+
+    run_id: str
+    generation: int
+    command: tuple[str, ...]
+    world_size: int
+    seconds: float
+    code: int
+    failures: tuple[Failure, ...] = ()
+    """The root cause first."""
+    stopped: tuple[int, ...] = ()
+    """Ranks that the launcher ended because of it."""
+    positions: tuple[Position, ...] = ()
+    """Where all ranks were, unless none had made a call."""
+    stopped_by: str = ""
+    """The signal by which the user ended the job, ``SIGINT`` or another."""
+    attempts: tuple[Attempt, ...] = ()
+    """The generations before the last one, which failed too."""
+
+    def write(self, path: Path) -> None:
+        """Write the report as JSON."""
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"version": 1, **asdict(self)}, indent=1) + "\n")
+        temporary.replace(path)
+
+    def text(self, directory: Path | None = None) -> str:
+        """Return what the user reads at the end; nothing if all went well at once."""
         kept = f"; logs and report.json in {directory}" if directory else ""
-        lines.append(f"  exit code {self.code} after {self.seconds:.1f} s{kept}")
-        return "\n".join(lines)
+        restarts = "1 restart" if self.generation == 1 else f"{self.generation} restarts"
+        if not self.failures:
+            return f"disttrain: ended well after {restarts}{kept}" if self.attempts and not self.code else ""
+        last = Attempt(self.generation, self.seconds, self.failures, self.stopped, self.positions)
+        after = f", {restarts}" if self.attempts else ""
+        return (
+            f"{last.explain(self.attempts)}\n  exit code {self.code} after {self.seconds:.1f} s{after}{kept}"
+        )
 
 
 def locate(standings: Iterable[Standing]) -> tuple[Position, ...]:

@@ -134,3 +134,25 @@ def test_a_worker_knows_whether_it_was_heard(tmp_path):
     assert heard
     assert len(got[0]["message"]) < 70_000
     assert not post_end(endpoint, run="job", generation=0, process=0, rank=0, code=1, timeout=0.05)
+
+
+def test_a_worker_of_an_old_generation_is_refused(tmp_path):
+    plane = ControlPlane(f"ipc://{tmp_path}/c", run="job", generation=0, processes=2)
+    plane.begin(1, 2)
+    sent = threading.Thread(
+        target=post_end,
+        args=(f"ipc://{tmp_path}/c",),
+        kwargs={"run": "job", "generation": 0, "process": 1, "rank": 1, "code": 3, "timeout": 0.5},
+    )
+
+    sent.start()
+    taken = []
+    while sent.is_alive():
+        taken += plane.receive()
+        sent.join(0.01)
+    plane.close()
+
+    assert taken == []
+    assert plane.complaints == [
+        "ignored a message on the control plane: of run 'job' generation 0, this is run job generation 1"
+    ]

@@ -12,8 +12,11 @@ import pytest
 PROMISED = 2.0  # seconds from a failure to the end of the job
 
 WAIT = """
-    import os, signal, sys
+    import os, pathlib, signal, sys
     print("ready", os.getpid(), flush=True)
+    pathlib.Path("up" + os.environ["RANK"]).touch()
+    while len(list(pathlib.Path().glob("up*"))) < int(os.environ["WORLD_SIZE"]):
+        os.sched_yield()
     if os.environ["RANK"] == "1":
         {fault}
     signal.pause()
