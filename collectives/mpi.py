@@ -10,7 +10,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -23,6 +23,8 @@ from disttrain.collectives.memory import NodeMemory, Unshared
 from disttrain.collectives.transport import Channel, Mailbox, Request
 from disttrain.kernels.arrays import Array
 
+PIECE_BYTES = 4 << 20
+"""Larger messages go in pieces: MPI counts to 2**31 at most, and one piece is on its way while another is copied."""
 _SHM = "/dev/shm/"
 _logger = logging.getLogger("disttrain")
 
@@ -49,8 +51,8 @@ class MpiChannel:
         self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]], lane: int = 0
     ) -> Request:
         byte = self._mpi.BYTE
-        requests = [self._comm.Irecv([_bytes(x), x.nbytes, byte], p, lane) for p, x in receives if x.nbytes]
-        requests += [self._comm.Isend([_bytes(x), x.nbytes, byte], p, lane) for p, x in sends if x.nbytes]
+        requests = [self._comm.Irecv([x, x.nbytes, byte], p, lane) for p, x in _pieces(receives)]
+        requests += [self._comm.Isend([x, x.nbytes, byte], p, lane) for p, x in _pieces(sends)]
         if len(requests) == 1:
             return self._tested(requests[0].Test)
         return self._tested(lambda: self._mpi.Request.Testall(requests))
@@ -274,5 +276,9 @@ def _unlink_shared_memory(comm: Any) -> None:
             os.unlink(path)
 
 
-def _bytes(x: Array) -> Array:
-    return x.view(numpy.uint8)
+def _pieces(arrays: Sequence[tuple[int, Array]]) -> Iterator[tuple[int, Array]]:
+    """Yield the bytes of flat arrays in pieces, of which MPI can count the bytes; nothing of empty arrays."""
+    for process, x in arrays:
+        data = x.view(numpy.uint8)
+        for lo in range(0, data.size, PIECE_BYTES):
+            yield process, data[lo : lo + PIECE_BYTES]

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import fake_cupy
+import hosts
 import pytest
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -20,6 +21,13 @@ ROOT = Path(__file__).parents[2]
 def find_mpiexec() -> str | None:
     """The mpiexec of the MPI wheel that this interpreter loads, never just any from PATH."""
     return shutil.which("mpiexec", path=str(Path(sys.executable).parent))
+
+
+def environment() -> dict[str, str]:
+    """What a program of ``programs/`` runs with."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("DISTTRAIN_", "PMI", "OMPI_"))}
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'lib'}"
+    return environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -37,12 +45,9 @@ def mpiexec() -> Callable[..., subprocess.CompletedProcess[str]]:
         cwd: Path = PROGRAMS,
         env: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        environ = {k: v for k, v in os.environ.items() if not k.startswith(("DISTTRAIN_", "PMI", "OMPI_"))}
-        environ |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'lib'}"}
-        environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **(env or {})}
         command = [path, "-n", str(n), sys.executable, "-W", "error", str(PROGRAMS / program), *args]
         job = subprocess.Popen(
-            command, env=environ, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            command, env=environment() | (env or {}), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
         )  # fmt: skip
         try:
@@ -52,6 +57,23 @@ def mpiexec() -> Callable[..., subprocess.CompletedProcess[str]]:
             out, err = job.communicate(timeout=10)
             pytest.fail(f"{program} on {n} processes did not end within {timeout} s\n{out}\n{err}")
         return subprocess.CompletedProcess(command, job.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture
+def on_hosts(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``on_hosts([2, 1], program, *args)`` runs a program with 2 processes on one host and 1 on another."""
+    path = find_mpiexec()
+    if path is None:
+        pytest.skip('no mpiexec beside the interpreter; pip install "disttrain[mpi]"')
+    if reason := hosts.why_not():
+        pytest.skip(reason)
+
+    def run(processes: list[int], program: str, *args: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "error", str(PROGRAMS / program), *args]
+        with hosts.Hosts(len(processes), tmp_path) as several:
+            return several.mpiexec(path, processes, command, environment(), timeout=60)
 
     return run
 

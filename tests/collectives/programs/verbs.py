@@ -2,18 +2,18 @@
 
 import hashlib
 import sys
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import gpu_double
 import numpy as np
 
 from disttrain.collectives import Communicator, connect, run_ranks
-from disttrain.collectives.call import DTYPES, OPS
+from disttrain.collectives.call import BIT_OPS, DTYPES, OPS
 from disttrain.collectives.env import WorkerEnv
 
-SIZES = (0, 1, 3, 17, 1030)
+SIZES = (0, 1, 3, 1031)
 LARGE = 700_001
 """More than one piece of the reduction, and odd."""
 
@@ -22,6 +22,9 @@ FOLDS: dict[str, Callable[..., Any]] = {
     "prod": np.multiply,
     "min": np.minimum,
     "max": np.maximum,
+    "band": np.bitwise_and,
+    "bor": np.bitwise_or,
+    "bxor": np.bitwise_xor,
 }
 
 
@@ -58,18 +61,20 @@ def reduced(size: int, ranks: int, dtype: np.dtype, op: str) -> np.ndarray:
     return tree(xs, FOLDS[op])
 
 
-def check_reductions(comm: Communicator, dtype: np.dtype, size: int, exact: bool) -> None:
+def check_reductions(
+    comm: Communicator, dtype: np.dtype, size: int, exact: bool, ops: Sequence[str] = OPS
+) -> None:
     x = data(comm.rank, size, dtype)
     exact = exact or dtype.kind in "biu"
     in_tree = exact or comm.transport != "nccl"  # whose own reductions have an order of their own
-    for op in OPS:
+    for op in ops:
         expected = reduced(size, comm.size, dtype, op)
         out = np.empty_like(x)
 
         comm.all_reduce(x, out, op=op)
 
         np.testing.assert_array_equal(x, data(comm.rank, size, dtype))
-        compare(out, expected, exact or op in ("min", "max"))
+        compare(out, expected, exact or op not in ("sum", "prod"))
         everyone = np.empty((comm.size, size), dtype)
         comm.all_gather(out, everyone)
         for row in everyone:
@@ -118,7 +123,7 @@ def check_moves(comm: Communicator, dtype: np.dtype, size: int) -> None:
     comm.all_gather(in_place[rank], in_place)
     np.testing.assert_array_equal(in_place, all_of_them)
 
-    for root in {0, ranks // 2, ranks - 1}:
+    for root in {0, ranks - 1}:
         y = x.copy()
         comm.broadcast(y, root)
         np.testing.assert_array_equal(y, all_of_them[root])
@@ -251,15 +256,119 @@ def check_large(comm: Communicator, exact: bool) -> None:
         np.testing.assert_array_equal(x, xs[-1])
 
 
-def check_all(comm: Communicator, exact: bool) -> str:
-    """Run all cases; return a digest of the bits of the reductions of floats."""
-    for dtype in DTYPES:
-        for size in SIZES if comm.size < 8 else SIZES[::2]:
-            check_reductions(comm, dtype, size, exact)
+def check_roots(comm: Communicator) -> None:
+    """Every root, of the verbs that have one."""
+    rank, ranks, dtype = comm.rank, comm.size, np.dtype(np.int32)
+    everyone = np.stack([data(r, 5, dtype) for r in range(ranks)])
+    for root in range(ranks):
+        at_root = rank == root
+        x, part, wide = everyone[rank].copy(), np.zeros(5, dtype), np.zeros((ranks, 5), dtype)
+        comm.reduce(x, part if at_root else None, root)
+        np.testing.assert_array_equal(part, everyone.sum(0, dtype=dtype) if at_root else 0)
+        comm.gather(x, wide if at_root else None, root)
+        np.testing.assert_array_equal(wide, everyone if at_root else 0)
+        comm.scatter(everyone + dtype.type(root) if at_root else None, part, root)
+        np.testing.assert_array_equal(part, everyone[rank] + root)
+        comm.broadcast(x, root)
+        np.testing.assert_array_equal(x, everyone[root])
+
+
+def check_uneven(comm: Communicator) -> None:
+    """Rank i has i elements, or i + j for rank j; twice as many, and large ones."""
+    rank, ranks = comm.rank, comm.size
+    for dtype in map(np.dtype, ("int8", "float64")):
+        for factor in (0, 1, 2, LARGE // ranks**2):
+            counts = [factor * r for r in range(ranks)]
+            out = np.zeros(sum(counts), dtype)
+            comm.all_gather_v(data(rank, counts[rank], dtype), out, counts)
+            np.testing.assert_array_equal(
+                out, np.concatenate([data(r, counts[r], dtype) for r in range(ranks)])
+            )
+
+            table = [[factor * (i + j) for j in range(ranks)] for i in range(ranks)]
+            given = [data(i, sum(table[i]), dtype) for i in range(ranks)]
+            receives = [table[i][rank] for i in range(ranks)]
+            starts = [sum(table[i][:rank]) for i in range(ranks)]
+            expected = [given[i][starts[i] : starts[i] + receives[i]] for i in range(ranks)]
+            out = np.zeros(sum(receives), dtype)
+            comm.all_to_all_v(given[rank], out, table[rank], receives)
+            np.testing.assert_array_equal(out, np.concatenate(expected))
+            x = given[rank].copy()
+            comm.all_to_all_v(x, x, table[rank], receives)
+            np.testing.assert_array_equal(x, np.concatenate(expected))
+
+
+def check_ring(comm: Communicator) -> None:
+    """An array goes once round, and every rank adds itself to it."""
+    if comm.size == 1:
+        return
+    rank, ranks = comm.rank, comm.size
+    for size in (0, 1, LARGE):
+        x = np.full(size, -1, np.int32)
+        if rank:
+            comm.recv(x, rank - 1)
+            assert (x == rank * (rank - 1) // 2).all()
+        else:
+            x[...] = 0
+        x += rank
+        comm.send(x, (rank + 1) % ranks) if rank else comm.start_send(x.copy(), 1)
+        if rank == 0:
+            comm.recv(x, ranks - 1)
+            assert (x == ranks * (ranks - 1) // 2).all()
+
+
+def check_subgroups(comm: Communicator, exact: bool) -> None:
+    """The same verbs within groups of some of the ranks."""
+    half = comm.split(comm.rank % 2)
+    assert half is not None
+    for name in ("bool", "uint8", "bfloat16", "float64"):
+        for size in (0, 3, 1031):
+            check_reductions(half, np.dtype(name), size, exact, ["sum", "min"])
+            check_moves(half, np.dtype(name), size)
+    check_large(half, exact)
+    check_roots(half)
+    check_uneven(half)
+    half.close()
+
+
+def check_places(comm: Communicator, nodes: Sequence[int]) -> None:
+    """``nodes``: of each rank."""
+    inside, between = comm.intra_node(), comm.inter_node()
+    here = [r for r in range(comm.size) if nodes[r] == nodes[comm.rank]]
+    assert inside.ranks == tuple(here)
+    place = here.index(comm.rank)
+    by_node = [[r for r in range(comm.size) if nodes[r] == node] for node in dict.fromkeys(nodes)]
+    assert between.ranks == tuple(sorted(ranks[place] for ranks in by_node if len(ranks) > place))
+    for group in (inside, between):
+        x = np.array([comm.rank])
+        group.all_reduce(x, x)
+        assert x[0] == sum(group.ranks)
+        group.close()
+
+
+def check_all(
+    comm: Communicator, exact: bool, nodes: Sequence[int] = (), dtypes: Sequence[np.dtype] = DTYPES
+) -> str:
+    """Run all cases; return a digest of the bits of the reductions of floats.
+
+    Every dtype meets every operation at the largest of ``SIZES``, and one of them at each other size.
+    """
+    for i, dtype in enumerate(dtypes):
+        for j, size in enumerate(SIZES):
+            ops = OPS if size == SIZES[-1] else OPS[(i + j) % len(OPS) :][:1]
+            if dtype.kind in "biu" and size == 3:
+                ops += BIT_OPS
+            check_reductions(comm, dtype, size, exact, ops)
+        for size in (SIZES[i % len(SIZES)], SIZES[-1]):
             check_moves(comm, dtype, size)
     check_large(comm, exact)
+    check_roots(comm)
+    check_uneven(comm)
+    check_ring(comm)
     check_many_in_flight(comm)
     check_groups(comm)
+    check_subgroups(comm, exact)
+    check_places(comm, nodes or [0] * comm.size)
     comm.barrier()
     return digest(comm, exact)
 
@@ -304,11 +413,11 @@ def without_shared_memory() -> None:
         memory._anonymous_file = fail
 
 
-def node_of_each_process(processes: int) -> list[int]:
-    """Return what ``--nodes 0,0,1,1`` says, else that all are on one."""
-    if "--nodes" not in sys.argv:
+def nodes_after(word: str, processes: int) -> list[int]:
+    """Return the node of each process from ``--nodes 0,0,1,1``; without the word all are on one."""
+    if word not in sys.argv:
         return [0] * processes
-    return [int(word) for word in sys.argv[sys.argv.index("--nodes") + 1].split(",")]
+    return [int(node) for node in sys.argv[sys.argv.index(word) + 1].split(",")]
 
 
 def run(body: Callable[[Communicator, bool], str], fixed: bool, channel: str) -> str:
@@ -332,8 +441,11 @@ def main() -> None:
     shares = "without-shared-memory" not in sys.argv
     if not shares:
         without_shared_memory()
-    nodes = node_of_each_process(processes)
-    channel = expected_channel(nodes, shares)
+    nodes = nodes_after("--nodes", processes)  # what we tell it
+    hosts = nodes_after("--hosts", processes)  # what MPI finds
+    places = [max(pair) for pair in zip(nodes, hosts, strict=True)]
+    channel = expected_channel(places, shares)
+    dtypes = [np.dtype(np.float16), np.dtype(np.int64)] if "--brief" in sys.argv else DTYPES
     for ranks, fixed in worlds(processes):
         mine = layout(ranks, processes)[index]
         env = WorkerEnv(
@@ -341,8 +453,8 @@ def main() -> None:
             local_rank=mine.start, local_world_size=ranks, fixed_order=fixed, timeout=30.0, control="none",
             node=nodes[index], transport=gpu_double.transport(),
         )  # fmt: skip
-        full = ranks == processes or fixed
-        body = check_all if full else digest
+        of_ranks = [places[p] for p, hosted in enumerate(layout(ranks, processes)) for _ in hosted]
+        body = partial(check_all, nodes=of_ranks, dtypes=dtypes) if ranks == processes or fixed else digest
         digests = run_ranks(env, lambda _, f=fixed, b=body: run(b, f, channel))
         assert len(set(digests)) == 1
         if mine.start == 0 and fixed:
