@@ -47,8 +47,8 @@ def mpiexec() -> Callable[..., subprocess.CompletedProcess[str]]:
     ) -> subprocess.CompletedProcess[str]:
         command = [path, "-n", str(n), sys.executable, "-W", "error", str(PROGRAMS / program), *args]
         job = subprocess.Popen(
-            command, env=environment() | (env or {}), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
+            command, env=environment() | (env or {}), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, start_new_session=True,
         )  # fmt: skip
         try:
             out, err = job.communicate(timeout=timeout)

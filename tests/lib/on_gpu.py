@@ -29,6 +29,12 @@ class OnGpu:
         comm = self._comm.split(color, key)
         return None if comm is None else OnGpu(comm)
 
+    def intra_node(self) -> "OnGpu":
+        return OnGpu(self._comm.intra_node())
+
+    def inter_node(self) -> "OnGpu":
+        return OnGpu(self._comm.inter_node())
+
     def _call(self, verb: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         hosts = [a for a in arguments if isinstance(a, np.ndarray)]
         devices = _upload(hosts)

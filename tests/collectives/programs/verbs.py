@@ -445,7 +445,6 @@ def main() -> None:
     hosts = nodes_after("--hosts", processes)  # what MPI finds
     places = [max(pair) for pair in zip(nodes, hosts, strict=True)]
     channel = expected_channel(places, shares)
-    dtypes = [np.dtype(np.float16), np.dtype(np.int64)] if "--brief" in sys.argv else DTYPES
     for ranks, fixed in worlds(processes):
         mine = layout(ranks, processes)[index]
         env = WorkerEnv(
@@ -454,6 +453,8 @@ def main() -> None:
             node=nodes[index], transport=gpu_double.transport(),
         )  # fmt: skip
         of_ranks = [places[p] for p, hosted in enumerate(layout(ranks, processes)) for _ in hosted]
+        brief = ranks > processes or "--brief" in sys.argv
+        dtypes = [np.dtype(np.float16), np.dtype(np.int64)] if brief else DTYPES
         body = partial(check_all, nodes=of_ranks, dtypes=dtypes) if ranks == processes or fixed else digest
         digests = run_ranks(env, lambda _, f=fixed, b=body: run(b, f, channel))
         assert len(set(digests)) == 1
