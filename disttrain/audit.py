@@ -43,6 +43,7 @@ class _Recorder:
         self.made: dict[int, int] = {}
         """Steps of each optimizer, by ``id``."""
         self.models = 0
+        self.watched: set[Module] = set()
         self.layers: list[str] = []
         """The layers in whose forward the rank is, the innermost last."""
         self.made_by: dict[int, str] = {}
@@ -99,6 +100,9 @@ def watch(model: Module) -> None:
         with_kwargs=True,
     )
     for name, module in model.named_modules():
+        if module in recorder.watched:
+            continue
+        recorder.watched.add(module)
         place = prefix + (name or "the whole model")
         layer = f"{place} ({type(module).__name__})"
         module.register_forward_pre_hook(lambda m, _, layer=layer: recorder.enter(layer))
@@ -126,7 +130,7 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if recorder is None:
         return
     for name, p in _parameters(recorder, optimizer):
-        recorder.write("parameter", name, "", p)
+        recorder.write("parameter" if p._shard is None else "part", name, "", p)
     recorder.made_by.clear()
     recorder.made[id(optimizer)] = recorder.made.get(id(optimizer), 0) + 1
 

@@ -124,7 +124,7 @@ def _kept(node: Node) -> Iterator[Any]:
     values: Any = node.saved
     if values is None:  # a user's Function
         for s in getattr(node, "_saved", None) or ():
-            if s is not None:
+            if s is not None and s.lent is None:
                 yield s.packed if s.packed is not None else (s.array if s.kept is None else s.kept._array)
         return
     for value in values:

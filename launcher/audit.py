@@ -41,6 +41,7 @@ _CAUSES: Final = {
         "script changes parameters itself"
     ),
 }
+_CAUSES["part"] = _CAUSES["parameter"]
 """The likely cause, by the kind of the first event that differs."""
 
 
@@ -49,7 +50,8 @@ class Event:
     """Something that a rank computed."""
 
     kind: str
-    """``input``, ``op`` (an operation's result), ``forward`` (a layer's), ``backward``, ``gradient``, ``parameter``."""
+    """``input``, ``op`` (an operation's result), ``forward`` (a layer's), ``backward``, ``gradient``, ``parameter``, or
+    ``part``, of a sharded one: only that may differ between ranks."""
     step: int
     """How many steps were made before."""
     name: str
@@ -65,6 +67,7 @@ class Event:
             "backward": f"the gradient made by {self.name}",
             "gradient": f"the gradient of {self.name}",
             "parameter": f"{self.name} after the step",
+            "part": f"this rank's part of {self.name} after the step",
         }
         return f"{words[self.kind]} in step {self.step + 1}"
 
@@ -108,10 +111,10 @@ def difference(a: Record, b: Record) -> tuple[int, Event | None, Event | None] |
         for i in range(max(len(ours), len(theirs))):
             x, y = (events[i] if i < len(events) else None for events in (ours, theirs))
             if x != y:
-                order = {"input": 0, "op": 1, "forward": 1, "backward": 2, "gradient": 3, "parameter": 4}
+                order = {"input": 0, "op": 1, "forward": 1, "backward": 2, "gradient": 3}
                 known = x or y
                 assert known is not None
-                found.append(((known.step, order[known.kind], i, rank), (rank, x, y)))
+                found.append(((known.step, order.get(known.kind, 4), i, rank), (rank, x, y)))
                 break
     return min(found)[1] if found else None
 

@@ -13,8 +13,8 @@ from disttrain import engine, missing
 from disttrain.context import grad_enabled
 from disttrain.errors import GradientError
 from disttrain.kernels.arrays import is_array
-from disttrain.modes import Mode, changed, enable_grad, no_grad
-from disttrain.nodes import Edge, Node, PackedTensor, next_sequence
+from disttrain.modes import Lender, Mode, changed, enable_grad, no_grad
+from disttrain.nodes import Edge, Lent, Node, PackedTensor, next_sequence
 from disttrain.ops.types import no_vjp
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class BackwardCFunction(FunctionCtx, Node):
 class _Saved:
     """A tensor in ``save_for_backward``, at the version that it had."""
 
-    __slots__ = ("array", "counter", "edge", "kept", "packed", "version")
+    __slots__ = ("array", "counter", "edge", "kept", "lent", "packed", "version")
 
     def __init__(self, t: Tensor, ctx: BackwardCFunction) -> None:
         if t.is_inference():
@@ -160,7 +160,9 @@ class _Saved:
         own = edge is not None and edge[0] is ctx
         mode: Mode = grad_enabled.get()
         hooks = None if isinstance(mode, bool) or not mode.hooks else mode.hooks[-1]
-        self.kept: Tensor | None = None if own or hooks is not None else t
+        lent = self.counter.lend(t._array) if isinstance(self.counter, Lender) and hooks is None else None
+        self.lent: Lent | None = lent if isinstance(lent, Lent) else None
+        self.kept: Tensor | None = None if own or hooks is not None or self.lent is not None else t
         self.array = t._array if own and hooks is None else None
         if own:
             self.edge = (None, t._index)
@@ -179,6 +181,8 @@ class _Saved:
             )
         if self.kept is not None:
             return self.kept
+        if self.lent is not None:
+            return engine.Tensor_._of(self.lent.unpack())  # type: ignore[no-any-return]
         array = self.array if self.packed is None else self.packed.unpack()
         t: Tensor = engine.Tensor_._of(array)
         if self.edge is not None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import enum
+import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+import numpy as np
+
 from disttrain import context, dtypes, missing
 from disttrain.amp import GradScaler
+from disttrain.collectives.env import current_env
 from disttrain.distributed.groups import communicator_of
 from disttrain.nn.module import IncompatibleKeys, Module
 from disttrain.nn.parameter import is_lazy
@@ -283,7 +287,15 @@ def _shard(module: Module, group: Any, keep: bool, ignored: set[int]) -> Unit:
             "uninitialized parameters cannot be sharded; call the module with a batch first, so that its lazy modules "
             "take their shapes"
         )
+    if current_env().audit:
+        importlib.import_module("disttrain.audit").watch(module)
     comm = communicator_of(group)
+    if any(not isinstance(p._array, np.ndarray) for p in module.parameters()):
+        _refuse(
+            "sharding",
+            "parameters on a GPU",
+            "shard the module while it is in host memory, or use DistributedDataParallel",
+        )
     named = [(n, p) for n, p in module.named_parameters() if p._shard is None and id(p) not in ignored]
     borrowed = list(dict.fromkeys(_borrowed(module)))
     unit = Unit(module, named, comm, keep, context.current().units)
@@ -383,6 +395,12 @@ class FSDPModule(Module):
         if assign:
             _refuse("load_state_dict", "assign=True", "sharded parameters keep their memory; leave it out")
         return super().load_state_dict(state_dict, strict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise TypeError(
+            "a sharded module belongs to the ranks that made it together and cannot be copied by one; copy the module "
+            "before it is sharded, or load its state_dict() into another"
+        )
 
     def _own_units(self, recurse: bool) -> list[Unit]:
         return units_of(self) if recurse else [self.__dict__["_unit"]]

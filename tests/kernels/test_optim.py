@@ -115,6 +115,20 @@ def test_sum_of_squares_is_exact_enough(size, dtype):
     np.testing.assert_allclose(optim.sum_of_squares(x), optim.sum_of_squares_reference(x), 1e-12)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [0, 1, optim.CHUNK, 3 * optim.CHUNK + 5])
+def test_sums_of_squares_add_up_to_the_sum(size, dtype):
+    x = np.random.default_rng(0).standard_normal(size).astype(dtype)
+
+    sums = optim.sums_of_squares(x)
+
+    np.testing.assert_allclose(sums, optim.sums_of_squares_reference(x), 1e-12)
+    total = 0.0
+    for one in sums.tolist():
+        total += one
+    assert total == optim.sum_of_squares(x)
+
+
 def test_sum_of_squares_does_not_overflow():
     assert optim.sum_of_squares(np.full(4, 1e30, np.float32)) == pytest.approx(4e60)
 

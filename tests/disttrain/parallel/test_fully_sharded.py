@@ -1,5 +1,6 @@
 """Fully sharded parameters on ranks that are threads: the losses and parameters of DistributedDataParallel."""
 
+import copy
 import gc
 import tracemalloc
 
@@ -401,6 +402,68 @@ def test_a_network_of_other_layers():
         assert_same(run(wrap_auto), expected)
 
     world(3, body)
+
+
+class Product(dt.autograd.Function):
+    """A user's own operation that keeps a parameter for its backward."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return g @ w.T, x.T @ g
+
+
+class Own(nn.Linear):
+    def forward(self, x):
+        return Product.apply(x, self.weight) + self.bias
+
+
+def test_a_function_that_keeps_a_parameter():
+    def body(rank):
+        def run(wrap):
+            model = wrap(make(lambda: nn.Sequential(Own(6, 6), nn.Tanh(), Own(6, 6))))
+            optimizer = dt.optim.Adam(model.parameters(), lr=0.01)
+            return [step(model, optimizer, rank, 3) for _ in range(3)], state_of(model)
+
+        ours, theirs = run(wrap_auto), run(wrap_plain)
+        assert ours[0] == theirs[0]
+        assert_same(ours[1], theirs[1])
+
+    world(3, body)
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(200, 200), (2, 200)),
+    "conv": (lambda: nn.Conv2d(32, 32, 3), (1, 32, 4, 4)),
+    "lstm": (lambda: nn.LSTM(60, 60), (2, 1, 60)),
+    "attention": (lambda: nn.TransformerEncoderLayer(64, 4, 256, 0.0), (2, 1, 64)),
+    "function": (lambda: Own(200, 200), (2, 200)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_graphs_keep_no_whole_parameters(name):
+    layer, shape = LAYERS[name]
+
+    def body(rank):
+        model = nn.Sequential(layer(), nn.Identity())
+        fully_shard(model[0])
+        fully_shard(model)
+        out = model(dt.ones(shape).requires_grad_())
+        out = out[0] if isinstance(out, tuple) else out
+        (unit,) = [m.__dict__["_unit"] for m in model[0].modules() if "_unit" in m.__dict__]
+        assert not unit.here
+        kept = sum(entry.bytes for entry in dt.memory.saved(out).entries if not entry.is_leaf)
+        out.sum().backward()
+        return kept, sum(4 * flat.bucket.begins[-1] for flat in unit.flats)
+
+    for kept, whole in world(2, body):
+        assert kept < whole / 4
 
 
 def test_a_checkpointed_unit_is_computed_again():
@@ -857,6 +920,31 @@ def test_what_is_refused():
         model.float()
         with pytest.raises(RuntimeError, match="convert the module first, then shard it"):
             model(dt.tensor(X))
+
+    world(2, body)
+
+
+def test_copies_are_refused():
+    def body(rank):
+        for wrap in (wrap_auto, wrap_in_place):
+            with pytest.raises(TypeError, match="cannot be copied by one; copy the module before"):
+                copy.deepcopy(wrap(make()))
+
+    world(2, body)
+
+
+def test_a_part_of_the_model_alone_and_then_all_of_it():
+    def body(rank):
+        def run(wrap):
+            model = wrap(make())
+            block = getattr(model, "module", model).blocks[0]
+            optimizer = dt.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+            with dt.no_grad():
+                alone = block(dt.tensor(X))
+            losses = [step(model, optimizer, rank, 2) for _ in range(2)]
+            return {"alone": alone.numpy(), "losses": np.array(losses), **state_of(model)}
+
+        assert_same(run(wrap_in_place), run(wrap_plain))
 
     world(2, body)
 
