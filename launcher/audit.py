@@ -192,9 +192,10 @@ def audit(
 def compare(records: dict[int, Record], steps: int) -> int:
     """Print whether the runs, by number of processes, are equal; return the exit code."""
     first, *others = records
-    if not any(e.kind == "parameter" for events in records[first].values() for e in events):
+    if not any(e.kind in ("parameter", "part") for events in records[first].values() for e in events):
         click.echo(
-            "nothing to compare: the script made no step of a model in DistributedDataParallel; wrap the model"
+            "nothing to compare: the script made no step of a model in DistributedDataParallel or "
+            "FullyShardedDataParallel; wrap the model"
         )
         return 1
     for n, record in records.items():

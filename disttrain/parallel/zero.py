@@ -207,7 +207,6 @@ class _Owners:
         self._owner: dict[int, int] = {}
         """The rank that steps a parameter, by its ``id``."""
         self._load = [0] * comm.size
-        self._buffers: dict[tuple[int, Any], Array] = {}
 
     def add(self, params: list[Tensor]) -> None:
         """Share out new parameters."""
@@ -216,7 +215,6 @@ class _Owners:
                 owner = min(range(self._comm.size), key=self._load.__getitem__)
                 self._owner[id(p)] = owner
                 self._load[owner] += p.nbytes
-        self._buffers.clear()
 
     def of(self, p: Tensor) -> Tensor | None:
         """Return what this rank steps of ``p``."""
@@ -232,22 +230,25 @@ class _Owners:
         shares: defaultdict[tuple[int, Any], list[Tensor]] = defaultdict(list)
         for p in params:
             shares[self._owner[id(p)], p._array.dtype].append(p)
-        works = []
+        arriving: tuple[int, list[Tensor], Array, Work] | None = None
         for (owner, kind), same in shares.items():
-            buffer = self._buffers.get((owner, kind))
-            if buffer is None:
-                size = sum(p.numel() for p in same)
-                buffer = self._buffers[owner, kind] = self._comm.empty(size, kind)
+            buffer = self._comm.empty(sum(p.numel() for p in same), kind)
             if owner == self._comm.rank:
                 for p, part in _places(same, buffer):
                     part[...] = p._array
-            works.append(self._comm.start_broadcast(buffer, owner))
-        for work, ((owner, kind), same) in zip(works, shares.items(), strict=True):
-            work.wait()
-            if owner != self._comm.rank:
-                for p, part in _places(same, self._buffers[owner, kind]):
-                    p._array[...] = part
-                    p._version_counter[0] += 1
+            coming = owner, same, buffer, self._comm.start_broadcast(buffer, owner)
+            if arriving is not None:
+                self._take(*arriving)
+            arriving = coming
+        if arriving is not None:
+            self._take(*arriving)
+
+    def _take(self, owner: int, params: list[Tensor], buffer: Array, work: Work) -> None:
+        work.wait()
+        if owner != self._comm.rank:
+            for p, part in _places(params, buffer):
+                p._array[...] = part
+                p._version_counter[0] += 1
 
     def bring(self, p: Tensor, local: Any, to: int) -> dict[str, Any]:
         """Return the state of ``p`` on rank ``to``, from the ``local`` state of its owner."""
