@@ -44,11 +44,12 @@ class Bucket:
         """What a hook promised in place of the sum."""
 
     def _allocate(self) -> None:
-        kind = self.params[0]._array.dtype
+        like = self.params[0]._array
+        kind = like.dtype
         ends = np.cumsum([0, *[p.numel() for p in self.params]])
         size, tail = int(ends[-1]), len(self.params) + 1 + self._votes
         self.half = kind.itemsize == 2
-        self.message: Array = self._comm.empty(size + tail, np.float32 if self.half else kind)
+        self.message: Array = self._comm.empty(size + tail, np.float32 if self.half else kind, like=like)
         """What the ranks sum."""
         self.message[...] = 0
         self.sums = self.message[:size]
@@ -57,7 +58,7 @@ class Bucket:
         """After the sum: how many ranks used each parameter."""
         self.votes = self.tail[len(self.params) + 1 :]
         """After the sum: how many ranks voted what."""
-        self.grads: Array = np.zeros(size, kind) if self.half else self.sums
+        self.grads: Array = get_array_module(like).zeros(size, kind) if self.half else self.sums
         """The memory of the gradients."""
         self.slots = [
             Slot(self.grads, int(begin), p._array.shape) for p, begin in zip(self.params, ends, strict=False)

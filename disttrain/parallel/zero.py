@@ -232,7 +232,7 @@ class _Owners:
             shares[self._owner[id(p)], p._array.dtype].append(p)
         arriving: tuple[int, list[Tensor], Array, Work] | None = None
         for (owner, kind), same in shares.items():
-            buffer = self._comm.empty(sum(p.numel() for p in same), kind)
+            buffer = self._comm.empty(sum(p.numel() for p in same), kind, like=same[0]._array)
             if owner == self._comm.rank:
                 for p, part in _places(same, buffer):
                     part[...] = p._array
@@ -333,7 +333,9 @@ class _Parts:
         stepped = {id(p): p for p in params if id(p) in self._parts}
         arriving: tuple[SpreadBucket, Array, Work] | None = None
         for bucket in dict.fromkeys(self._places[key][0] for key in stepped):
-            rows = self._comm.empty((self._comm.size, bucket.length), bucket.kind)
+            rows = self._comm.empty(
+                (self._comm.size, bucket.length), bucket.kind, like=bucket.params[0]._array
+            )
             mine = rows[self._comm.rank]
             mine[...] = 0
             for p, place in zip(bucket.params, bucket.places, strict=True):

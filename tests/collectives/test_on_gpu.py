@@ -64,6 +64,28 @@ def test_done_is_when_the_gpu_is(cupy):
     run_ranks(WorkerEnv(), lambda _: check(connect()))
 
 
+def test_memory_of_what_is_in_flight_is_not_used_for_something_else(cupy):
+    held = cupy.cuda.Event()
+    held._flag.clear()
+
+    def check(comm):
+        out = cupy.empty(3)
+        with cupy.cuda.Stream(non_blocking=True) as early:
+            x = cupy.asarray(np.ones(3))
+        early.synchronize()
+        with cupy.cuda.Stream(non_blocking=True) as late:
+            late.wait_event(held)  # and so does the call
+            comm.start_all_reduce(x, out)
+            del x  # to `early`, nothing of it is needed any more
+            early.synchronize()
+            held._flag.set()
+            comm.all_reduce(out, out)
+            return out.get()
+
+    (out,) = run_ranks(WorkerEnv(), lambda _: check(connect()))
+    assert out.tolist() == [1, 1, 1]
+
+
 def test_arrays_of_another_gpu_and_of_two_devices_are_refused(cupy):
     def check(comm):
         x = cupy.empty(3)
