@@ -12,6 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
+    "disttrain.launcher.function": "LaunchError launch",
     "disttrain.tensors": "Tensor Size is_tensor",
     "disttrain.autograd": (
         "enable_grad inference_mode is_anomaly_check_nan_enabled is_anomaly_enabled is_grad_enabled "

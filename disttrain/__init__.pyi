@@ -475,6 +475,8 @@ from disttrain.inquiries import is_same_size as is_same_size
 from disttrain.inquiries import is_signed as is_signed
 from disttrain.inquiries import numel as numel
 from disttrain.inquiries import typename as typename
+from disttrain.launcher.function import LaunchError as LaunchError
+from disttrain.launcher.function import launch as launch
 from disttrain.layouts import channels_last as channels_last
 from disttrain.layouts import channels_last_3d as channels_last_3d
 from disttrain.layouts import contiguous_format as contiguous_format

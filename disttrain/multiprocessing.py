@@ -14,11 +14,11 @@ _STRATEGIES = ("file_descriptor", "file_system")
 
 spawn = missing.refused(
     "multiprocessing.spawn",
-    "ranks are started by `disttrain launch -n N script.py`; call the function with int(os.environ['RANK'])",
+    "use disttrain.launch(fn, args, nproc=N): the function has its rank in os.environ['RANK']",
 )
 start_processes = missing.refused(
     "multiprocessing.start_processes",
-    "ranks are started by `disttrain launch -n N script.py`; call the function with int(os.environ['RANK'])",
+    "use disttrain.launch(fn, args, nproc=N): the function has its rank in os.environ['RANK']",
 )
 
 

@@ -4,6 +4,7 @@ One loop in the main thread waits for everything at once: exits (pidfd), message
 (PMI), signals from the user. Only the workers' output has a thread of its own.
 """
 
+import json
 import os
 import selectors
 import signal
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -22,6 +24,7 @@ from disttrain.collectives.control import Message
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.ledger import Standing, ledger_file, read, stacks_in
 from disttrain.launcher import guardian, pmi
+from disttrain.launcher.called import result_file
 from disttrain.launcher.config import LaunchConfig
 from disttrain.launcher.control_plane import ControlPlane
 from disttrain.launcher.logs import LogPump
@@ -91,6 +94,8 @@ class Agent:
         self._config = config
         self._signals: list[signal.Signals] = []
         self._stopped_by: signal.Signals | None = None
+        self.results: dict[int, Any] = {}
+        """What the function has returned, by rank, if the program is one (``disttrain.launch``)."""
         self._host = socket.gethostname()
         self._selector = selectors.DefaultSelector()
         self._generation = 0
@@ -120,6 +125,10 @@ class Agent:
             )
         self._started, self._since = time.monotonic(), time.time()
         self._directory = RunDirectory()
+        self.directory = self._directory.path
+        """Where the report and the logs are, if they are kept."""
+        if self._config.call:
+            self._call_file.write_text(self._config.call)
         self._logs = LogPump(self._directory.path)
         restore = self._catch_signals()
         self._guardian = self._start_guardian()
@@ -144,6 +153,10 @@ class Agent:
         finally:
             self._clean_up()
             restore()
+
+    @property
+    def _call_file(self) -> Path:
+        return self._directory.path / "call.json"
 
     # -- starting ------------------------------------------------------------------------------------------
 
@@ -228,8 +241,9 @@ class Agent:
             name += f"-generation{env.generation}"
         out = self._logs.add(env.process, label, name=name, to_stderr=False)
         err = self._logs.add(env.process, label, name=name, to_stderr=True)
+        argv = [*config.argv, str(self._call_file)] if config.call else config.argv
         popen = subprocess.Popen(
-            [sys.executable, "-m", "disttrain.launcher.worker", str(os.getpid()), *config.argv],
+            [sys.executable, "-m", "disttrain.launcher.worker", str(os.getpid()), *argv],
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -485,8 +499,16 @@ class Agent:
         )
         if last.failures or self._attempts:
             report.write(self._directory.report)
-            self._logs.notice(report.text(self._directory.path))
+            if not self._config.call or code == 0:  # else the text goes into an exception
+                self._logs.notice(report.text(self._directory.path))
+        if self._config.call and code == 0:
+            self.results = self._read_results()
         return report
+
+    def _read_results(self) -> dict[int, Any]:
+        """Return what the function has returned; None for a rank that has left it with ``sys.exit(0)``."""
+        files = {rank: result_file(self._call_file, rank) for rank in range(self._config.world_size)}
+        return {rank: json.loads(f.read_text()) if f.exists() else None for rank, f in files.items()}
 
     def _with_logs(self, failure: Failure) -> Failure:
         if failure.traceback:

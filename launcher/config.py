@@ -42,6 +42,8 @@ class LaunchConfig:
     """Seconds that a rank waits in a collective."""
     max_restarts: int = 0
     """How often all ranks are started again after a failure."""
+    call: str = ""
+    """The function that the program calls, as JSON, if ``disttrain.launch`` started it."""
     audit: str = ""
     """Folder in which the ranks record what they compute; empty if they do not."""
     audit_steps: int = 0

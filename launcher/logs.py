@@ -10,7 +10,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, BinaryIO, Final, TextIO
 
 _CHUNK: Final = 64 << 10
 _MAX_LINE: Final = 1 << 20
@@ -86,7 +86,7 @@ class LogPump(threading.Thread):
         self._directory = directory
         self._streams: dict[int, _Stream] = {}
         self._files: dict[int, _LogFile] = {}
-        self._outputs: dict[bool, IO[bytes]] = {False: sys.stdout.buffer, True: sys.stderr.buffer}
+        self._outputs = {False: _bytes_of(sys.stdout), True: _bytes_of(sys.stderr)}
         self._terminal = {e: out.isatty() for e, out in self._outputs.items()}
         self._closed: set[bool] = set()
         self._colour = "NO_COLOR" not in os.environ
@@ -189,6 +189,22 @@ class LogPump(threading.Thread):
         """Send what a buffer still holds nowhere: Python flushes it at exit, and would exit with 120."""
         with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), self._outputs[to_stderr].fileno())
+
+
+class _Encoded:
+    """A text stream that takes bytes: a notebook's has none below it."""
+
+    def __init__(self, target: TextIO) -> None:
+        self._target = target
+        self.flush, self.isatty, self.fileno = target.flush, target.isatty, target.fileno
+
+    def write(self, data: bytes) -> None:
+        self._target.write(data.decode("utf-8", "replace"))
+
+
+def _bytes_of(stream: TextIO) -> BinaryIO | _Encoded:
+    below = getattr(stream, "buffer", None)
+    return _Encoded(stream) if below is None else below
 
 
 def _fit(text: bytes, columns: int) -> bytes:
