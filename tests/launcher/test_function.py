@@ -153,7 +153,7 @@ def test_what_has_no_name_is_refused():
         dt.launch(lambda: None)
     with pytest.raises(TypeError, match=r"launch\(\) needs a function, got <"):
         dt.launch(_Callable())
-    with pytest.raises(TypeError, match="_Callable.__call__ is not <bound method"):
+    with pytest.raises(TypeError, match=r"_Callable\.__call__ is not <bound method"):
         dt.launch(_Callable().__call__)
 
 
