@@ -118,7 +118,7 @@ class Watch:
     def _notice(self, call: Call, waited: float) -> None:
         """Say which ranks a call waits for, and where they are; one process of those that wait does."""
         group: Group = call.group
-        if group.channel.index >= _SPOKESMEN and waited < 2 * NOTICE_S:
+        if call.pair is None and group.channel.index >= _SPOKESMEN and waited < 2 * NOTICE_S:
             return
         wheres = self._ask(call, stacks=False)
         waiting = [w.rank for w in wheres if w.waits_here]
