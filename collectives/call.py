@@ -131,7 +131,7 @@ class Call:
         """Mark the call as over, and what it failed with."""
         self.error = error
         if error is not None and self.group is not None:
-            self.group.host.unseen[id(self)] = self
+            self.group.host.failed.setdefault(self.group.ranks[self.index], self)
         if self.page is not None:
             self.page.end(self.entry, failed=error is not None)
         self.finished = True

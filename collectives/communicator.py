@@ -40,7 +40,7 @@ class Work:
     def error(self) -> BaseException | None:
         """What :meth:`wait` raises, once that is known."""
         if self._call.error is not None:
-            self._host.unseen.pop(id(self._call), None)
+            self._host.told.add(self._rank)
         return self._call.error
 
     def wait(self) -> None:

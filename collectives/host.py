@@ -157,8 +157,10 @@ class Host:
         """The world communicator of each hosted rank, once it has asked for it."""
         self.waits: dict[int, tuple[Call, float]] = {}
         """The call that each rank cannot go on without, and since when, by ``time.monotonic()``."""
-        self.unseen: dict[int, Call] = {}
-        """Calls that failed and that nobody has asked after, by ``id()``."""
+        self.failed: dict[int, Call] = {}
+        """The first call of each rank that failed."""
+        self.told: set[int] = set()
+        """Ranks that have been told of a failure; others of the same cause may have been left behind then."""
         if not threads:
             self.ledger.pages[env.rank].set_thread(threading.main_thread().ident or 0)
         watched = env.processes > 1 or (env.hosted > 1 and self.ledger.descriptor >= 0)
@@ -226,7 +228,7 @@ class Host:
 
         Raises:
             CollectiveMismatch: some rank is still in, or has started and left behind, another call.
-            CollectiveError: a call failed, whatever with, and nobody had waited for it.
+            CollectiveError: a call of a rank failed that has not been told of any, as it did not wait for it.
         """
         if self.uses_gpu:
             self.progress.drive(lambda: self.gpu.watchdog.idle or self.failure)
@@ -241,7 +243,7 @@ class Host:
         finally:
             self.stop()
         self.transport.close()
-        for call in self.unseen.values():
+        for call in (self.failed[rank] for rank in sorted(self.failed.keys() - self.told)):
             raise CollectiveError(f"nobody waited for {call.name}, which has failed") from call.error
 
     def stop(self) -> None:
@@ -266,5 +268,4 @@ class Host:
                 self.progress.drive(lambda: any(c.error for c in calls) or all(c.finished for c in calls))
             for call in calls:
                 if call.error is not None:
-                    self.unseen.pop(id(call))
                     raise call.error
