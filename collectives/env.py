@@ -17,8 +17,12 @@ _MPI_VARIABLES = (
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
 )
-"""Rank, size, rank on the node, ranks of the node: as Open MPI and the MPICH family set them (also srun)."""
+"""Rank, size, rank on the node, ranks of the node: as Open MPI, the MPICH family and srun set them.
+
+What srun says comes last, and counts also where it has connected nobody (``--mpi=none``): that is found then.
+"""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,12 @@ class WorkerEnv:
 
 
 _hosted_rank: ContextVar[WorkerEnv | None] = ContextVar("hosted_rank", default=None)
+
+
+def starter(environ: Mapping[str, str] = os.environ) -> str:
+    """Return whose mpiexec has started this process, without our launcher: ``"Open MPI"``, or ``""`` for others."""
+    theirs = _MPI_VARIABLES[0][1] in environ and _PREFIX + "WORLD_SIZE" not in environ
+    return "Open MPI" if theirs else ""
 
 
 def current_env() -> WorkerEnv:

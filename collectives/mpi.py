@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy
 
+from disttrain.collectives import mpi_library
 from disttrain.collectives.control import MAX_BYTES
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.errors import PeerFailed, TransportUnavailable
@@ -25,7 +26,6 @@ from disttrain.kernels.arrays import Array
 
 PIECE_BYTES = 4 << 20
 """Larger messages go in pieces: MPI counts to 2**31 at most, and one piece is on its way while another is copied."""
-_SHM = "/dev/shm/"
 _logger = logging.getLogger("disttrain")
 
 
@@ -135,26 +135,25 @@ class MpiTransport:
     name = "mpi"
 
     def __init__(self, env: WorkerEnv) -> None:
-        if env.local_world_size == env.world_size:
-            # One node: shared memory only. MPICH would else listen on every network interface.
-            os.environ.setdefault("UCX_TLS", "self,posix,cma")
-        self._mpi = mpi = _load()
+        self._mpi = mpi = mpi_library.load()
         self._finalize = not mpi.Is_initialized()
         if self._finalize:
+            mpi_library.check_starter(mpi)
+            mpi_library.choose_shared_memory(mpi, env)
             mpi.Init_thread(mpi.THREAD_MULTIPLE)
-            _unlink_shared_memory(mpi.COMM_WORLD)
+            mpi_library.unlink_shared_memory(mpi.COMM_WORLD)
         if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
             raise TransportUnavailable(
                 "MPI was initialised for fewer threads than MPI_THREAD_MULTIPLE; let disttrain initialise it "
                 "(connect before anything else calls MPI), or use an MPI library that has it"
             )
-        self.library: str = " ".join(mpi.Get_library_version().splitlines()[0].strip("\0").split())
+        self.library = mpi_library.name_of(mpi)
         size = mpi.COMM_WORLD.Get_size()
         if size != env.processes:
             raise RuntimeError(
                 f"MPI connected {size} process{'es' * (size > 1)}, but the job has {env.processes}: "
                 f"this process was started by another MPI than the one it loaded ({self.library}). "
-                f"Start the job with `disttrain launch`, or with the mpiexec that belongs to that library"
+                f"{mpi_library.CURE}"
             )
         self._comm = mpi.COMM_WORLD.Split(0, env.process)
         self.hosts = self._exchange_hosts(env)
@@ -232,21 +231,6 @@ def _part_bytes(processes: int) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
 
 
-def _load() -> Any:
-    try:
-        import mpi4py
-
-        mpi4py.rc.initialize = False
-        mpi4py.rc.finalize = False
-        from mpi4py import MPI
-    except (ImportError, RuntimeError, OSError) as error:
-        raise TransportUnavailable(
-            f"the mpi transport finds no MPI library ({error}); "
-            f'install one with `pip install "disttrain[mpi]"`'
-        ) from error
-    return MPI
-
-
 def _let_output_be_read(patience_s: float = 0.5) -> None:
     """Wait for the reader of stdout and stderr: mpiexec drops what is left in the pipes of an aborted job."""
     sys.stdout.flush()
@@ -259,21 +243,6 @@ def _let_output_be_read(patience_s: float = 0.5) -> None:
                 if not unread:
                     break
                 time.sleep(1e-3)
-
-
-def _unlink_shared_memory(comm: Any) -> None:
-    """Remove the names of MPICH's shared memory, which stays mapped: a killed job then leaves nothing behind.
-
-    All processes have mapped it when MPI_Init has returned, and the barrier says that it has, everywhere.
-    """
-    comm.Barrier()
-    if not os.path.exists("/proc/self/maps"):  # macOS
-        return
-    with open("/proc/self/maps") as maps:
-        mapped = {line[line.index(_SHM) :].rstrip("\n") for line in maps if _SHM + "mpich_" in line}
-    for path in mapped:
-        with contextlib.suppress(FileNotFoundError):  # another process of this node was first
-            os.unlink(path)
 
 
 def _pieces(arrays: Sequence[tuple[int, Array]]) -> Iterator[tuple[int, Array]]:

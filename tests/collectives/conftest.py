@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -32,7 +32,10 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 def mpiexec() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``mpiexec(n, program, *args)`` runs a file of ``programs/`` on ``n`` processes; none survives it."""
+    """``mpiexec(n, program, *args)`` runs a file of ``programs/`` on ``n`` processes; none survives it.
+
+    ``env`` adds to the environment; ``within`` is the command that starts mpiexec.
+    """
     path = find_mpiexec()
     if path is None:
         pytest.skip('no mpiexec beside the interpreter; pip install "disttrain[mpi]"')
@@ -44,8 +47,9 @@ def mpiexec() -> Callable[..., subprocess.CompletedProcess[str]]:
         timeout: float = 60,
         cwd: Path = PROGRAMS,
         env: dict[str, str] | None = None,
+        within: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[str]:
-        command = [path, "-n", str(n), sys.executable, "-W", "error", str(PROGRAMS / program), *args]
+        command = [*within, path, "-n", str(n), sys.executable, "-W", "error", str(PROGRAMS / program), *args]
         job = subprocess.Popen(
             command, env=environment() | (env or {}), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, start_new_session=True,

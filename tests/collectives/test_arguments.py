@@ -124,6 +124,8 @@ def test_no_mpi_library_says_what_to_install(monkeypatch):
         ),
         ({"PMI_RANK": "1", "PMI_SIZE": "4"}, 1, 4, (1, 1)),
         ({"PMI_RANK": "0", "PMI_SIZE": "1"}, 0, 1, (0, 1)),
+        ({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}, 2, 4, (0, 1)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, 0, 1, (0, 1)),  # the batch script
         ({}, 0, 1, (0, 1)),
     ],
 )  # fmt: skip

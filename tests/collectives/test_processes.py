@@ -218,6 +218,78 @@ def test_a_world_of_another_size_is_refused_with_the_cure(mpiexec, tmp_path):
         assert "disttrain launch" in text
 
 
+BY_ANOTHER_MPI = {
+    # What the other mpiexec sets: our library finds nobody, and would make N worlds of size 1.
+    "mpich": ({"PMI_RANK": "0", "PMI_SIZE": "4"}, "MPI connected 1 process, but the job has 4"),
+    "openmpi": (
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"},
+        "this process was started by Open MPI's mpiexec, and it loaded MPICH",
+    ),
+    "srun --mpi=none": (
+        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"},
+        "MPI connected 1 process, but the job has 4",
+    ),
+}
+
+
+@pytest.mark.parametrize(("environ", "text"), BY_ANOTHER_MPI.values(), ids=BY_ANOTHER_MPI)
+def test_a_process_of_another_mpi_is_refused_with_the_cure(environ, text):
+    pytest.importorskip("mpi4py")
+    code = "from disttrain.collectives import connect; connect()"
+
+    job = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, **environ},
+    )
+
+    assert job.returncode == 1
+    said = job.stderr.splitlines()[-1]
+    assert said.startswith(f"RuntimeError: {text}")
+    assert "Start the job with `disttrain launch`, or with the mpiexec that belongs to that library" in said
+
+
+def shm_of(size):
+    """Return the command that starts another with a ``/dev/shm`` of so much, or skip."""
+    within = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs -o {size} tmpfs /dev/shm && exec "$@"', "sh"]
+    try:
+        tried = subprocess.run([*within, "true"], capture_output=True, text=True, timeout=20)
+    except FileNotFoundError as error:
+        pytest.skip(f"needs unshare (util-linux): {error}")
+    if tried.returncode:
+        pytest.skip(f"needs root's rights for a /dev/shm of its own: {tried.stderr.strip()}")
+    return within
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ("size=64m", r""),
+        ("size=0", r""),  # without a limit
+        ("size=24m", r"/dev/shm/ has 24 MiB, .* 4 processes: they go through System V memory \(.*\)\n"),
+    ],
+)
+def test_little_shared_memory_is_enough(mpiexec, tmp_path, size, said):
+    job = mpiexec(4, "faults.py", "clean", str(tmp_path), timeout=30, within=shm_of(size))
+
+    assert (job.returncode, job.stdout) == (0, "")
+    assert re.fullmatch(said, job.stderr)
+    assert reports(tmp_path, 4, job) == [[rank, 4, "mpi", [3, 3]] for rank in range(4)]
+
+
+@pytest.mark.parametrize(("size", "has"), [("size=64k", "0.0625"), ("ro", "0")])
+def test_too_little_shared_memory_is_refused_with_the_cure(mpiexec, tmp_path, size, has):
+    job = mpiexec(4, "faults.py", "clean", str(tmp_path), timeout=30, within=shm_of(size))
+
+    assert job.returncode == 1
+    assert (
+        f"TransportUnavailable: MPICH needs 6.4 MiB in /dev/shm/ for 4 processes of a node, and it has {has} MiB; "
+        "start the container with --shm-size=1g or --ipc=host"
+    ) in job.stderr
+
+
 def test_importing_collectives_loads_neither_arrays_nor_mpi():
     code = (
         "import sys, disttrain.collectives, disttrain.collectives.env;"
