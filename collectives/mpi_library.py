@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import os
 from typing import Any, Final
 
@@ -70,13 +69,16 @@ def choose_shared_memory(mpi: Any, env: WorkerEnv) -> None:
         return
     processes = -(-env.local_world_size // env.hosted)
     one_node = env.local_world_size == env.world_size
-    size = _size_of_shm()
+    info = os.statvfs(_SHM)
+    size = info.f_blocks * info.f_frsize
+    read_only = bool(info.f_flag & os.ST_RDONLY)
     # Measured with MPICH 5: 1.1 MiB for each process, and 4.2 more where messages go through it too.
     needed = (2 + 1.1 * processes) * _MIB
-    if size < needed:
+    if read_only or 0 < size < needed:  # 0 is a tmpfs without a limit, which UCX does not know
         raise TransportUnavailable(
-            f"MPICH needs {needed / _MIB:.1f} MiB in {_SHM} for {processes} processes of a node, and it has "
-            f"{size / _MIB:.3g} MiB; start the container with --shm-size=1g or --ipc=host"
+            f"MPICH needs {needed / _MIB:.1f} MiB in {_SHM} for {processes} processes of a node, and it "
+            f"{'is read-only' if read_only else f'has {size / _MIB:.3g} MiB'}; start the container with "
+            f"--shm-size=1g or --ipc=host"
         )
     if not one_node or os.environ.get("UCX_TLS", _SHARED) != _SHARED:
         return
@@ -90,14 +92,6 @@ def choose_shared_memory(mpi: Any, env: WorkerEnv) -> None:
             "%s has %.3g MiB, which is little for the messages of %d processes: they go through System V memory "
             "(--shm-size=1g makes a container's larger)", _SHM, size / _MIB, processes,
         )  # fmt: skip
-
-
-def _size_of_shm() -> float:
-    """Return how many bytes fit into ``/dev/shm``."""
-    info = os.statvfs(_SHM)
-    if info.f_flag & os.ST_RDONLY:
-        return 0
-    return info.f_blocks * info.f_frsize or math.inf  # a tmpfs of size 0 has no limit
 
 
 def unlink_shared_memory(comm: Any) -> None:

@@ -267,8 +267,11 @@ def shm_of(size):
     ("size", "said"),
     [
         ("size=64m", r""),
-        ("size=0", r""),  # without a limit
         ("size=24m", r"/dev/shm/ has 24 MiB, .* 4 processes: they go through System V memory \(.*\)\n"),
+        (
+            "size=0",
+            r"/dev/shm/ has 0 MiB, .* 4 processes: they go through System V memory \(.*\)\n",
+        ),  # no limit
     ],
 )
 def test_little_shared_memory_is_enough(mpiexec, tmp_path, size, said):
@@ -279,13 +282,13 @@ def test_little_shared_memory_is_enough(mpiexec, tmp_path, size, said):
     assert reports(tmp_path, 4, job) == [[rank, 4, "mpi", [3, 3]] for rank in range(4)]
 
 
-@pytest.mark.parametrize(("size", "has"), [("size=64k", "0.0625"), ("ro", "0")])
+@pytest.mark.parametrize(("size", "has"), [("size=64k", "has 0.0625 MiB"), ("ro", "is read-only")])
 def test_too_little_shared_memory_is_refused_with_the_cure(mpiexec, tmp_path, size, has):
     job = mpiexec(4, "faults.py", "clean", str(tmp_path), timeout=30, within=shm_of(size))
 
     assert job.returncode == 1
     assert (
-        f"TransportUnavailable: MPICH needs 6.4 MiB in /dev/shm/ for 4 processes of a node, and it has {has} MiB; "
+        f"TransportUnavailable: MPICH needs 6.4 MiB in /dev/shm/ for 4 processes of a node, and it {has}; "
         "start the container with --shm-size=1g or --ipc=host"
     ) in job.stderr
 
