@@ -134,6 +134,11 @@ class DistributedDataParallel(Module):
                 "DistributedDataParallel cannot average uninitialized parameters; call the module with a batch first, "
                 "so that its lazy modules take their shapes"
             )
+        if any(p._shard is not None for p in module.parameters()):
+            raise ValueError(
+                "DistributedDataParallel was given a sharded module, which averages its gradients itself; use it as "
+                "it is"
+            )
         params: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         if not params:
             raise ValueError(

@@ -19,6 +19,7 @@ from disttrain.nn.module import IncompatibleKeys, Module
 from disttrain.nn.parameter import is_lazy
 from disttrain.nn.utils.clip_grad import clip_grad_norm_
 from disttrain.parallel import wrap
+from disttrain.parallel.data_parallel import DistributedDataParallel
 from disttrain.parallel.sharding import Unit, _Loan, take_from_rank_0, units_of
 from disttrain.parallel.spread import is_spread, part_of_state
 from disttrain.tensors import Tensor
@@ -282,6 +283,10 @@ def _shard(module: Module, group: Any, keep: bool, ignored: set[int]) -> Unit:
         )
     if "_unit" in module.__dict__:
         raise ValueError(f"this {type(module).__name__} is sharded already")
+    if any(isinstance(p._synchronized, DistributedDataParallel) for p in module.parameters()):
+        raise ValueError(
+            "a DistributedDataParallel averages parameters of the module; shard the module before, or instead"
+        )
     if any(is_lazy(t) for t in (*module.parameters(), *module.buffers())):
         raise RuntimeError(
             "uninitialized parameters cannot be sharded; call the module with a batch first, so that its lazy modules "
@@ -432,6 +437,27 @@ class FSDPModule(Module):
 
     def set_is_last_backward(self, is_last_backward: bool) -> None:
         """Do nothing: a backward is over when it has returned."""
+
+
+_NOT_HERE: Final = {
+    "set_all_reduce_hook": "all ranks of the group shard; there is no second all-reduce",
+    "set_allocate_memory_from_process_group_for_comm": "memory is shared between the processes of a node already",
+    "set_custom_all_gather": "collectives are those of the group",
+    "set_custom_reduce_scatter": "collectives are those of the group",
+    "set_force_sum_reduction_for_comms": "gradients are summed, and divided after",
+    "set_gradient_divide_factor": "gradients are divided by the ranks' weights; scale the loss, or give "
+    "loss.backward(weight=n)",
+    "set_modules_to_backward_prefetch": "the unit that comes next in backward comes early by itself",
+    "set_modules_to_forward_prefetch": "the unit that came next in the last forward comes early by itself",
+    "set_post_optim_event": "a step is over when it has returned",
+    "set_reduce_scatter_divide_factor": "gradients are divided by the ranks' weights; scale the loss, or give "
+    "loss.backward(weight=n)",
+    "set_requires_all_reduce": "all ranks of the group shard; use set_requires_gradient_sync()",
+    "set_reshard_after_backward": "parameters go after backward; call unshard() to have them again early",
+    "set_unshard_in_backward": "parameters come when backward needs them",
+}
+for _name, _why in _NOT_HERE.items():
+    setattr(FSDPModule, _name, missing.refused(f"FSDPModule.{_name}", _why))
 
 
 class UnshardHandle:
@@ -628,6 +654,11 @@ class FullyShardedDataParallel(Module):
         finally:
             for unit, value in zip(units, before, strict=True):
                 unit.synchronize = value
+
+    register_comm_hook = missing.refused(
+        "FullyShardedDataParallel.register_comm_hook",
+        "gradients are summed part by part; DistributedDataParallel takes communication hooks",
+    )
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
         """Clip the gradients by their norm over all ranks: :func:`.clip_grad_norm_`. All ranks call it."""

@@ -132,7 +132,7 @@ class Flat:
             return
         rows = self.comm.empty((self.comm.size, self.bucket.length), self.kind)
         mine = rows[self.comm.rank]
-        mine[...] = 0
+        mine[max(place.stop for place in self.bucket.places) :] = 0
         for name, p, place in zip(self.names, self.params, self.bucket.places, strict=True):
             if p._array.dtype != self.kind or p._array.size != place.stop - place.start:
                 raise RuntimeError(

@@ -163,6 +163,8 @@ class SpreadBucket(Bucket):
 
     def rest(self) -> None:
         """Add averages that nobody has cleared to the whole gradients; all ranks call it."""
+        if not self.is_open and all(p._grad is None for p in self.params):
+            return
         self._open()
         if not self._held:
             return
@@ -182,6 +184,7 @@ class SpreadBucket(Bucket):
         self._held.clear()
 
     def fill(self, first_weight: float, weight: float) -> None:
+        self._open()
         self.rest()
         self.tail[...] = 0
         for i, (p, slot) in enumerate(zip(self.params, self.slots, strict=True)):

@@ -7,7 +7,9 @@ none yet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from disttrain import missing
@@ -19,12 +21,35 @@ __all__ = [
     "CustomPolicy",
     "ModuleWrapPolicy",
     "always_wrap_policy",
+    "enable_wrap",
     "lambda_auto_wrap_policy",
     "size_based_auto_wrap_policy",
     "transformer_auto_wrap_policy",
+    "wrap",
 ]
 
 Policy = Callable[..., Any]
+_wrapper: ContextVar[tuple[Any, dict[str, Any]] | None] = ContextVar("wrapper", default=None)
+"""What :func:`wrap` wraps in, and the options."""
+
+
+@contextmanager
+def enable_wrap(*, wrapper_cls: Any, **wrapper_kwargs: Any) -> Iterator[None]:
+    """Let :func:`wrap` wrap modules in ``wrapper_cls``, with these options, in a ``with`` block."""
+    token = _wrapper.set((wrapper_cls, wrapper_kwargs))
+    try:
+        yield
+    finally:
+        _wrapper.reset(token)
+
+
+def wrap(module: Module, **wrap_overrides: Any) -> Module:
+    """Return ``module`` wrapped as :func:`enable_wrap` says, with other options; itself outside of such a block."""
+    found = _wrapper.get()
+    if found is None:
+        return module
+    wrapper, options = found
+    return wrapper(module, **{**options, **wrap_overrides})  # type: ignore[no-any-return]
 
 
 def always_wrap_policy(*args: Any, **kwargs: Any) -> bool:

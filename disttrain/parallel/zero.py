@@ -53,8 +53,8 @@ class ZeroOptimizer(Optimizer):
 
     Raises:
         ValueError: ``optimizer_class`` looks at more than a rank has: at all parameters at once (LBFGS), or with
-            stage 2 at whole ones (LAMB, LARS). Or, with stage 2, a parameter is of no ``DistributedDataParallel``
-            over the same ranks.
+            stage 2 at whole ones (LAMB, LARS). The parameters are sharded already; or, with stage 2, one is of no
+            ``DistributedDataParallel`` over the same ranks.
         NotImplementedError: ``overlap_with_ddp``.
         CollectiveMismatch: the ranks' parameters differ in number, shape or type.
         UnwrappedModel: from :meth:`step`, if nothing averages the gradients.
@@ -99,6 +99,10 @@ class ZeroOptimizer(Optimizer):
         """As :meth:`.Optimizer.add_param_group`; called on all ranks."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        if any(p._shard is not None for p in group["params"]):
+            raise ValueError(
+                "ZeroOptimizer was given sharded parameters, whose optimizer is spread by itself; use a plain one"
+            )
         self._shares.add(group["params"])
         mine = self._mine(group)
         if mine:
@@ -337,7 +341,7 @@ class _Parts:
                 (self._comm.size, bucket.length), bucket.kind, like=bucket.params[0]._array
             )
             mine = rows[self._comm.rank]
-            mine[...] = 0
+            mine[max(place.stop for place in bucket.places) :] = 0
             for p, place in zip(bucket.params, bucket.places, strict=True):
                 if id(p) in stepped:
                     mine[place] = self._parts[id(p)]._array

@@ -25,6 +25,7 @@ from disttrain.distributed.fsdp import (
 )
 from disttrain.distributed.fsdp.wrap import ModuleWrapPolicy, always_wrap_policy
 from disttrain.nn.parallel import DistributedDataParallel
+from disttrain.parallel.zero import ZeroOptimizer
 
 SIZES = [1, 2, 3, 4]
 X = np.random.default_rng(0).standard_normal((16, 6))
@@ -823,12 +824,12 @@ def test_what_is_held_between_steps_is_spread_over_the_ranks():
 
 
 def test_two_units_are_whole_at_a_time():
-    unit, layers, size = 128 * 129 * 8, 12, 2
+    unit, layers, size = 256 * 257 * 8, 12, 2
     peaks = []
 
     def body(rank):
         model = FullyShardedDataParallel(
-            make(lambda: deep(layers=layers)), auto_wrap_policy=ModuleWrapPolicy({nn.Linear})
+            make(lambda: deep(256, layers)), auto_wrap_policy=ModuleWrapPolicy({nn.Linear})
         )
         for measured in (False, True):
             for p in model.parameters():
@@ -838,7 +839,7 @@ def test_two_units_are_whole_at_a_time():
                 gc.collect()
                 tracemalloc.start()
             dt.distributed.barrier()
-            model(dt.ones(2, 128, dtype=dt.float64)).square().mean().backward()
+            model(dt.ones(2, 256, dtype=dt.float64)).square().mean().backward()
             dt.distributed.barrier()
         if rank == 0:
             peaks.append(tracemalloc.get_traced_memory()[1])
@@ -945,6 +946,48 @@ def test_a_part_of_the_model_alone_and_then_all_of_it():
             return {"alone": alone.numpy(), "losses": np.array(losses), **state_of(model)}
 
         assert_same(run(wrap_in_place), run(wrap_plain))
+
+    world(2, body)
+
+
+def test_what_averages_already_is_refused():
+    def body(rank):
+        model = make(Choice)
+        with pytest.raises(ValueError, match="use a plain one"):
+            ZeroOptimizer(fully_shard(make(Choice)).parameters(), dt.optim.SGD)
+        with pytest.raises(ValueError, match="sharded module, which averages its gradients"):
+            DistributedDataParallel(fully_shard(make(Choice)))
+        DistributedDataParallel(model)
+        with pytest.raises(ValueError, match="DistributedDataParallel averages parameters of the module"):
+            FullyShardedDataParallel(model)
+        with pytest.raises(
+            NotImplementedError, match=r"FSDPModule.set_gradient_divide_factor .* scale the loss"
+        ):
+            fully_shard(make(Choice)).set_gradient_divide_factor(2)
+        with pytest.raises(NotImplementedError, match="DistributedDataParallel takes communication hooks"):
+            wrap_whole(make(Choice)).register_comm_hook(None, print)
+
+    world(2, body)
+
+
+def test_units_by_hand_under_fsdp2():
+    def body(rank):
+        model = wrap_in_place(make())
+        block = model.blocks[0]
+        assert isinstance(block, FSDPModule)
+        assert isinstance(block, Block)
+        unit = block.__dict__["_unit"]
+        block.unshard()
+        assert unit.here
+        block.reshard()
+        assert not unit.here
+        block.unshard(async_op=True).wait()
+        block.set_reshard_after_forward(False)
+        out = loss_of(model, rows_of(rank, 2))
+        assert unit.here
+        assert not model.blocks[1].__dict__["_unit"].here
+        out.backward()
+        assert not unit.here
 
     world(2, body)
 

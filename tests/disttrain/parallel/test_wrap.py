@@ -10,9 +10,11 @@ from disttrain.parallel.wrap import (
     ModuleWrapPolicy,
     always_wrap_policy,
     choose,
+    enable_wrap,
     lambda_auto_wrap_policy,
     size_based_auto_wrap_policy,
     transformer_auto_wrap_policy,
+    wrap,
 )
 
 
@@ -72,3 +74,12 @@ def test_by_a_function():
 
 def test_ignored_modules_are_left_alone():
     assert set(chosen(ModuleWrapPolicy({nn.Linear}), ignored=["1.1", "2"])) == {"0", "1.0"}
+
+
+def test_wrapping_by_hand():
+    layer = nn.Linear(4, 4)
+    assert wrap(layer) is layer
+
+    with enable_wrap(wrapper_cls=lambda module, **options: (module, options), a=1, b=2):
+        assert wrap(layer, b=3) == (layer, {"a": 1, "b": 3})
+    assert wrap(layer) is layer
