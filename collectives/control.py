@@ -16,9 +16,11 @@ MAX_TEXT: Final = 64 << 10
 """Characters that a sender keeps of one traceback or error message."""
 
 Message = dict[str, Any]
+Kinds = Mapping[str, Mapping[str, type]]
+"""Kind of message → its fields beside those that all have, and their types."""
 
 _COMMON: Final[Mapping[str, type]] = {"v": int, "kind": str, "run": str, "generation": int, "process": int}
-KINDS: Final[Mapping[str, Mapping[str, type]]] = {
+KINDS: Final[Kinds] = {
     # A rank of the process has left the script: how, and with which exit code. Answered with an "ack".
     "end": {
         "rank": int,
@@ -48,21 +50,21 @@ class BadMessage(ValueError):
     """Bytes from the control plane that are no message of ours."""
 
 
-def encode(message: Message) -> bytes:
-    """Return ``message`` as bytes for the wire.
+def encode(message: Message, kinds: Kinds = KINDS) -> bytes:
+    """Return ``message``, one of ``kinds``, as bytes for the wire.
 
     Raises:
         BadMessage: it does not fit the schema; a mistake of the sender.
     """
-    check(message)
+    check(message, kinds)
     data = json.dumps(message, separators=(",", ":")).encode()
     if len(data) > MAX_BYTES:
         raise BadMessage(f"a message may have {MAX_BYTES} bytes, this {message['kind']!r} has {len(data)}")
     return data
 
 
-def decode(data: bytes) -> Message:
-    """Return the message in ``data``, which may be anything anybody sent.
+def decode(data: bytes, kinds: Kinds = KINDS) -> Message:
+    """Return the message, one of ``kinds``, in ``data``, which may be anything anybody sent.
 
     Raises:
         BadMessage: too long, no JSON, too deep, or not of the schema.
@@ -75,7 +77,7 @@ def decode(data: bytes) -> Message:
         message = json.loads(data)
     except (ValueError, RecursionError) as e:
         raise BadMessage(f"no JSON: {e}") from None
-    check(message)
+    check(message, kinds)
     return message  # type: ignore[no-any-return]
 
 
@@ -97,8 +99,8 @@ def _depth(data: bytes) -> int:
     return deepest
 
 
-def check(message: object) -> None:
-    """Refuse what is not exactly one of :data:`KINDS`: every field there, of its type, and no other.
+def check(message: object, kinds: Kinds = KINDS) -> None:
+    """Refuse what is not exactly one of ``kinds``: every field there, of its type, and no other.
 
     Raises:
         BadMessage: says which field is wrong.
@@ -108,9 +110,9 @@ def check(message: object) -> None:
     if message.get("v") != VERSION:
         raise BadMessage(f"version {str(message.get('v'))[:20]!r}, this is version {VERSION}")
     kind = message.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not isinstance(kind, str) or kind not in kinds:
         raise BadMessage(f"unknown kind {str(kind)[:40]!r}")
-    fields = {**_COMMON, **KINDS[kind]}
+    fields = {**_COMMON, **kinds[kind]}
     if wrong := sorted(str(name)[:40] for name in fields.keys() ^ message.keys()):
         raise BadMessage(f"{kind!r} with missing or unknown fields {', '.join(wrong[:5])}")
     for name, wanted in fields.items():

@@ -59,6 +59,8 @@ class WorkerEnv:
     """How often the job has been restarted."""
     control: str = ""
     """ZeroMQ endpoint of the launcher's control plane; empty outside the launcher."""
+    master: str = "127.0.0.1"
+    """Address of the first node: ``MASTER_ADDR`` of scripts for torchrun."""
     timeout: float = 1800.0
     """Seconds that a rank waits in a collective."""
     ledger: int = -1
@@ -90,7 +92,7 @@ class WorkerEnv:
             "LOCAL_RANK": str(self.local_rank),
             "LOCAL_WORLD_SIZE": str(self.local_world_size),
             "GROUP_RANK": str(self.node),
-            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_ADDR": self.master,
             "MASTER_PORT": "0",
             "TORCHELASTIC_RUN_ID": self.run_id,
             "TORCHELASTIC_RESTART_COUNT": str(self.generation),

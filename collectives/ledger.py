@@ -327,16 +327,19 @@ def say(words: tuple[str, float, str]) -> str:
     return f"{before}{seconds:.1f}{after}" if after else before
 
 
-def read(data: bytes) -> list[Standing]:
-    """Return what the ranks have noted in a ledger of this node with these contents.
+def read(data: bytes, now: int | None = None) -> list[Standing]:
+    """Return what the ranks have noted in a ledger with these contents.
 
     A process that has not connected yet has noted nothing: the list is empty. The ranks may go on meanwhile.
+
+    Args:
+        now: nanoseconds of the monotonic clock of the ledger's machine; needed if that is not this one.
     """
     if len(data) < _PAGES_AT or not any(data[:TOKEN_BYTES]):
         return []
     tables = json.loads(data[_TABLES_AT:_HEAD_BYTES].rstrip(b"\0"))
     texts = data[_TEXTS_AT:_PAGES_AT].decode(errors="replace").split("\n")[:-1]
-    now = time.monotonic_ns()
+    now = time.monotonic_ns() if now is None else now
     found = []
     for i in range(tables["hosted"]):
         page = data[_PAGES_AT + i * _PAGE_BYTES :][:_PAGE_BYTES]

@@ -1,7 +1,7 @@
-"""The agent of one node: starts the workers of a job, watches them, and ends what is left of them.
+"""The launcher's half of a job: has its workers started, on this node and others, watches them, and explains.
 
 One loop in the main thread waits for everything at once: exits (pidfd), messages (ZeroMQ), requests of MPI
-(PMI), signals from the user. Only the workers' output has a thread of its own.
+(PMI), other nodes (ZeroMQ over TCP), signals from the user. Only the workers' output has a thread of its own.
 """
 
 import json
@@ -9,12 +9,11 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -22,12 +21,16 @@ from typing import Any, Final
 from disttrain.collectives import stacks
 from disttrain.collectives.control import Message
 from disttrain.collectives.env import WorkerEnv
-from disttrain.collectives.ledger import Standing, ledger_file, read, stacks_in
-from disttrain.launcher import guardian, pmi
+from disttrain.collectives.ledger import Standing, stacks_in
+from disttrain.launcher import pmi, preflight
 from disttrain.launcher.called import result_file
-from disttrain.launcher.config import LaunchConfig
+from disttrain.launcher.config import ConfigError, LaunchConfig, count_gpus
 from disttrain.launcher.control_plane import ControlPlane
+from disttrain.launcher.fleet import JOIN, Fleet, RemoteNode
+from disttrain.launcher.hosts import Cluster
 from disttrain.launcher.logs import LogPump
+from disttrain.launcher.node import LocalNode, Order, WorkerState
+from disttrain.launcher.remote import LOST
 from disttrain.launcher.report import (
     Attempt,
     Failure,
@@ -53,45 +56,27 @@ NOTICE: Final = 7.5
 """Seconds after which a process that does not connect is named; again when the time has doubled."""
 HUNG: Final = 5.0
 """Seconds in one call after which a job that the user stops is told to have hung, with the place of each rank."""
+FAILS_OF_A_NODE: Final = 2
+"""After so many failed generations because of one node it is left out, if the job has enough others."""
 _MOST_ASKED: Final = 8
 BACK_OFF: Final = 1.0
 """Seconds before a restart if the generation before the last one got nowhere either; doubled each time."""
 MAX_BACK_OFF: Final = 30.0
 GOT_SOMEWHERE: Final = 10.0
 """Seconds after which a generation that failed has not failed at once, even if its ranks never communicated."""
-_LEAVING: Final = 0.3  # seconds that helpers of multiprocessing need to see that their parent has gone
-
-
-@dataclass
-class WorkerState:
-    """One worker process."""
-
-    env: WorkerEnv
-    popen: subprocess.Popen[bytes]
-    pidfd: int
-    ledger: int
-    """Descriptor of the file in which it notes its calls."""
-    status: int | None = None
-    """Exit status once it has ended, negative for a signal. It stays a zombie until the sweep, so that the
-    kernel cannot give its session's number to a stranger."""
-    ends: dict[int, Message] = field(default_factory=dict)
-    """Rank → the report of its end."""
-    failed: bool = False
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        return tuple(range(self.env.rank, self.env.rank + self.env.hosted))
-
-    @property
-    def running(self) -> bool:
-        return self.status is None
+_SWEEP: Final = 5.0  # seconds that another node may take, once it has answered, to end what is left there
+_FLUSH: Final = 2.0  # seconds in which its last output is to come
 
 
 class Agent:
-    """Runs one job on this node."""
+    """Runs one job: on this node alone, or on the nodes of ``cluster``."""
 
-    def __init__(self, config: LaunchConfig) -> None:
+    def __init__(self, config: LaunchConfig, cluster: Cluster | None = None) -> None:
         self._config = config
+        self._cluster = cluster
+        self._fleet: Fleet | None = None
+        self._node_failures: Counter[int] = Counter()
+        """Node → how many generations have failed because of it."""
         self._signals: list[signal.Signals] = []
         self._stopped_by: signal.Signals | None = None
         self.results: dict[int, Any] = {}
@@ -118,12 +103,13 @@ class Agent:
 
         Raises:
             RuntimeError: the run directory cannot be used, or this is not Linux. Nothing has been started.
+            ConfigError: other nodes cannot be reached. No worker has been started.
         """
         if not hasattr(os, "pidfd_open"):
             raise RuntimeError(
                 f"disttrain launch needs Linux 5.3 or newer, this is {sys.platform}; use disttrain debug"
             )
-        self._started, self._since = time.monotonic(), time.time()
+        self._started = time.monotonic()
         self._directory = RunDirectory()
         self.directory = self._directory.path
         """Where the report and the logs are, if they are kept."""
@@ -131,7 +117,13 @@ class Agent:
             self._call_file.write_text(self._config.call)
         self._logs = LogPump(self._directory.path)
         restore = self._catch_signals()
-        self._guardian = self._start_guardian()
+        self._here = LocalNode(
+            self._directory,
+            self._selector,
+            on_exit=self._on_exit,
+            notice=lambda text: self._logs.notice(text),
+        )
+        self._nodes: dict[int, LocalNode | RemoteNode] = {0: self._here}
         self._pmi = self._new_world()
         self._control = ControlPlane(
             self._directory.control,
@@ -141,11 +133,13 @@ class Agent:
         )
         self._selector.register(self._control.fd, selectors.EVENT_READ, self._on_messages)
         try:
+            if self._cluster is not None:
+                self._gather(self._cluster)
             while True:
                 self._start()
                 self._watch()
                 stragglers = self._sweep()
-                self._logs.finish()
+                self._finish_logs()
                 if not self._wants_restart():
                     return self._end(stragglers)
                 if not self._prepare_restart():
@@ -163,11 +157,85 @@ class Agent:
     def _new_world(self) -> pmi.PmiServer:
         """Return the server of a world that knows nothing of the one before."""
         name = f"disttrain_{self._directory.run_id}_{self._generation}"
-        return pmi.PmiServer(self._config.processes, name)
+        return pmi.PmiServer([share for _, share in self._config.shares], name)
+
+    def _gather(self, cluster: Cluster) -> None:
+        """Start the agents of the other nodes and wait for them; find out how many processes each is to run."""
+        others = [(i, h) for i, h in enumerate(cluster.hosts, 0 if cluster.here else 1) if i > 0]
+        if not others:
+            self._share_out(cluster)
+            return
+        self._fleet = Fleet(
+            others,
+            run=self._directory.run_id,
+            selector=self._selector,
+            on_report=self._on_report,
+            on_exit=self._on_exit,
+            on_lost=self._on_lost,
+            on_signal=lambda number: self._take_signal(signal.Signals(number)),
+            notice=lambda text: self._logs.notice(text),
+            guard=self._here.guard,
+        )
+        self._nodes |= {node.index: node for node in self._fleet.nodes}
+        self._fleet.start(ssh=cluster.ssh, srun=cluster.srun)
+        deadline = time.monotonic() + JOIN
+        while any(n.facts is None and not n.lost for n in self._fleet.nodes) and self._stopped_by is None:
+            self._turn(min(self._fleet.tick(), deadline - time.monotonic()))
+            if time.monotonic() > deadline:
+                self._fleet.give_up(lambda n: n.facts is None, f"it has not joined within {JOIN:g} s")
+        if self._stopped_by is None:
+            self._share_out(cluster)
+            facts = {0: preflight.gather()} if cluster.here else {}
+            facts |= {n.index: n.facts for n in self._fleet.nodes if n.facts is not None and not n.lost}
+            offsets = [getattr(self._nodes[i], "ahead", 0.0) for i in facts]
+            for line in preflight.compare(list(facts.values()), offsets):
+                self._logs.notice(f"disttrain: {line}")
+
+    def _places(self, cluster: Cluster) -> tuple[dict[int, int], list[str]]:
+        """Return how many processes each node runs that is there and has not failed too often, and who is not."""
+        slots: dict[int, int] = {}
+        away = []
+        for index, host in enumerate(cluster.hosts, 0 if cluster.here else 1):
+            node = self._nodes[index]
+            if isinstance(node, LocalNode):
+                gpus, cores = count_gpus(), len(os.sched_getaffinity(0))
+            elif node.lost or node.facts is None:
+                away.append(f"{host.name}: {node.lost or 'it has not joined'}")
+                continue
+            else:
+                gpus, cores = len(node.facts["GPUs"]), node.facts["cores"]
+            slots[index] = host.slots or cluster.each(gpus, cores, host.name)
+        tired = [i for i in slots if self._node_failures[i] >= FAILS_OF_A_NODE]
+        for index in tired[: max(0, len(slots) - cluster.least)]:
+            away.append(f"{self._nodes[index].host}: it has failed {self._node_failures[index]} times")
+            del slots[index]
+        return slots, away
+
+    def _share_out(self, cluster: Cluster) -> None:
+        """Decide who runs what.
+
+        Raises:
+            ConfigError: fewer nodes are there than the job needs, or ``--ranks`` are too few for them.
+        """
+        slots, away = self._places(cluster)
+        if len(slots) < cluster.least:
+            raise ConfigError(
+                "\n  ".join([f"the job needs {cluster.least} nodes, {len(slots)} are there", *away])
+            )
+        for line in away:
+            self._logs.notice(f"disttrain: going on without {line}")
+        self._config = replace(
+            self._config,
+            processes=sum(slots.values()),
+            nodes=tuple(slots.items()),
+            master=self._fleet.master if self._fleet is not None else "127.0.0.1",
+        )
 
     def _start(self) -> None:
         """Start the workers of this generation."""
         self._began = time.monotonic()
+        self._pmi = self._new_world()
+        self._control.begin(self._generation, self._config.processes)
         for env in self._config.placements(
             run_id=self._directory.run_id, control=self._directory.control, generation=self._generation
         ):
@@ -198,41 +266,15 @@ class Agent:
 
         return restore
 
-    def _start_guardian(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", guardian.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            bufsize=0,
-        )
-        self._guardian = process
-        self._tell_guardian(f"run {self._directory.run_id} {self._directory.path}")
-        return process
-
-    def _tell_guardian(self, line: str) -> None:
-        assert self._guardian.stdin is not None
-        try:
-            self._guardian.stdin.write(f"{line}\n".encode())
-        except OSError:
-            self._logs.notice(
-                "disttrain: the guardian has died; if the launcher is killed too, look for left processes"
-            )
-
     def _spawn(self, env: WorkerEnv) -> None:
         config = self._config
-        environ = {k: v for k, v in os.environ.items() if k not in pmi.VARIABLES}
-        environ |= config.thread_limits()
-        environ.setdefault("UCX_TLS", "self,posix,cma")  # one node: MPICH must not listen on the network
-        ledger = ledger_file(env.hosted)
-        environ |= config.env | replace(env, ledger=ledger).to_environ()
-        environ["TORCHELASTIC_MAX_RESTARTS"] = str(config.max_restarts)
-        ends = [ledger]
+        defaults = config.thread_limits()
+        if len(config.shares) == 1:
+            defaults["UCX_TLS"] = "self,posix,cma"  # MPICH must not listen on the network
+        environ = config.env | {"TORCHELASTIC_MAX_RESTARTS": str(config.max_restarts)}
+        world = None
         if config.processes > 1:
-            server, child = self._pmi.connect(env.process)
-            environ |= self._pmi.environ(env.process, child)
-            ends.append(child.fileno())
+            server, world = self._pmi.connect(env.process)
             self._selector.register(server, selectors.EVENT_READ, lambda: self._on_pmi(env.process, server))
         # Several ranks in a process write the prefixes themselves.
         label = f"[{env.rank}]" if env.world_size > 1 and env.hosted == 1 else ""
@@ -242,23 +284,8 @@ class Agent:
         out = self._logs.add(env.process, label, name=name, to_stderr=False)
         err = self._logs.add(env.process, label, name=name, to_stderr=True)
         argv = [*config.argv, str(self._call_file)] if config.call else config.argv
-        popen = subprocess.Popen(
-            [sys.executable, "-m", "disttrain.launcher.worker", str(os.getpid()), *argv],
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            pass_fds=ends,
-            start_new_session=True,
-        )
-        os.close(out)
-        os.close(err)
-        if config.processes > 1:
-            child.close()
-        worker = WorkerState(env, popen, os.pidfd_open(popen.pid), ledger)
-        self._workers.append(worker)
-        self._selector.register(worker.pidfd, selectors.EVENT_READ, lambda: self._on_exit(worker))
-        self._tell_guardian(f"session {popen.pid}")
+        order = Order(env, tuple(argv), environ, defaults)
+        self._workers.append(self._nodes[env.node].start(order, out, err, world))
 
     # -- watching ------------------------------------------------------------------------------------------
 
@@ -271,9 +298,16 @@ class Agent:
                 if wait <= 0:
                     self._kill()
                     wait = None
-            for key, _ in self._selector.select(wait):
-                key.data()
+            self._turn(wait)
         self._on_messages()
+
+    def _turn(self, wait: float | None) -> None:
+        """Deal with what happens within ``wait`` seconds."""
+        if self._fleet is not None:
+            beat = self._fleet.tick()
+            wait = beat if wait is None else min(wait, beat)
+        for key, _ in self._selector.select(wait if wait is None else max(wait, 0.0)):
+            key.data()
 
     def _look_after_beginning(self) -> float | None:
         """Name the processes that do not connect while others wait for them; return when to look again, in seconds."""
@@ -301,9 +335,12 @@ class Agent:
         verb = "have" if here.startswith("ranks") else "has"
         lines = [f"{here} {verb} waited {waited:.1f} s for {away} to connect, as every process of a job must"]
         for w in missing[:_MOST_ASKED]:
+            if w.env.node:
+                lines.append(f"  {name_ranks(w.ranks)}: on host {w.host}, pid {w.pid}")
+                continue
             stack = stacks_in(os.pread(w.ledger, os.fstat(w.ledger).st_size, 0))
-            trouble = stacks.trouble(w.popen.pid)
-            frames = [] if trouble else stacks.ask(w.popen.pid, stack).get(0, ["did not answer"])
+            trouble = stacks.trouble(w.pid)
+            frames = [] if trouble else stacks.ask(w.pid, stack).get(0, ["did not answer"])
             lines.append(
                 f"  {name_ranks(w.ranks)}: {trouble or 'has not called connect() or anything that does'}"
             )
@@ -312,13 +349,37 @@ class Agent:
 
     def _on_messages(self) -> None:
         for message in self._control.receive():
-            worker = self._workers[message["process"]]
-            if message["rank"] not in worker.ranks:
-                continue
-            worker.ends[message["rank"]] = message
-            if message["code"] != 0:
-                what = describe_end(message["error"], message["message"], message["code"])
-                self._fail(worker, what, message["code"], message=message)
+            self._on_report(message)
+
+    def _on_report(self, message: Message) -> None:
+        worker = self._workers[message["process"]]
+        if message["rank"] not in worker.ranks:
+            return
+        worker.ends[message["rank"]] = message
+        if message["code"] != 0:
+            what = describe_end(message["error"], message["message"], message["code"])
+            self._fail(worker, what, message["code"], message=message)
+
+    def _on_lost(self, node: RemoteNode, running: list[WorkerState]) -> None:
+        """Blame ``node`` for the end of its workers: what others say since then comes of it."""
+        if not running or self._stopped_by is not None:
+            return
+        if not self._failures:
+            self._note_standings()
+        self._failures.append(
+            Failure(
+                ranks=tuple(r for w in running for r in w.ranks),
+                process=running[0].env.process,
+                host=node.host,
+                pid=running[0].pid,
+                seconds=node.heard - self._started,
+                what=f"lost with the host: {node.lost}",
+                code=1,
+            )
+        )
+        for worker in running:
+            worker.failed = True
+        self._kill_at = time.monotonic()
 
     def _on_pmi(self, process: int, connection: socket.socket) -> None:
         if not self._pmi.read(process):
@@ -334,21 +395,20 @@ class Agent:
             return
         signals, self._signals = self._signals, []
         for s in signals:
-            if self._stopped_by is not None or self._failures:  # asked twice, or ending anyway
-                self._kill_at = time.monotonic()
-                continue
-            self._note_standings()
-            self._stopped_by = s
-            self._kill_at = time.monotonic() + GRACE
-            for pid in self._members():
-                guardian.send(pid, [signal.SIGTERM, signal.SIGCONT])
+            self._take_signal(s)
+
+    def _take_signal(self, s: signal.Signals) -> None:
+        if self._stopped_by is not None or self._failures:  # asked twice, or ending anyway
+            self._kill_at = time.monotonic()
+            return
+        self._note_standings()
+        self._stopped_by = s
+        self._kill_at = time.monotonic() + GRACE
+        for node in self._nodes.values():
+            node.terminate()
 
     def _on_exit(self, worker: WorkerState) -> None:
-        self._selector.unregister(worker.pidfd)
-        os.close(worker.pidfd)
-        result = os.waitid(os.P_PID, worker.popen.pid, os.WEXITED | os.WNOWAIT)
-        assert result is not None
-        worker.status = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+        assert worker.status is not None
         if self._killed or self._stopped_by is not None or worker.failed:
             return
         self._on_messages()  # its report came before its end
@@ -376,8 +436,8 @@ class Agent:
             Failure(
                 ranks=(message["rank"],) if message is not None else worker.ranks,
                 process=worker.env.process,
-                host=self._host,
-                pid=worker.popen.pid,
+                host=worker.host,
+                pid=worker.pid,
                 seconds=time.monotonic() - self._started,
                 what=what,
                 code=(code & 0xFF) or 1,
@@ -393,27 +453,32 @@ class Agent:
             self._kill_at = time.monotonic()
 
     def _note_standings(self) -> None:
-        self._standings = []
-        for worker in self._workers:
-            self._standings += read(os.pread(worker.ledger, os.fstat(worker.ledger).st_size, 0))
+        for node in self._nodes.values():
+            node.look()
+        self._standings = [s for w in self._workers if not w.env.node for s in w.standings()]
 
     # -- ending --------------------------------------------------------------------------------------------
-
-    def _members(self) -> list[int]:
-        return guardian.members(self._directory.run_id, [w.popen.pid for w in self._workers])
 
     def _kill(self) -> None:
         self._kill_at = None
         self._killed = True
         self._stopped = [r for w in self._workers if w.running and not w.failed for r in w.ranks]
-        for worker in self._workers:
-            if worker.running:  # what they have started, the sweep ends
-                guardian.send(worker.popen.pid, [signal.SIGKILL])
+        for node in self._nodes.values():
+            node.kill()
 
     def _wants_restart(self) -> bool:
-        return (
-            bool(self._failures) and self._stopped_by is None and self._generation < self._config.max_restarts
+        if (
+            not self._failures
+            or self._stopped_by is not None
+            or self._generation >= self._config.max_restarts
+        ):
+            return False
+        if self._cluster is None or len(self._places(self._cluster)[0]) >= self._cluster.least:
+            return True
+        self._logs.notice(
+            f"disttrain: no restart: fewer than {self._cluster.least} nodes are left (--nnodes)"
         )
+        return False
 
     def _prepare_restart(self) -> bool:
         """Say why, forget all of this generation but its failure, and wait if the job fails at once each time.
@@ -430,19 +495,20 @@ class Agent:
             f"  restart {following} of {self._config.max_restarts}{when}: generation {following}"
         )
         self._attempts.append(attempt)
+        self._node_failures[self._workers[attempt.failures[0].process].env.node] += 1
         self._forget_workers()
-        self._pmi.close()
         self._failures, self._stopped, self._standings = [], [], []
         self._kill_at, self._killed, self._tell_at = None, False, NOTICE
         resume = time.monotonic() + wait
         while self._stopped_by is None and (left := resume - time.monotonic()) > 0:
-            for key, _ in self._selector.select(left):
-                key.data()
+            self._turn(left)
         if self._stopped_by is not None:
             return False
         self._generation = following
-        self._pmi = self._new_world()
-        self._control.begin(following, self._config.processes)
+        if self._cluster is not None:
+            self._share_out(self._cluster)
+        if self._fleet is not None:
+            self._fleet.generation = following
         self._logs = LogPump(self._directory.path)
         return True
 
@@ -517,46 +583,45 @@ class Agent:
         return Failure(**fields | {"log": tuple(self._logs.tail(failure.process))})
 
     def _sweep(self) -> list[int]:
-        """End every process of the job; return those that did not leave by themselves."""
-        deadline = time.monotonic() + _LEAVING
-        while (left := self._members()) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        sessions = [w.popen.pid for w in self._workers]
-        if deaf := guardian.kill_all(self._directory.run_id, sessions):
-            self._logs.notice(f"disttrain: processes {deaf} do not end; the kernel holds them")
-        return left
+        """End every process of the job; return those that did not leave by themselves.
+
+        A node that does not answer is waited for until it counts as lost: it may be the cause of all.
+        """
+        for node in self._nodes.values():
+            node.sweep()
+        deadline = time.monotonic() + LOST + _SWEEP
+        while self._fleet is not None and any(node.swept is None for node in self._nodes.values()):
+            self._turn(None)
+            if time.monotonic() > deadline:
+                self._fleet.give_up(lambda n: n.swept is None, "its agent answers no more")
+        if self._failures or self._stopped_by is not None:  # the ledgers of other nodes have come meanwhile
+            self._standings += [s for w in self._workers if w.env.node for s in w.standings()]
+        return [pid for node in self._nodes.values() for pid in node.swept or ()]
+
+    def _finish_logs(self) -> None:
+        deadline = time.monotonic() + _FLUSH
+        while self._fleet is not None and self._fleet.printing and time.monotonic() < deadline:
+            self._turn(deadline - time.monotonic())
+        self._logs.finish()
 
     def _forget_workers(self) -> None:
-        """Reap the workers, which have been killed, and release what is held for them."""
-        self._tell_guardian("forget")  # once reaped, their numbers may be those of strangers
-        for worker in self._workers:
-            with suppress(subprocess.TimeoutExpired):  # the kernel holds it; that has been said
-                worker.popen.wait(timeout=1.0)
-            if worker.running:
-                self._selector.unregister(worker.pidfd)
-                os.close(worker.pidfd)
-            os.close(worker.ledger)
+        """Release what is held for the workers, which have been killed."""
+        for node in self._nodes.values():
+            node.forget()
         for connection in self._pmi.connections:
             self._selector.unregister(connection)
+        self._pmi.close()
         self._workers = []
-        guardian.unlink_orphaned_shm(self._since)
 
     def _clean_up(self) -> None:
         """Leave nothing: also the way out if starting or watching has raised."""
-        guardian.kill_all(self._directory.run_id, [w.popen.pid for w in self._workers])
         self._forget_workers()
+        if self._fleet is not None:
+            self._fleet.close()
         self._control.close()
-        self._pmi.close()
         self._selector.close()
         if self._directory.report.exists():
             self._directory.keep()
         else:
             self._directory.remove()
-        self._tell_guardian("done")
-        assert self._guardian.stdin is not None
-        self._guardian.stdin.close()
-        try:
-            self._guardian.wait(timeout=2.0)
-        except subprocess.TimeoutExpired:
-            self._guardian.kill()
-            self._guardian.wait()
+        self._here.close()

@@ -35,6 +35,11 @@ class LaunchConfig:
     compat: bool = False
     """Whether ``import torch`` in the program means disttrain."""
     processes: int = 1
+    """Processes of all nodes together."""
+    nodes: tuple[tuple[int, int], ...] = ()
+    """Index of each node and its number of processes; nothing for all of them on this one."""
+    master: str = "127.0.0.1"
+    """Address of the first node, for scripts that ask for ``MASTER_ADDR``."""
     ranks: int | None = None
     """Number of ranks, if another than ``processes``; reductions then go in one fixed order."""
     transport: str = "auto"
@@ -64,7 +69,7 @@ class LaunchConfig:
                 f"use -n 1 --ranks {self.processes}, or --transport mpi"
             )
         if self.transport == "nccl":
-            _check_gpus(self.processes)
+            _check_gpus(dict(self.shares).get(0, 0))  # other nodes have their own
         if self.max_restarts < 0:
             raise ConfigError(
                 f"--max-restarts must be 0 or more, got {self.max_restarts}; 0 ends the job at its first failure"
@@ -91,31 +96,42 @@ class LaunchConfig:
     def placements(self, *, run_id: str, control: str, generation: int = 0) -> list[WorkerEnv]:
         """Return the contract of each process: consecutive ranks, the first processes one more if need be."""
         each, more = divmod(self.world_size, self.processes)
+        hosted = [each + (process < more) for process in range(self.processes)]
         places = []
-        rank = 0
-        for process in range(self.processes):
-            hosted = each + (process < more)
-            places.append(
-                WorkerEnv(
-                    rank=rank,
-                    world_size=self.world_size,
-                    hosted=hosted,
-                    process=process,
-                    processes=self.processes,
-                    local_rank=rank,
-                    local_world_size=self.world_size,
-                    fixed_order=self.ranks is not None,
-                    transport=self.transport,
-                    run_id=run_id,
-                    generation=generation,
-                    control=control,
-                    timeout=self.timeout,
-                    audit=self.audit,
-                    audit_steps=self.audit_steps,
+        process = rank = 0
+        for node, share in self.shares:
+            of_node = hosted[process : process + share]
+            first = rank
+            for here in of_node:
+                places.append(
+                    WorkerEnv(
+                        rank=rank,
+                        world_size=self.world_size,
+                        hosted=here,
+                        process=process,
+                        processes=self.processes,
+                        local_rank=rank - first,
+                        local_world_size=sum(of_node),
+                        node=node,
+                        fixed_order=self.ranks is not None,
+                        transport=self.transport,
+                        run_id=run_id,
+                        generation=generation,
+                        control=control,
+                        master=self.master,
+                        timeout=self.timeout,
+                        audit=self.audit,
+                        audit_steps=self.audit_steps,
+                    )
                 )
-            )
-            rank += hosted
+                process += 1
+                rank += here
         return places
+
+    @property
+    def shares(self) -> tuple[tuple[int, int], ...]:
+        """Index of each node and its number of processes."""
+        return self.nodes or ((0, self.processes),)
 
     def thread_limits(self) -> dict[str, str]:
         """Return the thread counts for processes that share cores, or whose results must be equal."""

@@ -1,7 +1,7 @@
 """Nothing left behind: ending what a job started, and the small process that does it if the launcher cannot.
 
 Runs as a file of its own, ``python -I -S guardian.py``, with nothing but the standard library, so that it is
-up within a few milliseconds. It reads lines: ``run ID DIRECTORY`` and ``session SID``; ``forget`` drops the
+up within a few milliseconds. It reads lines: ``run ID NODE DIRECTORY`` and ``session SID``; ``forget`` drops the
 sessions, as their generation has ended. ``done`` means that the launcher has cleaned up by itself; the end of the
 input without it, that the launcher is dead.
 """
@@ -14,18 +14,18 @@ import sys
 import time
 from collections.abc import Iterable
 
-MARK = "DISTTRAIN_RUN_ID"
-"""The environment variable that every process of a job inherits, also one that has left its session."""
+MARKS = ("DISTTRAIN_RUN_ID", "DISTTRAIN_NODE")
+"""Environment variables that every process of a job inherits, also one that has left its session."""
 _SHM = re.compile(r"/dev/shm/((?:mpich_|disttrain_)[^/\s]*)")
 _LEAVING = (
     0.1  # seconds for helpers, like multiprocessing's, to see that their parent has gone and to tidy up
 )
 
 
-def members(run_id: str, sessions: Iterable[int]) -> list[int]:
-    """Return the pids, zombies left out, in one of ``sessions`` or with ``run_id`` in their environment."""
+def members(run_id: str, node: int, sessions: Iterable[int]) -> list[int]:
+    """Return the pids, zombies left out, in one of ``sessions`` or with run and node in their environment."""
     wanted = set(sessions)
-    mark = f"{MARK}={run_id}".encode()
+    marks = {f"{name}={value}".encode() for name, value in zip(MARKS, (run_id, node), strict=True)}
     found = []
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
@@ -38,7 +38,7 @@ def members(run_id: str, sessions: Iterable[int]) -> list[int]:
                 continue
             if int(session) not in wanted:
                 with open(f"/proc/{name}/environ", "rb") as f:
-                    if mark not in f.read().split(b"\0"):
+                    if not marks.issubset(f.read().split(b"\0")):
                         continue
         except OSError:  # it has just ended, or is another user's
             continue
@@ -55,10 +55,10 @@ def send(pid: int, signals: Iterable[int]) -> None:
             return
 
 
-def kill_all(run_id: str, sessions: Iterable[int], timeout: float = 2.0) -> list[int]:
-    """SIGKILL every process of the job until none is found; return those left after ``timeout`` seconds."""
+def kill_all(run_id: str, node: int, sessions: Iterable[int], timeout: float = 2.0) -> list[int]:
+    """SIGKILL every process of the job on its node until none is found; return those left after ``timeout`` s."""
     deadline = time.monotonic() + timeout
-    while left := members(run_id, sessions):
+    while left := members(run_id, node, sessions):
         if time.monotonic() > deadline:
             return left
         for pid in left:
@@ -99,12 +99,12 @@ def unlink_orphaned_shm(since: float) -> None:
 def main() -> None:
     for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(s, signal.SIG_IGN)
-    run_id = directory = ""
+    run_id = node = directory = ""
     since = time.time()
     sessions: list[int] = []
     for line in sys.stdin:
-        match line.rstrip("\n").split(" ", 2):
-            case ["run", run_id, directory]:
+        match line.rstrip("\n").split(" ", 3):
+            case ["run", run_id, node, directory]:
                 pass
             case ["session", sid]:
                 sessions.append(int(sid))
@@ -115,7 +115,7 @@ def main() -> None:
     if not run_id:
         return
     time.sleep(_LEAVING)
-    kill_all(run_id, sessions, timeout=10.0)
+    kill_all(run_id, int(node), sessions, timeout=10.0)
     unlink_orphaned_shm(since)
     shutil.rmtree(directory, ignore_errors=True)
 

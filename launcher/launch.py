@@ -1,20 +1,31 @@
 """``disttrain launch``: run a script on several processes, and say what went wrong first."""
 
+import os
 import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
 from disttrain.launcher.config import TRANSPORTS, ConfigError, LaunchConfig, parse_env, parse_nproc
+
+if TYPE_CHECKING:
+    from disttrain.launcher.hosts import Cluster
+
+_BATCH = {"SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"}
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option(
     "-n",
     "--nproc",
-    default="1",
     metavar="N",
-    help="Processes: a number, auto (GPUs, else cores), cpu or gpu. [1]",
+    help="Processes of each node: a number, auto (GPUs, else cores), cpu or gpu. [1]",
 )
+@click.option("--nnodes", metavar="N|MIN:MAX", help="Nodes: so many of --hosts or of the allocation. [all]")
+@click.option("--hosts", metavar="A:4,B:4", help="Nodes with their numbers of processes, reached over ssh.")
+@click.option("--hostfile", metavar="FILE", help="The same, a host a line.")
+@click.option("--ssh", metavar="COMMAND", help="How to reach them, instead of ssh.")
 @click.option(
     "--ranks", type=int, metavar="V", help="Ranks, a power of two: results are then the same for every N."
 )
@@ -39,7 +50,11 @@ from disttrain.launcher.config import TRANSPORTS, ConfigError, LaunchConfig, par
 @click.argument("program")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def launch(
-    nproc: str,
+    nproc: str | None,
+    nnodes: str | None,
+    hosts: str | None,
+    hostfile: str | None,
+    ssh: str | None,
     ranks: int | None,
     transport: str,
     timeout: float,
@@ -55,12 +70,13 @@ def launch(
     Options of disttrain go before PROGRAM; all that follows it belongs to the program.
     """
     try:
+        cluster = find_cluster(nproc=nproc, nnodes=nnodes, hosts=hosts, hostfile=hostfile, ssh=ssh)
         config = LaunchConfig(
             program=program,
             args=args,
             is_module=module,
             compat=compat,
-            processes=parse_nproc(nproc),
+            processes=parse_nproc(nproc or "1") if cluster is None else 1,
             ranks=ranks,
             transport=transport,
             timeout=timeout,
@@ -69,15 +85,57 @@ def launch(
         )
     except ConfigError as e:
         raise click.UsageError(str(e)) from None
-    sys.exit(run(config))
+    sys.exit(run(config, cluster))
 
 
-def run(config: LaunchConfig) -> int:
+def find_cluster(
+    *, nproc: str | None, nnodes: str | None, hosts: str | None, hostfile: str | None, ssh: str | None
+) -> "Cluster | None":
+    """Return the nodes that the options name, else those of the batch job around; None for this machine alone.
+
+    Raises:
+        ConfigError: the options contradict each other, or name nodes that are not there.
+    """
+    if not (nnodes or hosts or hostfile or ssh) and not _BATCH.intersection(os.environ):
+        return None
+    from disttrain.launcher import hosts as known
+    from disttrain.launcher.fleet import SSH
+
+    if nproc is not None and nproc not in ("auto", "cpu", "gpu"):
+        parse_nproc(nproc)
+    if hosts and hostfile:
+        raise ConfigError("--hosts and --hostfile both name the nodes; keep one of them")
+    count = known.parse_nnodes(nnodes) if nnodes is not None else None
+    if hosts is not None or hostfile is not None:
+        named = known.parse_hosts(hosts) if hosts is not None else known.read_hostfile(str(hostfile))
+        where = "--hosts" if hosts is not None else "--hostfile"
+        return known.make_cluster(hosts=named, where=where, nnodes=count, nproc=nproc, ssh=ssh or SSH)
+    found = known.find_allocation()
+    if found is None:
+        what = "--nnodes" if nnodes is not None else "--ssh"
+        raise ConfigError(
+            f"{what} needs nodes: name them with --hosts or --hostfile, or run inside a batch job"
+        )
+    click.echo(f"disttrain: found {found}", err=True)
+    return known.make_cluster(
+        hosts=found.hosts if nproc is None else tuple(replace(h, slots=None) for h in found.hosts),
+        where=found.system,
+        nnodes=count,
+        nproc=nproc,
+        ssh=ssh or SSH,
+        srun=found.srun and ssh is None,
+        here=found.here,
+    )
+
+
+def run(config: LaunchConfig, cluster: "Cluster | None" = None) -> int:
     """Run the job and return its exit code; a failure has been explained on stderr."""
     from disttrain.launcher.agent import Agent
 
     try:
-        report = Agent(config).run()
+        report = Agent(config, cluster).run()
+    except ConfigError as e:
+        raise click.UsageError(str(e)) from None
     except RuntimeError as e:
         raise click.ClickException(str(e)) from e
     return report.code

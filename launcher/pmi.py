@@ -1,13 +1,15 @@
 """A PMI-1 server: lets MPICH-family processes find each other, so that ranks need no ``mpiexec``.
 
 The protocol (MPICH, ``src/pmi/src/pmi_v1.c`` and the "simple" PMI wire format) is one line per request,
-``cmd=... key=value ...``. Each process inherits one end of a socket pair, named by ``PMI_FD``. Served is what
+``cmd=... key=value ...``. Each process inherits one end of a socket pair, named by ``PMI_FD``;
+on other nodes the agent there passes the lines on, so that no port is open. Served is what
 ``MPI_Init``, ``MPI_Finalize`` and ``MPI_Abort`` need; ``MPI_Comm_spawn`` is refused.
 """
 
 import re
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -27,16 +29,22 @@ _MAX_LINE: Final = 64 << 10
 _MAX_COMPLAINTS: Final = 20
 
 
-class PmiServer:
-    """The key-value space and the barrier of one MPI world of ``size`` processes on one node."""
+def environ(process: int, processes: int, world: socket.socket) -> dict[str, str]:
+    """Return the variables that make ``process`` ask ``world``, which it inherits, for its world."""
+    return {"PMI_FD": str(world.fileno()), "PMI_RANK": str(process), "PMI_SIZE": str(processes)}
 
-    def __init__(self, size: int, name: str) -> None:
-        self.size = size
+
+class PmiServer:
+    """The key-value space and the barrier of one MPI world: ``nodes`` has the number of processes of each node."""
+
+    def __init__(self, nodes: Sequence[int], name: str) -> None:
+        self.size = sum(nodes)
         self.aborts: dict[int, int] = {}
         """Process → the code that it gave to ``MPI_Abort``."""
         self.complaints: list[str] = []
         self._name = name
-        self._values = {"PMI_process_mapping": f"(vector,(0,1,{size}))"}
+        mapping = ",".join(f"({node},1,{size})" for node, size in enumerate(nodes))
+        self._values = {"PMI_process_mapping": f"(vector,{mapping})"}
         self._sockets: dict[int, socket.socket] = {}
         self._unread: dict[int, bytes] = {}
         self.begun: set[int] = set()
@@ -57,10 +65,6 @@ class PmiServer:
         self._sockets[process] = server
         self._unread[process] = b""
         return server, child
-
-    def environ(self, process: int, child: socket.socket) -> dict[str, str]:
-        """Return the variables that make ``process`` speak to this server."""
-        return {"PMI_FD": str(child.fileno()), "PMI_RANK": str(process), "PMI_SIZE": str(self.size)}
 
     def read(self, process: int) -> bool:
         """Serve what ``process`` asks; return False when its connection has ended (it is closed then)."""

@@ -24,14 +24,16 @@ _MAX_SOCKET_PATH: Final = 107  # sun_path of unix(7), less the final zero
 
 
 class RunDirectory:
-    """A fresh, locked directory for one job."""
+    """A fresh, locked directory for one job, or for the part of job ``run_id`` on its node ``node``."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_id: str = "", node: int = 0) -> None:
         base = base_directory()
         with _locked(base / ".lock"):
             _sweep(base)
-            self.run_id = secrets.token_hex(6)
-            self.path = base / self.run_id
+            self.run_id = run_id or secrets.token_hex(6)
+            self.node = node
+            # Two nodes may share the folder: a home on the network, or a machine that plays several.
+            self.path = base / (f"{self.run_id}.{node}" if node else self.run_id)
             self.path.mkdir(mode=0o700)
             self._lock = _lock(self.path / "lock", fcntl.LOCK_EX)
         self.control = f"ipc://{self.path}/control"
@@ -112,7 +114,8 @@ def _sweep(base: Path) -> None:
         if (path / "report.json").exists():
             reports.append(path)
             continue
-        kill_all(path.name, [])
+        run_id, _, node = path.name.partition(".")
+        kill_all(run_id, int(node or 0), [])
         unlink_orphaned_shm((path / "lock").stat().st_ctime)
         shutil.rmtree(path, ignore_errors=True)
     reports.sort(key=lambda p: p.stat().st_mtime)

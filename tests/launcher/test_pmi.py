@@ -9,7 +9,7 @@ from disttrain.launcher.pmi import PmiServer
 
 @pytest.fixture
 def world():
-    server = PmiServer(2, "kvs")
+    server = PmiServer([2], "kvs")
     children = [server.connect(process)[1] for process in range(2)]
     yield server, children
     server.close()

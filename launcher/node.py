@@ -1,0 +1,211 @@
+"""The workers on one machine: starting them, hearing of their ends, and ending all that is left of them."""
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from disttrain.collectives.control import Message
+from disttrain.collectives.env import WorkerEnv
+from disttrain.collectives.ledger import Standing, ledger_file, read
+from disttrain.launcher import guardian, pmi
+from disttrain.launcher.rundir import RunDirectory
+
+_LEAVING: Final = 0.3  # seconds that helpers of multiprocessing need to see that their parent has gone
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one worker is to be."""
+
+    env: WorkerEnv
+    argv: tuple[str, ...]
+    """The program as the worker's command line has it."""
+    environ: Mapping[str, str]
+    """Variables that it gets."""
+    defaults: Mapping[str, str]
+    """Variables that it gets unless the node's environment has them."""
+
+
+@dataclass
+class WorkerState:
+    """One worker process, on this machine or on another."""
+
+    env: WorkerEnv
+    host: str
+    ledger: int
+    """Descriptor of the file in which it notes its calls; of another machine's, a copy as of the last look."""
+    pid: int = 0
+    """0 until another machine has told it."""
+    looked_at: int | None = None
+    """When the copy of its ledger was made: nanoseconds of its machine's monotonic clock."""
+    status: int | None = None
+    """Exit status once it has ended, negative for a signal. On its machine it stays a zombie until the sweep, so
+    that the kernel cannot give its session's number to a stranger."""
+    ends: dict[int, Message] = field(default_factory=dict)
+    """Rank → the report of its end."""
+    failed: bool = False
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(range(self.env.rank, self.env.rank + self.env.hosted))
+
+    @property
+    def running(self) -> bool:
+        return self.status is None
+
+    def standings(self) -> list[Standing]:
+        """Return where its ranks are."""
+        data = os.pread(self.ledger, os.fstat(self.ledger).st_size, 0)
+        return read(data, self.looked_at)
+
+
+class LocalNode:
+    """The workers of this machine. ``on_exit`` is called, from the selector's loop, as each of them ends."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        selector: selectors.BaseSelector,
+        *,
+        on_exit: Callable[[WorkerState], None],
+        notice: Callable[[str], None],
+    ) -> None:
+        self.host = socket.gethostname()
+        self.swept: list[int] | None = None
+        """After :meth:`sweep`, the processes that had not left by themselves."""
+        self._directory = directory
+        self._selector = selector
+        self._on_exit = on_exit
+        self._notice = notice
+        self._since = time.time()
+        self._popens: dict[int, subprocess.Popen[bytes]] = {}
+        self._pidfds: dict[int, int] = {}
+        self._workers: list[WorkerState] = []
+        self._guardian = subprocess.Popen(
+            [sys.executable, "-I", "-S", guardian.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            bufsize=0,
+        )
+        self._tell_guardian(f"run {directory.run_id} {directory.node} {directory.path}")
+
+    def _tell_guardian(self, line: str) -> None:
+        assert self._guardian.stdin is not None
+        try:
+            self._guardian.stdin.write(f"{line}\n".encode())
+        except OSError:
+            self._notice(
+                "disttrain: the guardian has died; if the launcher is killed too, look for left processes"
+            )
+
+    def guard(self, pid: int) -> None:
+        """Have the guardian end the session of ``pid``, a child of ours, should this process die."""
+        self._tell_guardian(f"session {pid}")
+
+    def start(self, order: Order, out: int, err: int, world: socket.socket | None) -> WorkerState:
+        """Start a worker that prints to ``out`` and ``err`` and asks ``world`` for its MPI world.
+
+        The three descriptors are the worker's then: they are closed here.
+        """
+        env = order.env
+        ledger = ledger_file(env.hosted)
+        environ = {k: v for k, v in os.environ.items() if k not in pmi.VARIABLES}
+        environ = {**order.defaults, **environ, **order.environ, **replace(env, ledger=ledger).to_environ()}
+        inherited = [ledger]
+        if world is not None:
+            environ |= pmi.environ(env.process, env.processes, world)
+            inherited.append(world.fileno())
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "disttrain.launcher.worker", str(os.getpid()), *order.argv],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            pass_fds=inherited,
+            start_new_session=True,
+        )
+        os.close(out)
+        os.close(err)
+        if world is not None:
+            world.close()
+        worker = WorkerState(env, self.host, ledger, popen.pid)
+        self._workers.append(worker)
+        self._popens[popen.pid] = popen
+        pidfd = self._pidfds[popen.pid] = os.pidfd_open(popen.pid)
+        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._reap(worker))
+        self.guard(popen.pid)
+        return worker
+
+    def _reap(self, worker: WorkerState) -> None:
+        pidfd = self._pidfds.pop(worker.pid)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        result = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        assert result is not None
+        worker.status = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+        self._on_exit(worker)
+
+    def look(self) -> None:
+        """Bring the ledgers up to date: here they always are."""
+
+    def terminate(self) -> None:
+        """Ask every process of the job to end."""
+        for pid in self._members():
+            guardian.send(pid, [signal.SIGTERM, signal.SIGCONT])
+
+    def kill(self) -> None:
+        """End the workers at once; what they have started, the sweep ends."""
+        for worker in self._workers:
+            if worker.running:
+                guardian.send(worker.pid, [signal.SIGKILL])
+
+    def _members(self) -> list[int]:
+        return guardian.members(self._directory.run_id, self._directory.node, [w.pid for w in self._workers])
+
+    def sweep(self) -> None:
+        """End every process of the job on this machine."""
+        deadline = time.monotonic() + _LEAVING
+        while (left := self._members()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if deaf := self._kill_all():
+            self._notice(f"disttrain: processes {deaf} do not end; the kernel holds them")
+        self.swept = left
+
+    def _kill_all(self) -> list[int]:
+        return guardian.kill_all(self._directory.run_id, self._directory.node, [w.pid for w in self._workers])
+
+    def forget(self) -> None:
+        """Reap the workers, which have been killed, and release what is held for them."""
+        self._kill_all()
+        self._tell_guardian("forget")  # once reaped, their numbers may be those of strangers
+        for worker in self._workers:
+            with suppress(subprocess.TimeoutExpired):  # the kernel holds it; that has been said
+                self._popens.pop(worker.pid).wait(timeout=1.0)
+            if (pidfd := self._pidfds.pop(worker.pid, None)) is not None:
+                self._selector.unregister(pidfd)
+                os.close(pidfd)
+            os.close(worker.ledger)
+        self._workers = []
+        self.swept = None
+        guardian.unlink_orphaned_shm(self._since)
+
+    def close(self) -> None:
+        """Send the guardian home; all that it would clean up has been."""
+        self._tell_guardian("done")
+        assert self._guardian.stdin is not None
+        self._guardian.stdin.close()
+        try:
+            self._guardian.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            self._guardian.kill()
+            self._guardian.wait()
