@@ -17,7 +17,7 @@ _HOW, _, _WANTED = next((word for word in sys.argv if word.startswith(("gpu=", "
     "="
 )
 if _WANTED:
-    on_gpu.PIECE_BYTES, staging.PIECE_BYTES = 256 << 10, 64 << 10  # so that large arrays of tests have many
+    on_gpu.PIECE_BYTES, staging.PIECE_BYTES = 1 << 20, 256 << 10  # so that large arrays of tests have many
 if _HOW == "gpu":
     fake_cupy.install()
     if _WANTED == "mpi":
