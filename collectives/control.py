@@ -30,6 +30,8 @@ KINDS: Final[Kinds] = {
         "traceback": str,  # the user's frames, "" if there is nothing to show
         "follower": bool,  # the error only says that a peer failed
     },
+    # A rank is about to suffer a fault that ``--chaos`` orders. Answered with an "ack".
+    "chaos": {"rank": int, "fault": str},
     "ack": {},
     # Between processes of a job: have these ranks of the process ``asked`` come to that call, and where are they?
     "where": {
@@ -44,6 +46,10 @@ KINDS: Final[Kinds] = {
     # Its answer: what ``disttrain.collectives.peers.Where`` has, for each rank.
     "there": {"number": int, "ranks": list},
 }
+
+
+REPORTS: Final = ("end", "chaos")
+"""What a worker sends to the launcher."""
 
 
 class BadMessage(ValueError):
@@ -140,27 +146,33 @@ def post_end(
     Waits up to ``timeout`` seconds for the answer, so that the report is in the launcher's hands before the
     process can be seen to be gone.
     """
+    fields = {
+        "rank": rank,
+        "code": code,
+        "error": _clip(error, 200),
+        "message": _clip(message, MAX_TEXT),
+        "traceback": _clip(traceback, MAX_TEXT),
+        "follower": follower,
+    }
+    return _post(
+        control, {"run": run, "generation": generation, "process": process, "kind": "end", **fields}, timeout
+    )
+
+
+def post_chaos(control: str, *, run: str, generation: int, process: int, rank: int, fault: str) -> bool:
+    """Tell the launcher at ``control`` that the rank suffers an ordered fault now; return whether it has heard."""
+    fields = {"run": run, "generation": generation, "process": process, "rank": rank, "fault": fault}
+    return _post(control, {"kind": "chaos", **fields}, 2.0)
+
+
+def _post(control: str, message: Message, timeout: float) -> bool:
     import zmq  # 30 ms that only the end of a script should pay
 
-    end = encode(
-        {
-            "v": VERSION,
-            "kind": "end",
-            "run": run,
-            "generation": generation,
-            "process": process,
-            "rank": rank,
-            "code": code,
-            "error": _clip(error, 200),
-            "message": _clip(message, MAX_TEXT),
-            "traceback": _clip(traceback, MAX_TEXT),
-            "follower": follower,
-        }
-    )
+    data = encode({"v": VERSION, **message})
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.connect(control)
-        socket.send(end)
+        socket.send(data)
         return bool(socket.poll(int(timeout * 1000)))
 
 

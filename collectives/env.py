@@ -65,6 +65,8 @@ class WorkerEnv:
     """Seconds that a rank waits in a collective."""
     ledger: int = -1
     """Descriptor of the file in which the process notes its calls for the launcher; -1 if it makes one itself."""
+    chaos: str = ""
+    """Faults that the ranks are to suffer (``--chaos``), as ``disttrain.collectives.chaos`` reads them."""
     audit: str = ""
     """Folder in which ranks record what they compute (``disttrain audit``); empty if they do not."""
     audit_steps: int = 0

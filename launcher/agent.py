@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, Final
 
 from disttrain.collectives import stacks
+from disttrain.collectives.chaos import Fault, write
 from disttrain.collectives.control import Message
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.ledger import Standing, stacks_in
@@ -34,6 +35,7 @@ from disttrain.launcher.remote import LOST
 from disttrain.launcher.report import (
     Attempt,
     Failure,
+    Ordered,
     RunReport,
     describe_end,
     describe_positions,
@@ -84,6 +86,10 @@ class Agent:
         self._host = socket.gethostname()
         self._selector = selectors.DefaultSelector()
         self._generation = 0
+        self._chaos: list[Fault] = []
+        """Faults that the ranks are to suffer."""
+        self._suffered: list[Ordered] = []
+        """What ``--chaos`` has done."""
         self._attempts: list[Attempt] = []
         """The generations that failed and were followed by another."""
         self._at_once = 0
@@ -135,6 +141,7 @@ class Agent:
         try:
             if self._cluster is not None:
                 self._gather(self._cluster)
+            self._chaos = list(self._config.faults)
             while True:
                 self._start()
                 self._watch()
@@ -239,7 +246,9 @@ class Agent:
         for env in self._config.placements(
             run_id=self._directory.run_id, control=self._directory.control, generation=self._generation
         ):
-            self._spawn(env)
+            self._spawn(replace(env, chaos=write(self._chaos)))
+        if self._chaos:
+            self._logs.notice(f"disttrain: chaos ordered: {', '.join(map(str, self._chaos))}")
         self._logs.start()
 
     def _catch_signals(self) -> Callable[[], None]:
@@ -355,6 +364,9 @@ class Agent:
         worker = self._workers[message["process"]]
         if message["rank"] not in worker.ranks:
             return
+        if message["kind"] == "chaos":
+            self._on_chaos(message)
+            return
         worker.ends[message["rank"]] = message
         if message["code"] != 0:
             what = describe_end(message["error"], message["message"], message["code"])
@@ -380,6 +392,12 @@ class Agent:
         for worker in running:
             worker.failed = True
         self._kill_at = time.monotonic()
+
+    def _on_chaos(self, message: Message) -> None:
+        """Note a fault that was ordered; the ranks of the next generation do not suffer it again."""
+        seconds = round(time.monotonic() - self._started, 3)
+        self._suffered.append(Ordered(message["fault"], message["rank"], self._generation, seconds))
+        self._chaos = [f for f in self._chaos if str(f) != message["fault"] or f.what == "slow"]
 
     def _on_pmi(self, process: int, connection: socket.socket) -> None:
         if not self._pmi.read(process):
@@ -561,9 +579,10 @@ class Agent:
             stopped=last.stopped if last.failures else (),
             positions=last.positions,
             stopped_by=self._stopped_by.name if self._stopped_by is not None else "",
+            chaos=tuple(self._suffered),
             attempts=tuple(self._attempts),
         )
-        if last.failures or self._attempts:
+        if last.failures or self._attempts or self._suffered:
             report.write(self._directory.report)
             if not self._config.call or code == 0:  # else the text goes into an exception
                 self._logs.notice(report.text(self._directory.path))

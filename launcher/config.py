@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from disttrain.collectives.chaos import BadChaos, Fault, parse
 from disttrain.collectives.env import WorkerEnv
 
 TRANSPORTS: Final = ("auto", "local", "mpi", "nccl")
@@ -47,6 +48,9 @@ class LaunchConfig:
     """Seconds that a rank waits in a collective."""
     max_restarts: int = 0
     """How often all ranks are started again after a failure."""
+    chaos: str = ""
+    """Faults that the ranks are to suffer."""
+    chaos_seed: int = 0
     call: str = ""
     """The function that the program calls, as JSON, if ``disttrain.launch`` started it."""
     audit: str = ""
@@ -132,6 +136,18 @@ class LaunchConfig:
     def shares(self) -> tuple[tuple[int, int], ...]:
         """Index of each node and its number of processes."""
         return self.nodes or ((0, self.processes),)
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What ``chaos`` orders.
+
+        Raises:
+            ConfigError: an item is wrong.
+        """
+        try:
+            return parse(self.chaos, self.world_size, self.chaos_seed)
+        except BadChaos as e:
+            raise ConfigError(str(e)) from None
 
     def thread_limits(self) -> dict[str, str]:
         """Return the thread counts for processes that share cores, or whose results must be equal."""

@@ -8,7 +8,7 @@ from typing import Final
 
 import zmq
 
-from disttrain.collectives.control import MAX_BYTES, BadMessage, Message, decode, encode
+from disttrain.collectives.control import MAX_BYTES, REPORTS, BadMessage, Message, decode, encode
 
 _MAX_COMPLAINTS: Final = 20
 
@@ -69,7 +69,7 @@ class ControlPlane:
             )
         if not 0 <= message["process"] < self._processes:
             raise BadMessage(f"from process {message['process']} of {self._processes}")
-        if message["kind"] != "end":
+        if message["kind"] not in REPORTS:
             raise BadMessage(f"{message['kind']!r} is not for the launcher")
         return message
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from disttrain.collectives.control import BadMessage, Message, check
+from disttrain.collectives.control import REPORTS, BadMessage, Message, check
 from disttrain.collectives.ledger import ledger_file
 from disttrain.launcher.config import ConfigError
 from disttrain.launcher.hosts import Host
@@ -189,7 +189,7 @@ class RemoteNode:
         elif kind == "report":
             report = message["message"]
             check(report)
-            if report["kind"] != "end" or report["process"] != worker.env.process:
+            if report["kind"] not in REPORTS or report["process"] != worker.env.process:
                 raise BadMessage(f"a report {report['kind']!r} of process {report['process']}")
             self._fleet.on_report(report)
         elif kind == "exit":

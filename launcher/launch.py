@@ -43,6 +43,12 @@ _BATCH = {"SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"}
     help="Start all ranks again after a failure, K times at most. [0]",
 )
 @click.option(
+    "--chaos", default="", metavar="LIST", help="Faults to suffer: kill:1@step=20,stop:0@30,slow:1x2,nan:0@7."
+)
+@click.option(
+    "--chaos-seed", type=int, default=0, metavar="S", help="Draws the ranks and steps of kill:*@10-30. [0]"
+)
+@click.option(
     "--env", multiple=True, metavar="K=V", help="A variable for the workers; may be given several times."
 )
 @click.option("-m", "--module", is_flag=True, help="PROGRAM is a module, as in python -m.")
@@ -59,6 +65,8 @@ def launch(
     transport: str,
     timeout: float,
     max_restarts: int,
+    chaos: str,
+    chaos_seed: int,
     env: tuple[str, ...],
     module: bool,
     compat: bool,
@@ -81,6 +89,8 @@ def launch(
             transport=transport,
             timeout=timeout,
             max_restarts=max_restarts,
+            chaos=chaos,
+            chaos_seed=chaos_seed,
             env=parse_env(env),
         )
     except ConfigError as e:

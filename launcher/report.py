@@ -59,6 +59,17 @@ class Position:
 
 
 @dataclass(frozen=True)
+class Ordered:
+    """A fault that ``--chaos`` ordered, as it happened."""
+
+    fault: str
+    rank: int
+    generation: int
+    seconds: float
+    """Since the start of the job."""
+
+
+@dataclass(frozen=True)
 class Attempt:
     """How one generation failed."""
 
@@ -134,6 +145,8 @@ class RunReport:
     """Where all ranks were, unless none had made a call."""
     stopped_by: str = ""
     """The signal by which the user ended the job, ``SIGINT`` or another."""
+    chaos: tuple[Ordered, ...] = ()
+    """What ``--chaos`` has done."""
     attempts: tuple[Attempt, ...] = ()
     """The generations before the last one, which failed too."""
 
@@ -148,7 +161,10 @@ class RunReport:
         kept = f"; logs and report.json in {directory}" if directory else ""
         restarts = "1 restart" if self.generation == 1 else f"{self.generation} restarts"
         if not self.failures:
-            return f"disttrain: ended well after {restarts}{kept}" if self.attempts and not self.code else ""
+            if self.code or not (self.attempts or self.chaos):
+                return ""
+            after = f" after {restarts}" if self.attempts else ""
+            return f"disttrain: ended well{after}{kept}"
         last = Attempt(self.generation, self.seconds, self.failures, self.stopped, self.positions)
         after = f", {restarts}" if self.attempts else ""
         return (
