@@ -1,0 +1,336 @@
+"""Jobs over several hosts: namespaces on this machine, each with an ssh server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import hosts
+import pytest
+
+pytestmark = pytest.mark.mpi
+ROOT = Path(__file__).resolve().parents[2]
+WITHIN = 25.0
+"""Seconds after which a lost host must have ended the job; promised are 15, on a machine that does nothing else."""
+
+
+class Cluster:
+    """Three hosts; jobs are started on the first."""
+
+    def __init__(self, several: hosts.Hosts, ssh: str, folder: Path) -> None:
+        self.hosts, self.ssh, self.folder = several, ssh, folder
+        self.jobs: list[subprocess.Popen[str]] = []
+
+    def launch(self, script: str, *options: str, nodes: str = "2,2") -> subprocess.Popen[str]:
+        (self.folder / "script.py").write_text(textwrap.dedent(script))
+        places = ",".join(f"{a}:{n}" for a, n in zip(self.hosts.addresses, nodes.split(","), strict=False))
+        keep = {k: v for k, v in os.environ.items() if not k.startswith(("DISTTRAIN_", "PMI_", "SLURM_"))}
+        command = [*self.hosts.on(0), sys.executable, "-m", "disttrain", "launch", "--hosts", places]
+        job = subprocess.Popen(
+            [*command, "--ssh", self.ssh, *options, "script.py"],
+            cwd=self.folder,
+            env=keep
+            | {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(self.folder), "SECRET_OF_THE_USER": "kept"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.jobs.append(job)
+        return job
+
+    def wait_for(self, job: subprocess.Popen[str], text: str, times: int = 1) -> None:
+        """Read what ``job`` prints until ``text`` has come so often."""
+        assert job.stdout is not None
+        for line in job.stdout:
+            times -= text in line
+            if times == 0:
+                return
+        raise AssertionError(f"{text!r} has not come\n{job.communicate()[1]}")
+
+    def left(self) -> dict[int, dict[int, str]]:
+        """Return what runs on the hosts that are still on, host by host."""
+        found = {i: self.hosts.processes(i) for i in range(3) if self.hosts.is_on(i)}
+        return {i: processes for i, processes in found.items() if processes}
+
+    def wait_until_nothing_is_left(self, within: float = 20.0) -> None:
+        expired = threading.Event()
+        timer = threading.Timer(within, expired.set)
+        timer.start()
+        while (left := self.left()) and not expired.is_set():
+            os.sched_yield()
+        timer.cancel()
+        assert left == {}
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[hosts.Hosts, str, Path]]:
+    if reason := hosts.why_no_ssh():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("hosts")
+    with hosts.Hosts(3, folder) as several:
+        yield several, several.serve_ssh(), folder
+
+
+@pytest.fixture
+def cluster(network: tuple[hosts.Hosts, str, Path]) -> Iterator[Cluster]:
+    """Hosts that are whole after the test."""
+    several = Cluster(*network)
+    yield several
+    for job in several.jobs:
+        job.kill()
+        job.communicate()
+
+
+@pytest.fixture
+def breakable(tmp_path: Path) -> Iterator[Cluster]:
+    """Hosts of this test alone, which may break them."""
+    if reason := hosts.why_no_ssh():
+        pytest.skip(reason)
+    with hosts.Hosts(3, tmp_path) as several:
+        broken = Cluster(several, several.serve_ssh(), tmp_path)
+        yield broken
+        for job in broken.jobs:
+            job.kill()
+            job.communicate()
+
+
+SUM = """
+    import os
+    from disttrain import distributed as dist
+    import disttrain as dt
+    dist.init_process_group()
+    total = dt.ones(3) * (dist.get_rank() + 1)
+    dist.all_reduce(total)
+    names = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "SECRET_OF_THE_USER")
+    print(os.uname().nodename, dist.get_rank(), *map(os.environ.get, names), total.tolist())
+"""
+LOOP = """
+    import disttrain as dt
+    from disttrain import distributed as dist
+    dist.init_process_group()
+    total = dt.ones(3)
+    print("begun", flush=True)
+    while True:
+        dist.all_reduce(total)
+"""
+
+
+def test_ranks_of_two_hosts_are_one_world(cluster):
+    out, err = cluster.launch(SUM).communicate(timeout=60)
+
+    assert sorted(out.splitlines()) == [
+        f"[{rank}] host{rank // 2} {rank} {rank % 2} 2 {rank // 2} 10.199.7.1 kept [10.0, 10.0, 10.0]"
+        for rank in range(4)
+    ], err
+    assert cluster.left() == {}
+
+
+def test_hosts_may_run_different_numbers_of_processes_and_of_ranks(cluster):
+    job = cluster.launch(SUM, "--ranks", "8", nodes="1,2")
+
+    out, err = job.communicate(timeout=60)
+
+    assert job.returncode == 0, err
+    ranks = {int(line.split()[2]): line.split()[1] for line in out.splitlines()}
+    assert ranks == {r: "host0" if r < 3 else "host1" for r in range(8)}
+
+
+def test_keys_are_on_no_command_line_in_no_environment_file_or_output(cluster):
+    letter, spy = cluster.folder / "letter", cluster.folder / "spy"
+    spy.write_text(f'#!/bin/sh\ntee {letter} | {cluster.ssh} "$@"\n')
+    spy.chmod(0o755)
+    job = cluster.launch(LOOP, "--ssh", str(spy))
+    cluster.wait_for(job, "begun", 4)
+    sent = json.loads(letter.read_text())
+    letter.unlink()
+    keys = [key.encode() for _, *pair in sent["nodes"].values() for key in pair] + [sent["server"].encode()]
+
+    seen = b"".join(
+        Path(f"/proc/{pid}/{name}").read_bytes()
+        for i in (0, 1)
+        for pid in cluster.hosts.processes(i)
+        for name in ("cmdline", "environ")
+    )
+    cluster.hosts.signal(0, "disttrain launch", signal.SIGINT)
+    said = "".join(job.communicate(timeout=30)).encode()
+    kept = b"".join(f.read_bytes() for f in cluster.folder.rglob("disttrain/*/*") if f.is_file())
+
+    assert len(keys) == 3
+    assert b"DISTTRAIN_RUN_ID" in seen
+    assert [key for key in keys if key in seen + said + kept] == []
+
+
+def test_an_exception_on_another_host_is_the_report(cluster):
+    job = cluster.launch(
+        """
+        import disttrain as dt
+        from disttrain import distributed as dist
+        dist.init_process_group()
+        total = dt.ones(3)
+        dist.all_reduce(total)
+        if dist.get_rank() == 3:
+            raise ValueError("bad batch")
+        dist.all_reduce(total)
+        """
+    )
+
+    _, err = job.communicate(timeout=60)
+
+    assert job.returncode == 1
+    assert "rank 3 (host host1, pid" in err
+    assert "raised ValueError: bad batch" in err
+    assert "ranks 0-2 stopped by the launcher" in err
+    assert "ranks 0-2: for " in err  # where they were, told by ledgers of both hosts
+    assert cluster.left() == {}
+
+
+def test_a_job_is_started_again_on_all_hosts(cluster):
+    job = cluster.launch(
+        """
+        import os
+        from disttrain import distributed as dist
+        import disttrain as dt
+        dist.init_process_group()
+        total = dt.ones(1)
+        dist.all_reduce(total)
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and dist.get_rank() == 2:
+            os.kill(os.getpid(), 9)
+        dist.all_reduce(total)
+        print("whole", total.item())
+        """,
+        *("--max-restarts", "2"),
+    )
+
+    out, err = job.communicate(timeout=60)
+
+    assert job.returncode == 0, err
+    assert out.count("whole 16.0") == 4
+    assert "rank 2 (host host1, pid" in err
+    assert cluster.left() == {}
+
+
+def test_ctrl_c_ends_the_ranks_of_all_hosts(cluster):
+    job = cluster.launch(LOOP)
+    cluster.wait_for(job, "begun", 4)
+
+    cluster.hosts.signal(0, "disttrain launch", signal.SIGINT)
+    _, err = job.communicate(timeout=30)
+
+    assert job.returncode == 130, err
+    assert "stopped by SIGINT" in err
+    assert cluster.left() == {}
+
+
+def test_nothing_is_left_when_the_launcher_is_killed(cluster):
+    job = cluster.launch(LOOP)
+    cluster.wait_for(job, "begun", 4)
+
+    cluster.hosts.signal(0, "disttrain launch", signal.SIGKILL)
+    job.communicate(timeout=30)
+
+    cluster.wait_until_nothing_is_left()
+
+
+def test_nothing_is_left_when_an_agent_is_killed(cluster):
+    job = cluster.launch(LOOP)
+    cluster.wait_for(job, "begun", 4)
+
+    cluster.hosts.signal(1, "disttrain.launcher.remote", signal.SIGKILL)
+    _, err = job.communicate(timeout=30)
+
+    assert job.returncode == 1
+    assert "ranks 2-3 (host host1, pid" in err
+    assert "lost with the host: its connection has ended" in err
+    cluster.wait_until_nothing_is_left()
+
+
+def test_a_host_that_cannot_be_reached_is_named(cluster):
+    cluster.hosts.addresses.insert(1, "10.199.7.77")
+    try:
+        job = cluster.launch(SUM, nodes="1,1")
+        _, err = job.communicate(timeout=60)
+    finally:
+        del cluster.hosts.addresses[1]
+
+    assert job.returncode == 2
+    assert "the job needs 2 nodes, 1 are there" in err
+    assert "10.199.7.77: its connection has ended" in err
+    assert cluster.left() == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["power_off", "cut", "freeze"])
+def test_a_lost_host_is_named_and_ends_the_job(breakable, fault):
+    job = breakable.launch(LOOP)
+    breakable.wait_for(job, "begun", 4)
+
+    getattr(breakable.hosts, fault)(1)
+    _, err = job.communicate(timeout=WITHIN)
+
+    assert job.returncode == 1
+    assert "ranks 2-3 (host host1, pid" in err
+    assert "lost with the host: " in err
+    assert breakable.hosts.processes(0) == {}
+    if fault == "cut":  # its own agent ends what runs there
+        breakable.wait_until_nothing_is_left()
+
+
+@pytest.mark.slow
+def test_a_short_cut_of_the_network_is_survived(breakable):
+    job = breakable.launch(
+        """
+        import time
+        import disttrain as dt
+        from disttrain import distributed as dist
+        dist.init_process_group()
+        total = dt.ones(3)
+        dist.all_reduce(total)
+        print("begun", flush=True)
+        end = time.monotonic() + 6
+        while time.monotonic() < end:
+            time.sleep(0.1)
+        dist.barrier()
+        print("ended", flush=True)
+        """
+    )
+    breakable.wait_for(job, "begun", 4)
+
+    breakable.hosts.cut(1)
+    threading.Timer(2.0, breakable.hosts.heal, [1]).start()
+    out, err = job.communicate(timeout=40)
+
+    assert (job.returncode, out.count("ended")) == (0, 4), err
+
+
+@pytest.mark.slow
+def test_a_job_goes_on_with_the_hosts_that_are_left(breakable):
+    job = breakable.launch(
+        """
+        import os
+        import disttrain as dt
+        from disttrain import distributed as dist
+        dist.init_process_group()
+        total = dt.ones(1)
+        dist.all_reduce(total)
+        print("world of", total.item(), flush=True)
+        while os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            dist.all_reduce(total)
+        """,
+        *("--nnodes", "2:3", "--max-restarts", "1"),
+        nodes="1,1,1",
+    )
+    breakable.wait_for(job, "world of 3.0", 3)
+
+    breakable.hosts.power_off(2)
+    out, err = job.communicate(timeout=WITHIN)
+
+    assert job.returncode == 0, err
+    assert out.count("world of 2.0") == 2
+    assert "going on without 10.199.7.3" in err
+    assert breakable.left() == {}
