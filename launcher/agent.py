@@ -31,6 +31,7 @@ from disttrain.launcher.fleet import JOIN, Fleet, RemoteNode
 from disttrain.launcher.hosts import Cluster
 from disttrain.launcher.logs import LogPump
 from disttrain.launcher.node import LocalNode, Order, WorkerState
+from disttrain.launcher.placement import table
 from disttrain.launcher.remote import LOST
 from disttrain.launcher.report import (
     Attempt,
@@ -247,6 +248,9 @@ class Agent:
             run_id=self._directory.run_id, control=self._directory.control, generation=self._generation
         ):
             self._spawn(replace(env, chaos=write(self._chaos)))
+        if self._generation == 0 and any(w.place and (w.place.bound or w.place.gpus) for w in self._workers):
+            rows = [(w.host, w.place.words) for w in self._workers if w.place]
+            self._logs.notice("\n".join(f"disttrain: {line}" for line in table(rows)))
         if self._chaos:
             self._logs.notice(f"disttrain: chaos ordered: {', '.join(map(str, self._chaos))}")
         self._logs.start()

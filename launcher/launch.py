@@ -1,6 +1,8 @@
 """``disttrain launch``: run a script on several processes, and say what went wrong first."""
 
 import os
+import shlex
+import socket
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -51,6 +53,7 @@ _BATCH = {"SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"}
 @click.option(
     "--env", multiple=True, metavar="K=V", help="A variable for the workers; may be given several times."
 )
+@click.option("--dry-run", is_flag=True, help="Show what would run where, and start nothing.")
 @click.option("-m", "--module", is_flag=True, help="PROGRAM is a module, as in python -m.")
 @click.option("--compat", is_flag=True, help="PROGRAM is written for PyTorch: `import torch` is disttrain.")
 @click.argument("program")
@@ -68,6 +71,7 @@ def launch(
     chaos: str,
     chaos_seed: int,
     env: tuple[str, ...],
+    dry_run: bool,
     module: bool,
     compat: bool,
     program: str,
@@ -95,6 +99,9 @@ def launch(
         )
     except ConfigError as e:
         raise click.UsageError(str(e)) from None
+    if dry_run:
+        show(config, cluster)
+        return
     sys.exit(run(config, cluster))
 
 
@@ -136,6 +143,34 @@ def find_cluster(
         srun=found.srun and ssh is None,
         here=found.here,
     )
+
+
+def show(config: LaunchConfig, cluster: "Cluster | None" = None) -> None:
+    """Print what would run where."""
+    from disttrain.launcher.placement import Machine, table
+
+    if cluster is None:
+        ranks = f"{config.world_size} rank{'s' * (config.world_size > 1)}"
+        click.echo(f"{ranks}, transport {config.transport}, would run: {shlex.join(config.program_argv)}")
+        machine = Machine.look()
+        environ = {**config.thread_limits(), **os.environ, **config.env}
+        places = [machine.place(env, environ) for env in config.placements(run_id="", control="")]
+        rows = [(socket.gethostname(), place.words) for place in places]
+        click.echo("\n".join(table(rows)))
+        for fault in config.faults:
+            click.echo(f"chaos: {fault}")
+        return
+    click.echo(f"would run: {shlex.join(config.program_argv)}")
+    for i, host in enumerate(cluster.hosts):
+        how = (
+            "here"
+            if cluster.here and i == 0
+            else "through srun"
+            if cluster.srun
+            else f"through {cluster.ssh}"
+        )
+        count = host.slots if host.slots is not None else cluster.nproc or "one a GPU, or one"
+        click.echo(f"{host.name}: processes: {count}, {how}")
 
 
 def run(config: LaunchConfig, cluster: "Cluster | None" = None) -> int:

@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -16,6 +16,7 @@ from disttrain.collectives.control import Message
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.ledger import Standing, ledger_file, read
 from disttrain.launcher import guardian, pmi
+from disttrain.launcher.placement import Machine, Place
 from disttrain.launcher.rundir import RunDirectory
 
 _LEAVING: Final = 0.3  # seconds that helpers of multiprocessing need to see that their parent has gone
@@ -44,6 +45,8 @@ class WorkerState:
     """Descriptor of the file in which it notes its calls; of another machine's, a copy as of the last look."""
     pid: int = 0
     """0 until another machine has told it."""
+    place: Place | None = None
+    """What it has of its machine; None for one of another machine."""
     looked_at: int | None = None
     """When the copy of its ledger was made: nanoseconds of its machine's monotonic clock."""
     status: int | None = None
@@ -67,6 +70,17 @@ class WorkerState:
         return read(data, self.looked_at)
 
 
+@contextmanager
+def _on_cores(cores: Iterable[int]) -> Iterator[None]:
+    """Have the calling thread, and so the children that it starts, run on these cores only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 class LocalNode:
     """The workers of this machine. ``on_exit`` is called, from the selector's loop, as each of them ends."""
 
@@ -86,6 +100,7 @@ class LocalNode:
         self._on_exit = on_exit
         self._notice = notice
         self._since = time.time()
+        self._machine = Machine.look()
         self._popens: dict[int, subprocess.Popen[bytes]] = {}
         self._pidfds: dict[int, int] = {}
         self._workers: list[WorkerState] = []
@@ -125,20 +140,22 @@ class LocalNode:
         if world is not None:
             environ |= pmi.environ(env.process, env.processes, world)
             inherited.append(world.fileno())
-        popen = subprocess.Popen(
-            [sys.executable, "-m", "disttrain.launcher.worker", str(os.getpid()), *order.argv],
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            pass_fds=inherited,
-            start_new_session=True,
-        )
+        place = self._machine.place(env, environ)
+        with _on_cores(place.cores):
+            popen = subprocess.Popen(
+                [sys.executable, "-m", "disttrain.launcher.worker", str(os.getpid()), *order.argv],
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                pass_fds=inherited,
+                start_new_session=True,
+            )
         os.close(out)
         os.close(err)
         if world is not None:
             world.close()
-        worker = WorkerState(env, self.host, ledger, popen.pid)
+        worker = WorkerState(env, self.host, ledger, popen.pid, place)
         self._workers.append(worker)
         self._popens[popen.pid] = popen
         pidfd = self._pidfds[popen.pid] = os.pidfd_open(popen.pid)

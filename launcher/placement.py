@@ -1,0 +1,168 @@
+"""What each process of a node gets: a GPU, a NUMA node, cores, threads; and the table that says so."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from disttrain.collectives.env import WorkerEnv
+
+BINDING_VARIABLES: Final = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+"""Where one of these is set, the user binds, or does not want it: we leave the cores alone."""
+_LEAST: Final = 2
+"""Cores of a process from which on it is bound. One that has a single core would share it with its helpers."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this process may use of its machine."""
+
+    cores: Mapping[int, tuple[int, ...]]
+    """NUMA node → its cores, the threads of one core next to each other."""
+    gpus: tuple[tuple[str, int], ...] = ()
+    """Each visible GPU, in CUDA's order: its name for ``CUDA_VISIBLE_DEVICES``, and its NUMA node, -1 if unknown."""
+
+    @classmethod
+    def look(
+        cls,
+        root: Path = Path("/"),
+        allowed: Iterable[int] | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> "Machine":
+        """Read the files of Linux below ``root``; cores are those of ``allowed``, this process's own if None."""
+        usable = set(os.sched_getaffinity(0) if allowed is None else allowed)
+        cores = {}
+        for folder in sorted((root / "sys/devices/system/node").glob("node[0-9]*"), key=_number):
+            mine = usable & set(_cpus(_read(folder / "cpulist")))
+            if mine:
+                cores[_number(folder)] = tuple(sorted(mine, key=lambda c: (_first_sibling(root, c), c)))
+        if not cores:  # a kernel without NUMA
+            cores = {0: tuple(sorted(usable, key=lambda c: (_first_sibling(root, c), c)))}
+        return cls(cores, _gpus(root, environ))
+
+    def place(self, env: WorkerEnv, environ: Mapping[str, str]) -> "Place":
+        """Return what the process of ``env`` gets, if it is started with these variables."""
+        ranks = range(env.local_rank, env.local_rank + env.hosted)
+        homes = [self._home(r, env.local_world_size) for r in range(env.local_world_size)]
+        mine = [core for r in ranks for core in self._share(r, homes)]
+        bound = len(mine) >= _LEAST and not any(name in environ for name in BINDING_VARIABLES)
+        every = tuple(core for cores in self.cores.values() for core in cores)
+        gpus = tuple(self.gpus[r][0] for r in ranks if r < len(self.gpus))
+        return Place(
+            env=env,
+            gpus=gpus,
+            numa=tuple(dict.fromkeys(homes[r] for r in ranks)) if bound else tuple(self.cores),
+            cores=tuple(mine) if bound else every,
+            bound=bound and len(mine) < len(every),
+            threads=environ.get("OMP_NUM_THREADS", ""),
+        )
+
+    def _home(self, rank: int, ranks: int) -> int:
+        """Return the NUMA node of a rank: its GPU's, else an equal share of ranks goes to each."""
+        nodes = list(self.cores)
+        if rank < len(self.gpus) and self.gpus[rank][1] in self.cores:
+            return self.gpus[rank][1]
+        return nodes[rank * len(nodes) // ranks]
+
+    def _share(self, rank: int, homes: Sequence[int]) -> tuple[int, ...]:
+        """Return the part of its NUMA node's cores that a rank gets."""
+        here = [r for r, home in enumerate(homes) if home == homes[rank]]
+        cores = self.cores[homes[rank]]
+        i = here.index(rank)
+        return cores[i * len(cores) // len(here) : (i + 1) * len(cores) // len(here)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one process gets."""
+
+    env: WorkerEnv
+    gpus: tuple[str, ...]
+    """Those of its ranks, by CUDA's numbers."""
+    numa: tuple[int, ...]
+    cores: tuple[int, ...]
+    """Those on which it may run."""
+    bound: bool
+    """Whether these are fewer than it could have."""
+    threads: str
+    """Of each of its numerical libraries; empty if they decide."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The line of the table, but for the host."""
+        ranks = range(self.env.rank, self.env.rank + self.env.hosted)
+        return (
+            ranges(ranks),
+            str(self.env.process),
+            ",".join(self.gpus) or "-",
+            ranges(self.numa),
+            self.threads or "-",
+            ranges(sorted(self.cores)) + ("" if self.bound else " (shared)"),
+        )
+
+
+_HEADINGS: Final = ("rank", "process", "host", "GPU", "NUMA", "threads", "cores")
+
+
+def table(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[str]:
+    """Return lines for hosts and the :attr:`Place.words` of their processes, with a heading."""
+    cells = [_HEADINGS, *((rank, process, host, *rest) for host, (rank, process, *rest) in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(_HEADINGS))]
+    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Return ``0-3,8`` for 0, 1, 2, 3 and 8."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _cpus(text: str) -> list[int]:
+    """Return the numbers in a list of the kernel's, such as ``0-3,8``."""
+    found: list[int] = []
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def _first_sibling(root: Path, core: int) -> int:
+    siblings = _cpus(_read(root / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list"))
+    return min(siblings, default=core)
+
+
+def _gpus(root: Path, environ: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
+    """Return the NVIDIA GPUs in the order of their addresses, which is CUDA's where they are all of one kind."""
+    found: list[tuple[str, str, int]] = []
+    for number, folder in enumerate(sorted((root / "proc/driver/nvidia/gpus").glob("*:*"))):
+        uuid = re.search(r"GPU UUID:\s*(\S+)", _read(folder / "information"))
+        node = _read(root / "sys/bus/pci/devices" / folder.name.lower() / "numa_node").strip()
+        found.append((str(number), uuid[1] if uuid else "", int(node) if node.isdecimal() else -1))
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return tuple((name, node) for name, _, node in found)
+    chosen = []
+    for word in map(str.strip, visible.split(",")):
+        known = [gpu for gpu in found if word == gpu[0] or (gpu[1] and word and gpu[1].startswith(word))]
+        if not known:  # CUDA looks no further either
+            break
+        chosen.append((word, known[0][2]))
+    return tuple(chosen)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("node"))
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
