@@ -323,7 +323,7 @@ class Tree:
                 flat.bucket.use_comm(self._reduces)
         self._number = agree(comm)
         self._order: list[Unit] = []
-        """Units that have been in a recorded forward, as they began."""
+        """Units of which a recorded forward has used parameters, as they came."""
         self._expected: list[Unit] = []
         """Units as they began in the last forward: what comes next."""
         self._began: list[Unit] = []
@@ -351,8 +351,8 @@ class Tree:
         if again:
             return
         self._began.append(unit)
-        if is_grad_enabled() and unit not in self._order:
-            self._order.append(unit)
+        if is_grad_enabled():
+            self._order += [u for u in (unit, *unit.borrowed) if u not in self._order]
         n = len(self._began)
         if self._expected[:n][-1:] == [unit] and n < len(self._expected):
             self._expected[n].start_gather()
