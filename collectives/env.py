@@ -67,6 +67,8 @@ class WorkerEnv:
     """Descriptor of the file in which the process notes its calls for the launcher; -1 if it makes one itself."""
     chaos: str = ""
     """Faults that the ranks are to suffer (``--chaos``), as ``disttrain.collectives.chaos`` reads them."""
+    history: str = ""
+    """File to which ranks append what their script logs, as JSON lines; empty if there is none."""
     audit: str = ""
     """Folder in which ranks record what they compute (``disttrain audit``); empty if they do not."""
     audit_steps: int = 0

@@ -39,9 +39,14 @@ _STACKS_AT: Final = 32
 _TABLES_AT: Final = 64
 _TEXTS_AT: Final = _HEAD_BYTES
 _TEXTS_BYTES: Final = 64 << 10
-_PAGES_AT: Final = _TEXTS_AT + _TEXTS_BYTES
-_PAGE_HEAD_BYTES: Final = 128
-_PAGE_BYTES: Final = _PAGE_HEAD_BYTES + LENGTH * _RECORD_BYTES
+PAGES_AT: Final = _TEXTS_AT + _TEXTS_BYTES
+PAGE_HEAD_BYTES: Final = 256
+"""Of the page of a rank; the words behind :data:`WAITS_SINCE` are those of ``disttrain.collectives.meter``."""
+PAGE_BYTES: Final = PAGE_HEAD_BYTES + LENGTH * _RECORD_BYTES
+WAITED: Final = 3
+"""The word of a page that says for how many ns the rank has waited for calls in all."""
+WAITS_SINCE: Final = 4
+"""Since when it waits, in ns of the monotonic clock; 0 while it does not."""
 _SENDS: Final = 0
 _RECEIVES: Final = 1
 _UNKNOWN: Final = "?"
@@ -117,13 +122,18 @@ def place(file: str, line: int) -> str:
 def ledger_file(hosted: int) -> int:
     """Return the descriptor of a new, empty and nameless file for the ledger of ``hosted`` ranks."""
     descriptor = os.memfd_create(_FILE)
-    os.ftruncate(descriptor, _PAGES_AT + hosted * _PAGE_BYTES)
+    os.ftruncate(descriptor, ledger_bytes(hosted))
     return descriptor
+
+
+def ledger_bytes(hosted: int) -> int:
+    """Return the size of the file for ``hosted`` ranks."""
+    return PAGES_AT + hosted * PAGE_BYTES
 
 
 def note_stacks(descriptor: int, stacks: int) -> None:
     """Note in a ledger, before its process has begun it, where the process writes its stacks when it is asked."""
-    if _is_ours(descriptor):
+    if is_ours(descriptor):
         os.pwrite(descriptor, struct.pack("=q", stacks), _STACKS_AT)
 
 
@@ -139,8 +149,8 @@ class Page:
     def __init__(self, ledger: "Ledger", at: int, thread: int) -> None:
         self._ledger = ledger
         self._memory = ledger.memory
-        self._words = memoryview(ledger.memory)[at : at + _PAGE_BYTES].cast("q")
-        self._at = at + _PAGE_HEAD_BYTES
+        self._words = memoryview(ledger.memory)[at : at + PAGE_BYTES].cast("q")
+        self._at = at + PAGE_HEAD_BYTES
         self.made = 0
         self.set_thread(thread)
 
@@ -183,12 +193,19 @@ class Page:
         """Note that the call has ended; a reader knows it by its number in the order of this rank's calls."""
         if self.made - entry <= LENGTH:
             now = time.monotonic_ns()
-            where = (_PAGE_HEAD_BYTES + entry % LENGTH * _RECORD_BYTES) // 8 + 1
+            where = (PAGE_HEAD_BYTES + entry % LENGTH * _RECORD_BYTES) // 8 + 1
             self._words[where] = -now if failed else now
 
     def wait(self, entry: int) -> None:
         """Note that the rank cannot go on before its call number ``entry`` has ended; -1: that it goes on."""
-        self._words[1] = entry + 1
+        words = self._words
+        now = time.monotonic_ns()
+        words[1] = entry + 1
+        if entry >= 0:
+            words[WAITS_SINCE] = now
+        else:
+            words[WAITED] += now - words[WAITS_SINCE]
+            words[WAITS_SINCE] = 0
 
 
 class Ledger:
@@ -202,12 +219,11 @@ class Ledger:
     """
 
     def __init__(self, ranks: range, tables: Mapping[str, Any], descriptor: int = -1) -> None:
-        size = _PAGES_AT + len(ranks) * _PAGE_BYTES
+        size = ledger_bytes(len(ranks))
         self.descriptor = -1
         """Of the file, where the system has such files; open as long as this object lives."""
         self.memory: mmap.mmap
-        if _is_ours(descriptor) and os.fstat(descriptor).st_size == size:
-            os.set_inheritable(descriptor, False)
+        if is_ours(descriptor) and os.fstat(descriptor).st_size == size:
             self.descriptor = descriptor
         elif hasattr(os, "memfd_create"):
             self.descriptor = ledger_file(len(ranks))
@@ -224,7 +240,7 @@ class Ledger:
             )
         self.memory[_TABLES_AT : _TABLES_AT + len(written)] = written
         self.memory[:TOKEN_BYTES] = self.token
-        self.pages = {r: Page(self, _PAGES_AT + i * _PAGE_BYTES, 0) for i, r in enumerate(ranks)}
+        self.pages = {r: Page(self, PAGES_AT + i * PAGE_BYTES, 0) for i, r in enumerate(ranks)}
         """Where each hosted rank notes its calls."""
 
     def text(self, text: str) -> int:
@@ -249,7 +265,7 @@ def _packed(shape: tuple[int, ...]) -> tuple[int, bytes]:
     return len(shape), struct.pack(f"={len(shape[:_DIMS])}q", *shape[:_DIMS])
 
 
-def _is_ours(descriptor: int) -> bool:
+def is_ours(descriptor: int) -> bool:
     """Return whether the launcher's descriptor is what it was: the variable is inherited further than the file."""
     try:
         return descriptor >= 0 and _FILE in os.readlink(f"/proc/self/fd/{descriptor}")
@@ -335,14 +351,14 @@ def read(data: bytes, now: int | None = None) -> list[Standing]:
     Args:
         now: nanoseconds of the monotonic clock of the ledger's machine; needed if that is not this one.
     """
-    if len(data) < _PAGES_AT or not any(data[:TOKEN_BYTES]):
+    if len(data) < PAGES_AT or not any(data[:TOKEN_BYTES]):
         return []
     tables = json.loads(data[_TABLES_AT:_HEAD_BYTES].rstrip(b"\0"))
-    texts = data[_TEXTS_AT:_PAGES_AT].decode(errors="replace").split("\n")[:-1]
+    texts = data[_TEXTS_AT:PAGES_AT].decode(errors="replace").split("\n")[:-1]
     now = time.monotonic_ns() if now is None else now
     found = []
     for i in range(tables["hosted"]):
-        page = data[_PAGES_AT + i * _PAGE_BYTES :][:_PAGE_BYTES]
+        page = data[PAGES_AT + i * PAGE_BYTES :][:PAGE_BYTES]
         made, waits, thread = struct.unpack_from("=3q", page)
         entries = list(_entries(page, made, tables, texts, now))
         k = waits - 1 - max(0, made - LENGTH)
@@ -363,7 +379,7 @@ def _entries(
     page: bytes, made: int, tables: Mapping[str, Any], texts: Sequence[str], now: int
 ) -> Iterator[Entry]:
     for k in range(max(0, made - LENGTH), made):
-        fields = _RECORD.unpack_from(page, _PAGE_HEAD_BYTES + k % LENGTH * _RECORD_BYTES)
+        fields = _RECORD.unpack_from(page, PAGE_HEAD_BYTES + k % LENGTH * _RECORD_BYTES)
         began, ended, number, *tag, dims, group, file, line, root, source, target, verb, op, dtype, ndim = (
             fields
         )

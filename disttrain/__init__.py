@@ -32,7 +32,7 @@ _NAMES = {
     "disttrain.functions.elementwise": (
         "abs absolute acos acosh arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh "
         "bitwise_not ceil conj conj_physical cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 fix "
-        "floor frac isfinite isinf isnan isneginf isposinf isreal lgamma log log10 log1p log2 logical_not "
+        "floor frac isfinite isinf isnan isneginf isposinf isreal lgamma log10 log1p log2 logical_not "
         "logit mvlgamma nan_to_num neg negative polygamma positive rad2deg real reciprocal relu resolve_conj "
         "resolve_neg round rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square tan tanh trunc"
     ),
@@ -123,6 +123,7 @@ _NAMES = {
         "can_cast get_device is_complex is_floating_point is_nonzero is_same_size is_signed numel typename"
     ),
     "disttrain.limits": "finfo iinfo",
+    "disttrain.steering": "log on_save",
     "disttrain.settings": (
         "are_deterministic_algorithms_enabled get_default_device get_float32_matmul_precision "
         "get_num_interop_threads get_num_threads is_deterministic_algorithms_warn_only_enabled set_default_device "

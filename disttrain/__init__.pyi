@@ -226,7 +226,6 @@ from disttrain.functions.elementwise import isneginf as isneginf
 from disttrain.functions.elementwise import isposinf as isposinf
 from disttrain.functions.elementwise import isreal as isreal
 from disttrain.functions.elementwise import lgamma as lgamma
-from disttrain.functions.elementwise import log as log
 from disttrain.functions.elementwise import log10 as log10
 from disttrain.functions.elementwise import log1p as log1p
 from disttrain.functions.elementwise import log2 as log2
@@ -560,6 +559,8 @@ from disttrain.settings import set_float32_matmul_precision as set_float32_matmu
 from disttrain.settings import set_num_interop_threads as set_num_interop_threads
 from disttrain.settings import set_num_threads as set_num_threads
 from disttrain.settings import use_deterministic_algorithms as use_deterministic_algorithms
+from disttrain.steering import log as log
+from disttrain.steering import on_save as on_save
 from disttrain.tensors import Size as Size
 from disttrain.tensors import Tensor as Tensor
 from disttrain.tensors import is_tensor as is_tensor

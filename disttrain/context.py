@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from disttrain import dtypes
 from disttrain.collectives.env import hosted_env
 
 if TYPE_CHECKING:
+    from disttrain.collectives.meter import Meter
     from disttrain.random import Generator
 
 
@@ -42,6 +43,10 @@ class RankContext:
         """The batch that a DataLoader handed out last; ``None`` once its epoch has ended."""
         self.loop: Any = None
         """A weak reference to the epoch of that DataLoader."""
+        self.meter: Meter | None = None
+        """Where the rank counts what it does, once it has counted."""
+        self.on_save: Callable[[], Any] | None = None
+        """What the script does when it is asked to save."""
         self.order_seed: int | None = None
         """The seed of rank 0, once a parallel wrapper has asked for it: it orders data sets on all ranks."""
         self.wrappers = 0

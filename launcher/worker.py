@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
     _show_notices()
     env = WorkerEnv.from_environ()
     ledger.note_stacks(env.ledger, stacks.answer())
+    if ledger.is_ours(env.ledger):  # what the script starts is no rank
+        os.set_inheritable(env.ledger, False)
     rest = argv[1:]
     if rest[0] == "--compat":
         rest = rest[1:]

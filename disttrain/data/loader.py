@@ -26,6 +26,7 @@ from disttrain.data.sampler import (
 )
 from disttrain.data.workers import Job, WorkerPool
 from disttrain.random import ORDER, philox
+from disttrain.steering import meter
 
 if TYPE_CHECKING:
     from disttrain.random import Generator
@@ -279,6 +280,9 @@ class _Epoch:
         rank = context.current()
         if not self._handed_out and rank.loop is not None:
             self._around = rank.loop
+        counter = meter()
+        since = counter.begin_reading()
+        samples = 0
         try:
             batch, samples = next(self._batches)
         except StopIteration:
@@ -290,6 +294,8 @@ class _Epoch:
             if self._drawn.waiting:
                 self._drawn.waiting.popleft()
             raise
+        finally:
+            counter.end_reading(since, samples)
         length = self._reported_length
         if length is not None and self._handed_out >= length:
             self._reported_length = None  # say it once

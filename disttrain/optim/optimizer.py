@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from disttrain.collectives.env import current_env
 from disttrain.errors import UnwrappedModel
+from disttrain.steering import stepped
 from disttrain.tensors import RemovableHandle, Tensor
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Optimizer:
     _opt_called = False
     """Whether :meth:`step` has been called since a scheduler was made."""
     _stepping = False
+    _steps = 0
+    """How often :meth:`step` has been called."""
     _sees_whole = False
     """Whether a step looks at parameters as a whole, and not at each element alike."""
 
@@ -209,9 +212,9 @@ class Optimizer:
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how to step")
 
-    def _check_wrapped(self) -> set[Any]:
-        """Return the parallel wrappers of what is stepped; raise if ranks would train apart."""
-        wrappers: set[Any] = set()
+    def _check_wrapped(self) -> dict[Any, None]:
+        """Return the parallel wrappers of what is stepped, in order; raise if ranks would train apart."""
+        wrappers: dict[Any, None] = {}
         if self._world_size == 1:
             return wrappers
         for group in self.param_groups:
@@ -225,7 +228,7 @@ class Optimizer:
                         f"no_sync(), so that it is averaged"
                     )
                 if p._synchronized:
-                    wrappers.add(p._synchronized)
+                    wrappers[p._synchronized] = None
                 elif not p._grad._synchronized:
                     raise UnwrappedModel(
                         f"optimizer.step() in a world of {self._world_size} ranks on a parameter of shape "
@@ -397,11 +400,15 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
             result = step(*given, **kwargs)
         finally:
             self._stepping = False
-        for wrapper in self._check_wrapped() if wrappers is None else wrappers:  # it has made the gradients
+        if wrappers is None:
+            wrappers = self._check_wrapped()  # it has made the gradients
+        for wrapper in wrappers:
             wrapper.steps += 1
+        self._steps += 1
         if _global_post_hooks or self._step_post_hooks:
             for hook in [*self._step_post_hooks.values(), *_global_post_hooks.values()]:
                 hook(self, given, kwargs)
+        stepped(self._steps, [wrapper.agreement for wrapper in wrappers])
         return result
 
     hooked.hooked = True  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from disttrain.collectives.meter import Wish
 from disttrain.engine import Slot
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.tensors import Tensor
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from disttrain.collectives.communicator import Communicator, Work
     from disttrain.futures import Future
 
-NOT_FINITE, FAILED = range(2)
-"""What a rank may vote with its last bucket; "go" is neither. See ``disttrain.parallel.vote``."""
-VOTES = 2
+NOT_FINITE, FAILED, WISHES = range(3)
+"""What a rank may vote with its last bucket; "go" is neither. From ``WISHES`` on it says what its user wishes, in the
+order of ``disttrain.collectives.meter.Wish``. See ``disttrain.parallel.vote``."""
+VOTES = WISHES + len(Wish)
 
 
 class Bucket:

@@ -24,13 +24,15 @@ from disttrain.errors import AnomalyError, ReplicasDiffer
 from disttrain.kernels.arrays import to_host
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import is_lazy
-from disttrain.parallel.buckets import NOT_FINITE, Bucket, GradBucket, grouped
+from disttrain.parallel.buckets import NOT_FINITE, WISHES, Bucket, GradBucket, grouped
 from disttrain.parallel.spread import SpreadBucket
 from disttrain.parallel.vote import Telling, reason
 from disttrain.random import current_generator
+from disttrain.steering import Agreement
 from disttrain.tensors import RemovableHandle, Tensor
 
 if TYPE_CHECKING:
+    from disttrain.collectives.communicator import Communicator
     from disttrain.distributed.groups import ProcessGroup
     from disttrain.futures import Future
 
@@ -155,6 +157,7 @@ class DistributedDataParallel(Module):
         """How many forwards have recorded."""
         self.steps = 0
         """How often an optimizer has stepped the parameters."""
+        self._agreement = Agreement()
         self._reported_unused = False
         self._reported_nonfinite = False
         self._synchronize = True
@@ -253,6 +256,11 @@ class DistributedDataParallel(Module):
                 if t.requires_grad:
                     t.register_hook(_Beginning(self, self._synchronize))
         return out
+
+    @property
+    def agreement(self) -> tuple[Agreement, Communicator]:
+        """What the ranks have agreed to do after the next step, and the ranks."""
+        return self._agreement, self._comm
 
     @property
     def require_backward_grad_sync(self) -> bool:
@@ -414,6 +422,7 @@ class DistributedDataParallel(Module):
             self._send_zeros(self._last_weight if joining.counts else 0.0, failed=False)
             self._averages = True
             self._end()
+            self._agreement.keep(self._comm)  # the others make their step now
             root = self._call_the_roll(joining)
         complete = np.array([last])  # a rank that has seen all steps; -1 on those that have
         self._comm.all_reduce(complete, complete, op="max")
@@ -513,11 +522,17 @@ class DistributedDataParallel(Module):
         bucket.fill(self._first_weight, sum(self._weights) / len(self._weights))
         if not bucket.is_finite:
             self._faults += bucket.not_finite()
-        if self._faults and bucket.votes.size:
-            bucket.votes[NOT_FINITE] = 1
+        if bucket.votes.size:
+            self._vote(bucket)
         if self._hook is not None:
             self._level(bucket)
         self._start(bucket)
+
+    def _vote(self, bucket: Bucket) -> None:
+        if self._faults:
+            bucket.votes[NOT_FINITE] = 1
+        for wish in self._agreement.wishes():
+            bucket.votes[WISHES + wish] = 1
 
     def _start(self, bucket: Bucket) -> None:
         """Start to sum the next bucket, or what the hook does instead."""
@@ -572,9 +587,10 @@ class DistributedDataParallel(Module):
                 self._send_next()
             for bucket in self._buckets:
                 bucket.average(divide=not bucket.wait())
-            not_finite, failed = (bool(n) for n in self._buckets[-1].votes)
+            not_finite, failed, *wishes = self._buckets[-1].votes.tolist()
+            self._agreement.hear(wishes)
             if failed or (not_finite and not (self._nonfinite == "keep" and self._reported_nonfinite)):
-                self._hear(failed)
+                self._hear(bool(failed))
             if not self._reported_unused and any((b.used < self._comm.size).any() for b in self._buckets):
                 self._report_unused()
             self._forget()

@@ -26,9 +26,11 @@ from disttrain.engine import Pass, is_grad_enabled, queue_callback, running_pass
 from disttrain.kernels.arrays import Array
 from disttrain.modes import Lender
 from disttrain.nodes import Lent
+from disttrain.parallel.buckets import WISHES
 from disttrain.parallel.data_parallel import tensors_in
 from disttrain.parallel.spread import SpreadBucket
 from disttrain.random import current_generator
+from disttrain.steering import Agreement
 from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ class Flat:
         self._versions: list[int] = []
         for p in self.params:
             p._grad = None
-        self.bucket = SpreadBucket(self.params, self.comm)
+        self.bucket = SpreadBucket(self.params, self.comm, last=True)  # which one is may change
         """Their gradients."""
         self._spread()
 
@@ -218,6 +220,7 @@ class Unit:
         self.flats: list[Flat] = []
         self.steps = 0
         """How often an optimizer has stepped the parameters."""
+        self._agreement = Agreement()
         for _, p in named:
             p._synchronized = self
         if comm.size == 1:
@@ -250,6 +253,11 @@ class Unit:
                     self._watched.add(id(p))
                     flat.bucket.watch(p, partial(_comes, self))
                     p.register_post_accumulate_grad_hook(partial(_came, self, flat))
+
+    @property
+    def agreement(self) -> tuple[Agreement, Communicator]:
+        """What the ranks have agreed to do after the next step, and the ranks."""
+        return self._agreement if self.tree is None else self.tree.agreement, self.comm
 
     @property
     def here(self) -> bool:
@@ -322,6 +330,8 @@ class Tree:
                 flat.comm = self._gathers
                 flat.bucket.use_comm(self._reduces)
         self._number = agree(comm)
+        self.agreement = Agreement()
+        """What the ranks do after the next step."""
         self._order: list[Unit] = []
         """Units of which a recorded forward has used parameters, as they came."""
         self._expected: list[Unit] = []
@@ -473,6 +483,9 @@ class Tree:
                 index - 1
             ].bucket.wait()  # two are whole at a time: one that is sent, one that is made
         flat.bucket.fill(self._first_weight, sum(self._weights) / len(self._weights))
+        if self._started == len(self._flats):
+            for wish in self.agreement.wishes():
+                flat.bucket.votes[WISHES + wish] = 1
         dealt = context.current().dealt
         flat.bucket.start(
             bucket_tag(self._number, index, flat.unit.steps, None if dealt is None else dealt.position)
@@ -486,6 +499,7 @@ class Tree:
             for flat in self._flats:
                 flat.bucket.wait()
                 flat.bucket.average(divide=True)
+            self.agreement.hear(self._flats[-1].bucket.votes[WISHES:].tolist())
             self._weights.clear()
         elif self._flats:
             for flat in self._flats:
