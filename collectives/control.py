@@ -69,8 +69,12 @@ def encode(message: Message, kinds: Kinds = KINDS) -> bytes:
     return data
 
 
-def decode(data: bytes, kinds: Kinds = KINDS) -> Message:
+def decode(data: bytes, kinds: Kinds = KINDS, common: Mapping[str, type] = _COMMON) -> Message:
     """Return the message, one of ``kinds``, in ``data``, which may be anything anybody sent.
+
+    Args:
+        kinds: those that may come, with their fields.
+        common: the fields of all of them.
 
     Raises:
         BadMessage: too long, no JSON, too deep, or not of the schema.
@@ -83,7 +87,7 @@ def decode(data: bytes, kinds: Kinds = KINDS) -> Message:
         message = json.loads(data)
     except (ValueError, RecursionError) as e:
         raise BadMessage(f"no JSON: {e}") from None
-    check(message, kinds)
+    check(message, kinds, common)
     return message  # type: ignore[no-any-return]
 
 
@@ -105,7 +109,7 @@ def _depth(data: bytes) -> int:
     return deepest
 
 
-def check(message: object, kinds: Kinds = KINDS) -> None:
+def check(message: object, kinds: Kinds = KINDS, common: Mapping[str, type] = _COMMON) -> None:
     """Refuse what is not exactly one of ``kinds``: every field there, of its type, and no other.
 
     Raises:
@@ -118,7 +122,7 @@ def check(message: object, kinds: Kinds = KINDS) -> None:
     kind = message.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise BadMessage(f"unknown kind {str(kind)[:40]!r}")
-    fields = {**_COMMON, **kinds[kind]}
+    fields = {**common, **kinds[kind]}
     if wrong := sorted(str(name)[:40] for name in fields.keys() ^ message.keys()):
         raise BadMessage(f"{kind!r} with missing or unknown fields {', '.join(wrong[:5])}")
     for name, wanted in fields.items():

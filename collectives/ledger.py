@@ -343,13 +343,14 @@ def say(words: tuple[str, float, str]) -> str:
     return f"{before}{seconds:.1f}{after}" if after else before
 
 
-def read(data: bytes, now: int | None = None) -> list[Standing]:
+def read(data: bytes, now: int | None = None, latest: int = LENGTH) -> list[Standing]:
     """Return what the ranks have noted in a ledger with these contents.
 
     A process that has not connected yet has noted nothing: the list is empty. The ranks may go on meanwhile.
 
     Args:
         now: nanoseconds of the monotonic clock of the ledger's machine; needed if that is not this one.
+        latest: how many of the last calls to read, beside the one that the rank waits for.
     """
     if len(data) < PAGES_AT or not any(data[:TOKEN_BYTES]):
         return []
@@ -360,9 +361,11 @@ def read(data: bytes, now: int | None = None) -> list[Standing]:
     for i in range(tables["hosted"]):
         page = data[PAGES_AT + i * PAGE_BYTES :][:PAGE_BYTES]
         made, waits, thread = struct.unpack_from("=3q", page)
-        entries = list(_entries(page, made, tables, texts, now))
-        k = waits - 1 - max(0, made - LENGTH)
-        waited = entries[k] if waits > 0 and 0 <= k < len(entries) else None
+        known = range(max(0, made - LENGTH), made)
+        entries = list(_entries(page, known[-latest:], tables, texts, now))
+        waited = None
+        if waits - 1 in known:
+            (waited,) = _entries(page, range(waits - 1, waits), tables, texts, now)
         found.append(
             Standing(
                 rank=tables["first"] + i,
@@ -376,9 +379,9 @@ def read(data: bytes, now: int | None = None) -> list[Standing]:
 
 
 def _entries(
-    page: bytes, made: int, tables: Mapping[str, Any], texts: Sequence[str], now: int
+    page: bytes, which: range, tables: Mapping[str, Any], texts: Sequence[str], now: int
 ) -> Iterator[Entry]:
-    for k in range(max(0, made - LENGTH), made):
+    for k in which:
         fields = _RECORD.unpack_from(page, PAGE_HEAD_BYTES + k % LENGTH * _RECORD_BYTES)
         began, ended, number, *tag, dims, group, file, line, root, source, target, verb, op, dtype, ndim = (
             fields

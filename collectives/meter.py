@@ -156,11 +156,6 @@ def resume(descriptor: int) -> None:
     os.pwrite(descriptor, struct.pack("=q", _word(descriptor, _ASKED[Wish.PAUSE])), 8 * _RESUMED)
 
 
-def asked(descriptor: int, wish: Wish) -> int:
-    """Return how often :func:`ask` has asked."""
-    return _word(descriptor, _ASKED[wish])
-
-
 def _word(descriptor: int, word: int) -> int:
     (number,) = struct.unpack("=q", os.pread(descriptor, 8, 8 * word))
     return int(number)
@@ -202,9 +197,13 @@ class Reading:
         return max(0.0, 1.0 - self.data - self.wait)
 
 
-def read_meters(descriptor: int, first: int, hosted: int) -> list[Reading]:
-    """Return the numbers of the ``hosted`` ranks, from ``first`` on, of a ledger's file."""
-    now = time.monotonic_ns()
+def read_meters(descriptor: int, first: int, hosted: int, now: int | None = None) -> list[Reading]:
+    """Return the numbers of the ``hosted`` ranks, from ``first`` on, of a ledger's file.
+
+    Args:
+        now: nanoseconds of the monotonic clock of the ledger's machine; needed if that is not this one.
+    """
+    now = time.monotonic_ns() if now is None else now
     found = []
     for i in range(hosted):
         data = os.pread(descriptor, PAGE_HEAD_BYTES, PAGES_AT + i * PAGE_BYTES)

@@ -25,8 +25,10 @@ from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.ledger import Standing, stacks_in
 from disttrain.launcher import pmi, preflight
 from disttrain.launcher.called import result_file
+from disttrain.launcher.commands import Commands
 from disttrain.launcher.config import ConfigError, LaunchConfig, count_gpus
 from disttrain.launcher.control_plane import ControlPlane
+from disttrain.launcher.desk import Desk
 from disttrain.launcher.fleet import JOIN, Fleet, RemoteNode
 from disttrain.launcher.hosts import Cluster
 from disttrain.launcher.logs import LogPump
@@ -82,6 +84,8 @@ class Agent:
         """Node → how many generations have failed because of it."""
         self._signals: list[signal.Signals] = []
         self._stopped_by: signal.Signals | None = None
+        self._stopper = ""
+        """Who has stopped the job, for its user."""
         self.results: dict[int, Any] = {}
         """What the function has returned, by rank, if the program is one (``disttrain.launch``)."""
         self._host = socket.gethostname()
@@ -139,6 +143,12 @@ class Agent:
             processes=self._config.processes,
         )
         self._selector.register(self._control.fd, selectors.EVENT_READ, self._on_messages)
+        self._commands = Commands(
+            self._directory.history,
+            lambda text: self._logs.notice(text),
+            lambda who: self._stop(signal.SIGTERM, who),
+        )
+        self._desk = Desk(self._directory.desk, self._directory.run_id, self._selector, self._commands.answer)
         try:
             if self._cluster is not None:
                 self._gather(self._cluster)
@@ -245,7 +255,10 @@ class Agent:
         self._pmi = self._new_world()
         self._control.begin(self._generation, self._config.processes)
         for env in self._config.placements(
-            run_id=self._directory.run_id, control=self._directory.control, generation=self._generation
+            run_id=self._directory.run_id,
+            control=self._directory.control,
+            history=os.fspath(self._directory.history),
+            generation=self._generation,
         ):
             self._spawn(replace(env, chaos=write(self._chaos)))
         if self._generation == 0 and any(w.place and (w.place.bound or w.place.gpus) for w in self._workers):
@@ -253,6 +266,7 @@ class Agent:
             self._logs.notice("\n".join(f"disttrain: {line}" for line in table(rows)))
         if self._chaos:
             self._logs.notice(f"disttrain: chaos ordered: {', '.join(map(str, self._chaos))}")
+        self._commands.begin(self._config, self._workers, self._nodes.values(), self._generation)
         self._logs.start()
 
     def _catch_signals(self) -> Callable[[], None]:
@@ -305,7 +319,8 @@ class Agent:
     def _watch(self) -> None:
         self._on_messages()  # its descriptor tells edges; there may have been one
         while any(w.running for w in self._workers):
-            wait = self._look_after_beginning()
+            waits = (self._look_after_beginning(), self._commands.poll())
+            wait = min((w for w in waits if w is not None), default=None)
             if self._kill_at is not None:
                 wait = self._kill_at - time.monotonic()
                 if wait <= 0:
@@ -313,6 +328,7 @@ class Agent:
                     wait = None
             self._turn(wait)
         self._on_messages()
+        self._commands.poll()
 
     def _turn(self, wait: float | None) -> None:
         """Deal with what happens within ``wait`` seconds."""
@@ -423,8 +439,14 @@ class Agent:
         if self._stopped_by is not None or self._failures:  # asked twice, or ending anyway
             self._kill_at = time.monotonic()
             return
+        self._stop(s, s.name)
+
+    def _stop(self, by: signal.Signals, who: str) -> None:
+        """End the job because its user wants it: as ``by`` would, on behalf of ``who``."""
+        if self._stopped_by is not None:
+            return
         self._note_standings()
-        self._stopped_by = s
+        self._stopped_by, self._stopper = by, who
         self._kill_at = time.monotonic() + GRACE
         for node in self._nodes.values():
             node.terminate()
@@ -569,7 +591,7 @@ class Agent:
         elif self._stopped_by is not None:
             code = 128 + self._stopped_by
             hard = f"; {name_ranks(self._stopped)} had to be killed" if self._stopped else ""
-            self._logs.notice(f"disttrain: stopped by {self._stopped_by.name}{hard}")
+            self._logs.notice(f"disttrain: stopped by {self._stopper}{hard}")
             if any(standing.waited > HUNG for standing in self._standings):
                 self._logs.notice("\n".join(describe_positions(last.positions)))
         report = RunReport(
@@ -583,13 +605,19 @@ class Agent:
             stopped=last.stopped if last.failures else (),
             positions=last.positions,
             stopped_by=self._stopped_by.name if self._stopped_by is not None else "",
+            stopped_at=self._commands.stopped_at,
             chaos=tuple(self._suffered),
             attempts=tuple(self._attempts),
         )
-        if last.failures or self._attempts or self._suffered:
+        has_history = self._directory.history.exists()
+        if last.failures or self._attempts or self._suffered or has_history:
             report.write(self._directory.report)
-            if not self._config.call or code == 0:  # else the text goes into an exception
-                self._logs.notice(report.text(self._directory.path))
+        if has_history and not last.failures:
+            self._logs.notice(f"disttrain: history of the run in {self._directory.path}")
+        if (last.failures or self._attempts) and (
+            not self._config.call or code == 0
+        ):  # else an exception says it
+            self._logs.notice(report.text(self._directory.path))
         if self._config.call and code == 0:
             self.results = self._read_results()
         return report
@@ -639,6 +667,7 @@ class Agent:
     def _clean_up(self) -> None:
         """Leave nothing: also the way out if starting or watching has raised."""
         self._forget_workers()
+        self._desk.close()
         if self._fleet is not None:
             self._fleet.close()
         self._control.close()

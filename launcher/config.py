@@ -97,7 +97,9 @@ class LaunchConfig:
         """The program and its arguments."""
         return [self.program, *self.args]
 
-    def placements(self, *, run_id: str, control: str, generation: int = 0) -> list[WorkerEnv]:
+    def placements(
+        self, *, run_id: str, control: str, history: str = "", generation: int = 0
+    ) -> list[WorkerEnv]:
         """Return the contract of each process: consecutive ranks, the first processes one more if need be."""
         each, more = divmod(self.world_size, self.processes)
         hosted = [each + (process < more) for process in range(self.processes)]
@@ -122,6 +124,7 @@ class LaunchConfig:
                         run_id=run_id,
                         generation=generation,
                         control=control,
+                        history=history,
                         master=self.master,
                         timeout=self.timeout,
                         audit=self.audit,

@@ -104,6 +104,10 @@ class RemoteNode:
         """Ask for the ledgers; they come while the loop turns, before any answer to a later request."""
         self._send("look")
 
+    def wish(self, command: str) -> None:
+        """Ask the ranks of this node: :meth:`.LocalNode.wish`."""
+        self._send("wish", command=command)
+
     def terminate(self) -> None:
         """Ask every process of the job on this node to end."""
         self._send("terminate")
@@ -186,6 +190,8 @@ class RemoteNode:
             data = unpack(message["data"], os.fstat(worker.ledger).st_size)
             os.pwrite(worker.ledger, data, 0)
             worker.looked_at = message["clock"]
+            worker.trouble, worker.rss = message["trouble"], message["rss"]
+            worker.cpu_seconds = message["cpu"]
         elif kind == "report":
             report = message["message"]
             check(report)

@@ -12,13 +12,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from disttrain.collectives import stacks
 from disttrain.collectives.control import Message
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.ledger import Standing, ledger_file, read
+from disttrain.collectives.meter import Reading, Wish, ask, read_meters, resume
 from disttrain.launcher import guardian, pmi
 from disttrain.launcher.placement import Machine, Place
 from disttrain.launcher.rundir import RunDirectory
 
+WISHES: Final = {"save": (Wish.SAVE,), "stop": (Wish.STOP,), "pause": (Wish.PAUSE,), "resume": ()}
+"""What a user may ask of all ranks, and what is asked of them then."""
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _LEAVING: Final = 0.3  # seconds that helpers of multiprocessing need to see that their parent has gone
 
 
@@ -55,6 +61,12 @@ class WorkerState:
     ends: dict[int, Message] = field(default_factory=dict)
     """Rank → the report of its end."""
     failed: bool = False
+    trouble: str = ""
+    """Why it could not go on when it was looked at: ``is stopped (SIGSTOP)``; "" if it could."""
+    rss: int = 0
+    """Bytes of memory that it used then."""
+    cpu_seconds: float = 0.0
+    """Seconds of processor time that it had used by then."""
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -68,6 +80,22 @@ class WorkerState:
         """Return where its ranks are."""
         data = os.pread(self.ledger, os.fstat(self.ledger).st_size, 0)
         return read(data, self.looked_at)
+
+    def readings(self) -> list[Reading]:
+        """Return how far its ranks have come."""
+        return read_meters(self.ledger, self.env.rank, self.env.hosted, self.looked_at)
+
+    def look(self) -> None:
+        """Note how it is, if it runs on this machine."""
+        self.trouble = stacks.trouble(self.pid)
+        try:
+            with open(f"/proc/{self.pid}/statm") as file:
+                self.rss = int(file.read().split()[1]) * _PAGE
+            with open(f"/proc/{self.pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            return
+        self.cpu_seconds = (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 @contextmanager
@@ -173,7 +201,17 @@ class LocalNode:
         self._on_exit(worker)
 
     def look(self) -> None:
-        """Bring the ledgers up to date: here they always are."""
+        """Bring up to date what is known of the workers; their ledgers always are."""
+        for worker in self._workers:
+            worker.look()
+
+    def wish(self, command: str) -> None:
+        """Ask the ranks for one of :data:`WISHES`; they do it after a step."""
+        for worker in self._workers:
+            for wish in WISHES[command]:
+                ask(worker.ledger, wish)
+            if command in ("resume", "stop"):  # to stop, a paused job makes one more step
+                resume(worker.ledger)
 
     def terminate(self) -> None:
         """Ask every process of the job to end."""

@@ -131,9 +131,11 @@ class Remote:
                 if (fd := self._logs.get((process, message["error"]))) is not None:
                     self._watch_log(fd, process, message["error"])
             case "look":
+                self._node.look()
                 for worker in self._workers.values():
-                    data = os.pread(worker.ledger, os.fstat(worker.ledger).st_size, 0)
-                    self._send("looked", worker.env.process, clock=time.monotonic_ns(), data=pack(data))
+                    self._send_look(worker)
+            case "wish":
+                self._node.wish(message["command"])
             case "terminate":
                 self._node.terminate()
             case "kill":
@@ -150,11 +152,26 @@ class Remote:
             case kind:
                 raise AssertionError(f"the launcher has sent {kind!r}")
 
+    def _send_look(self, worker: WorkerState) -> None:
+        data = os.pread(worker.ledger, os.fstat(worker.ledger).st_size, 0)
+        self._send(
+            "looked",
+            worker.env.process,
+            clock=time.monotonic_ns(),
+            data=pack(data),
+            trouble=worker.trouble,
+            rss=worker.rss,
+            cpu=worker.cpu_seconds,
+        )
+
     def _send(self, kind: str, process: int, **fields: Any) -> None:
         self._link.send(kind, generation=self._generation, process=process, **fields)
 
     def _start(self, message: Message) -> None:
-        env = WorkerEnv(**message["env"] | {"control": self._directory.control})
+        env = WorkerEnv(
+            **message["env"]
+            | {"control": self._directory.control, "history": os.fspath(self._directory.history)}
+        )
         if env.generation != self._generation:
             self._generation = env.generation
             self._control.begin(env.generation, env.processes)

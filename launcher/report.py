@@ -143,6 +143,8 @@ class RunReport:
     """Ranks that the launcher ended because of it."""
     positions: tuple[Position, ...] = ()
     """Where all ranks were, unless none had made a call."""
+    stopped_at: int | None = None
+    """After which step all ranks stopped, as asked by ``disttrain ctl stop``."""
     stopped_by: str = ""
     """The signal by which the user ended the job, ``SIGINT`` or another."""
     chaos: tuple[Ordered, ...] = ()

@@ -36,6 +36,7 @@ class RunDirectory:
             self.path = base / (f"{self.run_id}.{node}" if node else self.run_id)
             self.path.mkdir(mode=0o700)
             self._lock = _lock(self.path / "lock", fcntl.LOCK_EX)
+            os.write(self._lock, str(os.getpid()).encode())
         self.control = f"ipc://{self.path}/control"
         if len(os.fsencode(self.path / "control")) > _MAX_SOCKET_PATH:
             self.remove()
@@ -47,6 +48,16 @@ class RunDirectory:
     @property
     def report(self) -> Path:
         return self.path / "report.json"
+
+    @property
+    def history(self) -> Path:
+        """What ranks log and users ask for, as JSON lines; there once there is something in it."""
+        return self.path / "history.jsonl"
+
+    @property
+    def desk(self) -> Path:
+        """The socket where the running job is asked and told."""
+        return self.path / "desk"
 
     def remove(self) -> None:
         """Remove the directory with all it holds."""

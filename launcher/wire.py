@@ -35,7 +35,8 @@ KINDS: Final[Kinds] = {
     "exit": {"status": int},  # of a worker, negative for a signal
     "report": {"message": dict},  # what a worker has sent to the control plane of its node
     "log": {"error": bool, "data": str},  # bytes of stdout or stderr in base64; none at the end
-    "looked": {"clock": int, "data": str},  # monotonic nanoseconds, and a ledger: base64 of zlib
+    # A worker: monotonic nanoseconds, its ledger in base64 of zlib, and what ``WorkerState`` has beside it.
+    "looked": {"clock": int, "data": str, "trouble": str, "rss": int, "cpu": float},
     "swept": {"left": list},  # pids that had not ended by themselves
     "notice": {"text": str},  # for the user
     "signalled": {"number": int},  # the batch system wants the job to end
@@ -43,6 +44,7 @@ KINDS: Final[Kinds] = {
     "start": {"env": dict, "argv": list, "environ": dict, "defaults": dict, "world": bool},
     "taken": {"error": bool},  # the "log" is where it belongs; the next may come
     "look": {},
+    "wish": {"command": str},  # of the ranks: one of ``disttrain.launcher.node.WISHES``
     "terminate": {},
     "kill": {},
     "sweep": {},
