@@ -22,7 +22,7 @@ POLL: Final = 0.05
 """Seconds between two looks at whether the ranks have done what was asked of them."""
 _POLL_OTHERS: Final = 0.5
 """The same where ledgers have to come from other nodes."""
-_DONE: Final = {"save": "saved", "stop": "stopped", "pause": "paused", "resume": "gone on"}
+_DONE: Final = {"save": "saved", "stop": "stopped", "pause": "paused", "resume": "resumed"}
 _MAX_CALL: Final = 400
 
 

@@ -48,6 +48,7 @@ COVERED_ELSEWHERE = {
     "disttrain.legacy": "tests/disttrain/test_settings.py",
     "disttrain.printing": "tests/disttrain/test_printing.py",
     "disttrain.settings": "tests/disttrain/test_settings.py",
+    "disttrain.steering": "tests/disttrain/test_steering.py",
 }
 """Where functions that share no table with PyTorch are tested."""
 
