@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from disttrain.collectives.errors import PeerFailed
-from disttrain.collectives.mpi import MpiChannel
+from disttrain.collectives.mpi import PIECE_BYTES, MpiChannel
 
 
 class LostPeer(Exception):
@@ -52,3 +52,20 @@ def test_an_error_in_the_middle_of_a_transfer_is_a_peers_failure(start):
         test()
 
     assert isinstance(failed.value.__cause__, LostPeer)
+
+
+def test_large_messages_go_in_pieces_and_empty_ones_not_at_all():
+    """MPI counts to 2**31; the first, the last and all bytes between are there, in order."""
+    posted = []
+    record = SimpleNamespace(
+        Get_rank=lambda: 0,
+        Get_size=lambda: 2,
+        Isend=lambda what, to, lane: posted.append((to, what[0].copy(), what[1])) or REQUEST,
+    )
+    x = np.arange(PIECE_BYTES // 2 + 5, dtype=np.float64)  # more than four pieces
+
+    MpiChannel(MPI, record).exchange([(1, np.zeros(0)), (1, x)], [])
+
+    assert [to for to, *_ in posted] == [1] * 5
+    assert all(sent.nbytes == count <= PIECE_BYTES for _, sent, count in posted)
+    np.testing.assert_array_equal(np.concatenate([sent for _, sent, _ in posted]).view(np.float64), x)

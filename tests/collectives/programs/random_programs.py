@@ -14,7 +14,7 @@ import gpu_double
 import numpy as np
 
 from disttrain.collectives import Communicator, connect
-from disttrain.collectives.call import DTYPES, OPS
+from disttrain.collectives.call import BIT_OPS, DTYPES, OPS
 from disttrain.collectives.env import WorkerEnv
 
 SIZES = (0, 1, 2, 3, 7, 64, 255, 1000, 4097, 20_000)
@@ -25,10 +25,13 @@ FOLDS: dict[str, Callable[..., Any]] = {
     "prod": np.multiply,
     "min": np.minimum,
     "max": np.maximum,
+    "band": np.bitwise_and,
+    "bor": np.bitwise_or,
+    "bxor": np.bitwise_xor,
 }
 VERBS = (
     "all_reduce", "all_reduce", "all_reduce", "reduce", "reduce_scatter", "all_gather", "gather", "scatter",
-    "broadcast", "all_to_all", "barrier", "ring", "messages",
+    "broadcast", "all_to_all", "all_gather_v", "all_to_all_v", "barrier", "ring", "messages",
 )  # fmt: skip
 
 
@@ -91,7 +94,8 @@ class Program:
         which = int(rng.integers(len(self.groups)))
         verb = VERBS[rng.integers(len(VERBS))]
         dtype = DTYPES[rng.integers(len(DTYPES))]
-        op = OPS[rng.integers(len(OPS))]
+        ops = OPS if dtype.kind not in "biu" else OPS + BIT_OPS
+        op = ops[rng.integers(len(ops))]
         size = int(rng.choice(LARGE if rng.random() < 0.08 else SIZES))
         shared, in_place, later = (bool(rng.random() < 0.5) for _ in range(3))
         seed, chosen = int(rng.integers(1 << 30)), float(rng.random())
@@ -154,6 +158,20 @@ class Program:
             out = out_of(x.shape, True)
             parts = [g.reshape(ranks, rows)[rank] for g in given]
             work, check = comm.start_all_to_all(x, out), expect(out, np.concatenate(parts))
+        elif verb == "all_gather_v":
+            counts = [rows * r // ranks for r in range(ranks)]
+            out = self.array(comm, (sum(counts),), dtype, shared)
+            work = comm.start_all_gather_v(x[: counts[rank]], out, counts)
+            check = expect(out, np.concatenate([g[:n] for g, n in zip(given, counts, strict=True)]))
+        elif verb == "all_to_all_v":
+            share = size // (2 * ranks)
+            table = [[share * ((i + 2 * j) % 3) for j in range(ranks)] for i in range(ranks)]
+            starts = [sum(table[i][:rank]) for i in range(ranks)]
+            receives = [table[i][rank] for i in range(ranks)]
+            out = self.array(comm, (sum(receives),), dtype, shared)
+            work = comm.start_all_to_all_v(x[: sum(table[rank])], out, table[rank], receives)
+            parts = [g[a : a + n] for g, a, n in zip(given, starts, receives, strict=True)]
+            check = expect(out, np.concatenate(parts))
         elif verb == "ring" and ranks > 1:
             out = self.array(comm, x.shape, dtype, shared)
             sent = comm.start_send(x, (rank + 1) % ranks)

@@ -9,7 +9,7 @@ from typing import Any
 import gpu_double
 import numpy as np
 
-from disttrain.collectives import Communicator, connect, run_ranks
+from disttrain.collectives import Communicator, connect, mpi, run_ranks
 from disttrain.collectives.call import BIT_OPS, DTYPES, OPS
 from disttrain.collectives.env import WorkerEnv
 
@@ -438,6 +438,7 @@ def main() -> None:
 
     MPI.Init_thread(MPI.THREAD_MULTIPLE)
     index, processes = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
+    mpi.PIECE_BYTES = 256 << 10  # so that large arrays of tests have many
     shares = "without-shared-memory" not in sys.argv
     if not shares:
         without_shared_memory()
