@@ -22,6 +22,8 @@ from disttrain.collectives.watch import Watch
 if TYPE_CHECKING:
     from disttrain.collectives.on_gpu import GpuSide
 
+PIECE_BYTES = 2 << 20
+"""How much of an array is reduced at a time. MPI's reductions lose a factor of 2 outside the caches."""
 Verb = Callable[["Group", Sequence[Call]], Steps]
 """What a group does once the ranks hosted here have made their calls."""
 
@@ -66,8 +68,7 @@ class Group:
         """Places of small arrays in shared memory, by size and type."""
         self.of_nodes: Group | None = None
         """The same ranks as the nodes host them, over the channel to the other nodes, once it has been needed."""
-        self.piece_bytes = 2 << 20
-        """How much is reduced at a time. MPI's reductions lose a factor of 2 outside the caches."""
+        self.piece_bytes = PIECE_BYTES
         self.in_order = host.env.fixed_order
         """Whether all reductions follow the fixed tree; else a channel may have an order of its own."""
         self.on_gpu: dict[int, Any] = {}

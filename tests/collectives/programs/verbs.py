@@ -9,7 +9,7 @@ from typing import Any
 import gpu_double
 import numpy as np
 
-from disttrain.collectives import Communicator, connect, moves, mpi, nodes, run_ranks
+from disttrain.collectives import Communicator, connect, host, mpi, nodes, run_ranks
 from disttrain.collectives.call import BIT_OPS, DTYPES, OPS
 from disttrain.collectives.env import WorkerEnv
 
@@ -437,7 +437,7 @@ def main() -> None:
 
     MPI.Init_thread(MPI.THREAD_MULTIPLE)
     index, processes = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
-    mpi.PIECE_BYTES, moves.PIECE_BYTES, nodes.NETWORK_STAGE_BYTES = 256 << 10, 512 << 10, 1 << 20
+    mpi.PIECE_BYTES, host.PIECE_BYTES, nodes.NETWORK_STAGE_BYTES = 256 << 10, 512 << 10, 1 << 20
     shares = "without-shared-memory" not in sys.argv
     if not shares:
         without_shared_memory()
