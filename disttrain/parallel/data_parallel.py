@@ -199,9 +199,9 @@ class DistributedDataParallel(Module):
             bucket.take_slots()
             for p in bucket.params:
                 self._handles.append(p.register_post_accumulate_grad_hook(_Arrival(self, bucket)))
-        self._agree()
+        self._number = agree(self._comm)
         if init_sync:
-            self._take_from(0, [*module.parameters(), *module.buffers()])
+            take_from(self._comm, 0, [*module.parameters(), *module.buffers()])
 
     def _replace_others(self, module: Module) -> None:
         ours = {id(p) for p in module.parameters()}
@@ -244,7 +244,7 @@ class DistributedDataParallel(Module):
         if recording and self._synchronize and self._joining is not None:
             root = self._call_the_roll(self._joining)
         if recording and self._synchronize and self._broadcast_buffers and self.training:
-            self._take_from(root, list(self.module.buffers()))
+            take_from(self._comm, root, list(self.module.buffers()))
         try:
             out = self.module(*args, **kwargs)
         except Exception as error:
@@ -369,25 +369,6 @@ class DistributedDataParallel(Module):
             "its .module, and wrap the copy on all ranks if it is to be trained"
         )
 
-    def _agree(self) -> None:
-        """Take from rank 0 this wrapper's number, and the seed that orders data sets: ranks may seed differently."""
-        rank = context.current()
-        told = np.array([rank.wrappers, current_generator().initial_seed()], np.uint64)
-        rank.wrappers += 1
-        self._comm.broadcast(told)
-        self._number, rank.order_seed = (int(word) for word in told)
-
-    def _take_from(self, root: int, tensors: list[Tensor]) -> None:
-        for kind in dict.fromkeys(t._array.dtype for t in tensors):
-            same = [t for t in tensors if t._array.dtype == kind]
-            flat = np.concatenate([t._array.reshape(-1) for t in same])
-            self._comm.broadcast(flat, root)
-            begin = 0
-            for t in same:
-                t._array[...] = flat[begin : begin + t._array.size].reshape(t._array.shape)
-                t._version_counter[0] += 1
-                begin += t._array.size
-
     def _call_the_roll(self, joining: _Joining) -> int:
         """Note which ranks have batches left; return the first that has one, or -1.
 
@@ -418,7 +399,7 @@ class DistributedDataParallel(Module):
         while root >= 0:
             last = root
             if self._broadcast_buffers and self.training:
-                self._take_from(root, list(self.module.buffers()))
+                take_from(self._comm, root, list(self.module.buffers()))
             self._send_zeros(self._last_weight if joining.counts else 0.0, failed=False)
             self._averages = True
             self._end()
@@ -427,7 +408,7 @@ class DistributedDataParallel(Module):
         complete = np.array([last])  # a rank that has seen all steps; -1 on those that have
         self._comm.all_reduce(complete, complete, op="max")
         if complete[0] >= 0:
-            self._take_from(int(complete[0]), [*self.module.parameters(), *self.module.buffers()])
+            take_from(self._comm, int(complete[0]), [*self.module.parameters(), *self.module.buffers()])
 
     def _compare_fingerprints(self) -> None:
         """Raise ReplicasDiffer, on all ranks alike, unless every rank has the same parameters."""
@@ -707,6 +688,29 @@ class _Arrival:
 
     def __call__(self, _: Tensor) -> None:
         self.owner._arrived(self._bucket)
+
+
+def agree(comm: Communicator) -> int:
+    """Return rank 0's number of a new wrapper; take its seed, which orders data sets, as ranks may seed differently."""
+    rank = context.current()
+    told = np.array([rank.wrappers, current_generator().initial_seed()], np.uint64)
+    rank.wrappers += 1
+    comm.broadcast(told)
+    number, rank.order_seed = (int(word) for word in told)
+    return number
+
+
+def take_from(comm: Communicator, root: int, tensors: list[Tensor]) -> None:
+    """Overwrite tensors with those of rank ``root``."""
+    for kind in dict.fromkeys(t._array.dtype for t in tensors):
+        same = [t for t in tensors if t._array.dtype == kind]
+        flat = np.concatenate([t._array.reshape(-1) for t in same])
+        comm.broadcast(flat, root)
+        begin = 0
+        for t in same:
+            t._array[...] = flat[begin : begin + t._array.size].reshape(t._array.shape)
+            t._version_counter[0] += 1
+            begin += t._array.size
 
 
 def tensors_in(out: Any) -> Iterator[Tensor]:

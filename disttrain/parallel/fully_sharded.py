@@ -17,8 +17,8 @@ from disttrain.nn.module import IncompatibleKeys, Module
 from disttrain.nn.parameter import is_lazy
 from disttrain.nn.utils.clip_grad import clip_grad_norm_
 from disttrain.parallel import wrap
-from disttrain.parallel.data_parallel import DistributedDataParallel
-from disttrain.parallel.sharding import Unit, _Loan, take_from_rank_0, units_of
+from disttrain.parallel.data_parallel import DistributedDataParallel, take_from
+from disttrain.parallel.sharding import Unit, _Loan, units_of
 from disttrain.parallel.sharding_options import (
     BackwardPrefetch,
     CPUOffload,
@@ -81,7 +81,7 @@ def fully_shard(
     mesh: Any = None,
     reshard_after_forward: bool | int | None = None,
     shard_placement_fn: Any = None,
-    mp_policy: MixedPrecisionPolicy = MixedPrecisionPolicy(),
+    mp_policy: MixedPrecisionPolicy = MixedPrecisionPolicy(),  # noqa: B008  frozen
     offload_policy: OffloadPolicy = OffloadPolicy(),  # noqa: B008  without content
     ignored_params: set[Tensor] | None = None,
     dp_mesh_dims: Any = None,
@@ -170,7 +170,7 @@ def _shard(module: Module, group: Any, keep: bool, ignored: set[int]) -> Unit:
     module.__dict__["_unit"] = unit
     module.__dict__["_settings"] = StateDictSettings()
     if comm.size > 1:
-        take_from_rank_0(comm, list(module.buffers()))
+        take_from(comm, 0, list(module.buffers()))
         module.register_state_dict_pre_hook(_before_state)
         module.register_state_dict_post_hook(_after_state)
         module.register_load_state_dict_pre_hook(_before_load)

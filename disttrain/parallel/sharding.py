@@ -12,7 +12,7 @@ What an operation saves of a parameter for backward is only a note of where it w
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,8 @@ from disttrain.kernels.arrays import Array
 from disttrain.modes import Lender
 from disttrain.nodes import Lent
 from disttrain.parallel.buckets import WISHES
-from disttrain.parallel.data_parallel import tensors_in
+from disttrain.parallel.data_parallel import agree, take_from, tensors_in
 from disttrain.parallel.spread import SpreadBucket
-from disttrain.random import current_generator
 from disttrain.steering import Agreement
 from disttrain.tensors import Tensor
 
@@ -374,7 +373,7 @@ class Tree:
         self._forward = _Forward(unit.synchronize)
         self._began = []
         if is_grad_enabled() and unit.synchronize and unit.module.training:
-            take_from_rank_0(self._gathers, list(unit.module.buffers()))
+            take_from(self._gathers, 0, list(unit.module.buffers()))
 
     def leave(self, unit: Unit, out: Any) -> None:
         """The module of ``unit`` has ended, or raised."""
@@ -527,31 +526,6 @@ def units_of(module: Module) -> list[Unit]:
     """Return the units of a module and of those inside it."""
     found = [m.__dict__.get("_unit") for m in module.modules()]
     return [unit for unit in found if unit is not None]
-
-
-def agree(comm: Communicator) -> int:
-    """Return the number of a wrapper, rank 0's, and take its seed for the order of data sets."""
-    rank = context.current()
-    told = np.array([rank.wrappers, current_generator().initial_seed()], np.uint64)
-    rank.wrappers += 1
-    comm.broadcast(told)
-    number, rank.order_seed = (int(word) for word in told)
-    return number
-
-
-def take_from_rank_0(comm: Communicator, tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors with those of rank 0."""
-    kinds: dict[Any, list[Tensor]] = {}
-    for t in tensors:
-        kinds.setdefault(t._array.dtype, []).append(t)
-    for same in kinds.values():
-        flat = np.concatenate([t._array.reshape(-1) for t in same])
-        comm.broadcast(flat)
-        begin = 0
-        for t in same:
-            t._array[...] = flat[begin : begin + t._array.size].reshape(t._array.shape)
-            t._version_counter[0] += 1
-            begin += t._array.size
 
 
 def _again(comm: Communicator) -> Communicator:
