@@ -25,3 +25,12 @@ def test_verbs_and_the_same_bits_as_on_threads(load_program, on_hosts, processes
 
     assert (job.returncode, job.stderr) == (0, ""), job.stdout
     assert dict(line.split() for line in job.stdout.splitlines()) == expected
+
+
+def test_a_group_for_which_a_host_has_no_room_goes_through_mpi_on_all(on_hosts):
+    job = on_hosts([2, 2], "faults.py", "no_room")
+
+    assert (job.returncode, job.stdout) == (0, "")
+    assert job.stderr == (
+        "a group of 4 processes goes through MPI: the memory that the processes of a node share is used up\n"
+    )
