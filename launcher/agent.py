@@ -120,7 +120,7 @@ class Agent:
             raise RuntimeError(
                 f"disttrain launch needs Linux 5.3 or newer, this is {sys.platform}; use disttrain debug"
             )
-        self._started = time.monotonic()
+        self._started = self._began = time.monotonic()
         self._directory = RunDirectory()
         self.directory = self._directory.path
         """Where the report and the logs are, if they are kept."""
@@ -152,6 +152,8 @@ class Agent:
         try:
             if self._cluster is not None:
                 self._gather(self._cluster)
+                if self._stopped_by is not None:
+                    return self._end([])
             self._chaos = list(self._config.faults)
             while True:
                 self._start()

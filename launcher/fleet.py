@@ -337,9 +337,9 @@ class Fleet:
                 )
                 there = f"cd {shlex.quote(os.getcwd())} && exec {path}{shlex.join([*agent, names[0]])}"
                 command = [*shlex.split(ssh), names[0], there]
-            self._start(command, group)
+            self._start(command, group, srun=srun)
 
-    def _start(self, command: list[str], group: list[RemoteNode]) -> None:
+    def _start(self, command: list[str], group: list[RemoteNode], *, srun: bool) -> None:
         host = self._hosts[group[0].index]
         try:
             address = address_towards(host.reached_at)
@@ -352,7 +352,8 @@ class Fleet:
             "server": self.hub.server.public,
             "run": self._run,
             "nodes": {n.name: [n.index, *self.hub.nodes[n.index]] for n in group},
-            "environ": {k: v for k, v in os.environ.items() if not _LOCAL.fullmatch(k)},
+            # srun takes the environment along by itself, and adds what belongs to each node.
+            "environ": {} if srun else {k: v for k, v in os.environ.items() if not _LOCAL.fullmatch(k)},
         }
         self.master = self.master or (address if self.nodes[0].index == 1 else host.reached_at)
         try:

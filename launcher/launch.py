@@ -4,11 +4,13 @@ import os
 import shlex
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
+from disttrain.collectives.env import WorkerEnv
 from disttrain.launcher.config import TRANSPORTS, ConfigError, LaunchConfig, parse_env, parse_nproc
 
 if TYPE_CHECKING:
@@ -82,6 +84,13 @@ def launch(
     Options of disttrain go before PROGRAM; all that follows it belongs to the program.
     """
     try:
+        mine = rank_of_mpi()
+        if mine is not None:
+            where_said = (
+                nproc or nnodes or hosts or hostfile or ssh or ranks or max_restarts or chaos or dry_run
+            )
+            be_rank(mine, where_said, transport, timeout, parse_env(env), module, compat, (program, *args))
+            return
         cluster = find_cluster(nproc=nproc, nnodes=nnodes, hosts=hosts, hostfile=hostfile, ssh=ssh)
         config = LaunchConfig(
             program=program,
@@ -103,6 +112,46 @@ def launch(
         show(config, cluster)
         return
     sys.exit(run(config, cluster))
+
+
+def rank_of_mpi() -> WorkerEnv | None:
+    """Return the contract of this process if ``mpiexec`` or ``srun`` has started it as one of several; else None."""
+    env = WorkerEnv.from_environ()
+    return env if env.processes > 1 and not env.run_id else None
+
+
+def be_rank(
+    mine: WorkerEnv,
+    extra: object,
+    transport: str,
+    timeout: float,
+    env: Mapping[str, str],
+    module: bool,
+    compat: bool,
+    program: tuple[str, ...],
+) -> None:
+    """Run the program in this process, which is a rank already.
+
+    Raises:
+        ConfigError: options say (``extra``) what only a launcher can do.
+    """
+    if extra:
+        raise ConfigError(
+            f"this process is one of {mine.processes} that mpiexec or srun has started as ranks; leave out "
+            f"the options that start some, or leave out mpiexec"
+        )
+    from disttrain.launcher.program import Program, run_for_torch
+
+    if mine.rank == 0:
+        click.echo(
+            f"disttrain: found an MPI world of {mine.processes} processes: they are the ranks", err=True
+        )
+    os.environ.update(env)
+    os.environ.update(replace(mine, transport=transport, timeout=timeout).to_environ())
+    if compat:
+        run_for_torch()
+    loaded = Program.load(list(program), is_module=module)
+    loaded.run(loaded.new_main())
 
 
 def find_cluster(
