@@ -47,6 +47,11 @@ def _signal() -> int:
     return signal.SIGRTMIN + 11
 
 
+def is_stopped(pid: int) -> bool:
+    """Return whether a signal has stopped the process; a debugger does not count."""
+    return trouble(pid) == _STATES["T"]
+
+
 def trouble(pid: int) -> str:
     """Return why the process cannot go on, as far as the kernel knows: ``is stopped (SIGSTOP)``; "" if it can."""
     try:

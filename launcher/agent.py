@@ -61,6 +61,10 @@ NOTICE: Final = 7.5
 """Seconds after which a process that does not connect is named; again when the time has doubled."""
 HUNG: Final = 5.0
 """Seconds in one call after which a job that the user stops is told to have hung, with the place of each rank."""
+LOOK: Final = 1.0
+"""Seconds between two looks at which ranks are stopped."""
+STOPPED: Final = 10.0
+"""Seconds after which a stopped rank has failed, if others run. Half of it is said first."""
 FAILS_OF_A_NODE: Final = 2
 """After so many failed generations because of one node it is left out, if the job has enough others."""
 _MOST_ASKED: Final = 8
@@ -104,6 +108,7 @@ class Agent:
         self._stopped: list[int] = []
         self._standings: list[Standing] = []
         """Where the ranks were when the generation began to end."""
+        self._looked_at = 0.0
         self._tell_at = NOTICE
         """After how many seconds of the generation to name the processes that do not connect, next."""
         self._kill_at: float | None = None
@@ -321,7 +326,7 @@ class Agent:
     def _watch(self) -> None:
         self._on_messages()  # its descriptor tells edges; there may have been one
         while any(w.running for w in self._workers):
-            waits = (self._look_after_beginning(), self._commands.poll())
+            waits = (self._look_after_beginning(), self._look_for_stopped(), self._commands.poll())
             wait = min((w for w in waits if w is not None), default=None)
             if self._kill_at is not None:
                 wait = self._kill_at - time.monotonic()
@@ -331,6 +336,37 @@ class Agent:
             self._turn(wait)
         self._on_messages()
         self._commands.poll()
+
+    def _look_for_stopped(self) -> float | None:
+        """Name ranks that are stopped, and give them up in the end; return when to look again, in seconds.
+
+        If all are, somebody has suspended the job, and nothing is wrong.
+        """
+        if self._kill_at is not None or self._killed:
+            return None
+        now = time.monotonic()
+        if now - self._looked_at < LOOK:
+            return self._looked_at + LOOK - now
+        # Time in which this process was stopped too, with the job, does not count.
+        passed, self._looked_at = min(now - self._looked_at, 2 * LOOK), now
+        here = [w for w in self._workers if w.running and not w.env.node]
+        for worker in here:
+            worker.stopped = worker.stopped + passed if stacks.is_stopped(worker.pid) else 0.0
+        stopped = [w for w in here if w.stopped]
+        if len(stopped) < len(here):
+            for worker in stopped:
+                self._on_stopped(worker, passed)
+        return LOOK
+
+    def _on_stopped(self, worker: WorkerState, passed: float) -> None:
+        if worker.stopped >= STOPPED:
+            what = f"was stopped (SIGSTOP) for {worker.stopped:.0f} s while others ran"
+            self._fail(worker, what, 128 + signal.SIGSTOP)
+        elif worker.stopped >= STOPPED / 2 > worker.stopped - passed:
+            self._logs.notice(
+                f"disttrain: {name_ranks(worker.ranks)} (host {worker.host}, pid {worker.pid}) is stopped (SIGSTOP); "
+                f"the job ends in {STOPPED - worker.stopped:.0f} s unless it goes on (kill -CONT {worker.pid})"
+            )
 
     def _turn(self, wait: float | None) -> None:
         """Deal with what happens within ``wait`` seconds."""
@@ -462,7 +498,7 @@ class Agent:
         if worker.failed or (worker.status == 0 and not missing):
             return
         if worker.status < 0:
-            what, code = describe_signal(-worker.status), 128 - worker.status
+            what, code = describe_signal(-worker.status, worker.why), 128 - worker.status
         else:
             code = worker.status or 1
             what = f"left with code {worker.status} before the end"
@@ -613,16 +649,21 @@ class Agent:
         )
         has_history = self._directory.history.exists()
         if last.failures or self._attempts or self._suffered or has_history:
-            report.write(self._directory.report)
+            self._write_report(report)
         if has_history and not last.failures:
             self._logs.notice(f"disttrain: history of the run in {self._directory.path}")
-        if (last.failures or self._attempts) and (
-            not self._config.call or code == 0
-        ):  # else an exception says it
+        explained = last.failures or self._attempts or self._suffered
+        if explained and (not self._config.call or code == 0):  # else an exception says it
             self._logs.notice(report.text(self._directory.path))
         if self._config.call and code == 0:
             self.results = self._read_results()
         return report
+
+    def _write_report(self, report: RunReport) -> None:
+        try:
+            report.write(self._directory.report)
+        except OSError as e:  # what has happened is said all the same
+            self._logs.notice(f"disttrain: {self._directory.report} could not be written: {e.strerror}")
 
     def _read_results(self) -> dict[int, Any]:
         """Return what the function has returned; None for a rank that has left it with ``sys.exit(0)``."""

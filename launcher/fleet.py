@@ -200,7 +200,7 @@ class RemoteNode:
             self._fleet.on_report(report)
         elif kind == "exit":
             if worker.running:
-                worker.status = message["status"]
+                worker.status, worker.why = message["status"], message["why"]
                 self._fleet.on_exit(worker)
         else:
             raise BadMessage(f"{kind!r} is not for the launcher")

@@ -60,10 +60,9 @@ class _LogFile:
             if self.file is not None:
                 self.close()
                 self.path.replace(self.path.with_suffix(".log.1"))
-            self.file, self.size = open(self.path, "wb"), 0  # noqa: SIM115
+            self.file, self.size = open(self.path, "wb", buffering=0), 0  # noqa: SIM115
         data = b"".join(line + b"\n" for line in lines)
         self.file.write(data)
-        self.file.flush()
         self.size += len(data)
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.ledger import Standing, ledger_file, read
 from disttrain.collectives.meter import Reading, Wish, ask, read_meters, resume
 from disttrain.launcher import guardian, pmi
+from disttrain.launcher.memory import MemoryWatch
 from disttrain.launcher.placement import Machine, Place
 from disttrain.launcher.rundir import RunDirectory
 
@@ -60,6 +61,10 @@ class WorkerState:
     that the kernel cannot give its session's number to a stranger."""
     ends: dict[int, Message] = field(default_factory=dict)
     """Rank → the report of its end."""
+    why: str = ""
+    """Why it was killed, if that is known."""
+    stopped: float = 0.0
+    """For how many seconds it has been seen to be stopped."""
     failed: bool = False
     trouble: str = ""
     """Why it could not go on when it was looked at: ``is stopped (SIGSTOP)``; "" if it could."""
@@ -129,6 +134,7 @@ class LocalNode:
         self._notice = notice
         self._since = time.time()
         self._machine = Machine.look()
+        self._memory = MemoryWatch()
         self._popens: dict[int, subprocess.Popen[bytes]] = {}
         self._pidfds: dict[int, int] = {}
         self._workers: list[WorkerState] = []
@@ -198,6 +204,8 @@ class LocalNode:
         result = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
         assert result is not None
         worker.status = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+        if worker.status == -signal.SIGKILL:
+            worker.why = self._memory.explain(worker.pid)
         self._on_exit(worker)
 
     def look(self) -> None:
@@ -256,6 +264,7 @@ class LocalNode:
 
     def close(self) -> None:
         """Send the guardian home; all that it would clean up has been."""
+        self._memory.close()
         self._tell_guardian("done")
         assert self._guardian.stdin is not None
         self._guardian.stdin.close()

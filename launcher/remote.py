@@ -238,7 +238,7 @@ class Remote:
     def _on_exit(self, worker: WorkerState) -> None:
         self._on_reports()  # its report came before its end
         assert worker.status is not None
-        self._send("exit", worker.env.process, status=worker.status)
+        self._send("exit", worker.env.process, status=worker.status, why=worker.why)
 
     def _forget(self) -> None:
         """Drop all that is left of a generation; its processes have been swept."""

@@ -221,13 +221,13 @@ def describe_end(error: str, message: str, code: int) -> str:
     return f"left with exit code {code} (sys.exit)"
 
 
-def describe_signal(number: int) -> str:
-    """Return for example ``was killed by SIGKILL (kill -9 or ...)``."""
+def describe_signal(number: int, why: str = "") -> str:
+    """Return for example ``was killed by SIGKILL (kill -9 or ...)``; in the brackets ``why``, if it is known."""
     try:
         name = signal.Signals(number)
     except ValueError:
         return f"was killed by signal {number}"
-    hint = _SIGNAL_HINTS.get(name)
+    hint = why or _SIGNAL_HINTS.get(name)
     return f"was killed by {name.name}" + (f" ({hint})" if hint else "")
 
 

@@ -34,9 +34,16 @@ class RunDirectory:
             self.node = node
             # Two nodes may share the folder: a home on the network, or a machine that plays several.
             self.path = base / (f"{self.run_id}.{node}" if node else self.run_id)
-            self.path.mkdir(mode=0o700)
-            self._lock = _lock(self.path / "lock", fcntl.LOCK_EX)
-            os.write(self._lock, str(os.getpid()).encode())
+            try:
+                self.path.mkdir(mode=0o700)
+                self._lock = _lock(self.path / "lock", fcntl.LOCK_EX)
+                os.write(self._lock, str(os.getpid()).encode())
+            except OSError as e:
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise RuntimeError(
+                    f"the run directory {self.path} cannot be made: {e.strerror}; make room, or set XDG_RUNTIME_DIR or "
+                    f"TMPDIR to another folder"
+                ) from None
         self.control = f"ipc://{self.path}/control"
         if len(os.fsencode(self.path / "control")) > _MAX_SOCKET_PATH:
             self.remove()

@@ -32,7 +32,7 @@ KINDS: Final[Kinds] = {
     "hello": {"facts": dict},  # what ``disttrain.launcher.preflight`` compares
     "beat": {},  # both ways, once a second: it lives and its loop turns
     "started": {"pid": int},
-    "exit": {"status": int},  # of a worker, negative for a signal
+    "exit": {"status": int, "why": str},  # of a worker, negative for a signal; and why it was killed
     "report": {"message": dict},  # what a worker has sent to the control plane of its node
     "log": {"error": bool, "data": str},  # bytes of stdout or stderr in base64; none at the end
     # A worker: monotonic nanoseconds, its ledger in base64 of zlib, and what ``WorkerState`` has beside it.
