@@ -47,6 +47,7 @@ class Wish(IntEnum):
 # Words of the file's head, which the launcher writes: how often it has asked.
 _ASKED: Final = (2, 3, 5)
 _RESUMED: Final = 6
+_ENDING: Final = 7
 
 
 _WISHES: Final = tuple(Wish)
@@ -138,6 +139,11 @@ class Meter:
         self._words[_ACTED_AT] = self._words[_STEPS]
         self._words[_DONE + wish] += 1
 
+    @property
+    def ending(self) -> bool:
+        """Whether the launcher is ending the job: a SIGTERM is to be obeyed."""
+        return bool(self._head[_ENDING])
+
     def pause(self) -> None:
         """Return once the last pause has been ended."""
         self._words[_PAUSED] = 1
@@ -149,6 +155,11 @@ class Meter:
 def ask(descriptor: int, wish: Wish) -> None:
     """Ask the ranks of a ledger's file, as its only writer, for something."""
     _increment(descriptor, _ASKED[wish])
+
+
+def end(descriptor: int) -> None:
+    """Tell the ranks of a ledger's file that the SIGTERM which follows is the launcher's."""
+    os.pwrite(descriptor, struct.pack("=q", 1), 8 * _ENDING)
 
 
 def resume(descriptor: int) -> None:

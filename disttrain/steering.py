@@ -13,12 +13,14 @@ import math
 import numbers
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from disttrain import context
+from disttrain.collectives import signals
 from disttrain.collectives.env import WorkerEnv, current_env
 from disttrain.collectives.meter import Meter, Wish
 
@@ -159,6 +161,9 @@ def on_save(callback: _Callback) -> _Callback:
     exception in it ends the job as any other. ``disttrain ctl JOB stop`` saves, too, before it stops. A later
     ``on_save`` takes the place of an earlier one.
 
+    SIGTERM or SIGUSR1 to the launcher or to a rank, by which batch systems announce that they take the nodes away,
+    then mean the same as ``stop``, and the job ends with exit code 75.
+
     Args:
         callback: is called without arguments.
 
@@ -171,7 +176,10 @@ def on_save(callback: _Callback) -> _Callback:
     if not callable(callback):
         raise TypeError(f"on_save() needs a function without arguments, got {type(callback).__name__}")
     context.current().on_save = callback
-    meter().can_save()
+    counter = meter()
+    counter.can_save()
+    if current_env().control and threading.current_thread() is threading.main_thread():
+        signals.forward_sigterm(lambda: counter.ending)
     return callback
 
 

@@ -61,6 +61,10 @@ NOTICE: Final = 7.5
 """Seconds after which a process that does not connect is named; again when the time has doubled."""
 HUNG: Final = 5.0
 """Seconds in one call after which a job that the user stops is told to have hung, with the place of each rank."""
+PREEMPTED: Final = 75
+"""Exit code of a job that has saved and stopped because of a signal: it wants to be started again (EX_TEMPFAIL)."""
+PREEMPTS: Final = (signal.SIGTERM, signal.SIGUSR1)
+"""Signals by which batch systems announce that they will take the nodes away."""
 LOOK: Final = 1.0
 """Seconds between two looks at which ranks are stopped."""
 STOPPED: Final = 10.0
@@ -88,6 +92,8 @@ class Agent:
         """Node → how many generations have failed because of it."""
         self._signals: list[signal.Signals] = []
         self._stopped_by: signal.Signals | None = None
+        self._preempted: signal.Signals | None = None
+        """The signal on which the ranks were asked to save and stop."""
         self._stopper = ""
         """Who has stopped the job, for its user."""
         self.results: dict[int, Any] = {}
@@ -286,7 +292,7 @@ class Agent:
         def note(number: int, _: FrameType | None) -> None:
             self._signals.append(signal.Signals(number))
 
-        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             if signal.getsignal(s) is not signal.SIG_IGN:  # nohup, a shell's background job
                 before[s] = signal.signal(s, note)
         self._selector.register(read, selectors.EVENT_READ, lambda: self._on_signals(read))
@@ -475,9 +481,25 @@ class Agent:
 
     def _take_signal(self, s: signal.Signals) -> None:
         if self._stopped_by is not None or self._failures:  # asked twice, or ending anyway
-            self._kill_at = time.monotonic()
-            return
-        self._stop(s, s.name)
+            if s != signal.SIGUSR1:
+                self._kill_at = time.monotonic()
+        elif s not in PREEMPTS or (self._preempted is not None and s == signal.SIGTERM):
+            self._stop(s, s.name)
+        elif self._preempted is None:
+            self._preempt(s)
+
+    def _preempt(self, s: signal.Signals) -> None:
+        """Have the ranks save and stop after a step, if the script has said how; else SIGTERM ends the job."""
+        refusal = self._commands.preempt(s.name)
+        if not refusal:
+            self._preempted = s
+            self._logs.notice(
+                f"disttrain: {s.name}: the ranks save after the next step and stop; Ctrl-C does not wait"
+            )
+        elif s == signal.SIGTERM:
+            self._stop(s, s.name)
+        else:
+            self._logs.notice(f"disttrain: {s.name} changes nothing: {refusal}")
 
     def _stop(self, by: signal.Signals, who: str) -> None:
         """End the job because its user wants it: as ``by`` would, on behalf of ``who``."""
@@ -552,6 +574,7 @@ class Agent:
         if (
             not self._failures
             or self._stopped_by is not None
+            or self._preempted is not None
             or self._generation >= self._config.max_restarts
         ):
             return False
@@ -632,6 +655,8 @@ class Agent:
             self._logs.notice(f"disttrain: stopped by {self._stopper}{hard}")
             if any(standing.waited > HUNG for standing in self._standings):
                 self._logs.notice("\n".join(describe_positions(last.positions)))
+        elif self._preempted is not None and self._commands.stopped_at is not None:
+            code = PREEMPTED
         report = RunReport(
             run_id=self._directory.run_id,
             generation=self._generation,

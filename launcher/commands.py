@@ -48,6 +48,8 @@ class Commands:
         """How often the ranks of this generation have been asked."""
         self._pending: list[str] = []
         """Commands that have still to be done."""
+        self._on_behalf: dict[str, str] = {}
+        """Who asked for them, if it was not ``disttrain ctl``."""
 
     def begin(
         self,
@@ -79,6 +81,13 @@ class Commands:
                 return {"kind": "reply", "done": not refusal, "text": refusal, "number": number}
 
     # -- commands ------------------------------------------------------------------------------------------
+
+    def preempt(self, by: str) -> str:
+        """Ask all ranks to save and stop, on behalf of the signal ``by``; return why not, "" if they will."""
+        refusal = self._why_not("save") or self.ask("stop")
+        if not refusal:
+            self._on_behalf["stop"] = by
+        return refusal
 
     def ask(self, command: str) -> str:
         """Ask all ranks for what ``save``, ``stop``, ``pause`` or ``resume`` mean; return why not, "" if it is done.
@@ -117,7 +126,8 @@ class Commands:
             if command == "stop":
                 self.stopped_at = step
             self._note(command, "done", step)
-            self._notice(f"disttrain: {_DONE[command]}{where}, as asked by `disttrain ctl {command}`")
+            by = self._on_behalf.pop(command, f"`disttrain ctl {command}`")
+            self._notice(f"disttrain: {_DONE[command]}{where}, as asked by {by}")
         return (POLL if len(self._nodes) == 1 else _POLL_OTHERS) if self._pending else None
 
     def _why_not(self, command: str) -> str:

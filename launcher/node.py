@@ -16,7 +16,7 @@ from disttrain.collectives import stacks
 from disttrain.collectives.control import Message
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.ledger import Standing, ledger_file, read
-from disttrain.collectives.meter import Reading, Wish, ask, read_meters, resume
+from disttrain.collectives.meter import Reading, Wish, ask, end, read_meters, resume
 from disttrain.launcher import guardian, pmi
 from disttrain.launcher.memory import MemoryWatch
 from disttrain.launcher.placement import Machine, Place
@@ -223,6 +223,8 @@ class LocalNode:
 
     def terminate(self) -> None:
         """Ask every process of the job to end."""
+        for worker in self._workers:
+            end(worker.ledger)
         for pid in self._members():
             guardian.send(pid, [signal.SIGTERM, signal.SIGCONT])
 

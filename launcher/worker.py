@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from disttrain.collectives import control, ledger, stacks
+from disttrain.collectives import control, ledger, signals, stacks
 from disttrain.collectives.env import WorkerEnv
 from disttrain.launcher.program import Outcome, Program, outcome_of, run_for_torch
 
@@ -27,6 +27,7 @@ def die_with_parent(parent: int) -> None:
 
 def main(argv: list[str]) -> None:
     die_with_parent(int(argv[0]))
+    signal.signal(signal.SIGUSR1, signals.forward)
     faulthandler.enable()  # a crash in native code then says where
     for stream in (sys.stdout, sys.stderr):
         # By lines also under PYTHONUNBUFFERED, which would send a line in pieces that others can get between.
