@@ -13,6 +13,10 @@ _COMMANDS: Final = {
         "disttrain.launcher.debug:debug",
         "Run all ranks of a script in one process, under a debugger.",
     ),
+    "submit": ("disttrain.launcher.submit:submit", "Run a script as a job of Slurm or PBS."),
+    "status": ("disttrain.launcher.submit:status", "Say how a submitted job stands."),
+    "logs": ("disttrain.launcher.submit:logs", "Print the log of a submitted job."),
+    "cancel": ("disttrain.launcher.submit:cancel", "End a submitted job."),
     "audit": (
         "disttrain.launcher.audit:audit",
         "Prove that a script computes the same bits on any number of processes.",
