@@ -453,11 +453,14 @@ class Communicator:
         return call
 
     def _deposit(self, call: Call, stay: bool = False) -> None:
-        self._host.check(self._group)
+        host = self._host
+        if host.baton is not None:
+            host.baton.before_call(self._world_rank)
+        host.check(self._group)
         call.index = self.rank
-        call.generation = self._host.env.generation
+        call.generation = host.env.generation
         if on_gpu(call.like):
-            call.ready = self._host.gpu.accept(call.like)
+            call.ready = host.gpu.accept(call.like)
         if call.pair is None:
             self._group.deposit(call, collective, stay)
         else:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
+from typing import Any
 
 _PREFIX = "DISTTRAIN_"
 _MPI_VARIABLES = (
@@ -69,6 +70,8 @@ class WorkerEnv:
     """Faults that the ranks are to suffer (``--chaos``), as ``disttrain.collectives.chaos`` reads them."""
     history: str = ""
     """File to which ranks append what their script logs, as JSON lines; empty if there is none."""
+    schedule: int = -1
+    """Seed of the order in which ranks that are threads run; -1 for the order of their numbers."""
     audit: str = ""
     """Folder in which ranks record what they compute (``disttrain audit``); empty if they do not."""
     audit_steps: int = 0
@@ -152,7 +155,23 @@ class WorkerEnv:
         return WorkerEnv(**values | {"rank": rank, "hosted": 1})
 
 
-_hosted_rank: ContextVar[WorkerEnv | None] = ContextVar("hosted_rank", default=None)
+class HostedRank:
+    """A rank that is a thread, and what belongs to it rather than to the process.
+
+    The threads that it starts belong to it too (:func:`hosted_rank` is what they inherit).
+    """
+
+    __slots__ = ("context", "env", "host")
+
+    def __init__(self, env: WorkerEnv, host: Any = None) -> None:
+        self.env = env
+        self.host = host
+        """The ``Host`` that connects it to the other ranks."""
+        self.context: Any = None
+        """What the library keeps for the rank (``disttrain.context``)."""
+
+
+_hosted_rank: ContextVar[HostedRank | None] = ContextVar("hosted_rank", default=None)
 
 
 def starter(environ: Mapping[str, str] = os.environ) -> str:
@@ -163,15 +182,21 @@ def starter(environ: Mapping[str, str] = os.environ) -> str:
 
 def current_env() -> WorkerEnv:
     """Return the contract of the calling rank: of its thread if ranks are threads, else of the process."""
-    env = _hosted_rank.get()
-    return WorkerEnv.from_environ() if env is None else env
+    rank = _hosted_rank.get()
+    return WorkerEnv.from_environ() if rank is None else rank.env
 
 
 def hosted_env() -> WorkerEnv | None:
-    """Return the contract of the calling thread if ranks are threads and it is one, else ``None``."""
+    """Return the contract of the calling thread's rank if ranks are threads, else ``None``."""
+    rank = _hosted_rank.get()
+    return None if rank is None else rank.env
+
+
+def hosted_rank() -> HostedRank | None:
+    """Return the rank that the calling thread is, or was started by, if ranks are threads."""
     return _hosted_rank.get()
 
 
-def enter_rank(env: WorkerEnv) -> None:
-    """Make the calling thread (and the context copied from it) the rank of ``env``."""
-    _hosted_rank.set(env)
+def enter_rank(rank: HostedRank | None) -> None:
+    """Make the calling thread (and the context copied from it) that of ``rank``."""
+    _hosted_rank.set(rank)

@@ -150,7 +150,7 @@ class Host:
             "generation": env.generation,
         }
         self.ledger = Ledger(ranks, tables, env.ledger)
-        self.baton = Baton(ranks, self.progress, on_switch) if threads else None
+        self.baton = Baton(ranks, self.progress, env.schedule, on_switch) if threads else None
         self.world = Group(self, range(env.world_size), transport.world, transport.hosts)
         self.failure: BaseException | None = None
         """What has failed on the GPU, where nobody waited for it."""

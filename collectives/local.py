@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from disttrain.collectives.env import WorkerEnv, enter_rank
+from disttrain.collectives.env import HostedRank, WorkerEnv, enter_rank
 from disttrain.collectives.errors import RankFailed, TransportUnavailable
 from disttrain.collectives.memory import NodeMemory
 from disttrain.collectives.transport import Channel, Mailbox, Request
@@ -94,7 +94,7 @@ def run_ranks(
 
     def run(rank: int) -> None:
         error: BaseException | None = None
-        enter_rank(env.of_rank(rank))
+        enter_rank(HostedRank(env.of_rank(rank), host))
         host.ledger.pages[rank].set_thread(threading.get_ident())
         baton.enter(rank)
         try:

@@ -5,21 +5,19 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
 import numpy
 
 from disttrain.collectives.communicator import Communicator
-from disttrain.collectives.env import WorkerEnv, current_env
+from disttrain.collectives.env import WorkerEnv, current_env, hosted_rank
 from disttrain.collectives.host import Host
 from disttrain.collectives.protocol import collective
 from disttrain.collectives.select import open_transport
 from disttrain.kernels.arrays import Array
 
 _logger = logging.getLogger("disttrain")
-_threaded_host: ContextVar[Host | None] = ContextVar("threaded_host", default=None)
 _host: Host | None = None
 """The host of a process whose main thread is its only rank."""
 
@@ -34,7 +32,8 @@ def connect() -> Communicator:
         RuntimeError: the processes that MPI connected are not those of the job.
     """
     env = current_env()
-    host = _threaded_host.get() or _host
+    rank = hosted_rank()
+    host: Host | None = _host if rank is None else rank.host
     if host is None:
         if env.hosted > 1:
             raise RuntimeError(
@@ -80,9 +79,7 @@ def open_host(env: WorkerEnv, *, threads: bool, on_switch: Callable[[int], None]
     host = Host(env, transport, threads=threads, on_switch=on_switch)
     if env.rank == 0:
         _logger.info(line)
-    if threads:
-        _threaded_host.set(host)
-    else:
+    if not threads:
         _host = host
     if env.processes > 1 and not env.control:
         _end_with_the_others(host)
@@ -92,9 +89,7 @@ def open_host(env: WorkerEnv, *, threads: bool, on_switch: Callable[[int], None]
 def close_host(host: Host, *, failed: bool) -> None:
     """Say goodbye to the other processes, unless a rank of this one failed: then nobody waits for anybody."""
     global _host
-    if _threaded_host.get() is host:
-        _threaded_host.set(None)
-    else:
+    if host is _host:
         _host = None
     if failed:
         host.stop()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from disttrain import dtypes
-from disttrain.collectives.env import hosted_env
+from disttrain.collectives.env import hosted_rank
 
 if TYPE_CHECKING:
     from disttrain.collectives.meter import Meter
@@ -60,8 +60,6 @@ class RankContext:
 
 
 _process = RankContext()
-_current: ContextVar[RankContext | None] = ContextVar("rank_context", default=None)
-
 grad_enabled: ContextVar[Any] = ContextVar("grad_enabled", default=True)
 """Whether operations are recorded: true or false; see ``disttrain.modes``.
 
@@ -70,11 +68,11 @@ By thread, as in PyTorch, and so not part of :class:`RankContext`.
 
 
 def current() -> RankContext:
-    """Return the context of the calling rank; threads that are no rank share the process's."""
-    context = _current.get()
-    if context is None:
-        if hosted_env() is None:
-            return _process
-        context = RankContext()
-        _current.set(context)
+    """Return the context of the calling rank: of its thread if ranks are threads, else of the process."""
+    rank = hosted_rank()
+    if rank is None:
+        return _process
+    if rank.context is None:
+        rank.context = RankContext()
+    context: RankContext = rank.context
     return context

@@ -53,6 +53,8 @@ class LaunchConfig:
     chaos_seed: int = 0
     call: str = ""
     """The function that the program calls, as JSON, if ``disttrain.launch`` started it."""
+    schedule: int = -1
+    """Seed of the order in which ranks that are threads run; -1 for the order of their numbers."""
     audit: str = ""
     """Folder in which the ranks record what they compute; empty if they do not."""
     audit_steps: int = 0
@@ -127,6 +129,7 @@ class LaunchConfig:
                         history=history,
                         master=self.master,
                         timeout=self.timeout,
+                        schedule=self.schedule,
                         audit=self.audit,
                         audit_steps=self.audit_steps,
                     )

@@ -3,15 +3,16 @@
 import io
 import os
 import sys
+import threading
+from contextlib import ExitStack
 from types import ModuleType
-from typing import BinaryIO, Final, TextIO
+from typing import BinaryIO, TextIO
 
 from disttrain.collectives.env import WorkerEnv, hosted_env
 from disttrain.collectives.errors import RankFailed
 from disttrain.collectives.local import run_ranks
-from disttrain.launcher.program import Outcome, Program, describe
-
-_BY_RANK: Final = ("RANK", "LOCAL_RANK")
+from disttrain.launcher.belongings import SharedModules, own_variables, threads_of_ranks
+from disttrain.launcher.program import Outcome, Program, describe, leave_fork
 
 
 class RankStream(io.TextIOBase):
@@ -23,37 +24,51 @@ class RankStream(io.TextIOBase):
 
     def __init__(self, target: TextIO) -> None:
         self._target = target
-        self._pending: dict[int, str] = {}
+        self._pending: dict[tuple[int, int], str] = {}
+        """Unfinished lines, by rank and thread."""
+        self._lock = threading.RLock()  # the threads that a rank has started write whenever they like
         self._open: int | None = None  # the rank whose unfinished line is on the screen
 
     def write(self, text: str) -> int:
         env = hosted_env()
-        if env is None:  # no rank: the debugged process itself, or a thread that the script has started
+        if env is None:  # the process itself
             return self._target.write(text)
-        *lines, rest = (self._pending.pop(env.rank, "") + text).split("\n")
-        for line in lines:
-            self._put(env.rank, line + "\n")
-        if rest:
-            self._pending[env.rank] = rest
-        if lines and self.line_buffering:
-            self._target.flush()
+        who = env.rank, threading.get_ident()
+        with self._lock:
+            *lines, rest = (self._pending.pop(who, "") + text).split("\n")
+            for line in lines:
+                self._put(env.rank, line + "\n")
+            if rest:
+                self._pending[who] = rest
+            if lines and self.line_buffering:
+                self._target.flush()
         return len(text)
 
     def flush(self) -> None:
         env = hosted_env()
-        if env is not None and self._target.isatty() and (rest := self._pending.pop(env.rank, "")):
-            self._put(env.rank, rest)
-        self._target.flush()
+        with self._lock:
+            rest = ""
+            if env is not None and self._target.isatty():
+                rest = self._pending.pop((env.rank, threading.get_ident()), "")
+            if env is not None and rest:
+                self._put(env.rank, rest)
+            self._target.flush()
 
     def drain(self) -> None:
         """Write what is unfinished, of all ranks."""
-        for rank, rest in sorted(self._pending.items()):
-            self._put(rank, rest + "\n")
-        self._pending.clear()
-        if self._open is not None:
-            self._target.write("\n")
-            self._open = None
-        self._target.flush()
+        with self._lock:
+            for (rank, _), rest in sorted(self._pending.items()):
+                self._put(rank, rest + "\n")
+            self._pending.clear()
+            self.end_line()
+
+    def end_line(self) -> None:
+        """End the line that is on the screen, if a rank has left it open: something else follows."""
+        with self._lock:
+            if self._open is not None:
+                self._target.write("\n")
+                self._open = None
+            self._target.flush()
 
     def _put(self, rank: int, text: str) -> None:
         if self._open not in (None, rank):
@@ -97,17 +112,39 @@ class RankStream(io.TextIOBase):
 def run_hosted(env: WorkerEnv, argv: list[str], *, is_module: bool) -> dict[int, Outcome]:
     """Run the program once for each rank that ``env`` hosts; return how each one ended, the root cause first.
 
-    While a rank runs, ``sys.modules["__main__"]`` is its module and ``os.environ`` holds its ``RANK``. Other
-    modules that the script imports are shared by all hosted ranks.
+    While a rank runs, ``sys.modules["__main__"]`` and ``sys.argv`` are its own; ``os.environ`` always is, also in the
+    threads that it starts. Other modules that the script imports are shared by all hosted ranks, which is said.
     """
     outcomes: dict[int, Outcome] = {}
     mains: dict[int, ModuleType] = {}
+    argvs: dict[int, list[str]] = {}
+    running: int | None = None
+    settled: set[int] = set()
+    shared = SharedModules()
+    pid = os.getpid()
 
     def on_switch(rank: int) -> None:
-        environ = env.of_rank(rank).torchrun_environ()
-        os.environ.update({name: environ[name] for name in _BY_RANK})
+        nonlocal running
+        if running is not None:
+            argvs[running] = sys.argv
+            if running not in settled:  # it has come to its first wait, or its end: the imports are done
+                settled.add(running)
+                name_shared()
+        running = rank
+        variables.show(rank)
+        sys.argv = argvs.setdefault(rank, list(program.argv))
         if rank in mains:
             sys.modules["__main__"] = mains[rank]
+
+    def name_shared(*, at_the_end: bool = False) -> None:
+        if (
+            env.process == 0
+            and len(settled) > 1
+            and (names := shared.find(mains.values(), at_the_end=at_the_end))
+        ):
+            before[1].write(
+                f"disttrain: ranks of one process share its modules and what these hold: {', '.join(names)}\n"
+            )
 
     def body(rank: int) -> None:
         mains[rank] = program.new_main()
@@ -115,22 +152,33 @@ def run_hosted(env: WorkerEnv, argv: list[str], *, is_module: bool) -> dict[int,
             program.run(mains[rank])
         except BaseException as e:
             outcomes[rank] = describe(e)
-            raise
-        outcomes[rank] = Outcome()
+            if os.getpid() == pid:
+                raise
+        else:
+            outcomes[rank] = Outcome()
+        if os.getpid() != pid:  # a fork in the script has come to its end: not the rank's
+            leave_fork(outcomes[rank])
 
     streams = RankStream(sys.stdout), RankStream(sys.stderr)
     before = sys.stdout, sys.stderr, sys.modules["__main__"]
     sys.stdout, sys.stderr = streams
-    try:
-        program = Program.load(argv, is_module=is_module)
-        run_ranks(env, body, on_switch)
-    except RankFailed as e:
-        return {e.rank: outcomes.pop(e.rank, None) or describe(e.exception), **outcomes}
-    except BaseException as e:  # of no rank: the program or the transport cannot be loaded, or Ctrl-C
-        failure = describe(e)
-        return {env.rank: failure}
-    finally:
-        for stream in streams:
-            stream.drain()
-        sys.stdout, sys.stderr, sys.modules["__main__"] = before
+    with ExitStack() as stack:
+        ranks = range(env.rank, env.rank + env.hosted)
+        own = {rank: env.of_rank(rank).torchrun_environ() for rank in ranks}
+        variables = stack.enter_context(own_variables(own))
+        stack.enter_context(threads_of_ranks())
+        try:
+            program = Program.load(argv, is_module=is_module)
+            run_ranks(env, body, on_switch)
+        except RankFailed as e:
+            return {e.rank: outcomes.pop(e.rank, None) or describe(e.exception), **outcomes}
+        except BaseException as e:  # of no rank: the program or the transport cannot be loaded, or Ctrl-C
+            failure = describe(e)
+            return {env.rank: failure}
+        finally:
+            for stream in streams:
+                stream.drain()
+            settled.update(mains)
+            name_shared(at_the_end=True)
+            sys.stdout, sys.stderr, sys.modules["__main__"] = before
     return outcomes

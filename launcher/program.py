@@ -12,6 +12,8 @@ from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType, TracebackType
 from typing import Final
 
+from disttrain.collectives import control
+
 _LAUNCHER: Final = os.path.dirname(os.path.realpath(__file__)) + os.sep
 _COLLECTIVES: Final = os.path.join(os.path.dirname(os.path.dirname(_LAUNCHER)), "collectives") + os.sep
 _FOLLOWERS: Final = {"PeerFailed", "CollectiveTimeout"}
@@ -98,6 +100,15 @@ def outcome_of(body: Callable[[], None]) -> Outcome:
     except BaseException as e:  # KeyboardInterrupt too: the script's end is told, not decided, here
         return describe(e)
     return Outcome()
+
+
+def leave_fork(outcome: Outcome) -> None:
+    """End a fork of the script, which has come to its end: it says what Python would say, and is no rank."""
+    if outcome.traceback:
+        sys.stderr.write(outcome.traceback)
+    elif outcome.message:
+        sys.stderr.write(outcome.message + "\n")
+    control.leave(outcome.code)
 
 
 def describe(e: BaseException) -> Outcome:

@@ -13,7 +13,7 @@ import threading
 
 from disttrain.collectives import control, ledger, signals, stacks
 from disttrain.collectives.env import WorkerEnv
-from disttrain.launcher.program import Outcome, Program, outcome_of, run_for_torch
+from disttrain.launcher.program import Outcome, Program, leave_fork, outcome_of, run_for_torch
 
 _PR_SET_PDEATHSIG = 1
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
 
         outcome = outcome_of(body)
         if os.getpid() != pid:  # a fork in the script has come to its end: not the rank's
-            _leave_fork(outcome)
+            leave_fork(outcome)
         outcomes = {env.rank: outcome}
     finish(env, outcomes)
 
@@ -108,14 +108,6 @@ def _close() -> None:
     world = sys.modules.get("disttrain.collectives.world")
     if world is not None:  # the script may have communicated
         world.shutdown()
-
-
-def _leave_fork(outcome: Outcome) -> None:
-    if outcome.traceback:
-        sys.stderr.write(outcome.traceback)
-    elif outcome.message:
-        sys.stderr.write(outcome.message + "\n")
-    control.leave(outcome.code)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,44 @@ def test_ranks_take_turns_in_rank_order():
     assert seen == again
 
 
+def test_a_seed_draws_the_order_and_the_same_seed_the_same_order():
+    def order(seed):
+        seen = []
+
+        def body(rank):
+            comm = connect()
+            x = np.full(3, float(rank), "f")
+            for step in range(3):
+                seen.append((step, rank))
+                work = comm.start_all_reduce(x, x)
+                seen.append((step, rank))
+                work.wait()
+            return x.tolist()
+
+        results = run_ranks(WorkerEnv(world_size=4, hosted=4, schedule=seed), body)
+        assert results == [[96.0] * 3] * 4
+        return seen
+
+    orders = [order(seed) for seed in range(6)]
+
+    assert orders == [order(seed) for seed in range(6)]
+    assert len({tuple(o) for o in [*orders, order(-1)]}) == 7
+    assert {o[0][1] for o in orders} > {0}  # another rank than the first may begin
+    assert any(a[0] == b[0] and a != b for o in orders for a, b in zip(o[::2], o[1::2], strict=True))
+
+
+def test_a_deadlock_is_proven_under_any_seed():
+    def body(rank):
+        if rank != 1:
+            connect().barrier()
+
+    for seed in range(4):
+        with pytest.raises(RankFailed) as caught:
+            run_ranks(WorkerEnv(world_size=4, hosted=4, schedule=seed), body)
+        assert isinstance(caught.value.exception, Deadlock)
+        assert "rank 1: finished" in str(caught.value.exception)
+
+
 def test_never_two_ranks_at_once():
     inside = []
 

@@ -238,3 +238,148 @@ def test_a_wrong_number_of_ranks_is_refused(tmp_path):
 
     assert done.returncode == 2
     assert "the number of ranks must be a power of two, got 3; try 2 or 4" in done.stderr
+
+
+def test_a_rank_has_its_own_variables_and_arguments_also_in_its_threads(tmp_path):
+    done = debug(
+        tmp_path,
+        """
+        import os, subprocess, sys, threading
+        from concurrent.futures import ThreadPoolExecutor
+        import disttrain as dt
+        from disttrain.collectives import connect
+        rank = connect().rank
+        barrier = connect().barrier
+        os.environ["MINE"] = str(rank)
+        os.environb[b"BYTES"] = b"%d" % rank
+        if rank == 0:
+            del os.environ["HOME"]
+        sys.argv.append(str(rank))
+        dt.manual_seed(100 + rank)
+        started, seen = threading.Event(), []
+
+        def look():
+            names = ("RANK", "LOCAL_RANK", "MINE", "BYTES")
+            seen.append([*map(os.environ.get, names), dt.initial_seed(), connect().rank, "HOME" in os.environ])
+
+        class Waits(threading.Thread):  # while the other ranks run
+            def run(self):
+                started.wait()
+                look()
+
+        thread = Waits()
+        thread.start()
+        barrier()
+        barrier()
+        started.set()
+        thread.join()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(look).result()
+        look()
+        r = str(rank)
+        assert seen == 3 * [[r, r, r, r, 100 + rank, rank, rank != 0]], seen
+        assert sys.argv == ["script.py", r]
+        barrier()
+        assert subprocess.check_output("echo $RANK $MINE $BYTES", shell=True, text=True).split() == [r, r, r]
+        barrier()
+        print("same")
+        """,
+        "-n", "4",
+    )  # fmt: skip
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == [f"[{r}] same" for r in range(4)]
+
+
+def test_a_thread_of_a_rank_that_waits_for_the_others_is_an_error(tmp_path):
+    done = debug(
+        tmp_path,
+        """
+        from concurrent.futures import ThreadPoolExecutor
+        from disttrain.collectives import connect
+        comm = connect()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(comm.barrier).result()
+        """,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert "RuntimeError: a thread that rank 0 has started cannot wait in barrier()" in done.stderr
+
+
+def test_a_fork_of_a_rank_works_and_cannot_wait_for_the_others(tmp_path):
+    done = debug(
+        tmp_path,
+        """
+        import multiprocessing, os, warnings
+        from disttrain.collectives import connect
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork of a process with threads, Python 3.12
+
+        def square(x):
+            return x * x
+
+        def fork(body):
+            pid = os.fork()
+            if pid == 0:
+                body()
+                raise SystemExit(5)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+        if __name__ == "__main__":
+            comm = connect()
+            for how in ("fork", "spawn"):
+                with multiprocessing.get_context(how).Pool(1) as pool:
+                    print(how, pool.map(square, [0, 1, 2]))
+            print("fork", fork(int), fork(comm.barrier))
+            comm.barrier()
+        """,
+        "-n", "1",
+    )  # fmt: skip
+    alone = done.stdout.splitlines()
+
+    done = debug(tmp_path, (tmp_path / "script.py").read_text(), "-n", "2")
+
+    assert alone == ["[0] fork [0, 1, 4]", "[0] spawn [0, 1, 4]", "[0] fork 5 5"]
+    assert done.returncode == 0
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[0]")]
+    assert lines == ["[0] fork [0, 1, 4]", "[0] spawn [0, 1, 4]", "[0] fork 5 1"]
+    assert "[0] RuntimeError: a fork of rank 0 cannot wait in barrier()" in done.stderr
+
+
+def test_modules_that_ranks_share_are_named_once(tmp_path):
+    (tmp_path / "layers.py").write_text("class Layer: pass\n")
+    (tmp_path / "state.py").write_text("import layers\nCACHE = {}\n")
+    (tmp_path / "late.py").write_text("")
+    (tmp_path / "plots.py").write_text("")
+    done = debug(
+        tmp_path,
+        """
+        from state import CACHE
+        import json
+        from disttrain.collectives import connect
+        comm = connect()
+        if comm.rank == 0:
+            import plots
+        for _ in range(3):
+            comm.barrier()
+        def end():
+            import late
+        end()
+        """,
+        "-n", "4",
+    )  # fmt: skip
+
+    said = "disttrain: ranks of one process share its modules and what these hold: "
+    assert (done.returncode, done.stderr.splitlines()) == (0, [said + "layers, state", said + "late"])
+
+
+def test_a_call_inside_an_import_is_an_error_and_no_hang(tmp_path):
+    (tmp_path / "eager.py").write_text("from disttrain.collectives import connect\n\nconnect().barrier()\n")
+
+    done = debug(tmp_path, "import eager")
+
+    assert done.returncode == 1
+    assert (
+        "Deadlock: rank 0 is in barrier() at eager.py:3 (call 0 of the world) while it imports" in done.stderr
+    )
+    assert "make the call after the import" in done.stderr

@@ -7,7 +7,7 @@ import pytest
 
 import disttrain as dt
 from disttrain import context
-from disttrain.collectives.env import WorkerEnv, enter_rank
+from disttrain.collectives.env import HostedRank, WorkerEnv, enter_rank
 from disttrain.data import (
     BatchSampler,
     DataLoader,
@@ -406,7 +406,7 @@ def test_ranks_that_are_threads_read_in_line_and_say_so(caplog):
     seen = {}
 
     def rank(r):
-        enter_rank(WorkerEnv(rank=r, world_size=2))
+        enter_rank(HostedRank(WorkerEnv(rank=r, world_size=2)))
         seen[r] = [i.tolist() for _, i in DataLoader(Squares(8), 2, num_workers=1)]
 
     with caplog.at_level(logging.WARNING, "disttrain"):
