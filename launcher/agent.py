@@ -16,25 +16,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from disttrain.collectives import stacks
 from disttrain.collectives.chaos import Fault, write
 from disttrain.collectives.control import Message
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.ledger import Standing, stacks_in
-from disttrain.launcher import pmi, preflight
+from disttrain.launcher import pmi
 from disttrain.launcher.called import result_file
 from disttrain.launcher.commands import Commands
 from disttrain.launcher.config import ConfigError, LaunchConfig, count_gpus
 from disttrain.launcher.control_plane import ControlPlane
 from disttrain.launcher.desk import Desk
-from disttrain.launcher.fleet import JOIN, Fleet, RemoteNode
-from disttrain.launcher.hosts import Cluster
 from disttrain.launcher.logs import LogPump
 from disttrain.launcher.node import LocalNode, Order, WorkerState
 from disttrain.launcher.placement import table
-from disttrain.launcher.remote import LOST
 from disttrain.launcher.report import (
     Attempt,
     Failure,
@@ -48,6 +45,10 @@ from disttrain.launcher.report import (
     order,
 )
 from disttrain.launcher.rundir import RunDirectory
+
+if TYPE_CHECKING:  # what several hosts need takes longer to load than all else here
+    from disttrain.launcher.fleet import Fleet, RemoteNode
+    from disttrain.launcher.hosts import Cluster
 
 GRACE: Final = 2.0
 """Seconds between SIGTERM and SIGKILL when the user stops the job."""
@@ -84,7 +85,7 @@ _FLUSH: Final = 2.0  # seconds in which its last output is to come
 class Agent:
     """Runs one job: on this node alone, or on the nodes of ``cluster``."""
 
-    def __init__(self, config: LaunchConfig, cluster: Cluster | None = None) -> None:
+    def __init__(self, config: LaunchConfig, cluster: "Cluster | None" = None) -> None:
         self._config = config
         self._cluster = cluster
         self._fleet: Fleet | None = None
@@ -190,8 +191,11 @@ class Agent:
         name = f"disttrain_{self._directory.run_id}_{self._generation}"
         return pmi.PmiServer([share for _, share in self._config.shares], name)
 
-    def _gather(self, cluster: Cluster) -> None:
+    def _gather(self, cluster: "Cluster") -> None:
         """Start the agents of the other nodes and wait for them; find out how many processes each is to run."""
+        from disttrain.launcher import preflight
+        from disttrain.launcher.fleet import JOIN, Fleet
+
         others = [(i, h) for i, h in enumerate(cluster.hosts, 0 if cluster.here else 1) if i > 0]
         if not others:
             self._share_out(cluster)
@@ -222,7 +226,7 @@ class Agent:
             for line in preflight.compare(list(facts.values()), offsets):
                 self._logs.notice(f"disttrain: {line}")
 
-    def _places(self, cluster: Cluster) -> tuple[dict[int, int], list[str]]:
+    def _places(self, cluster: "Cluster") -> tuple[dict[int, int], list[str]]:
         """Return how many processes each node runs that is there and has not failed too often, and who is not."""
         slots: dict[int, int] = {}
         away = []
@@ -242,7 +246,7 @@ class Agent:
             del slots[index]
         return slots, away
 
-    def _share_out(self, cluster: Cluster) -> None:
+    def _share_out(self, cluster: "Cluster") -> None:
         """Decide who runs what.
 
         Raises:
@@ -436,7 +440,7 @@ class Agent:
             what = describe_end(message["error"], message["message"], message["code"])
             self._fail(worker, what, message["code"], message=message)
 
-    def _on_lost(self, node: RemoteNode, running: list[WorkerState]) -> None:
+    def _on_lost(self, node: "RemoteNode", running: list[WorkerState]) -> None:
         """Blame ``node`` for the end of its workers: what others say since then comes of it."""
         if not running or self._stopped_by is not None:
             return
@@ -708,7 +712,7 @@ class Agent:
         """
         for node in self._nodes.values():
             node.sweep()
-        deadline = time.monotonic() + LOST + _SWEEP
+        deadline = time.monotonic() + (self._fleet.patience if self._fleet is not None else 0.0) + _SWEEP
         while self._fleet is not None and any(node.swept is None for node in self._nodes.values()):
             self._turn(None)
             if time.monotonic() > deadline:

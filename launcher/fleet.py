@@ -288,6 +288,9 @@ class RemoteNode:
 class Fleet:
     """All nodes of a job but the launcher's own."""
 
+    patience: Final = LOST
+    """Seconds after which a node that is silent counts as lost."""
+
     def __init__(
         self,
         hosts: Sequence[tuple[int, Host]],

@@ -50,3 +50,15 @@ def test_help_loads_no_arrays_and_no_sockets(arguments):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Usage: ")
     assert done.stdout.endswith("loaded []\n")
+
+
+def test_a_job_of_one_node_loads_nothing_for_others():
+    """It would take longer than all else that the launcher does before its workers start."""
+    code = "import sys, disttrain.launcher.launch, disttrain.launcher.agent; print(*sys.modules)"
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.split()
+
+    assert "disttrain.launcher.agent" in loaded
+    assert {"disttrain.launcher.fleet", "disttrain.launcher.wire", "asyncio", "numpy"}.isdisjoint(loaded)
