@@ -17,6 +17,10 @@ _COMMANDS: Final = {
     "status": ("disttrain.launcher.submit:status", "Say how a submitted job stands."),
     "logs": ("disttrain.launcher.submit:logs", "Print the log of a submitted job."),
     "cancel": ("disttrain.launcher.submit:cancel", "End a submitted job."),
+    "doctor": (
+        "disttrain.launcher.doctor:doctor",
+        "Say what is here, in what nodes differ, and how they talk.",
+    ),
     "audit": (
         "disttrain.launcher.audit:audit",
         "Prove that a script computes the same bits on any number of processes.",

@@ -26,7 +26,7 @@ from disttrain.collectives.ledger import Standing, stacks_in
 from disttrain.launcher import pmi
 from disttrain.launcher.called import result_file
 from disttrain.launcher.commands import Commands
-from disttrain.launcher.config import ConfigError, LaunchConfig, count_gpus
+from disttrain.launcher.config import REHEARSAL, ConfigError, LaunchConfig, count_gpus
 from disttrain.launcher.control_plane import ControlPlane
 from disttrain.launcher.desk import Desk
 from disttrain.launcher.logs import LogPump
@@ -164,7 +164,7 @@ class Agent:
         try:
             if self._cluster is not None:
                 self._gather(self._cluster)
-                if self._stopped_by is not None:
+                if self._stopped_by is not None or not self._rehearse():
                     return self._end([])
             self._chaos = list(self._config.faults)
             while True:
@@ -226,6 +226,39 @@ class Agent:
             for line in preflight.compare(list(facts.values()), offsets):
                 self._logs.notice(f"disttrain: {line}")
 
+    def _rehearse(self) -> bool:
+        """Have the ranks of several nodes talk for about a second; return whether they can, and are to go on.
+
+        Nodes that cannot reach each other, or a rank that crawls, are told before the script has begun.
+        """
+        job = self._config
+        if self._fleet is None or not job.rehearse or job.program == REHEARSAL:
+            return True
+        self._config = LaunchConfig(
+            program=REHEARSAL,
+            is_module=True,
+            processes=job.processes,
+            nodes=job.nodes,
+            master=job.master,
+            transport=job.transport,
+            timeout=60.0,
+            env=job.env,
+        )
+        self._generation = -1
+        self._start()
+        self._watch()
+        self._sweep()
+        self._finish_logs()
+        if self._failures or self._stopped_by is not None:
+            self._logs.notice(
+                "disttrain: the nodes' first all-reduce has failed; the script has not been started"
+            )
+            return False
+        self._forget_workers()
+        self._config, self._generation = job, 0
+        self._logs = LogPump(self._directory.path)
+        return True
+
     def _places(self, cluster: "Cluster") -> tuple[dict[int, int], list[str]]:
         """Return how many processes each node runs that is there and has not failed too often, and who is not."""
         slots: dict[int, int] = {}
@@ -269,6 +302,8 @@ class Agent:
     def _start(self) -> None:
         """Start the workers of this generation."""
         self._began = time.monotonic()
+        if self._fleet is not None:
+            self._fleet.generation = self._generation
         self._pmi = self._new_world()
         self._control.begin(self._generation, self._config.processes)
         for env in self._config.placements(
@@ -616,8 +651,6 @@ class Agent:
         self._generation = following
         if self._cluster is not None:
             self._share_out(self._cluster)
-        if self._fleet is not None:
-            self._fleet.generation = following
         self._logs = LogPump(self._directory.path)
         return True
 

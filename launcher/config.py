@@ -12,6 +12,8 @@ from disttrain.collectives.chaos import BadChaos, Fault, parse
 from disttrain.collectives.env import WorkerEnv
 
 TRANSPORTS: Final = ("auto", "local", "mpi", "nccl")
+REHEARSAL: Final = "disttrain.launcher.rehearsal"
+"""The program of ours that ranks of several nodes run first."""
 ONE_THREAD: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Variables that the launcher sets to 1, unless they are set, where processes share cores."""
 
@@ -39,6 +41,8 @@ class LaunchConfig:
     """Processes of all nodes together."""
     nodes: tuple[tuple[int, int], ...] = ()
     """Index of each node and its number of processes; nothing for all of them on this one."""
+    rehearse: bool = True
+    """Whether ranks of several nodes first talk for a second, before the program is started."""
     master: str = "127.0.0.1"
     """Address of the first node, for scripts that ask for ``MASTER_ADDR``."""
     ranks: int | None = None

@@ -161,7 +161,7 @@ class RemoteNode:
         elif kind == "notice":
             self._fleet.notice(f"{message['text']} (host {self.host})")
         elif kind == "signalled":
-            self._fleet.on_signal(message["number"])
+            self._fleet.take_signal(message["number"])
         elif kind == "swept":
             self.swept = [pid for pid in message["left"] if type(pid) is int]
         elif message["generation"] != self._fleet.generation or process not in self._workers:
@@ -306,8 +306,9 @@ class Fleet:
     ) -> None:
         self.generation = 0
         self.selector = selector
-        self.on_report, self.on_exit, self.on_signal, self.notice = on_report, on_exit, on_signal, notice
-        self._on_lost, self._guard = on_lost, guard
+        self.on_report, self.on_exit, self.notice = on_report, on_exit, notice
+        self._on_lost, self._on_signal, self._guard = on_lost, on_signal, guard
+        self._signalled: set[int] = set()
         self._run = run
         self.master = ""
         """Address of the first node."""
@@ -402,6 +403,12 @@ class Fleet:
                     f"nothing heard of it for {now - node.heard:.0f} s (switched off, cut off or frozen)",
                 )
         return BEAT
+
+    def take_signal(self, number: int) -> None:
+        """Pass on what a batch system has sent to agents: once, as it sends it to all of them."""
+        if number not in self._signalled:
+            self._signalled.add(number)
+            self._on_signal(number)
 
     @property
     def printing(self) -> bool:

@@ -55,6 +55,7 @@ _BATCH = {"SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"}
 @click.option(
     "--env", multiple=True, metavar="K=V", help="A variable for the workers; may be given several times."
 )
+@click.option("--no-rehearsal", is_flag=True, help="On several nodes, skip the second of all-reduces before.")
 @click.option("--dry-run", is_flag=True, help="Show what would run where, and start nothing.")
 @click.option("-m", "--module", is_flag=True, help="PROGRAM is a module, as in python -m.")
 @click.option("--compat", is_flag=True, help="PROGRAM is written for PyTorch: `import torch` is disttrain.")
@@ -73,6 +74,7 @@ def launch(
     chaos: str,
     chaos_seed: int,
     env: tuple[str, ...],
+    no_rehearsal: bool,
     dry_run: bool,
     module: bool,
     compat: bool,
@@ -105,6 +107,7 @@ def launch(
             chaos=chaos,
             chaos_seed=chaos_seed,
             env=parse_env(env),
+            rehearse=not no_rehearsal,
         )
     except ConfigError as e:
         raise click.UsageError(str(e)) from None

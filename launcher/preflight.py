@@ -126,7 +126,7 @@ def compare(nodes: Sequence[Facts], offsets: Sequence[float] = ()) -> list[str]:
             continue
         by_value: dict[str, list[str]] = {}
         for facts in nodes:
-            by_value.setdefault(_say(facts.get(name, "not set")), []).append(str(facts.get("host", "?")))
+            by_value.setdefault(say(name, facts.get(name, "not set")), []).append(str(facts.get("host", "?")))
         if len(by_value) > 1:
             shares = sorted(by_value.items(), key=lambda item: -len(item[1]))
             lines.append(f"{name} differs: " + "; ".join(f"{v} on {_hosts(h)}" for v, h in shares))
@@ -149,7 +149,10 @@ def _too_little(facts: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _say(value: object) -> str:
+def say(name: str, value: object) -> str:
+    """Return the value of a fact as people read it."""
+    if name.startswith("free ") and isinstance(value, int):
+        return f"{value / 2**30:.1f} GiB"
     if isinstance(value, list):
         counts = {v: value.count(v) for v in value}
         return ", ".join(f"{n} x {v}" for v, n in counts.items()) or "none"

@@ -161,7 +161,6 @@ class Hub:
         self._socket.sndhwm = self._socket.rcvhwm = 0  # every exchange is bounded: one "log" at a time
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE)
-        self._socket.setsockopt(zmq.IPV6, 1)
         self._monitor = self._socket.get_monitor_socket(sum(_REFUSED))
         self.fds = [int(s.getsockopt(zmq.FD)) for s in (self._socket, self._zap, self._monitor)]
 
@@ -170,6 +169,7 @@ class Hub:
         if address not in self._endpoints:
             ip = ipaddress.ip_address(address.partition("%")[0])
             host = f"[{address}]" if ip.version == 6 else address
+            self._socket.setsockopt(zmq.IPV6, ip.version == 6)
             self._socket.bind(f"tcp://{host}:*")
             self._endpoints[address] = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return self._endpoints[address]

@@ -175,7 +175,7 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Slurm]:
         yield cluster
 
 
-LAUNCH = (sys.executable, "-m", "disttrain", "launch")
+LAUNCH = (sys.executable, "-m", "disttrain", "launch", "--no-rehearsal")
 
 
 @pytest.mark.mpi

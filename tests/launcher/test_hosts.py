@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,13 +27,15 @@ class Cluster:
         self.hosts, self.ssh, self.folder = several, ssh, folder
         self.jobs: list[subprocess.Popen[str]] = []
 
-    def launch(self, script: str, *options: str, nodes: str = "2,2") -> subprocess.Popen[str]:
+    def launch(
+        self, script: str, *options: str, nodes: str = "2,2", rehearse: bool = False
+    ) -> subprocess.Popen[str]:
         (self.folder / "script.py").write_text(textwrap.dedent(script))
         places = ",".join(f"{a}:{n}" for a, n in zip(self.hosts.addresses, nodes.split(","), strict=False))
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("DISTTRAIN_", "PMI_", "SLURM_"))}
         command = [*self.hosts.on(0), sys.executable, "-m", "disttrain", "launch", "--hosts", places]
         job = subprocess.Popen(
-            [*command, "--ssh", self.ssh, *options, "script.py"],
+            [*command, "--ssh", self.ssh, *([] if rehearse else ["--no-rehearsal"]), *options, "script.py"],
             cwd=self.folder,
             env=keep
             | {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(self.folder), "SECRET_OF_THE_USER": "kept"},
@@ -164,6 +167,32 @@ def test_keys_are_on_no_command_line_in_no_environment_file_or_output(cluster):
     assert len(keys) == 3
     assert b"DISTTRAIN_RUN_ID" in seen
     assert [key for key in keys if key in seen + said + kept] == []
+
+
+def test_ranks_talk_before_the_script_begins(cluster):
+    well = cluster.launch(SUM, rehearse=True)
+    well_out, well_err = well.communicate(timeout=60)
+    badly = cluster.launch(SUM, "--env", "UCX_TLS=nonsense", "--max-restarts", "3", rehearse=True)
+    badly_out, badly_err = badly.communicate(timeout=60)
+
+    assert (well.returncode, well_out.count("[10.0, 10.0, 10.0]")) == (0, 4), well_err
+    assert badly.returncode != 0
+    assert "[10.0" not in badly_out
+    assert "the nodes' first all-reduce has failed; the script has not been started" in badly_err
+    assert cluster.left() == {}
+
+
+def test_a_node_that_differs_is_named(cluster):
+    spy = cluster.folder / "other-ssh"
+    spy.write_text(f'#!/bin/sh\nhost=$1\nshift\nexec {cluster.ssh} "$host" "export NCCL_DEBUG=INFO && $*"\n')
+    spy.chmod(0o755)
+
+    _, err = cluster.launch(SUM, "--ssh", str(spy)).communicate(timeout=60)
+
+    assert re.search(
+        r"^disttrain: \$NCCL_DEBUG differs: not set on host0; INFO on host1$", err, re.MULTILINE
+    ), err
+    assert "numpy" not in err  # only what differs is said
 
 
 def test_an_exception_on_another_host_is_the_report(cluster):
