@@ -92,9 +92,17 @@ def end_after(folder: Path, signal_of_rank: int | None, signal_of_launcher: int 
     if signal_of_launcher is not None:
         job.process.send_signal(signal_of_launcher)
     job.end()
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):  # a launcher that is killed waits for nobody
+    while any(map(runs, pids)):  # a launcher that is killed waits for nobody
         os.sched_yield()
     return time.time() - began
+
+
+def runs(pid: str) -> bool:
+    """Return whether the process is there, and not only its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except FileNotFoundError:
+        return False
 
 
 def exception(folder: Path) -> float:

@@ -227,3 +227,29 @@ def test_a_rank_deaf_to_sigterm_inside_a_collective_is_killed(start):
 
     assert code == 143
     assert "stopped by SIGTERM; ranks 0-1 had to be killed" in err
+
+
+@pytest.mark.mpi
+def test_a_rank_that_holds_the_interpreter_is_named_with_its_line_and_goes_on(start):
+    job = start(
+        """
+        import time
+        from disttrain.collectives import connect
+        comm = connect()
+        comm.barrier()
+        if comm.rank == 1:
+            began = time.perf_counter()
+            sum(range(10_000_000))
+            sum(range(int(12e7 / (time.perf_counter() - began))))
+        comm.barrier()
+        print("went on", flush=True)
+        """,
+        "launch", "-n", "2",
+    )  # fmt: skip
+
+    code, out, err = job.end(within=60)
+
+    assert code == 0
+    assert out.count("went on") == 2
+    assert re.search(r"rank 0 has waited \d+\.\d s in barrier\(\) at script.py:10 .* for rank 1", err)
+    assert "script.py:9 in <module>" in err
