@@ -52,6 +52,8 @@ class _Watcher:
                     if fault.step == self._steps:
                         _tell(fault)
                     time.sleep((fault.factor - 1.0) * (time.monotonic() - self._since))
+                case "cut" if fault.step == self._steps:
+                    _tell(fault)  # the launcher does it
                 case "kill" if fault.step == self._steps:
                     _tell(fault)
                     os.kill(os.getpid(), signal.SIGKILL)

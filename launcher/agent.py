@@ -166,7 +166,8 @@ class Agent:
                 self._gather(self._cluster)
                 if self._stopped_by is not None or not self._rehearse():
                     return self._end([])
-            self._chaos = list(self._config.faults)
+            others = [] if self._fleet is None else [node.host for node in self._fleet.nodes]
+            self._chaos = list(self._config.faults(others))
             while True:
                 self._start()
                 self._watch()
@@ -500,7 +501,10 @@ class Agent:
         """Note a fault that was ordered; the ranks of the next generation do not suffer it again."""
         seconds = round(time.monotonic() - self._started, 3)
         self._suffered.append(Ordered(message["fault"], message["rank"], self._generation, seconds))
-        self._chaos = [f for f in self._chaos if str(f) != message["fault"] or f.what == "slow"]
+        for fault in [f for f in self._chaos if str(f) == message["fault"] and f.what != "slow"]:
+            self._chaos.remove(fault)
+            if fault.what == "cut" and self._fleet is not None:
+                self._fleet.cut_off(fault.host)
 
     def _on_pmi(self, process: int, connection: socket.socket) -> None:
         if not self._pmi.read(process):

@@ -3,7 +3,7 @@
 import glob
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -147,15 +147,14 @@ class LaunchConfig:
         """Index of each node and its number of processes."""
         return self.nodes or ((0, self.processes),)
 
-    @property
-    def faults(self) -> tuple[Fault, ...]:
-        """What ``chaos`` orders.
+    def faults(self, hosts: Collection[str] = ()) -> tuple[Fault, ...]:
+        """Return what ``chaos`` orders. ``hosts`` are those of the job, but for the launcher's own.
 
         Raises:
             ConfigError: an item is wrong.
         """
         try:
-            return parse(self.chaos, self.world_size, self.chaos_seed)
+            return parse(self.chaos, self.world_size, self.chaos_seed, hosts)
         except BadChaos as e:
             raise ConfigError(str(e)) from None
 

@@ -68,6 +68,8 @@ class RemoteNode:
         self.heard = time.monotonic()
         self.lost = ""
         """Why it is gone; empty while it is not."""
+        self.is_cut = False
+        """Whether what goes to and fro is to be dropped, as on a link that is cut."""
         self.swept: list[int] | None = None
         self._fleet = fleet
         self._workers: dict[int, WorkerState] = {}
@@ -149,7 +151,7 @@ class RemoteNode:
         Raises:
             BadMessage: it is not for an agent to send.
         """
-        if self.lost:
+        if self.lost or self.is_cut:
             return
         self.heard = time.monotonic()
         process = message["process"]
@@ -279,7 +281,7 @@ class RemoteNode:
             self._close_world(process)
 
     def _send(self, kind: str, process: int = -1, **fields: Any) -> None:
-        if not self.lost:
+        if not self.lost and not self.is_cut:
             self._fleet.hub.send(
                 self.index, kind, generation=self._fleet.generation, process=process, **fields
             )
@@ -414,6 +416,11 @@ class Fleet:
     def printing(self) -> bool:
         """Whether output of the workers may still come."""
         return any(node.printing for node in self.nodes)
+
+    def cut_off(self, host: str) -> None:
+        """Neither hear of a host any more nor send to it: ``--chaos cut:HOST@STEP``."""
+        for node in self.nodes:
+            node.is_cut |= node.host == host
 
     def give_up(self, hopeless: Callable[[RemoteNode], bool], why: str) -> None:
         """Count the nodes that are ``hopeless`` as lost."""

@@ -209,7 +209,7 @@ def show(config: LaunchConfig, cluster: "Cluster | None" = None) -> None:
         places = [machine.place(env, environ) for env in config.placements(run_id="", control="")]
         rows = [(socket.gethostname(), place.words) for place in places]
         click.echo("\n".join(table(rows)))
-        for fault in config.faults:
+        for fault in config.faults():
             click.echo(f"chaos: {fault}")
         return
     click.echo(f"would run: {shlex.join(config.program_argv)}")

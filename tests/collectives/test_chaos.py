@@ -4,7 +4,7 @@ import pytest
 
 from disttrain.collectives.chaos import BadChaos, Fault, parse, write
 
-ALL = "kill:1@step=20,stop:2@30,slow:3x2,slow:0x1.5@step=4,nan:0@7"
+ALL = "kill:1@step=20,stop:2@30,slow:3x2,slow:0x1.5@step=4,nan:0@7,cut:b@40"
 
 
 def test_all_items_are_read():
@@ -14,6 +14,7 @@ def test_all_items_are_read():
         Fault("slow", 3, 1, 2.0),
         Fault("slow", 0, 4, 1.5),
         Fault("nan", 0, 7),
+        Fault("cut", 0, 40, host="b"),
     )
 
 
@@ -48,10 +49,11 @@ def test_the_seed_draws_ranks_and_steps():
         ("kill:4@3", "there is no rank 4, the ranks are 0 to 3"),
         ("nan:0@0", "steps count from 1"),
         ("nan:0@9-3", "a range goes up"),
-        ("cut:b@40", "in a job of several hosts"),
+        ("cut:b@40", "there is no other host 'b' to cut off, the job runs on one host"),
+        ("cut:b", "not an item"),
         ("kill:1@3,kill:1@step=3", "kill:1@step=3 is ordered twice"),
     ],
 )
 def test_a_wrong_item_is_named(item, said):
     with pytest.raises(BadChaos, match=said):
-        parse(f"nan:0@7,{item}", 4)
+        parse(f"nan:0@7,{item}", 4, hosts=())

@@ -363,3 +363,27 @@ def test_a_job_goes_on_with_the_hosts_that_are_left(breakable):
     assert out.count("world of 2.0") == 2
     assert "going on without 10.199.7.3" in err
     assert breakable.left() == {}
+
+
+def test_a_host_that_chaos_cuts_off_is_lost(cluster):
+    job = cluster.launch(
+        """
+        import disttrain as dt
+        model = dt.nn.parallel.DistributedDataParallel(dt.nn.Linear(4, 2))
+        optimizer = dt.optim.SGD(model.parameters(), lr=0.1)
+        while True:
+            optimizer.zero_grad()
+            model(dt.ones(3, 4)).sum().backward()
+            optimizer.step()
+        """,
+        "--chaos",
+        "cut:host1@5",
+    )
+
+    _, err = job.communicate(timeout=60)
+
+    assert job.returncode == 1
+    assert "disttrain: chaos ordered: cut:host1@step=5" in err
+    assert "chaos: cut:host1@step=5" in err
+    assert "lost with the host: nothing heard of it for 1" in err
+    cluster.wait_until_nothing_is_left()
