@@ -9,6 +9,7 @@ import faulthandler
 import os
 import re
 import signal
+import threading
 import time
 from functools import cache
 from typing import Any
@@ -19,6 +20,7 @@ _FILE = "disttrain stacks"
 _NOT_USERS = (
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
     contextlib.__file__,
+    threading.__file__,
     "<frozen ",
 )
 PATIENCE_S = 1.0
@@ -63,10 +65,14 @@ def trouble(pid: int) -> str:
         return f"cannot be asked where it is: {error}"
 
 
-def ask(pid: int, descriptor: int) -> dict[int, list[str]]:
+def ask(pid: int, descriptor: int, *, wake: bool = False, most: int = _MOST_FRAMES) -> dict[int, list[str]]:
     """Return the innermost frames of the user's code in each thread of a process, outermost first.
 
     Nothing if it does not answer within a second. Threads are known by ``threading.get_ident()``; 0 is the main one.
+
+    Args:
+        wake: whether a process that is stopped (SIGSTOP) may run on for the milliseconds that it needs to answer.
+        most: frames of a thread.
     """
     path = f"/proc/{pid}/fd/{descriptor}"
     try:
@@ -76,30 +82,37 @@ def ask(pid: int, descriptor: int) -> dict[int, list[str]]:
                 return {}
             file.seek(0, os.SEEK_END)
             os.kill(pid, _signal())
-            text = _read_on(file)
+            stopped = wake and trouble(pid) == _STATES["T"]
+            if stopped:
+                os.kill(pid, signal.SIGCONT)
+            try:
+                text = _read_on(file)
+            finally:
+                if stopped:
+                    os.kill(pid, signal.SIGSTOP)
     except OSError:
         return {}
     parts = _THREAD.split(text)[1:]  # the main thread is written last
-    frames = {int(ident, 16): _frames(part) for ident, part in zip(parts[::2], parts[1::2], strict=True)}
+    frames = {
+        int(ident, 16): _frames(part, most) for ident, part in zip(parts[::2], parts[1::2], strict=True)
+    }
     return frames | {0: next(reversed(frames.values()))} if frames else {}
 
 
 def _read_on(file: Any) -> str:
     """Return what is written into ``file`` from here on, until nothing more comes."""
     text = b""
+    quiet = 0
     deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
+    while quiet < 5 and time.monotonic() < deadline:
         more = file.read()
-        if text and not more:
-            break
         text += more
-        time.sleep(0.02)
+        quiet = quiet + 1 if text and not more else 0
+        time.sleep(0.002)
     return text.decode(errors="replace")
 
 
-def _frames(text: str) -> list[str]:
+def _frames(text: str, most: int) -> list[str]:
     found = [match.groups() for match in map(_FRAME.match, text.splitlines()) if match]
     users = [frame for frame in found if not frame[0].startswith(_NOT_USERS)] or found
-    return [
-        f"{relative(name)}:{line} in {function}" for name, line, function in reversed(users[:_MOST_FRAMES])
-    ]
+    return [f"{relative(name)}:{line} in {function}" for name, line, function in reversed(users[:most])]

@@ -9,6 +9,12 @@ from disttrain import __version__
 
 _COMMANDS: Final = {
     "launch": ("disttrain.launcher.launch:launch", "Run a script on several processes."),
+    "ps": ("disttrain.launcher.see:ps", "List your running jobs."),
+    "top": ("disttrain.launcher.top:top", "Show what the ranks of a job do, as it goes on."),
+    "stack": ("disttrain.launcher.see:stack", "Show where the ranks of a job are in their Python code."),
+    "logs": ("disttrain.launcher.see:logs", "Print what the ranks of a job have printed."),
+    "ctl": ("disttrain.launcher.see:ctl", "Tell a job to save, stop, pause or resume after a step."),
+    "kill": ("disttrain.launcher.see:kill", "End a job now."),
     "debug": (
         "disttrain.launcher.debug:debug",
         "Run all ranks of a script in one process, under a debugger.",

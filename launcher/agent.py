@@ -356,13 +356,9 @@ class Agent:
         if config.processes > 1:
             server, world = self._pmi.connect(env.process)
             self._selector.register(server, selectors.EVENT_READ, lambda: self._on_pmi(env.process, server))
-        # Several ranks in a process write the prefixes themselves.
-        label = f"[{env.rank}]" if env.world_size > 1 and env.hosted == 1 else ""
-        name = f"rank{env.rank}" + (f"-{env.rank + env.hosted - 1}" if env.hosted > 1 else "")
-        if env.generation:
-            name += f"-generation{env.generation}"
-        out = self._logs.add(env.process, label, name=name, to_stderr=False)
-        err = self._logs.add(env.process, label, name=name, to_stderr=True)
+        ranks, labelled = range(env.rank, env.rank + env.hosted), env.world_size > 1
+        out = self._logs.add(env.process, ranks, to_stderr=False, labelled=labelled)
+        err = self._logs.add(env.process, ranks, to_stderr=True, labelled=labelled)
         argv = [*config.argv, str(self._call_file)] if config.call else config.argv
         order = Order(env, tuple(argv), environ, defaults)
         self._workers.append(self._nodes[env.node].start(order, out, err, world))
@@ -655,7 +651,7 @@ class Agent:
         self._generation = following
         if self._cluster is not None:
             self._share_out(self._cluster)
-        self._logs = LogPump(self._directory.path)
+        self._logs = LogPump(self._directory.path, following)
         return True
 
     def _attempt(self) -> Attempt:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from folded import unfold
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,7 +53,7 @@ class Job:
         seen = ""
         for line in stream:
             seen += line
-            if match := re.search(pattern, line):
+            if match := re.search(pattern, unfold(line)):
                 break
         else:
             raise AssertionError(f"no line matches {pattern!r} in:\n{seen}\n{self.end()[2]}")
@@ -61,7 +62,7 @@ class Job:
         return match
 
     def end(self, within: float = 20.0) -> tuple[int, str, str]:
-        """Return exit code, stdout and stderr; nothing of the job may be left then.
+        """Return exit code, stdout and stderr, unfolded; nothing of the job may be left then.
 
         Raises:
             subprocess.TimeoutExpired: the job has not ended ``within`` seconds.
@@ -69,7 +70,7 @@ class Job:
         out, err = self.process.communicate(timeout=within)
         self.out += out
         self.assert_nothing_left()
-        return self.process.returncode, self.out, err
+        return self.process.returncode, unfold(self.out), unfold(err)
 
     def members(self) -> list[int]:
         """Return every process that has inherited this job's mark."""

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from folded import unfold
 
 import disttrain as dt
 from disttrain.launcher.called import check_json
@@ -56,7 +57,7 @@ def test_the_results_come_back_by_rank(run, runtime, options):
     assert code == 0
     assert "Traceback" not in err
     *lines, results = out.splitlines()
-    assert sorted(lines) == ["[0] here", "[1] here"]
+    assert sorted(unfold("\n".join(lines)).splitlines()) == ["[0] here", "[1] here"]
     assert results == str([{"rank": r, "a": "x", "b": [1, None]} for r in range(2)])
     assert [p for p in (runtime / "disttrain").iterdir() if p.is_dir()] == []
 

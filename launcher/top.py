@@ -1,0 +1,185 @@
+"""``disttrain top``: what every rank of a job does, as it goes on."""
+
+import shutil
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from disttrain.launcher.jobs import Job, JobError, find
+from disttrain.launcher.see import Command, duration, number, status_of
+
+_BETWEEN: Final = 1.0
+"""Seconds between two looks."""
+_MATTERS: Final = 0.1
+"""Share of the time by which a rank must be behind the others to be called the slowest."""
+_OTHER_LINES: Final = 8
+_MIB: Final = 1 << 20
+
+
+@click.command(cls=Command)
+@click.argument("job", required=False)
+@click.option("--once", is_flag=True, help="Print it once; so does output that goes to no terminal.")
+def top(job: str | None, once: bool) -> None:
+    """Show step, loss, speed, memory and state of all ranks of JOB until it ends; Ctrl-C leaves it."""
+    found = find(job)
+    console = Console()
+    screen = _Screen(found)
+    if once or not console.is_terminal:
+        screen.look()
+        time.sleep(0.2)  # how busy a process is shows between two looks
+        screen.look()
+        console.print(screen.render(None))
+        return
+    with Live(screen.render(console.height), console=console, screen=True, auto_refresh=False) as live:
+        while found.running:
+            screen.look()
+            live.update(screen.render(console.height), refresh=True)
+            time.sleep(_BETWEEN)
+    click.echo(f"job {found.id} has ended")
+
+
+class _Screen:
+    """What is shown of a job."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._about: dict[str, Any] = {}
+        self._ranks: list[dict[str, Any]] = []
+        self._trouble = ""
+        self._busy: dict[int, float] = {}
+        """Process → its share of a core between the last two looks."""
+        self._before: dict[int, tuple[float, float]] = {}
+        self._gpus = _Gpus()
+
+    def look(self) -> None:
+        """Ask the launcher."""
+        try:
+            status = status_of(self._job)
+        except JobError as error:
+            self._trouble = str(error)
+            return
+        self._trouble = ""
+        self._about, self._ranks = status["job"], status["ranks"]
+        self._gpus.look()
+        now = time.monotonic()
+        for rank in self._ranks:
+            pid, used = rank["pid"], rank["cpu_seconds"]
+            then, before = self._before.get(pid, (now, used))
+            if now > then:
+                self._busy[pid] = (used - before) / (now - then)
+                self._before[pid] = (now, used)
+            self._before.setdefault(pid, (now, used))
+
+    def render(self, height: int | None) -> Group:
+        """Return the screen, with as many ranks as ``height`` lines have room for."""
+        about, ranks = self._about, self._ranks
+        if not about:
+            return Group(Text(self._trouble or f"job {self._job.id}"))
+        rate = sum(r["samples_per_second"] for r in ranks)
+        head = (
+            f"job {self._job.id}  {Path(about['script']).name}  {about['world_size']} ranks  "
+            f"{duration(about['seconds'])}"
+            + (f"  generation {about['generation']}" if about["generation"] else "")
+            + (f"  {number(rate)} samples/s" if rate else "")
+        )
+        shown = ranks if height is None else ranks[: max(1, height - _OTHER_LINES)]
+        lines: list[Any] = [Text(head, style="bold"), self._table(shown)]
+        if len(shown) < len(ranks):
+            lines.append(Text(f"and {len(ranks) - len(shown)} more ranks"))
+        lines += [Text(gpu) for gpu in self._gpus.lines]
+        lines.append(Text(slowest(ranks)))
+        if about["pending"]:
+            lines.append(Text(f"after the next step: {', '.join(about['pending'])}"))
+        if self._trouble:
+            lines.append(Text(self._trouble, style="red"))
+        return Group(*lines)
+
+    def _table(self, ranks: list[dict[str, Any]]) -> Table:
+        table = Table(box=None, pad_edge=False)
+        hosts = {r["host"] for r in ranks}
+        on_gpu = any(r["gpu_bytes"] for r in ranks)
+        rows: list[list[str]] = []
+        heads = ["RANK", *(["HOST"] if len(hosts) > 1 else []), "STEP", "LOSS", "SAMPLES/S"]
+        heads += ["DATA", "COMPUTE", "WAIT", "CPU", "MEMORY", *(["GPU MEMORY"] if on_gpu else [])]
+        for r in ranks:
+            busy = self._busy.get(r["pid"])
+            cells = [str(r["rank"]), *([r["host"]] if len(hosts) > 1 else []), str(r["steps"])]
+            cells.append("-" if r["loss"] is None else number(r["loss"]))
+            cells.append(number(r["samples_per_second"]) if r["samples_per_second"] else "-")
+            cells += [f"{r[share]:.0%}" for share in ("data", "compute", "wait")]
+            cells.append("-" if busy is None else f"{busy:.0%}")
+            cells.append(f"{r['rss'] / _MIB:,.0f} MiB" if r["rss"] else "-")
+            if on_gpu:
+                cells.append(f"{r['gpu_bytes'] / _MIB:,.0f} MiB")
+            rows.append([*cells, r["state"]])
+        for i, head in enumerate([*heads, "STATE"]):
+            width = max(
+                len(head), *(len(row[i]) for row in rows)
+            )  # what has no room is cut from the last column
+            table.add_column(
+                head, justify="left" if head == "STATE" else "right", no_wrap=True, min_width=width
+            )
+        table.add_column("CALL", no_wrap=True, overflow="ellipsis")
+        for r, row in zip(ranks, rows, strict=True):
+            style = "red" if r["state"].startswith(("is ", "has failed")) else None
+            table.add_row(*map(Text, [*row, r["call"]]), style=style)
+        return table
+
+
+def slowest(ranks: list[dict[str, Any]]) -> str:
+    """Return which rank the others wait for, and what it does meanwhile; or what all of them do most of the time.
+
+    The slowest rank is the one that waits least. Why is what it does more of than the others: ``data`` (waiting for its
+    next batch) or ``compute``. The numbers are shares of the last seconds.
+    """
+    going = [r for r in ranks if r["seconds"] > 0]
+    if not going:
+        return "no rank has made a step"
+    for r in ranks:
+        if r["state"].startswith("is "):
+            return f"slowest: rank {r['rank']}, which {r['state']}"
+    means = {share: statistics.fmean(r[share] for r in going) for share in ("data", "compute", "wait")}
+    last = min(going, key=lambda r: (r["wait"], r["rank"]))
+    others = [r for r in going if r is not last]
+    if others and statistics.median(r["wait"] for r in others) - last["wait"] >= _MATTERS:
+        middle = {share: statistics.median(r[share] for r in others) for share in ("data", "compute")}
+        why = max(middle, key=lambda share: last[share] - middle[share])
+        return (
+            f"slowest: rank {last['rank']}, by {why}: {last[why]:.0%} of its time, the others {middle[why]:.0%}; "
+            f"they wait {statistics.median(r['wait'] for r in others):.0%} of theirs"
+        )
+    most = max(means, key=means.__getitem__)
+    return f"no rank is behind the others; most of the time goes into {most} ({means[most]:.0%})"
+
+
+class _Gpus:
+    """How busy the GPUs of this machine are, as ``nvidia-smi`` says: a look behind, as it takes its time."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._command = shutil.which("nvidia-smi")
+        self._asked: subprocess.Popen[str] | None = None
+
+    def look(self) -> None:
+        """Take what the last question has brought, and ask again."""
+        if self._command is None or (self._asked is not None and self._asked.poll() is None):
+            return
+        if self._asked is not None:
+            out, _ = self._asked.communicate()
+            fields = [line.split(", ") for line in out.splitlines()]
+            self.lines = [f"GPU {f[0]}: {f[1]} % busy, {f[2]} of {f[3]} MiB" for f in fields if len(f) == 4]
+        query = "--query-gpu=index,utilization.gpu,memory.used,memory.total"
+        self._asked = subprocess.Popen(
+            [self._command, query, "--format=csv,noheader,nounits"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
