@@ -61,6 +61,11 @@ class Job:
             self.out += seen
         return match
 
+    @property
+    def unfolded(self) -> str:
+        """What has been read of its output, with lines of several ranks written once for each."""
+        return unfold(self.out)
+
     def end(self, within: float = 20.0) -> tuple[int, str, str]:
         """Return exit code, stdout and stderr, unfolded; nothing of the job may be left then.
 
