@@ -12,7 +12,10 @@ _COMMANDS: Final = {
     "ps": ("disttrain.launcher.see:ps", "List your running jobs."),
     "top": ("disttrain.launcher.top:top", "Show what the ranks of a job do, as it goes on."),
     "stack": ("disttrain.launcher.see:stack", "Show where the ranks of a job are in their Python code."),
-    "logs": ("disttrain.launcher.see:logs", "Print what the ranks of a job have printed."),
+    "logs": (
+        "disttrain.launcher.see:logs",
+        "Print what a job has printed.",
+    ),
     "ctl": ("disttrain.launcher.see:ctl", "Tell a job to save, stop, pause or resume after a step."),
     "kill": ("disttrain.launcher.see:kill", "End a job now."),
     "debug": (
@@ -21,7 +24,6 @@ _COMMANDS: Final = {
     ),
     "submit": ("disttrain.launcher.submit:submit", "Run a script as a job of Slurm or PBS."),
     "status": ("disttrain.launcher.submit:status", "Say how a submitted job stands."),
-    "logs": ("disttrain.launcher.submit:logs", "Print the log of a submitted job."),
     "cancel": ("disttrain.launcher.submit:cancel", "End a submitted job."),
     "doctor": (
         "disttrain.launcher.doctor:doctor",

@@ -14,8 +14,10 @@ from typing import IO, Any, Final
 import click
 
 from disttrain.collectives import stacks
+from disttrain.launcher.batch import Submitted
 from disttrain.launcher.fold import label
 from disttrain.launcher.jobs import Job, JobError, find, running_jobs
+from disttrain.launcher.submit import show_log
 
 _LOG: Final = re.compile(r"rank(\d+)(?:-(\d+))?(?:-generation(\d+))?\.log")
 _POLL: Final = 0.1
@@ -158,7 +160,13 @@ def stack(job: str | None, rank: int | None) -> None:
 @click.argument("rank", required=False, type=int)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
 def logs(job: str | None, rank: int | None, follow: bool) -> None:
-    """Print what RANK of JOB has printed, or what all ranks have; JOB may have ended if it has left logs."""
+    """Print what RANK of JOB has printed, or what all ranks have; JOB may have ended if it has left logs.
+
+    Of a job that disttrain submit has given a number, print the log.
+    """
+    if job is not None and rank is None and (submitted := Submitted.load(job)) is not None:
+        show_log(submitted, wait=follow)
+        return
     found = find(job, ended=True)
     seen = _Logs(found.path, rank)
     while True:

@@ -129,14 +129,6 @@ def cancel(job: str) -> None:
         raise click.ClickException(str(e)) from None
 
 
-@click.command()
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
-@click.argument("job")
-def logs(job: str, follow: bool) -> None:
-    """Print the log of JOB, a number that disttrain submit has given."""
-    show_log(_find(job), wait=follow)
-
-
 def show_log(job: Submitted, *, wait: bool) -> None:
     """Print the log of ``job``; with ``wait`` until it has ended."""
     try:
