@@ -762,6 +762,7 @@ class Agent:
 
     def _forget_workers(self) -> None:
         """Release what is held for the workers, which have been killed."""
+        self._commands.forget()
         for node in self._nodes.values():
             node.forget()
         for connection in self._pmi.connections:

@@ -60,10 +60,13 @@ class Commands:
     ) -> None:
         """Speak of these workers from now on, which run on these nodes."""
         self._config, self._workers, self._nodes, self._generation = config, workers, list(nodes), generation
-        for command in self._pending:
-            self._note(command, "lost: the job was restarted first")
-        self._pending = []
         self._asked = dict.fromkeys(Wish, 0)
+
+    def forget(self) -> None:
+        """Speak of no workers any more: these are gone, with what is known of them."""
+        for command in self._pending:
+            self._note(command, "lost: the ranks ended first")
+        self._pending, self._workers, self._nodes = [], (), ()
 
     def answer(self, question: Message) -> dict[str, Any]:
         """Return the answer to a question."""
@@ -133,7 +136,7 @@ class Commands:
     def _why_not(self, command: str) -> str:
         readings = self._read()
         if not any(w.running for w in self._workers):
-            return "the job is ending"
+            return "no rank runs now"
         if "stop" in self._pending or self.stopped_at is not None:
             return "the job is about to stop"
         is_paused = "pause" in self._pending or any(r.paused for r in readings)
