@@ -98,3 +98,53 @@ def test_a_wrong_order_starts_nothing(start):
     assert code == 2
     assert out == ""
     assert "Error: --chaos kill:2@3: there is no rank 2, the ranks are 0 to 1" in err
+
+
+RESUMES = """
+    import os
+    import disttrain as dt
+    dt.manual_seed(0)
+    data = dt.utils.data.TensorDataset(dt.randn(96, 8), dt.randn(96, 2))
+    layers = dt.nn.Sequential(dt.nn.Linear(8, 8), dt.nn.Tanh(), dt.nn.Linear(8, 2))
+    model = dt.nn.parallel.DistributedDataParallel(layers)
+    optimizer = dt.optim.Adam(model.parameters(), lr=0.1)
+    done = 0
+    if os.path.exists("last.pt"):
+        last = dt.load("last.pt")
+        model.load_state_dict(last["model"])
+        optimizer.load_state_dict(last["optimizer"])
+        done = last["done"]
+    print("from", done, flush=True)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    while done < 16:
+        mine = [data[(done * size + rank) * 2 % 96 + i] for i in range(2)]
+        optimizer.zero_grad()
+        loss = dt.nn.functional.mse_loss(model(dt.stack([x for x, _ in mine])), dt.stack([y for _, y in mine]))
+        loss.backward()
+        optimizer.step()
+        done += 1
+        if rank == 0:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "done": done}
+            dt.save(state, "last.pt")
+    print("weights", [p.tolist() for p in model.parameters()])
+    """
+
+
+@pytest.mark.parametrize("shape", [("-n", "2"), ("-n", "2", "--ranks", "4")])
+def test_a_job_that_is_killed_again_and_again_ends_with_the_bits_of_one_that_is_not(start, tmp_path, shape):
+    chaos = ("--max-restarts", "3", "--chaos", "kill:1@3,kill:0@4,kill:0@5")
+    job = start(RESUMES, "launch", *shape, *chaos, PYTHONWARNINGS="")
+    code, out, err = job.end(within=60)
+    (tmp_path / "last.pt").unlink()
+    calm = start(RESUMES, "launch", *shape, PYTHONWARNINGS="").end(within=60)
+
+    assert code == calm[0] == 0
+    assert "ended well after 3 restarts" in err
+    begun = {int(line.split()[-1]) for line in out.splitlines() if " from " in line}
+    assert len(begun) == 4  # generations, each from where the one before had come to
+    ends = [
+        {line.split("] ", 1)[1] for line in text.splitlines() if " weights " in line}
+        for text in (out, calm[1])
+    ]
+    assert len(ends[0]) == 1
+    assert ends[0] == ends[1]
