@@ -66,8 +66,6 @@ PREEMPTED: Final = 75
 """Exit code of a job that has saved and stopped because of a signal: it wants to be started again (EX_TEMPFAIL)."""
 PREEMPTS: Final = (signal.SIGTERM, signal.SIGUSR1)
 """Signals by which batch systems announce that they will take the nodes away."""
-LOOK: Final = 1.0
-"""Seconds between two looks at which ranks are stopped."""
 STOPPED: Final = 10.0
 """Seconds after which a stopped rank has failed, if others run. Half of it is said first."""
 FAILS_OF_A_NODE: Final = 2
@@ -115,7 +113,6 @@ class Agent:
         self._stopped: list[int] = []
         self._standings: list[Standing] = []
         """Where the ranks were when the generation began to end."""
-        self._looked_at = 0.0
         self._tell_at = NOTICE
         """After how many seconds of the generation to name the processes that do not connect, next."""
         self._kill_at: float | None = None
@@ -386,25 +383,19 @@ class Agent:
         """
         if self._kill_at is not None or self._killed:
             return None
-        now = time.monotonic()
-        if now - self._looked_at < LOOK:
-            return self._looked_at + LOOK - now
-        # Time in which this process was stopped too, with the job, does not count.
-        passed, self._looked_at = min(now - self._looked_at, 2 * LOOK), now
-        here = [w for w in self._workers if w.running and not w.env.node]
-        for worker in here:
-            worker.stopped = worker.stopped + passed if stacks.is_stopped(worker.pid) else 0.0
-        stopped = [w for w in here if w.stopped]
-        if len(stopped) < len(here):
-            for worker in stopped:
-                self._on_stopped(worker, passed)
-        return LOOK
+        wait = self._here.look_for_stopped()
+        running = [w for w in self._workers if w.running]
+        if not all(w.stopped for w in running):
+            for worker in running:
+                self._judge_stopped(worker)
+        return wait
 
-    def _on_stopped(self, worker: WorkerState, passed: float) -> None:
+    def _judge_stopped(self, worker: WorkerState) -> None:
         if worker.stopped >= STOPPED:
             what = f"was stopped (SIGSTOP) for {worker.stopped:.0f} s while others ran"
             self._fail(worker, what, 128 + signal.SIGSTOP)
-        elif worker.stopped >= STOPPED / 2 > worker.stopped - passed:
+        elif worker.stopped >= STOPPED / 2 and not worker.warned:
+            worker.warned = True
             self._logs.notice(
                 f"disttrain: {name_ranks(worker.ranks)} (host {worker.host}, pid {worker.pid}) is stopped (SIGSTOP); "
                 f"the job ends in {STOPPED - worker.stopped:.0f} s unless it goes on (kill -CONT {worker.pid})"

@@ -194,6 +194,9 @@ class RemoteNode:
             worker.looked_at = message["clock"]
             worker.trouble, worker.rss = message["trouble"], message["rss"]
             worker.cpu_seconds = message["cpu"]
+        elif kind == "stopped":
+            worker.stopped = message["seconds"]
+            worker.warned &= bool(worker.stopped)
         elif kind == "report":
             report = message["message"]
             check(report)

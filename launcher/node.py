@@ -24,6 +24,8 @@ from disttrain.launcher.rundir import RunDirectory
 
 WISHES: Final = {"save": (Wish.SAVE,), "stop": (Wish.STOP,), "pause": (Wish.PAUSE,), "resume": ()}
 """What a user may ask of all ranks, and what is asked of them then."""
+LOOK: Final = 1.0
+"""Seconds between two looks at which workers are stopped."""
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _LEAVING: Final = 0.3  # seconds that helpers of multiprocessing need to see that their parent has gone
@@ -65,6 +67,8 @@ class WorkerState:
     """Why it was killed, if that is known."""
     stopped: float = 0.0
     """For how many seconds it has been seen to be stopped."""
+    warned: bool = False
+    """Whether the user has been told so."""
     failed: bool = False
     trouble: str = ""
     """Why it could not go on when it was looked at: ``is stopped (SIGSTOP)``; "" if it could."""
@@ -135,6 +139,7 @@ class LocalNode:
         self._since = time.time()
         self._machine = Machine.look()
         self._memory = MemoryWatch()
+        self._looked_at = 0.0
         self._popens: dict[int, subprocess.Popen[bytes]] = {}
         self._pidfds: dict[int, int] = {}
         self._workers: list[WorkerState] = []
@@ -207,6 +212,20 @@ class LocalNode:
         if worker.status == -signal.SIGKILL:
             worker.why = self._memory.explain(worker.pid)
         self._on_exit(worker)
+
+    def look_for_stopped(self) -> float:
+        """Note for how long each worker has been stopped; return in how many seconds to look again."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK:
+            return self._looked_at + LOOK - now
+        # Time in which this process was stopped too, with the job, does not count.
+        passed, self._looked_at = min(now - self._looked_at, 2 * LOOK), now
+        for worker in self._workers:
+            if worker.running and stacks.is_stopped(worker.pid):
+                worker.stopped += passed
+            else:
+                worker.stopped, worker.warned = 0.0, False
+        return LOOK
 
     def look(self) -> None:
         """Bring up to date what is known of the workers; their ledgers always are."""

@@ -82,6 +82,7 @@ class Remote:
                     if now - self._heard > LOST:
                         self._ended = f"nothing heard of the launcher for {now - self._heard:.0f} s"
                     self._link.send("beat")
+                    self._tell_stopped()
                     beat = now + BEAT
             return "" if self._ended == "bye" else self._ended
         finally:
@@ -89,6 +90,13 @@ class Remote:
             for close in self._closing:
                 close()
             self._node.close()
+
+    def _tell_stopped(self) -> None:
+        before = {process: worker.stopped for process, worker in self._workers.items()}
+        self._node.look_for_stopped()
+        for process, worker in self._workers.items():
+            if worker.stopped != before[process]:
+                self._send("stopped", process, seconds=worker.stopped)
 
     def _catch_signals(self) -> None:
         read, write = os.pipe()

@@ -33,6 +33,7 @@ KINDS: Final[Kinds] = {
     "beat": {},  # both ways, once a second: it lives and its loop turns
     "started": {"pid": int},
     "exit": {"status": int, "why": str},  # of a worker, negative for a signal; and why it was killed
+    "stopped": {"seconds": float},  # for how long a worker has been; 0 once it goes on
     "report": {"message": dict},  # what a worker has sent to the control plane of its node
     "log": {"error": bool, "data": str},  # bytes of stdout or stderr in base64; none at the end
     # A worker: monotonic nanoseconds, its ledger in base64 of zlib, and what ``WorkerState`` has beside it.

@@ -388,3 +388,22 @@ def test_a_host_that_chaos_cuts_off_is_lost(cluster):
     assert "chaos: cut:host1@step=5" in err
     assert "lost with the host: nothing heard of it for 1" in err
     cluster.wait_until_nothing_is_left()
+
+
+def test_a_stopped_rank_of_another_host_is_given_up(cluster):
+    job = cluster.launch(
+        """
+        import os, signal
+        if os.environ["RANK"] == "3":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        signal.pause()
+        """
+    )
+
+    _, err = job.communicate(timeout=60)
+
+    assert job.returncode == 128 + signal.SIGSTOP
+    assert re.search(
+        r"rank 3 \(host host1, pid \d+\) was stopped \(SIGSTOP\) for 1\d s while others ran", err
+    )
+    cluster.wait_until_nothing_is_left()
