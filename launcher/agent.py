@@ -24,6 +24,7 @@ from disttrain.collectives.control import Message
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.ledger import Standing, stacks_in
 from disttrain.launcher import pmi
+from disttrain.launcher.backoff import BackOff
 from disttrain.launcher.called import result_file
 from disttrain.launcher.commands import Commands
 from disttrain.launcher.config import REHEARSAL, ConfigError, LaunchConfig, count_gpus
@@ -71,11 +72,6 @@ STOPPED: Final = 10.0
 FAILS_OF_A_NODE: Final = 2
 """After so many failed generations because of one node it is left out, if the job has enough others."""
 _MOST_ASKED: Final = 8
-BACK_OFF: Final = 1.0
-"""Seconds before a restart if the generation before the last one got nowhere either; doubled each time."""
-MAX_BACK_OFF: Final = 30.0
-GOT_SOMEWHERE: Final = 10.0
-"""Seconds after which a generation that failed has not failed at once, even if its ranks never communicated."""
 _SWEEP: Final = 5.0  # seconds that another node may take, once it has answered, to end what is left there
 _FLUSH: Final = 2.0  # seconds in which its last output is to come
 
@@ -106,8 +102,7 @@ class Agent:
         """What ``--chaos`` has done."""
         self._attempts: list[Attempt] = []
         """The generations that failed and were followed by another."""
-        self._at_once = 0
-        """How many generations in a row have failed without getting anywhere."""
+        self._back_off = BackOff()
         self._workers: list[WorkerState] = []
         self._failures: list[Failure] = []
         self._stopped: list[int] = []
@@ -622,7 +617,8 @@ class Agent:
             Whether the next generation is to start; not if the user has stopped the job meanwhile.
         """
         attempt = self._attempt()
-        wait = self._back_off()
+        communicated = any(e.ended is not None and not e.failed for s in self._standings for e in s.entries)
+        wait = self._back_off.after(time.monotonic() - self._began, communicated=communicated)
         following = self._generation + 1
         when = f" in {wait:g} s" if wait else ""
         self._logs.notice(
@@ -654,15 +650,6 @@ class Agent:
             stopped=tuple(self._stopped),
             positions=locate(self._standings) if self._config.world_size > 1 else (),
         )
-
-    def _back_off(self) -> float:
-        """Return how many seconds to wait: none after a generation that got somewhere, or at the first restart."""
-        communicated = any(e.ended is not None and not e.failed for s in self._standings for e in s.entries)
-        if communicated or time.monotonic() - self._began >= GOT_SOMEWHERE:
-            self._at_once = 0
-            return 0.0
-        self._at_once += 1
-        return 0.0 if self._at_once == 1 else min(BACK_OFF * 2 ** (self._at_once - 2), MAX_BACK_OFF)
 
     def _end(self, stragglers: list[int]) -> RunReport:
         """Put together what happened."""

@@ -39,7 +39,7 @@ def launch(
 
     What ``disttrain launch -n nproc`` does for a script, for a function. The workers import it by name: a script that
     calls ``launch`` does so under ``if __name__ == "__main__":``. Arguments and results travel as JSON: a tuple comes
-    back as a list. What the ranks print is shown with the rank in front.
+    back as a list, and ``sys.exit(0)`` is the result None. What the ranks print is shown with the rank in front.
 
     Args:
         fn: a function at the top level of a module or script.
@@ -83,7 +83,10 @@ def launch(
             signal.Signals[report.stopped_by]
         )  # Ctrl-C is a KeyboardInterrupt, SIGTERM ends us
     if report.code != 0 or report.stopped_by:
-        raise LaunchError(report.text(agent.directory) or f"stopped by {report.stopped_by}", report)
+        stopped = (
+            f"stopped by {report.stopped_by}" if report.stopped_by else "saved and stopped, as a signal asked"
+        )
+        raise LaunchError(report.text(agent.directory) or stopped, report)
     return [agent.results[rank] for rank in range(config.world_size)]
 
 
