@@ -314,6 +314,7 @@ class Fleet:
         self.on_report, self.on_exit, self.notice = on_report, on_exit, notice
         self._on_lost, self._on_signal, self._guard = on_lost, on_signal, guard
         self._signalled: set[int] = set()
+        self._look_at = 0.0
         self._run = run
         self.master = ""
         """Address of the first node."""
@@ -398,16 +399,18 @@ class Fleet:
                     self.hub.complain(index, e)
 
     def tick(self) -> float:
-        """Give up nodes that are silent; return the seconds until the next look."""
+        """Take what has come and give up nodes that are silent; return the seconds until that is due again."""
         self.receive()  # first, what has waited: this process may have been stopped itself
         now = time.monotonic()
-        for node in self.nodes:
-            if not node.lost and node.facts is not None and now - node.heard > LOST:
-                self._lose(
-                    node,
-                    f"nothing heard of it for {now - node.heard:.0f} s (switched off, cut off or frozen)",
-                )
-        return BEAT
+        if now >= self._look_at:
+            for node in self.nodes:
+                silent = now - node.heard
+                if silent > LOST and node.facts is not None and not node.lost:
+                    self._lose(
+                        node, f"nothing heard of it for {silent:.0f} s (switched off, cut off or frozen)"
+                    )
+            self._look_at = now + BEAT
+        return self._look_at - now
 
     def take_signal(self, number: int) -> None:
         """Pass on what a batch system has sent to agents: once, as it sends it to all of them."""

@@ -55,7 +55,9 @@ KINDS: Final[Kinds] = {
     "pmi": {"data": str},
 }
 
-HANDSHAKE: Final = 2000  # ms that a peer may take to show its key
+HANDSHAKE: Final = (
+    15_000  # ms that a peer may take to show its key; thousands that come at once wait for each other
+)
 _MAX_COMPLAINTS: Final = 20
 _REFUSED: Final = {
     zmq.constants.Event.HANDSHAKE_FAILED_AUTH,
