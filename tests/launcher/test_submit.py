@@ -211,6 +211,56 @@ def test_a_job_that_asks_for_it_goes_back_into_the_queue(batch):
     assert re.findall(r"^run \d", log.read_text(), re.MULTILINE) == ["run 0", "run 1"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["warned", "preempted"])
+def test_a_job_that_loses_its_nodes_saves_and_goes_on_later(batch, how):
+    number, log = submit(
+        batch,
+        """
+import os
+import disttrain as dt
+from disttrain import nn
+
+if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+    print("going on", flush=True)
+    raise SystemExit
+model = nn.Linear(2, 2)
+optimizer = dt.optim.SGD(model.parameters(), lr=0.1)
+dt.on_save(lambda: print("saved", flush=True))
+step = 0
+while True:
+    optimizer.zero_grad()
+    model(dt.ones(1, 2)).sum().backward()
+    optimizer.step()
+    step += 1
+    if step == 3:
+        print("stepping", flush=True)
+""",
+        *("--nodes", "1"),
+    )
+    with subprocess.Popen(
+        [*DISTTRAIN, "logs", "-f", number], env=os.environ | batch.env, stdout=subprocess.PIPE, text=True
+    ) as following:
+        assert following.stdout is not None
+        for line in following.stdout:
+            if line.startswith("stepping"):
+                break
+        if how == "warned":
+            batch.run("scancel", "--batch", "--signal=USR1", number)
+        else:
+            batch.run("srun", "--partition=high", "-N2", "--exclusive", "true")
+        following.stdout.read()
+
+    said, text = batch.run(*DISTTRAIN, "status", number).stdout, log.read_text()
+    assert said.startswith("COMPLETED: "), text
+    assert "put back into the queue 1 times" in said
+    assert re.findall(r"^(?:stepping|saved|going on)$", text, re.MULTILINE) == [
+        "stepping",
+        "saved",
+        "going on",
+    ]
+
+
 def test_a_job_that_nobody_submitted_is_not_known(batch):
     unknown = batch.run(*DISTTRAIN, "status", "4711")
 
