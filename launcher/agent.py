@@ -306,9 +306,10 @@ class Agent:
             generation=self._generation,
         ):
             self._spawn(replace(env, chaos=write(self._chaos)))
-        if self._generation == 0 and any(w.place and (w.place.bound or w.place.gpus) for w in self._workers):
-            rows = [(w.host, w.place.words) for w in self._workers if w.place]
-            self._logs.notice("\n".join(f"disttrain: {line}" for line in table(rows)))
+        places = [(w.host, w.place) for w in self._workers if w.place is not None]
+        if self._generation == 0 and self._fleet is None and any(p.bound or p.gpus for _, p in places):
+            lines = table((host, place.words) for host, place in places)
+            self._logs.notice("\n".join(f"disttrain: {line}" for line in lines))
         if self._chaos:
             self._logs.notice(f"disttrain: chaos ordered: {', '.join(map(str, self._chaos))}")
         self._commands.begin(self._config, self._workers, self._nodes.values(), self._generation)

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -108,10 +108,13 @@ class WorkerState:
 
 
 @contextmanager
-def _on_cores(cores: Iterable[int]) -> Iterator[None]:
-    """Have the calling thread, and so the children that it starts, run on these cores only."""
+def _bound(place: Place) -> Iterator[None]:
+    """Have the calling thread, and so the children that it starts, run on the cores of ``place`` only."""
+    if not place.bound:
+        yield
+        return
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
+    os.sched_setaffinity(0, place.cores)
     try:
         yield
     finally:
@@ -180,7 +183,7 @@ class LocalNode:
             environ |= pmi.environ(env.process, env.processes, world)
             inherited.append(world.fileno())
         place = self._machine.place(env, environ)
-        with _on_cores(place.cores):
+        with _bound(place):
             popen = subprocess.Popen(
                 [sys.executable, "-m", "disttrain.launcher.worker", str(os.getpid()), *order.argv],
                 env=environ,
