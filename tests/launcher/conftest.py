@@ -45,21 +45,26 @@ class Job:
             text=True,
         )
         self.out = ""
+        self._ahead: dict[bool, list[str]] = {False: [], True: []}
+        """Lines that have been read with the one that was waited for: those of other ranks that printed the same."""
 
     def wait_for(self, pattern: str, *, on_stderr: bool = False) -> re.Match[str]:
-        """Read the job's output up to a line that matches ``pattern``."""
+        """Read the job's output up to a line that matches ``pattern``; one of several ranks is a line of each."""
         stream = self.process.stderr if on_stderr else self.process.stdout
         assert stream is not None
+        ahead = self._ahead[on_stderr]
         seen = ""
-        for line in stream:
+        while True:
+            if not ahead:
+                ahead += unfold(stream.readline()).splitlines(keepends=True)
+            if not ahead:
+                raise AssertionError(f"no line matches {pattern!r} in:\n{seen}\n{self.end()[2]}")
+            line = ahead.pop(0)
             seen += line
-            if match := re.search(pattern, unfold(line)):
-                break
-        else:
-            raise AssertionError(f"no line matches {pattern!r} in:\n{seen}\n{self.end()[2]}")
-        if not on_stderr:
-            self.out += seen
-        return match
+            if not on_stderr:
+                self.out += line
+            if match := re.search(pattern, line):
+                return match
 
     @property
     def unfolded(self) -> str:
@@ -73,7 +78,8 @@ class Job:
             subprocess.TimeoutExpired: the job has not ended ``within`` seconds.
         """
         out, err = self.process.communicate(timeout=within)
-        self.out += out
+        self.out += "".join(self._ahead[False]) + out
+        err = "".join(self._ahead[True]) + err
         self.assert_nothing_left()
         return self.process.returncode, unfold(self.out), unfold(err)
 

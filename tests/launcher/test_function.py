@@ -41,7 +41,7 @@ def run(tmp_path, runtime, monkeypatch):
             timeout=30,
         )
         assert not [p for p in runtime.rglob("*") if p.is_socket()]
-        return done.returncode, done.stdout, done.stderr
+        return done.returncode, unfold(done.stdout), unfold(done.stderr)
 
     return run
 
