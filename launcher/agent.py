@@ -201,6 +201,7 @@ class Agent:
             on_exit=self._on_exit,
             on_lost=self._on_lost,
             on_signal=lambda number: self._take_signal(signal.Signals(number)),
+            on_history=self._commands.keep,
             notice=lambda text: self._logs.notice(text),
             guard=self._here.guard,
         )

@@ -177,11 +177,15 @@ class Commands:
         }
         if step is not None:
             entry["step"] = step
+        self.keep(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+
+    def keep(self, lines: bytes) -> None:
+        """Write lines into the run's history."""
         try:
-            with open(self._history, "a", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                file.write(json.dumps(entry, separators=(",", ":")) + "\n")
+            with open(self._history, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                file.write(lines)
         except OSError as error:  # a full disk must not end the run
-            self._notice(f"disttrain: {command} is not in the history: {error}")
+            self._notice(f"disttrain: the history of the run is not complete: {error}")
 
     # -- status --------------------------------------------------------------------------------------------
 

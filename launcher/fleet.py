@@ -164,6 +164,8 @@ class RemoteNode:
             self._fleet.notice(f"{message['text']} (host {self.host})")
         elif kind == "signalled":
             self._fleet.take_signal(message["number"])
+        elif kind == "history":
+            self._fleet.on_history(from_text(message["data"]))
         elif kind == "swept":
             self.swept = [pid for pid in message["left"] if type(pid) is int]
         elif message["generation"] != self._fleet.generation or process not in self._workers:
@@ -306,12 +308,14 @@ class Fleet:
         on_exit: Callable[[WorkerState], None],
         on_lost: Callable[[RemoteNode, list[WorkerState]], None],
         on_signal: Callable[[int], None],
+        on_history: Callable[[bytes], None],
         notice: Callable[[str], None],
         guard: Callable[[int], None],
     ) -> None:
         self.generation = 0
         self.selector = selector
         self.on_report, self.on_exit, self.notice = on_report, on_exit, notice
+        self.on_history = on_history
         self._on_lost, self._on_signal, self._guard = on_lost, on_signal, guard
         self._signalled: set[int] = set()
         self._look_at = 0.0

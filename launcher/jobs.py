@@ -106,6 +106,8 @@ def all_jobs() -> list[Job]:
         raise JobError(str(error)) from None
     found = []
     for path in base.iterdir():
+        if "." in path.name:  # another node's part of a job, on a machine that plays several
+            continue
         try:
             found.append(((path / "lock").stat().st_ctime, Job(path)))
         except OSError:  # no run directory, or it has just gone

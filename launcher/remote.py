@@ -29,6 +29,7 @@ BEAT: Final = 1.0
 LOST: Final = 10.0
 """Seconds of silence after which the other side counts as lost."""
 _CHUNK: Final = 64 << 10
+_HISTORY_CHUNK: Final = 512 << 10
 
 
 class Remote:
@@ -150,6 +151,7 @@ class Remote:
                 self._node.kill()
             case "sweep":
                 self._node.sweep()
+                self._send_history()
                 self._send("swept", -1, left=self._node.swept)
             case "forget":
                 self._forget()
@@ -159,6 +161,13 @@ class Remote:
                 pass
             case kind:
                 raise AssertionError(f"the launcher has sent {kind!r}")
+
+    def _send_history(self) -> None:
+        """Hand over what the ranks of this node have logged, in whole lines."""
+        with suppress(FileNotFoundError), open(self._directory.history, "rb") as file:
+            while lines := b"".join(file.readlines(_HISTORY_CHUNK)):
+                self._send("history", -1, data=to_text(lines))
+            self._directory.history.unlink()
 
     def _send_look(self, worker: WorkerState) -> None:
         data = os.pread(worker.ledger, os.fstat(worker.ledger).st_size, 0)

@@ -38,6 +38,7 @@ KINDS: Final[Kinds] = {
     "log": {"error": bool, "data": str},  # bytes of stdout or stderr in base64; none at the end
     # A worker: monotonic nanoseconds, its ledger in base64 of zlib, and what ``WorkerState`` has beside it.
     "looked": {"clock": int, "data": str, "trouble": str, "rss": int, "cpu": float},
+    "history": {"data": str},  # lines that ranks have logged, in base64
     "swept": {"left": list},  # pids that had not ended by themselves
     "notice": {"text": str},  # for the user
     "signalled": {"number": int},  # the batch system wants the job to end

@@ -407,3 +407,53 @@ def test_a_stopped_rank_of_another_host_is_given_up(cluster):
         r"rank 3 \(host host1, pid \d+\) was stopped \(SIGSTOP\) for 1\d s while others ran", err
     )
     cluster.wait_until_nothing_is_left()
+
+
+def test_ranks_of_all_hosts_are_seen_and_save_and_stop_after_the_same_step(cluster):
+    job = cluster.launch(
+        """
+        import disttrain as dt
+        from disttrain.nn.parallel import DistributedDataParallel
+
+        model = DistributedDataParallel(dt.nn.Linear(4, 1))
+        optimizer = dt.optim.SGD(model.parameters(), lr=1e-4)
+        dt.on_save(lambda: dt.log(saved=optimizer._steps))
+        print("ready", flush=True)
+        while True:
+            model(dt.ones(2, 4)).sum().backward()
+            optimizer.step()
+        """,
+    )
+    cluster.wait_for(job, "] ready", times=4)
+
+    def tool(*command: str) -> str:
+        done = subprocess.run(
+            [*cluster.hosts.on(0), sys.executable, "-m", "disttrain", *command],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(cluster.folder)},
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    while min(r["steps"] for r in json.loads(tool("ps", "--json"))["ranks"]) == 0:
+        pass
+    status = json.loads(tool("ps", "--json"))
+    name = status["id"]
+    saved = int(tool("ctl", name, "save").removeprefix("save: done after step "))
+    paused = int(tool("ctl", name, "pause").removeprefix("pause: done after step "))
+    held = json.loads(tool("ps", "--json"))["ranks"]
+    tool("ctl", name, "resume")
+    stopped = int(tool("ctl", name, "stop").removeprefix("stop: done after step "))
+    _, err = job.communicate(timeout=30)
+
+    assert [r["host"] for r in held] == ["host0", "host0", "host1", "host1"]
+    assert all(r["rss"] > 1 << 20 for r in held)
+    assert {(r["steps"], r["state"]) for r in held} == {(paused, "paused")}
+    assert job.returncode == 0, err
+    lines = (cluster.folder / "disttrain" / name / "history.jsonl").read_text().splitlines()
+    told = [e for e in map(json.loads, lines) if "log" in e]
+    assert sorted((e["rank"], e["log"]["saved"]) for e in told) == [
+        (rank, step) for rank in range(4) for step in (saved, stopped)
+    ]
