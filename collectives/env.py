@@ -4,7 +4,7 @@ Standard library only, so that the launcher can import it without loading arrays
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -161,12 +161,19 @@ class HostedRank:
     The threads that it starts belong to it too (:func:`hosted_rank` is what they inherit).
     """
 
-    __slots__ = ("context", "env", "host")
+    __slots__ = ("context", "env", "host", "in_main_thread")
 
-    def __init__(self, env: WorkerEnv, host: Any = None) -> None:
+    def __init__(
+        self,
+        env: WorkerEnv,
+        host: Any = None,
+        in_main_thread: Callable[[Callable[[], Any]], Any] | None = None,
+    ) -> None:
         self.env = env
         self.host = host
         """The ``Host`` that connects it to the other ranks."""
+        self.in_main_thread = in_main_thread
+        """Has a function called in the main thread of the process, where Ctrl-C interrupts it."""
         self.context: Any = None
         """What the library keeps for the rank (``disttrain.context``)."""
 

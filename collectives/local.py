@@ -4,6 +4,7 @@ import contextvars
 import ctypes
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -90,11 +91,11 @@ def run_ranks(
     assert baton is not None
     ranks = range(env.rank, env.rank + env.hosted)
     results: dict[int, Any] = {}
-    finished = threading.Semaphore(0)
+    main = _MainThread()
 
     def run(rank: int) -> None:
         error: BaseException | None = None
-        enter_rank(HostedRank(env.of_rank(rank), host))
+        enter_rank(HostedRank(env.of_rank(rank), host, main.call))
         host.ledger.pages[rank].set_thread(threading.get_ident())
         baton.enter(rank)
         try:
@@ -108,19 +109,21 @@ def run_ranks(
         try:
             baton.leave(rank, error)
         finally:
-            finished.release()
+            main.end(rank)
 
-    threads = [
-        threading.Thread(
+    threads = {
+        rank: threading.Thread(
             target=contextvars.copy_context().run, args=(run, rank), name=f"rank {rank}", daemon=True
         )
         for rank in ranks
-    ]
+    }
     try:
-        for thread in threads:
+        for thread in threads.values():
             thread.start()
         baton.start()
-        _wait_for_all(finished, threads, lambda: threads[(baton.running or env.rank) - env.rank])
+        main.wait(len(ranks), lambda: threads[env.rank if baton.running is None else baton.running])
+        for thread in threads.values():
+            thread.join()
     finally:
         close_host(host, failed=baton.failed is not None)
     if baton.failed is not None:
@@ -131,26 +134,71 @@ def run_ranks(
     return [results[rank] for rank in ranks]
 
 
-def _wait_for_all(
-    finished: threading.Semaphore,
-    threads: Sequence[threading.Thread],
-    running: Callable[[], threading.Thread],
-) -> None:
-    """Wait for the rank threads; Ctrl-C is passed on to the one that runs, and a second one ends the wait."""
-    interrupted = False
-    left = len(threads)
-    while left:
+class _Asked:
+    """A function that the main thread is asked to call."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = threading.Event()
+
+    def call(self) -> None:
         try:
-            # Not for ever: a Ctrl-C that comes just before the lock is taken would not wake this thread.
-            if finished.acquire(timeout=0.2):
-                left -= 1
-        except KeyboardInterrupt:
-            if interrupted:
-                raise
-            interrupted = True
-            # Python delivers signals to the main thread only; this raises in the other at its next bytecode.
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(running().ident or 0), ctypes.py_object(KeyboardInterrupt)
-            )
-    for thread in threads:
-        thread.join()
+            self.result = self.function()
+        except BaseException as error:  # Ctrl-C too
+            self.error = error
+        self.done.set()
+
+
+class _MainThread:
+    """What the main thread does while ranks run: it waits for them, passes on Ctrl-C, and calls what they ask for."""
+
+    def __init__(self) -> None:
+        self._wake = threading.Semaphore(0)
+        self._asked: deque[_Asked] = deque()
+        self._ended: set[int] = set()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Have ``function`` called in the main thread; the caller is another one."""
+        asked = _Asked(function)
+        self._asked.append(asked)
+        self._wake.release()
+        asked.done.wait()
+        if asked.error is not None:
+            raise asked.error
+        result: T = asked.result
+        return result
+
+    def end(self, rank: int) -> None:
+        """``rank`` has come to its end."""
+        self._ended.add(rank)
+        self._wake.release()
+
+    def wait(self, ranks: int, running: Callable[[], threading.Thread]) -> None:
+        """Wait for the ends of so many ranks.
+
+        Ctrl-C is raised in what the main thread does for a rank, else in the rank that runs; a second one ends the
+        wait.
+        """
+        interrupted = False
+        while len(self._ended) < ranks:
+            try:
+                # Not for ever: a Ctrl-C that comes just before the lock is taken would not wake this thread.
+                self._wake.acquire(timeout=0.2)
+                while self._asked:
+                    self._asked[0].call()
+                    self._asked.popleft()
+            except KeyboardInterrupt as interrupt:
+                if self._asked:
+                    asked = self._asked.popleft()
+                    asked.error = interrupt
+                    asked.done.set()
+                    continue
+                if interrupted:
+                    raise
+                interrupted = True
+                # Python delivers signals to the main thread only; this raises in the other at its next bytecode.
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(running().ident or 0), ctypes.py_object(KeyboardInterrupt)
+                )

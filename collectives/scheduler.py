@@ -52,7 +52,8 @@ class Baton:
         """The ranks that have returned or raised."""
         self._deadlock = ""
         self._drawn = random.Random(seed) if seed >= 0 else None
-        self._threads: dict[int, int] = {}
+        self.threads: dict[int, int] = {}
+        """``threading.get_ident()`` of each rank."""
         self._pid = os.getpid()
 
     def start(self) -> None:
@@ -62,7 +63,7 @@ class Baton:
 
     def enter(self, rank: int) -> None:
         """Wait for the first turn of ``rank``, whose thread the caller is."""
-        self._threads[rank] = threading.get_ident()
+        self.threads[rank] = threading.get_ident()
         self._turn[rank].acquire()
         self._resume(rank)
 
@@ -87,7 +88,7 @@ class Baton:
 
     def offer(self, rank: int) -> None:
         """Let every other rank that can run do so before ``rank`` goes on."""
-        if self.failed is None and threading.get_ident() == self._threads[rank]:
+        if self.failed is None and threading.get_ident() == self.threads[rank]:
             self._pass_on(rank)
 
     def before_call(self, rank: int) -> None:
@@ -114,7 +115,7 @@ class Baton:
     def _check_thread(self, rank: int, call: Call) -> None:
         if os.getpid() != self._pid:
             who = f"a fork of rank {rank}"
-        elif threading.get_ident() != self._threads[rank]:
+        elif threading.get_ident() != self.threads[rank]:
             who = f"a thread that rank {rank} has started"
         else:
             return

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import ModuleType
 from typing import BinaryIO, TextIO
@@ -70,6 +71,15 @@ class RankStream(io.TextIOBase):
                 self._open = None
             self._target.flush()
 
+    def asked(self, rank: int, prompt: str) -> str:
+        """Return a prompt with the rank before it; what is typed then ends the line."""
+        with self._lock:
+            goes_on = self._open == rank
+            if not goes_on:
+                self.end_line()
+            self._open = None
+        return prompt if goes_on else f"[{rank}] {prompt}"
+
     def _put(self, rank: int, text: str) -> None:
         if self._open not in (None, rank):
             self._target.write("\n")
@@ -109,11 +119,22 @@ class RankStream(io.TextIOBase):
         return self._target.buffer
 
 
-def run_hosted(env: WorkerEnv, argv: list[str], *, is_module: bool) -> dict[int, Outcome]:
+def run_hosted(
+    env: WorkerEnv,
+    argv: list[str],
+    *,
+    is_module: bool,
+    on_turn: Callable[[int], None] | None = None,
+    on_error: Callable[[int, BaseException], None] | None = None,
+) -> dict[int, Outcome]:
     """Run the program once for each rank that ``env`` hosts; return how each one ended, the root cause first.
 
     While a rank runs, ``sys.modules["__main__"]`` and ``sys.argv`` are its own; ``os.environ`` always is, also in the
     threads that it starts. Other modules that the script imports are shared by all hosted ranks, which is said.
+
+    Args:
+        on_turn: called with the rank that is about to run, in its thread.
+        on_error: called with the first rank that fails and its exception, in its thread, while the others wait.
     """
     outcomes: dict[int, Outcome] = {}
     mains: dict[int, ModuleType] = {}
@@ -135,6 +156,8 @@ def run_hosted(env: WorkerEnv, argv: list[str], *, is_module: bool) -> dict[int,
         sys.argv = argvs.setdefault(rank, list(program.argv))
         if rank in mains:
             sys.modules["__main__"] = mains[rank]
+        if on_turn is not None:
+            on_turn(rank)
 
     def name_shared(*, at_the_end: bool = False) -> None:
         if (
@@ -153,6 +176,9 @@ def run_hosted(env: WorkerEnv, argv: list[str], *, is_module: bool) -> dict[int,
         except BaseException as e:
             outcomes[rank] = describe(e)
             if os.getpid() == pid:
+                failed = [r for r, outcome in outcomes.items() if outcome.code]
+                if on_error is not None and failed == [rank]:
+                    on_error(rank, e)
                 raise
         else:
             outcomes[rank] = Outcome()

@@ -117,6 +117,8 @@ def describe(e: BaseException) -> Outcome:
         if e.code is None or isinstance(e.code, int):
             return Outcome((e.code or 0) & 0xFF)
         return Outcome(1, "SystemExit", str(e.code))
+    if type(e).__qualname__ == "BdbQuit":  # only a debugger has loaded it
+        return Outcome(1, "BdbQuit", "quit in the debugger")
     text = "".join(traceback.TracebackException(type(e), e, user_frames(e.__traceback__)).format())
     try:
         message = str(e)

@@ -214,6 +214,8 @@ def order(failures: Iterable[Failure]) -> tuple[Failure, ...]:
 
 def describe_end(error: str, message: str, code: int) -> str:
     """Return how a rank left: ``raised ValueError: ...`` or ``left with exit code 3 (sys.exit)``."""
+    if error == "BdbQuit":
+        return f"was ended by {message}"
     if error == "SystemExit":
         return f"left with sys.exit({message!r})"
     if error:

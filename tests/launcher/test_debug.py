@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -75,12 +76,12 @@ def terminal(tmp_path):
         t.close()
 
 
-def debug(tmp_path: Path, script: str, *options: str, args: tuple[str, ...] = ()):
+def debug(tmp_path: Path, script: str, *options: str, args: tuple[str, ...] = (), within: float = 20.0):
     (tmp_path / "script.py").write_text(textwrap.dedent(script))
     return subprocess.run(
         [sys.executable, "-m", "disttrain", "debug", *options, "script.py", *args],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=within, check=False,
     )  # fmt: skip
 
 
@@ -214,7 +215,7 @@ def test_the_first_failure_is_the_report(tmp_path):
     )  # fmt: skip
 
     assert done.returncode == 1
-    lines = done.stderr.splitlines()
+    lines = re.sub(r"\d+\.\d s", "S s", done.stderr).splitlines()
     assert lines[0].startswith("disttrain: rank 1 (host ")
     assert lines[0].endswith("raised ValueError: bad batch")
     assert lines[1:-1] == [
@@ -223,6 +224,10 @@ def test_the_first_failure_is_the_report(tmp_path):
         '      raise ValueError("bad batch")',
         "  ValueError: bad batch",
         "  ranks 0, 2-3 could not go on without it",
+        "  where the ranks were:",
+        "    ranks 0, 3: for S s in barrier() at script.py:8 (call 1 of the world)",
+        "    rank 1: in no call; its last, barrier() at script.py:5 (call 0 of the world), ended S s ago",
+        "    rank 2: waits since S s for its turn in its process after barrier() at script.py:5 (call 0 of the world)",
     ]
 
 
@@ -383,3 +388,271 @@ def test_a_call_inside_an_import_is_an_error_and_no_hang(tmp_path):
         "Deadlock: rank 0 is in barrier() at eager.py:3 (call 0 of the world) while it imports" in done.stderr
     )
     assert "make the call after the import" in done.stderr
+
+
+WORK = """
+from disttrain.collectives import connect
+comm = connect()
+def work(k):
+    secret = 10 * k
+    comm.barrier()
+    return secret + 1
+if comm.rank == 1:
+    breakpoint()
+x = work(comm.rank)
+comm.barrier()
+print("x", x)
+"""
+
+
+def test_the_debugger_shows_where_other_ranks_are_and_goes_on_in_them(terminal):
+    screen = terminal(WORK, "-n", "4")
+
+    screen.until("[1] (Pdb) ")
+    screen.type("ranks")
+    table = screen.until("[1] (Pdb) ")
+    assert re.search(r"   rank 0  script.py:6 in work: for \d+\.\d s in barrier\(\) at script.py:6 ", table)
+    assert "-> rank 1  script.py:10 in <module>: has stopped\n" in table
+    assert "   rank 3  has not begun\n" in table
+    for wrong, why in (
+        ("rank 2", "rank 2 has not begun"),
+        ("rank 9", "there is no rank 9"),
+        ("rank x", "no rank x"),
+    ):
+        screen.type(wrong)
+        assert why in screen.until("[1] (Pdb) ")
+
+    screen.type("rank 0")
+    assert "script.py(6)work()" in screen.until("[0] (Pdb) ")
+    screen.type("p secret, comm.rank")
+    assert "(0, 0)" in screen.until("[0] (Pdb) ")
+    screen.type("up")
+    assert "script.py(10)<module>()" in screen.until("[0] (Pdb) ")
+    screen.type("until")
+    assert "until is for rank 1, which has stopped" in screen.until("[0] (Pdb) ")
+    screen.type("rank")
+    assert "script.py(10)<module>()" in screen.until("[1] (Pdb) ")
+    screen.type("rank 0")
+    screen.until("[0] (Pdb) ")
+    screen.type("next")  # rank 0 stops; until then rank 1 and the others run
+    assert "script.py(7)work()" in screen.until("[0] (Pdb) ")
+    screen.type("!secret = 500")
+    screen.until("[0] (Pdb) ")
+    screen.type("continue")
+    code, rest = screen.end()
+
+    assert code == 0
+    assert sorted(re.findall(r"^\[\d\] x \d+$", rest, re.M)) == [
+        "[0] x 501",
+        "[1] x 11",
+        "[2] x 21",
+        "[3] x 31",
+    ]
+
+
+def test_a_breakpoint_stops_every_rank(terminal):
+    screen = terminal(WORK, "-n", "2")
+
+    screen.until("[1] (Pdb) ")
+    screen.type("break 12")
+    screen.until("[1] (Pdb) ")
+    for rank in (0, 1):
+        screen.type("continue")
+        assert "script.py(12)<module>()" in screen.until(f"[{rank}] (Pdb) ")
+    screen.type("clear 1")
+    screen.until("[1] (Pdb) ")
+    screen.type("continue")
+
+    assert screen.end()[0] == 0
+
+
+def test_set_trace_and_quit(terminal):
+    screen = terminal(
+        "import pdb\nimport os\nif os.environ['RANK'] == '1':\n    pdb.set_trace(header='look')\n    1\n"
+    )
+
+    assert "look" in screen.until("[1] (Pdb) ")
+    screen.type("quit")
+    code, rest = screen.end()
+
+    assert code == 1
+    assert "disttrain: rank 1 (host " in rest
+    assert "was ended by quit in the debugger" in rest
+    assert "Traceback" not in rest
+
+
+def test_ctrl_c_at_the_prompt_asks_again(terminal):
+    screen = terminal("breakpoint()\n1\n", "-n", "1")
+
+    screen.until("[0] (Pdb) ")
+    for _ in range(30):  # readline misses one that comes after it has shown its prompt and before it listens
+        os.write(screen.fd, b"\x03")
+        with suppress(AssertionError):
+            assert "--KeyboardInterrupt--" in screen.until("[0] (Pdb) ", within=0.5)
+            break
+    else:
+        raise AssertionError(f"Ctrl-C did nothing: {screen.seen!r}")
+    screen.type("continue")
+
+    assert screen.end()[0] == 0
+
+
+def test_post_mortem_shows_the_rank_that_failed_and_the_others(terminal):
+    screen = terminal(
+        """
+        from disttrain.collectives import connect
+        comm = connect()
+        mine = 7 * comm.rank
+        if comm.rank == 1:
+            raise ValueError("bad batch")
+        comm.barrier()
+        """,
+        "-n", "2", "--pdb",
+    )  # fmt: skip
+
+    shown = screen.until("[1] (Pdb) ")
+    assert "rank 1 has failed:\nTraceback" in shown
+    assert "script.py(6)<module>()" in shown
+    screen.type("p mine")
+    assert "7" in screen.until("[1] (Pdb) ")
+    screen.type("rank 0")
+    assert "script.py(7)<module>()" in screen.until("[0] (Pdb) ")
+    screen.type("p mine")
+    assert "0" in screen.until("[0] (Pdb) ")
+    screen.type("quit")
+    code, rest = screen.end()
+
+    assert code == 1
+    assert "raised ValueError: bad batch" in rest
+    assert "rank 0: for " in rest.partition("where the ranks were:")[2]
+
+
+def test_ranks_ask_on_the_terminal(terminal):
+    screen = terminal(
+        """
+        from disttrain.collectives import connect
+        connect().barrier()
+        print("I am", end=" ", flush=True)
+        print(repr(input("called ")))
+        print(repr(input("age ")))
+        """,
+    )  # fmt: skip
+
+    for rank in (1, 0):
+        screen.until(f"[{rank}] I am called ")
+        screen.type(f"name{rank}")
+        assert f"[{rank}] 'name{rank}'" in screen.until(f"[{rank}] age ")
+        screen.type("9")
+
+    assert screen.end()[0] == 0
+
+
+def test_a_deadlock_names_each_rank_with_its_line(tmp_path):
+    done = debug(
+        tmp_path,
+        """
+        from disttrain.collectives import connect
+        import numpy as np
+        comm = connect()
+        x = np.zeros(3, "f")
+        comm.recv(x, 1 - comm.rank)
+        """,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert "Deadlock: deadlock: no rank of this process can go on" in done.stderr
+    for rank in range(2):
+        assert f"  rank {rank}: in recv(float32, shape (3,), from {1 - rank}) at script.py:6" in done.stderr
+    assert "    rank 0: for " in done.stderr.partition("where the ranks were:")[2]
+
+
+def test_schedules_find_what_depends_on_the_order(tmp_path):
+    script = """
+        import os
+        from disttrain.collectives import connect
+        comm = connect()
+        if comm.rank == 0:
+            open("made", "w").close()
+        found = os.path.exists("made")
+        comm.barrier()
+        if comm.rank == 0:
+            os.remove("made")
+        {then}
+        """
+
+    done = debug(
+        tmp_path, script.format(then="print('found', found)"), "-n", "4", "--schedules", "9", within=60.0
+    )
+    assert done.returncode == 1
+    match = re.search(
+        r"^differs: with --schedule-seed (\d) .*: rank \d printed '(.*)', and '(.*)' before$",
+        done.stdout,
+        re.M,
+    )
+    assert match
+    assert match.groups()[1:] == ("found False", "found True")
+    seed = ("-n", "4", "--schedule-seed", match[1])
+    first, again = (debug(tmp_path, script.format(then="print('found', found)"), *seed) for _ in range(2))
+    assert "found False" in first.stdout
+    assert (first.returncode, first.stdout) == (again.returncode, again.stdout)
+
+    done = debug(tmp_path, script.format(then="assert found"), "-n", "4", "--schedules", "9", within=60.0)
+    assert done.returncode == 1
+    assert f"fails: with --schedule-seed {match[1]}, and not in the order of the ranks" in done.stdout
+    assert "raised AssertionError" in done.stderr
+
+
+def test_schedules_of_a_script_that_is_right_or_never_the_same(tmp_path):
+    right = "from disttrain.collectives import connect\nconnect().barrier()\nprint(connect().rank)\n"
+
+    done = debug(tmp_path, right, "--schedules", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "[0] 0\n[1] 1\nequal: the order of the ranks and those of 2 seeds give the same\n"
+
+    done = debug(tmp_path, "import os; print(os.getpid())", "--schedules", "2")
+    assert done.returncode == 1
+    assert "cannot tell: the same order gives something else each time: rank 0 printed" in done.stdout
+
+
+def test_schedules_compare_what_a_model_computes(tmp_path):
+    done = debug(
+        tmp_path,
+        """
+        import builtins
+        import disttrain as dt
+        from disttrain.collectives import connect
+        connect().barrier()
+        seen = vars(builtins).setdefault("seen", [])
+        seen.append(0)
+        place = float(len(seen))
+        dt.manual_seed(0)
+        model = dt.nn.parallel.DistributedDataParallel(dt.nn.Linear(2, 1))
+        optimizer = dt.optim.SGD(model.parameters(), lr=0.1)
+        x = dt.full((1, 2), place if connect().rank == 2 else 1.0)
+        model(x).sum().backward()
+        optimizer.step()
+        """,
+        "-n", "4", "--schedules", "3", within=100.0,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert "on rank 2, the model's input in step 1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("-n", "0"), "must be a power of two, got 0; try 1 or 2"),
+        (("--schedule-seed", "-1"), "-1 is not in the range"),
+        (("--schedules", "0"), "0 is not in the range"),
+        (("--schedules", "2", "--pdb"), "exclude each other"),
+        (("--timeout", "0"), "--timeout must be a positive number"),
+        (("--env", "RANK=3"), "RANK is set by the launcher"),
+        (("nowhere.py",), "there is no script 'nowhere.py'"),
+    ],
+)
+def test_a_wrong_option_is_refused(tmp_path, options, why):
+    done = debug(tmp_path, "", *options)
+
+    assert done.returncode == 2
+    assert why in done.stderr
