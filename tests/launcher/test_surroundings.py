@@ -173,7 +173,7 @@ def test_a_stopped_rank_is_named_and_then_given_up(start):
 
     os.kill(pids["1"], signal.SIGSTOP)
     job.wait_for(
-        rf"rank 1 \(host .*, pid {pids['1']}\) is stopped \(SIGSTOP\); the job ends in 5 s", on_stderr=True
+        rf"rank 1 \(host .*, pid {pids['1']}\) is stopped \(SIGSTOP\); the job ends in \d s", on_stderr=True
     )
     code, _, err = job.end(within=15)
 
