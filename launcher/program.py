@@ -13,6 +13,7 @@ from types import CodeType, ModuleType, TracebackType
 from typing import Final
 
 from disttrain.collectives import control
+from disttrain.collectives.ledger import relative
 
 _LAUNCHER: Final = os.path.dirname(os.path.realpath(__file__)) + os.sep
 _COLLECTIVES: Final = os.path.join(os.path.dirname(os.path.dirname(_LAUNCHER)), "collectives") + os.sep
@@ -118,7 +119,7 @@ def describe(e: BaseException) -> Outcome:
             return Outcome((e.code or 0) & 0xFF)
         return Outcome(1, "SystemExit", str(e.code))
     if type(e).__qualname__ == "BdbQuit":  # only a debugger has loaded it
-        return Outcome(1, "BdbQuit", "quit in the debugger")
+        return Outcome(1, "BdbQuit", _where_quit(e.__traceback__))
     text = "".join(traceback.TracebackException(type(e), e, user_frames(e.__traceback__)).format())
     try:
         message = str(e)
@@ -129,6 +130,15 @@ def describe(e: BaseException) -> Outcome:
         name = f"{type(e).__module__}.{name}"
     follower = not _FOLLOWERS.isdisjoint(c.__name__ for c in type(e).__mro__)
     return Outcome(130 if isinstance(e, KeyboardInterrupt) else 1, name, message, text, follower)
+
+
+def _where_quit(tb: TracebackType | None) -> str:
+    frames = [f for f in traceback.extract_tb(tb) if os.path.basename(f.filename) not in ("bdb.py", "pdb.py")]
+    place = f" at {relative(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    typed = sys.stdin is not None and sys.stdin.isatty()
+    return f"quit in the debugger{place}" + (
+        "" if typed else "; nobody could type: disttrain debug has a terminal"
+    )
 
 
 def user_frames(tb: TracebackType | None) -> TracebackType | None:

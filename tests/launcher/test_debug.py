@@ -477,7 +477,7 @@ def test_set_trace_and_quit(terminal):
 
     assert code == 1
     assert "disttrain: rank 1 (host " in rest
-    assert "was ended by quit in the debugger" in rest
+    assert "was ended by quit in the debugger at script.py:5\n" in rest
     assert "Traceback" not in rest
 
 
@@ -656,3 +656,13 @@ def test_a_wrong_option_is_refused(tmp_path, options, why):
 
     assert done.returncode == 2
     assert why in done.stderr
+
+
+def test_a_breakpoint_that_nobody_can_answer_says_where_it_is(tmp_path):
+    done = debug(tmp_path, "x = 1\nbreakpoint()\ny = 2\n", "-n", "1")
+
+    assert done.returncode == 1
+    assert (
+        "was ended by quit in the debugger at script.py:3; nobody could type: disttrain debug has"
+        in done.stderr
+    )
