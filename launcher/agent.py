@@ -23,7 +23,7 @@ from disttrain.collectives.chaos import Fault, write
 from disttrain.collectives.control import Message
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.ledger import Standing, stacks_in
-from disttrain.launcher import pmi
+from disttrain.launcher import openmpi, pmi
 from disttrain.launcher.backoff import BackOff
 from disttrain.launcher.called import result_file
 from disttrain.launcher.commands import Commands
@@ -140,6 +140,7 @@ class Agent:
         )
         self._nodes: dict[int, LocalNode | RemoteNode] = {0: self._here}
         self._pmi = self._new_world()
+        self._open_mpi: openmpi.World | None = None
         self._control = ControlPlane(
             self._directory.control,
             run=self._directory.run_id,
@@ -183,6 +184,24 @@ class Agent:
         """Return the server of a world that knows nothing of the one before."""
         name = f"disttrain_{self._directory.run_id}_{self._generation}"
         return pmi.PmiServer([share for _, share in self._config.shares], name)
+
+    def _new_open_mpi(self) -> openmpi.World | None:
+        """Return the world of ranks that load Open MPI; None if they load another MPI.
+
+        Raises:
+            ConfigError: they are on several nodes.
+        """
+        if self._config.processes == 1 or (mpiexec := openmpi.find_mpiexec()) is None:
+            return None
+        if len(self._config.shares) > 1:
+            raise ConfigError(
+                f"the MPI library here is Open MPI, whose ranks on several nodes only its own mpiexec connects: "
+                f"run `{mpiexec} -n {self._config.processes} disttrain launch ...`, or install mpich"
+            )
+        folder = self._directory.path / f"openmpi{self._generation}"
+        world = openmpi.World(mpiexec, self._config.processes, folder)
+        self._here.guard(world.pid)
+        return world
 
     def _gather(self, cluster: "Cluster") -> None:
         """Start the agents of the other nodes and wait for them; find out how many processes each is to run."""
@@ -299,6 +318,7 @@ class Agent:
         if self._fleet is not None:
             self._fleet.generation = self._generation
         self._pmi = self._new_world()
+        self._open_mpi = self._new_open_mpi()
         self._control.begin(self._generation, self._config.processes)
         for env in self._config.placements(
             run_id=self._directory.run_id,
@@ -350,6 +370,9 @@ class Agent:
         if config.processes > 1:
             server, world = self._pmi.connect(env.process)
             self._selector.register(server, selectors.EVENT_READ, lambda: self._on_pmi(env.process, server))
+        if self._open_mpi is not None:
+            defaults |= openmpi.DEFAULTS
+            environ |= self._open_mpi.environ(env.process)
         ranks, labelled = range(env.rank, env.rank + env.hosted), env.world_size > 1
         out = self._logs.add(env.process, ranks, to_stderr=False, labelled=labelled)
         err = self._logs.add(env.process, ranks, to_stderr=True, labelled=labelled)
@@ -748,6 +771,9 @@ class Agent:
         for connection in self._pmi.connections:
             self._selector.unregister(connection)
         self._pmi.close()
+        if self._open_mpi is not None:
+            self._open_mpi.close()
+            self._open_mpi = None
         self._workers = []
 
     def _clean_up(self) -> None:

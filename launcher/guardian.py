@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 MARKS = ("DISTTRAIN_RUN_ID", "DISTTRAIN_NODE")
 """Environment variables that every process of a job inherits, also one that has left its session."""
-_SHM = re.compile(r"/dev/shm/((?:mpich_|disttrain_)[^/\s]*)")
+_SHM = re.compile(r"/dev/shm/((?:mpich_|sm_segment\.|vader_segment\.|disttrain_)[^/\s]*)")
 _LEAVING = (
     0.1  # seconds for helpers, like multiprocessing's, to see that their parent has gone and to tidy up
 )
