@@ -29,7 +29,7 @@ dist.init_process_group()
 total = dt.ones(1) * (dist.get_rank() + 1)
 dist.all_reduce(total)
 words = dist.get_rank(), dist.get_world_size(), os.environ.get("SLURMD_NODENAME"), total.item()
-os.write(1, (" ".join(map(str, words)) + "\n").encode())  # at once: nothing of another rank gets between
+os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # at once: nothing of another rank gets between
 """
 
 
