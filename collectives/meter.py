@@ -62,6 +62,8 @@ class Meter:
     """
 
     def __init__(self, env: WorkerEnv, process: WorkerEnv) -> None:
+        self.env = env
+        """The contract of the rank; to read it anew takes longer than all that is counted in a step."""
         self.alone = env.world_size == 1
         """Whether there is no other rank to agree with."""
         self._words = memoryview(bytearray(PAGE_HEAD_BYTES)).cast("q")

@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -79,7 +79,7 @@ def log(*args: Any, **kwargs: Any) -> Any:
     counter = meter()
     if "loss" in told:
         counter.note_loss(told["loss"])
-    env = current_env()
+    env = counter.env
     if env.history:
         entry = {
             "time": round(time.time(), 3),
@@ -194,8 +194,10 @@ class Agreement:
         """Return what this rank votes for: it has been asked, and has not done it."""
         return meter().due
 
-    def hear(self, votes: Iterable[float]) -> None:
+    def hear(self, votes: Sequence[float]) -> None:
         """Take in the sum of all ranks' votes."""
+        if not any(votes):
+            return
         counter = meter()
         for wish, votes_for in zip(Wish, votes, strict=True):
             if votes_for:
@@ -233,7 +235,7 @@ def stepped(steps: int, agreements: Iterable[tuple[Agreement, Communicator]]) ->
     for agreement, comm in agreements:
         if comm.size == 1:
             wishes = agreement.wishes()
-            agreement.hear(wish in wishes for wish in Wish)
+            agreement.hear([wish in wishes for wish in Wish])
         agreement.keep(comm)
 
 
