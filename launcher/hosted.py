@@ -198,9 +198,9 @@ def run_hosted(
             run_ranks(env, body, on_switch)
         except RankFailed as e:
             return {e.rank: outcomes.pop(e.rank, None) or describe(e.exception), **outcomes}
-        except BaseException as e:  # of no rank: the program or the transport cannot be loaded, or Ctrl-C
-            failure = describe(e)
-            return {env.rank: failure}
+        except BaseException as e:  # Ctrl-C; or of no rank: the program or the transport cannot be loaded
+            failed = next((rank for rank, outcome in outcomes.items() if outcome.code), None)
+            return {env.rank: describe(e)} if failed is None else {failed: outcomes.pop(failed), **outcomes}
         finally:
             for stream in streams:
                 stream.drain()

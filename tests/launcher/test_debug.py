@@ -141,21 +141,24 @@ def test_every_rank_can_stop_and_step(terminal):
 def test_ctrl_c_names_the_rank_that_ran(terminal):
     screen = terminal(
         """
-        import os
+        from disttrain.collectives import connect
+        comm = connect()
+        comm.barrier()
         print("spinning")
-        while os.environ["RANK"] == "0":
+        while comm.rank == 1:
             pass
+        comm.barrier()
         """,
         "-n", "2",
     )  # fmt: skip
 
-    screen.until("[0] spinning")
+    screen.until("[1] spinning")
     os.write(screen.fd, b"\x03")
     code, rest = screen.end()
 
     assert code == 130
-    assert "rank 0" in rest
-    assert "KeyboardInterrupt" in rest
+    assert re.search(r"^disttrain: rank 1 \(.*\) raised KeyboardInterrupt$", rest, re.M)
+    assert "rank 0 also" not in rest
 
 
 def test_each_rank_has_its_own_main(tmp_path):
