@@ -4,7 +4,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ class _Run:
     """What the ranks computed, if they have models in parallel wrappers."""
 
 
-def try_schedules(config: LaunchConfig, seeds: Iterable[int]) -> int:
+def try_schedules(config: LaunchConfig, seeds: Sequence[int]) -> int:
     """Run the job in the order of the ranks, and then in that of each seed until one fails or differs.
 
     Compared are what the ranks' models compute and what the ranks print. Returns the exit code: 0 if all orders give
@@ -39,9 +39,7 @@ def try_schedules(config: LaunchConfig, seeds: Iterable[int]) -> int:
     click.echo(ranks.errors, nl=False, err=True)
     if ranks.code:
         return ranks.code
-    tried = []
     for seed in seeds:
-        tried.append(seed)
         drawn = _run(replace(config, schedule=seed))
         if drawn.code:
             click.echo(drawn.errors, nl=False, err=True)
@@ -60,7 +58,7 @@ def try_schedules(config: LaunchConfig, seeds: Iterable[int]) -> int:
                 f"differs: with --schedule-seed {seed} from the order of the ranks: {found}\n{_again(config, seed)}"
             )
             return 1
-    click.echo(f"equal: the order of the ranks and those of {len(tried)} seeds give the same")
+    click.echo(f"equal: the order of the ranks and {len(seeds)} drawn by a seed give the same")
     return 0
 
 

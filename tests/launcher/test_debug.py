@@ -610,7 +610,7 @@ def test_schedules_of_a_script_that_is_right_or_never_the_same(tmp_path):
 
     done = debug(tmp_path, right, "--schedules", "2")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "[0] 0\n[1] 1\nequal: the order of the ranks and those of 2 seeds give the same\n"
+    assert done.stdout == "[0] 0\n[1] 1\nequal: the order of the ranks and 2 drawn by a seed give the same\n"
 
     done = debug(tmp_path, "import os; print(os.getpid())", "--schedules", "2")
     assert done.returncode == 1
