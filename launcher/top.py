@@ -31,22 +31,22 @@ def top(job: str | None, once: bool) -> None:
     """Show step, loss, speed, memory and state of all ranks of JOB until it ends; Ctrl-C leaves it."""
     found = find(job)
     console = Console()
-    screen = _Screen(found)
+    screen = Screen(found)
     if once or not console.is_terminal:
         screen.look()
         time.sleep(0.2)  # how busy a process is shows between two looks
         screen.look()
-        console.print(screen.render(None))
+        console.print(screen.render(console.width, None))
         return
-    with Live(screen.render(console.height), console=console, screen=True, auto_refresh=False) as live:
+    with Live(screen.render(*console.size), console=console, screen=True, auto_refresh=False) as live:
         while found.running:
             screen.look()
-            live.update(screen.render(console.height), refresh=True)
+            live.update(screen.render(*console.size), refresh=True)
             time.sleep(_BETWEEN)
     click.echo(f"job {found.id} has ended")
 
 
-class _Screen:
+class Screen:
     """What is shown of a job."""
 
     def __init__(self, job: Job) -> None:
@@ -78,8 +78,8 @@ class _Screen:
                 self._before[pid] = (now, used)
             self._before.setdefault(pid, (now, used))
 
-    def render(self, height: int | None) -> Group:
-        """Return the screen, with as many ranks as ``height`` lines have room for."""
+    def render(self, width: int, height: int | None) -> Group:
+        """Return the screen of ``width`` columns, with as many ranks as ``height`` lines have room for."""
         about, ranks = self._about, self._ranks
         if not about:
             return Group(Text(self._trouble or f"job {self._job.id}"))
@@ -91,7 +91,7 @@ class _Screen:
             + (f"  {number(rate)} samples/s" if rate else "")
         )
         shown = ranks if height is None else ranks[: max(1, height - _OTHER_LINES)]
-        lines: list[Any] = [Text(head, style="bold"), self._table(shown)]
+        lines: list[Any] = [Text(head, style="bold"), self._table(shown, width)]
         if len(shown) < len(ranks):
             lines.append(Text(f"and {len(ranks) - len(shown)} more ranks"))
         lines += [Text(gpu) for gpu in self._gpus.lines]
@@ -102,7 +102,7 @@ class _Screen:
             lines.append(Text(self._trouble, style="red"))
         return Group(*lines)
 
-    def _table(self, ranks: list[dict[str, Any]]) -> Table:
+    def _table(self, ranks: list[dict[str, Any]], width: int) -> Table:
         table = Table(box=None, pad_edge=False)
         hosts = {r["host"] for r in ranks}
         on_gpu = any(r["gpu_bytes"] for r in ranks)
@@ -120,17 +120,16 @@ class _Screen:
             if on_gpu:
                 cells.append(f"{r['gpu_bytes'] / _MIB:,.0f} MiB")
             rows.append([*cells, r["state"]])
+        room = width
         for i, head in enumerate([*heads, "STATE"]):
-            width = max(
-                len(head), *(len(row[i]) for row in rows)
-            )  # what has no room is cut from the last column
-            table.add_column(
-                head, justify="left" if head == "STATE" else "right", no_wrap=True, min_width=width
-            )
-        table.add_column("CALL", no_wrap=True, overflow="ellipsis")
+            wide = max(len(head), *(len(row[i]) for row in rows))
+            table.add_column(head, justify="left" if head == "STATE" else "right", no_wrap=True, width=wide)
+            room -= wide + 2
+        table.add_column("CALL", no_wrap=True)  # gets what the others leave
         for r, row in zip(ranks, rows, strict=True):
             style = "red" if r["state"].startswith(("is ", "has failed")) else None
-            table.add_row(*map(Text, [*row, r["call"]]), style=style)
+            call = r["call"] if len(r["call"]) <= room else f"{r['call'][: max(room - 1, 0)]}…"
+            table.add_row(*map(Text, [*row, call]), style=style)
         return table
 
 
