@@ -683,7 +683,8 @@ class Agent:
             self._logs.notice(
                 f"disttrain: ended {len(stragglers)} processes that the script had left (pid {pids})"
             )
-        for complaint in self._pmi.complaints + self._control.complaints:
+        strangers = self._fleet.complaints if self._fleet is not None else []
+        for complaint in self._pmi.complaints + self._control.complaints + strangers:
             self._logs.notice(f"disttrain: {complaint}")
         code = 0
         last = self._attempt()

@@ -416,6 +416,13 @@ class Fleet:
             self._look_at = now + BEAT
         return self._look_at - now
 
+    @property
+    def complaints(self) -> list[str]:
+        """What has come to the port that should not have."""
+        refused = self.hub.refused
+        what = f"refused {refused} connection{'s' * (refused > 1)} without a key of this job"
+        return [*([what] if refused else []), *self.hub.complaints]
+
     def take_signal(self, number: int) -> None:
         """Pass on what a batch system has sent to agents: once, as it sends it to all of them."""
         if number not in self._signalled:

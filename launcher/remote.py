@@ -150,6 +150,9 @@ class Remote:
             case "kill":
                 self._node.kill()
             case "sweep":
+                for complaint in self._control.complaints:
+                    self._send("notice", -1, text=f"disttrain: {complaint}")
+                self._control.complaints.clear()
                 self._node.sweep()
                 self._send_history()
                 self._send("swept", -1, left=self._node.swept)

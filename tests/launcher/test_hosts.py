@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -143,6 +144,59 @@ def test_hosts_may_run_different_numbers_of_processes_and_of_ranks(cluster):
     assert job.returncode == 0, err
     ranks = {int(line.split()[2]): line.split()[1] for line in out.splitlines()}
     assert ranks == {r: "host0" if r < 3 else "host1" for r in range(8)}
+
+
+def listening(cluster: Cluster, index: int) -> set[str]:
+    """Return the addresses at which a host listens, but for its ssh server."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        command = [*cluster.hosts.on(index), "cat", f"/proc/net/{name}"]
+        for line in subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.splitlines()[
+            1:
+        ]:
+            _, local, _, state, *_ = line.split()
+            address, port = local.split(":")
+            if state == "0A" and int(port, 16) != 22:
+                found.add(
+                    f"{socket.inet_ntoa(bytes.fromhex(address)[::-1]) if len(address) == 8 else address}"
+                )
+    return found
+
+
+STRANGER = """
+import sys, zmq
+with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+    socket.linger = 0
+    failed = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    monitor = socket.get_monitor_socket(failed | zmq.EVENT_DISCONNECTED)
+    socket.connect(sys.argv[1])
+    assert monitor.poll(10_000)
+    socket.disable_monitor()
+    monitor.close()
+"""
+
+
+def test_the_launcher_listens_at_one_address_and_refuses_strangers(cluster):
+    letter, spy = cluster.folder / "letter", cluster.folder / "spy"
+    spy.write_text(f'#!/bin/sh\ntee {letter} | {cluster.ssh} "$@"\n')
+    spy.chmod(0o755)
+    job = cluster.launch("import time\nprint('begun', flush=True)\ntime.sleep(300)\n", "--ssh", str(spy))
+    cluster.wait_for(job, "begun", 4)
+    endpoint = json.loads(letter.read_text())["endpoint"]
+    letter.unlink()
+
+    listens = [listening(cluster, i) for i in (0, 1)]
+    subprocess.run(
+        [*cluster.hosts.on(1), sys.executable, "-c", STRANGER, endpoint],
+        check=True,
+        timeout=30,
+        env=os.environ,
+    )
+    cluster.hosts.signal(0, "disttrain launch", signal.SIGINT)
+    _, err = job.communicate(timeout=30)
+
+    assert listens == [{"10.199.7.1"}, set()]
+    assert "disttrain: refused 1 connection without a key of this job" in err
 
 
 def test_keys_are_on_no_command_line_in_no_environment_file_or_output(cluster):
