@@ -462,7 +462,11 @@ class Fleet:
         code = starter.popen.wait()
         for node in starter.nodes:
             if not node.lost:
-                self._lose(node, f"its connection has ended (exit code {code})")
+                why = f"its connection has ended (exit code {code})"
+                silent = time.monotonic() - node.heard
+                if node.facts is not None and silent > 3 * BEAT:  # it gave us up before we gave it up
+                    why = f"nothing heard of it for {silent:.0f} s, then {why}"
+                self._lose(node, why)
 
     def _unwatch(self, starter: _Starter, fd: int) -> None:
         starter.fds.remove(fd)
