@@ -220,10 +220,3 @@ def test_a_failure_on_a_node_of_slurm_ends_the_job(batch):
     assert "left with code 7 before the end" in job.stderr
     left = batch.run("squeue", "--noheader", "--steps")
     assert left.stdout == ""
-
-
-@pytest.mark.mpi
-def test_srun_with_an_mpi_world_makes_ranks(batch):
-    job = batch.run("srun", "--quiet", "-N2", "-n2", "--mpi=pmi2", *LAUNCH, "script.py")
-
-    assert sorted(line.split()[0::3] for line in job.stdout.splitlines()) == [["0", "3.0"], ["1", "3.0"]], job
