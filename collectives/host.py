@@ -163,7 +163,7 @@ class Host:
         self.told: set[int] = set()
         """Ranks that have been told of a failure; others of the same cause may have been left behind then."""
         if not threads:
-            self.ledger.pages[env.rank].set_thread(threading.main_thread().ident or 0)
+            self.ledger.pages[env.rank].set_thread(threading.main_thread().native_id or 0)
         watched = env.processes > 1 or (env.hosted > 1 and self.ledger.descriptor >= 0)
         self.watch = Watch(self) if watched else None
 

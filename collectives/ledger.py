@@ -154,9 +154,9 @@ class Page:
         self.made = 0
         self.set_thread(thread)
 
-    def set_thread(self, ident: int) -> None:
+    def set_thread(self, native_id: int) -> None:
         """Say which thread is the rank's."""
-        self._words[2] = ident
+        self._words[2] = native_id
 
     def enter(self, call: "Call", group: int) -> None:
         """Note that the rank makes ``call`` on the group of that :meth:`Ledger.text`."""
@@ -298,7 +298,7 @@ class Standing:
 
     rank: int
     thread: int
-    """``threading.get_ident()`` of the rank; 0 if it is not known yet."""
+    """``threading.get_native_id()`` of the rank; 0 if it is not known yet."""
     entries: tuple[Entry, ...]
     """The last calls, the latest last."""
     waits: Entry | None

@@ -96,7 +96,7 @@ def run_ranks(
     def run(rank: int) -> None:
         error: BaseException | None = None
         enter_rank(HostedRank(env.of_rank(rank), host, main.call))
-        host.ledger.pages[rank].set_thread(threading.get_ident())
+        host.ledger.pages[rank].set_thread(threading.get_native_id())
         baton.enter(rank)
         try:
             baton.check()  # nothing is begun after another rank has failed

@@ -104,16 +104,13 @@ class Peers:
             return [unknown(rank, stacks.trouble(pid) or "has ended") for rank in question.ranks]
         standings = {s.rank: s for s in read(data)}
         trouble = stacks.trouble(pid)
-        frames: dict[int, list[str]] | None = None
         found = []
         for rank in question.ranks:
             standing = standings[rank]
             came = standing.has_made(question.group, question.number, question.pair)
             lines = [str(standing)]
             if question.stacks and not came and not trouble:
-                if frames is None:
-                    frames = stacks.ask(pid, descriptor)
-                lines += frames.get(standing.thread) or frames.get(0) or [_silence()]
+                lines += stacks.ask(pid, descriptor, standing.thread) or [_silence()]
             found.append(
                 Where(
                     rank,

@@ -1,10 +1,12 @@
 """Asking another process of this node where its Python code is, also while native code holds the interpreter.
 
-Every process lets :mod:`faulthandler` answer a signal, in C, by writing its stacks into an anonymous file; whoever
-asks opens that file through ``/proc``. Standard library only: the launcher asks too.
+Every process lets :mod:`faulthandler` answer a signal, in C, by writing the stack of the thread that gets it into an
+anonymous file; whoever asks opens that file through ``/proc``. A thread answers for itself alone: the frames of one
+that runs on meanwhile cannot be read safely. Standard library only: the launcher asks too.
 """
 
 import contextlib
+import ctypes
 import faulthandler
 import os
 import re
@@ -25,7 +27,6 @@ _NOT_USERS = (
 )
 PATIENCE_S = 1.0
 _MOST_FRAMES = 8
-_THREAD = re.compile(r"(?:Current thread|Thread) (0x[0-9a-f]+)")
 _FRAME = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
 _STATES = {
     "T": "is stopped (SIGSTOP)",
@@ -41,7 +42,7 @@ def answer() -> int:
     if not hasattr(os, "memfd_create"):
         return -1
     descriptor = os.memfd_create(_FILE)
-    faulthandler.register(_signal(), file=descriptor, all_threads=True)
+    faulthandler.register(_signal(), file=descriptor, all_threads=False)
     return descriptor
 
 
@@ -65,12 +66,15 @@ def trouble(pid: int) -> str:
         return f"cannot be asked where it is: {error}"
 
 
-def ask(pid: int, descriptor: int, *, wake: bool = False, most: int = _MOST_FRAMES) -> dict[int, list[str]]:
-    """Return the innermost frames of the user's code in each thread of a process, outermost first.
+def ask(
+    pid: int, descriptor: int, thread: int = 0, *, wake: bool = False, most: int = _MOST_FRAMES
+) -> list[str]:
+    """Return the innermost frames of the user's code in a thread of a process, outermost first.
 
-    Nothing if it does not answer within a second. Threads are known by ``threading.get_ident()``; 0 is the main one.
+    Nothing if it does not answer within a second.
 
     Args:
+        thread: its ``threading.get_native_id()``; 0 is the main one.
         wake: whether a process that is stopped (SIGSTOP) may run on for the milliseconds that it needs to answer.
         most: frames of a thread.
     """
@@ -79,9 +83,10 @@ def ask(pid: int, descriptor: int, *, wake: bool = False, most: int = _MOST_FRAM
         # A process that is no longer ours has another file there, or none: it must not get the signal.
         with open(path, "rb") as file:
             if _FILE not in os.readlink(path):
-                return {}
+                return []
             file.seek(0, os.SEEK_END)
-            os.kill(pid, _signal())
+            if _tgkill()(pid, thread or pid, int(_signal())) != 0:
+                return []
             stopped = wake and trouble(pid) == _STATES["T"]
             if stopped:
                 os.kill(pid, signal.SIGCONT)
@@ -91,12 +96,14 @@ def ask(pid: int, descriptor: int, *, wake: bool = False, most: int = _MOST_FRAM
                 if stopped:
                     os.kill(pid, signal.SIGSTOP)
     except OSError:
-        return {}
-    parts = _THREAD.split(text)[1:]  # the main thread is written last
-    frames = {
-        int(ident, 16): _frames(part, most) for ident, part in zip(parts[::2], parts[1::2], strict=True)
-    }
-    return frames | {0: next(reversed(frames.values()))} if frames else {}
+        return []
+    return _frames(text, most)
+
+
+@cache
+def _tgkill() -> Any:
+    """Return the C library's function that sends a signal to one thread of a process (glibc 2.30, 2019)."""
+    return ctypes.CDLL(None).tgkill
 
 
 def _read_on(file: Any) -> str:

@@ -460,7 +460,7 @@ class Agent:
                 continue
             stack = stacks_in(os.pread(w.ledger, os.fstat(w.ledger).st_size, 0))
             trouble = stacks.trouble(w.pid)
-            frames = [] if trouble else stacks.ask(w.pid, stack).get(0, ["did not answer"])
+            frames = [] if trouble else stacks.ask(w.pid, stack) or ["did not answer"]
             lines.append(
                 f"  {name_ranks(w.ranks)}: {trouble or 'has not called connect() or anything that does'}"
             )

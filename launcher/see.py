@@ -138,16 +138,13 @@ def stack(job: str | None, rank: int | None) -> None:
     ranks = [r for r in status["ranks"] if rank is None or r["rank"] == rank]
     if not ranks:
         raise JobError(f"there is no rank {rank}; the job has {status['job']['world_size']} ranks, from 0")
-    frames: dict[int, dict[int, list[str]]] = {}
     for r in ranks:
         head = f"rank {r['rank']} (host {r['host']}, pid {r['pid']}) {r['state']}"
         click.echo(f"{head}, in {r['call']}" if r["call"] else head)
         if r["node"]:
             click.echo("  its stack can be seen on its host alone: there, py-spy dump --pid PID shows it")
             continue
-        if r["pid"] not in frames:
-            frames[r["pid"]] = stacks.ask(r["pid"], r["stacks"], wake=True, most=64)
-        seen = frames[r["pid"]].get(r["thread"]) or frames[r["pid"]].get(0)
+        seen = stacks.ask(r["pid"], r["stacks"], r["thread"], wake=True, most=64)
         for line in seen or ["does not answer: it has ended, or has not begun"]:
             click.echo(f"  {line}")
 
