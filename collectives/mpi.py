@@ -147,12 +147,12 @@ class MpiTransport:
                 "MPI was initialised for fewer threads than MPI_THREAD_MULTIPLE; let disttrain initialise it "
                 "(connect before anything else calls MPI), or use an MPI library that has it"
             )
-        self.library = mpi_library.name_of(mpi)
+        self.implementation = mpi_library.name_of(mpi)
         size = mpi.COMM_WORLD.Get_size()
         if size != env.processes:
             raise RuntimeError(
                 f"MPI connected {size} process{'es' * (size > 1)}, but the job has {env.processes}: "
-                f"this process was started by another MPI than the one it loaded ({self.library}). "
+                f"this process was started by another MPI than the one it loaded ({self.implementation}). "
                 f"{mpi_library.CURE}"
             )
         self._comm = mpi.COMM_WORLD.Split(0, env.process)

@@ -50,4 +50,4 @@ def open_transport(env: WorkerEnv) -> tuple[Transport, str]:
     mpi = MpiTransport(env)
     mpi.name = name
     also = " for GPU arrays and mpi for others" if name == "nccl" else ""
-    return mpi, f"communicating over {name}{also}, {mpi.library} ({why})"
+    return mpi, f"communicating over {name}{also}, {mpi.implementation} ({why})"

@@ -85,8 +85,7 @@ def ask(
             if _FILE not in os.readlink(path):
                 return []
             file.seek(0, os.SEEK_END)
-            if _tgkill()(pid, thread or pid, int(_signal())) != 0:
-                return []
+            _send(pid, thread or pid)
             stopped = wake and trouble(pid) == _STATES["T"]
             if stopped:
                 os.kill(pid, signal.SIGCONT)
@@ -100,10 +99,17 @@ def ask(
     return _frames(text, most)
 
 
-@cache
-def _tgkill() -> Any:
-    """Return the C library's function that sends a signal to one thread of a process (glibc 2.30, 2019)."""
-    return ctypes.CDLL(None).tgkill
+def _send(pid: int, thread: int) -> None:
+    """Send the signal to one thread of a process.
+
+    Raises:
+        OSError: there is no such thread, or it cannot be asked: a C library without ``tgkill`` (glibc before 2.30).
+    """
+    tgkill = getattr(ctypes.CDLL(None, use_errno=True), "tgkill", None)
+    if tgkill is None:
+        raise OSError("the C library has no tgkill()")
+    if tgkill(pid, thread, int(_signal())) != 0:
+        raise OSError(ctypes.get_errno(), f"thread {thread} of process {pid}")
 
 
 def _read_on(file: Any) -> str:

@@ -115,6 +115,10 @@ class Bucket:
                 slot.array[...] = grad._array
         xp = get_array_module(self.tail)
         self.tail[...] = xp.asarray([*used, weight, *[0] * self._votes], self.tail.dtype)
+        self._apply_weight(first_weight, weight)
+
+    def _apply_weight(self, first_weight: float, weight: float) -> None:
+        """Let ``sums`` be the gradients times the rank's weight; of no samples even a nan counts for nothing."""
         if self.half:
             self.sums[...] = self.grads
         if weight == 0:
@@ -132,6 +136,7 @@ class Bucket:
         for p, slot in zip(self.params, self.slots, strict=True):
             vacate(p, slot)
         self.message[...] = 0
+        self.tail[...] = 0
         self.tail[len(self.params)] = weight
         if failed and self._votes:
             self.votes[FAILED] = 1

@@ -11,7 +11,7 @@ import numpy as np
 from disttrain.autograd import accumulates
 from disttrain.engine import Slot
 from disttrain.kernels.arrays import Array
-from disttrain.parallel.buckets import FAILED, Bucket, vacate
+from disttrain.parallel.buckets import Bucket, vacate
 from disttrain.tensors import RemovableHandle, Tensor
 
 if TYPE_CHECKING:
@@ -197,12 +197,7 @@ class SpreadBucket(Bucket):
             elif source is not slot.array:
                 slot.array[...] = source
         self.tail[len(self.params)] = weight
-        if self.half:
-            self.sums[...] = self.grads
-        if weight == 0:
-            self.sums[...] = 0
-        elif not self.weighted and first_weight != 1:
-            self.sums *= self.sums.dtype.type(first_weight)
+        self._apply_weight(first_weight, weight)
 
     def fill_with_zeros(self, weight: float, *, failed: bool) -> None:
         self._held.clear()
@@ -210,10 +205,6 @@ class SpreadBucket(Bucket):
         for p in self.params:
             p._grad = None
         super().fill_with_zeros(weight, failed=failed)
-        self.tail[...] = 0
-        self.tail[len(self.params)] = weight
-        if failed and self._votes:
-            self.votes[FAILED] = 1
 
     def start(self, tag: tuple[int, int, int]) -> None:
         if self._before is not None:

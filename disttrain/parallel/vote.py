@@ -1,6 +1,6 @@
 """The step vote: with its last bucket of gradients each rank says how its part of the step went.
 
-The votes are summed with the gradients and cost nothing more. Only if one was against going on do the ranks tell each
+The votes are summed with the gradients, in the same call. Only if one was against going on do the ranks tell each
 other why, in one more call.
 """
 
