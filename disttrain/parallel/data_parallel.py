@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,14 +19,13 @@ from disttrain.collectives.errors import PeerFailed
 from disttrain.collectives.ledger import bucket_tag
 from disttrain.distributed.groups import communicator_of
 from disttrain.engine import is_grad_enabled, queue_callback
-from disttrain.errors import AnomalyError, ReplicasDiffer
-from disttrain.kernels.arrays import to_host
+from disttrain.errors import AnomalyError
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import is_lazy
 from disttrain.parallel.buckets import NOT_FINITE, WISHES, Bucket, GradBucket, grouped
+from disttrain.parallel.replicas import agree, compare_fingerprints, take_from
 from disttrain.parallel.spread import SpreadBucket
 from disttrain.parallel.vote import Telling, reason
-from disttrain.random import current_generator
 from disttrain.steering import Agreement
 from disttrain.tensors import RemovableHandle, Tensor
 
@@ -238,7 +236,7 @@ class DistributedDataParallel(Module):
         recording = is_grad_enabled()
         if recording:
             if self._fingerprint_every and self._forwards % self._fingerprint_every == 0:
-                self._compare_fingerprints()
+                compare_fingerprints(self.module, self._comm, self._forwards)
             self._forwards += 1
         root = 0
         if recording and self._synchronize and self._joining is not None:
@@ -409,28 +407,6 @@ class DistributedDataParallel(Module):
         self._comm.all_reduce(complete, complete, op="max")
         if complete[0] >= 0:
             take_from(self._comm, int(complete[0]), [*self.module.parameters(), *self.module.buffers()])
-
-    def _compare_fingerprints(self) -> None:
-        """Raise ReplicasDiffer, on all ranks alike, unless every rank has the same parameters."""
-        named = list(self.module.named_parameters())
-        mine = np.array(
-            [zlib.crc32(np.ascontiguousarray(to_host(p._array)).tobytes()) for _, p in named], np.uint32
-        )
-        everyone = np.empty((self._comm.size, mine.size), np.uint32)
-        self._comm.all_gather(mine, everyone)
-        differ = (everyone != everyone[0]).any(0)
-        if not differ.any():
-            return
-        first = int(differ.argmax())
-        ranks: dict[int, list[int]] = {}
-        for rank, fingerprint in enumerate(everyone[:, first].tolist()):
-            ranks.setdefault(fingerprint, []).append(rank)
-        odd = min(ranks.values(), key=len)
-        raise ReplicasDiffer(
-            f"before forward {self._forwards + 1}, {int(differ.sum())} of {len(named)} parameters differ between the "
-            f"ranks; the first is {named[first][0]!r}, on {name_ranks(odd)} it is not what it is on the others. Look "
-            f"for code that changes parameters on some ranks only"
-        )
 
     def _report_unused(self) -> None:
         """Say once which parameters a backward did not use, on some ranks or on all."""
@@ -688,29 +664,6 @@ class _Arrival:
 
     def __call__(self, _: Tensor) -> None:
         self.owner._arrived(self._bucket)
-
-
-def agree(comm: Communicator) -> int:
-    """Return rank 0's number of a new wrapper; take its seed, which orders data sets, as ranks may seed differently."""
-    rank = context.current()
-    told = np.array([rank.wrappers, current_generator().initial_seed()], np.uint64)
-    rank.wrappers += 1
-    comm.broadcast(told)
-    number, rank.order_seed = (int(word) for word in told)
-    return number
-
-
-def take_from(comm: Communicator, root: int, tensors: list[Tensor]) -> None:
-    """Overwrite tensors with those of rank ``root``."""
-    for kind in dict.fromkeys(t._array.dtype for t in tensors):
-        same = [t for t in tensors if t._array.dtype == kind]
-        flat = np.concatenate([t._array.reshape(-1) for t in same])
-        comm.broadcast(flat, root)
-        begin = 0
-        for t in same:
-            t._array[...] = flat[begin : begin + t._array.size].reshape(t._array.shape)
-            t._version_counter[0] += 1
-            begin += t._array.size
 
 
 def tensors_in(out: Any) -> Iterator[Tensor]:

@@ -17,7 +17,8 @@ from disttrain.nn.module import IncompatibleKeys, Module
 from disttrain.nn.parameter import is_lazy
 from disttrain.nn.utils.clip_grad import clip_grad_norm_
 from disttrain.parallel import sharded_states, wrap
-from disttrain.parallel.data_parallel import DistributedDataParallel, take_from
+from disttrain.parallel.data_parallel import DistributedDataParallel
+from disttrain.parallel.replicas import take_from
 from disttrain.parallel.sharding import Unit, _Loan, units_of
 from disttrain.parallel.sharding_options import (
     BackwardPrefetch,

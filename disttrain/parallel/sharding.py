@@ -27,7 +27,8 @@ from disttrain.kernels.arrays import Array
 from disttrain.modes import Lender
 from disttrain.nodes import Lent
 from disttrain.parallel.buckets import WISHES
-from disttrain.parallel.data_parallel import agree, take_from, tensors_in
+from disttrain.parallel.data_parallel import tensors_in
+from disttrain.parallel.replicas import agree, take_from
 from disttrain.parallel.spread import SpreadBucket
 from disttrain.steering import Agreement
 from disttrain.tensors import Tensor
