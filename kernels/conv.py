@@ -1,5 +1,7 @@
 """Convolution over images in channels-last memory: im2col in blocks of about the L2 cache, then GEMM.
 
+3 x 3 filters of stride 1 over whole multiples of 16 channels in float32 go by :mod:`~disttrain.kernels.winograd`.
+
 ``x`` is (N, C, H, W), ``w`` is (O, C // groups, KH, KW), ``out`` and its gradient ``g`` are (N, O, OH, OW).
 These are shapes only: any memory layout is accepted, images come back as views of (N, H, W, C) memory.
 Arrays are float32 or float64, all of one type.
@@ -10,14 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy
 
+from disttrain.kernels import winograd
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
+from disttrain.kernels.simd import LANES
 
 Sizes = tuple[int, ...]
 """A number for each axis of an image but the first two, (N, C)."""
 _BLOCK_BYTES = 512 * 1024
 _BLOCK_PIXELS = 512
 """A block has at least so many output pixels, even if it is larger then: GEMM repacks the filters for each."""
+_MIN_TILES = 32
+"""Of 2 x 2 outputs: for fewer, transforming the filters costs more than Winograd's algorithm saves."""
 
 
 class Window(NamedTuple):
@@ -48,6 +54,8 @@ def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) 
     N, H, W, _ = x.shape
     OH, OW = window.out_size(H, W)
     O = w.shape[0]  # noqa: E741
+    if _is_winograd(x.dtype, window, groups, x.shape[3], (N, OH, OW, O)):
+        return winograd.convolve(x, w, bias, _pair(window.padding)).transpose(0, 3, 1, 2)
     out = (numpy.zeros if _is_depthwise(w, groups) else numpy.empty)((N, OH, OW, O), x.dtype)
     if _is_depthwise(w, groups):
         _depthwise(x, out, _by_tap(w), _flat(window), _OUT)
@@ -72,6 +80,13 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Siz
     g = to_channels_last(g)
     N, OH, OW, O = g.shape  # noqa: E741
     c = w.shape[1]
+    ph, pw = _pair(window.padding)
+    if (
+        max(ph, pw) <= 2
+        and size == (OH + 2 - 2 * ph, OW + 2 - 2 * pw)
+        and _is_winograd(g.dtype, window, groups, O, (N, *size, c))
+    ):
+        return winograd.convolve(g, w, None, (2 - ph, 2 - pw), turned=True).transpose(0, 3, 1, 2)
     g_rows = g.reshape(-1, O)
     kernel = w.transpose(0, 2, 3, 1).reshape(O, -1)
     o = O // groups
@@ -104,6 +119,8 @@ def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array
     g, x = to_channels_last(g), to_channels_last(x)
     _, OH, OW, O = g.shape  # noqa: E741
     o, c = O // groups, x.shape[3] // groups
+    if _is_winograd(x.dtype, window, groups, c, g.shape) and window.out_size(*x.shape[1:3]) == (OH, OW):
+        return winograd.weight_grad(g, x, _pair(window.padding))
     if o == c == 1 and groups > 1:
         parts = numpy.zeros((len(g), *window.kernel, O), g.dtype)  # image by image: long sums lose digits
         for image, out, part in zip(x, g, parts, strict=True):
@@ -149,6 +166,22 @@ def _lines_per_block(width: int, pixel_bytes: int) -> int:
 
 def _is_pointwise(window: Window) -> bool:
     return window.kernel == (1, 1) and window.stride == (1, 1) and window.padding == (0, 0)
+
+
+def _is_winograd(kind: Array, window: Window, groups: int, C: int, size: Sizes) -> bool:
+    """Return whether Winograd's algorithm is quickest, for an output of ``size`` (N, H, W, O) that sees C channels."""
+    return (
+        window[:2] == ((3, 3), (1, 1))
+        and window.dilation == (1, 1)
+        and groups == 1
+        and kind == numpy.float32
+        and C % LANES == size[3] % LANES == 0
+        and winograd.count_tiles(size) >= _MIN_TILES
+    )
+
+
+def _pair(sizes: Sizes) -> tuple[int, int]:
+    return sizes[0], sizes[1]
 
 
 def _is_depthwise(w: Array, groups: int) -> bool:

@@ -3,12 +3,14 @@
 import functools
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy
 
+from disttrain.kernels import simd
 from disttrain.kernels.arrays import Array
 
 _logger = logging.getLogger("disttrain")
@@ -19,8 +21,8 @@ class Kernel:
 
     Compiled code releases the GIL and is kept on disk: beside the source, or in the user's cache folder if
     the package is read-only (``NUMBA_CACHE_DIR`` overrides both). A kernel calls no other kernel; it may
-    call the functions of this module: :func:`exp`, :func:`erf`, :func:`tanh`, :func:`largest`,
-    :func:`total`.
+    call each :func:`helper`, the functions of this module (:func:`exp`, :func:`erf`, :func:`tanh`, :func:`largest`,
+    :func:`total`) and those of :mod:`~disttrain.kernels.simd`.
 
     Args:
         function: loops over arrays, in the part of Python that Numba knows.
@@ -45,8 +47,13 @@ class Kernel:
 
     def _load(self) -> Any:
         import numba
+        from numba.extending import register_jitable
 
-        _overload_functions()
+        with _loading:
+            _overload_functions()
+            simd.define()
+            while _helpers:
+                register_jitable(_helpers.pop())
         _keep_freed_memory()
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": self._fastmath or False}
         try:
@@ -63,6 +70,17 @@ def jit(function: Callable[..., Any] | None = None, *, fastmath: set[str] | None
     if function is None:
         return functools.partial(jit, fastmath=fastmath)
     return Kernel(function, fastmath or set())
+
+
+_helpers: list[Callable[..., Any]] = []
+"""Those that Numba does not know yet."""
+_loading = threading.Lock()
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """Let kernels call ``function``, which becomes a part of them; use as a decorator."""
+    _helpers.append(function)
+    return function
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from disttrain.kernels import (
     rnn,
     softmax,
     special,
+    winograd,
 )
 
 rng = np.random.default_rng(0)
@@ -95,6 +96,51 @@ def test_maps_and_maxima_along_axes(axis, dtype):
     equal_to_reference(axes, "map_axes", dtype, some(3, 3, 3), ((axis, m.transposed),))
     equal_to_reference(axes, "map_axes", dtype, x, ((axis, axes.selection([5, 0, 0], 6)),))
     equal_to_reference(axes, "max_axis", dtype, x, axis, spans)
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (1, 1), (2, 1), (0, 3)])
+@pytest.mark.parametrize(("c", "o"), [(16, 32), (144, 16)])
+def test_convolution_by_winograd(c, o, padding, monkeypatch):
+    monkeypatch.setattr(winograd, "_BLOCK_BYTES", 1)  # several blocks, which end inside an image
+    window = conv.Window((3, 3), (1, 1), padding, (1, 1))
+    x, w = some(4, c, 9, 8), some(o, c, 3, 3) / np.sqrt(9 * c)
+    g = some(4, o, *window.out_size(9, 8)) / 16
+
+    equal_to_reference(conv, "conv2d", "float32", x, w, None, window, 1)
+    equal_to_reference(conv, "conv2d", "float32", x, w, some(o), window, 1)
+    equal_to_reference(conv, "conv2d_input_grad", "float32", g, w, window, 1, (9, 8))
+    equal_to_reference(conv, "conv2d_weight_grad", "float32", g, x, window, 1)
+
+
+def test_convolution_by_winograd_is_as_exact_as_direct_summation(monkeypatch):
+    window = conv.Window((3, 3), (1, 1), (1, 1), (1, 1))
+    x, w, g = (v.astype(np.float32) for v in (some(4, 64, 16, 16), some(64, 64, 3, 3), some(4, 64, 16, 16)))
+
+    def errors():
+        for name, args in (
+            ("conv2d", (x, w, None, window, 1)),
+            ("conv2d_input_grad", (g, w, window, 1, (16, 16))),
+            ("conv2d_weight_grad", (g, x, window, 1)),
+        ):
+            exact = getattr(conv, f"{name}_reference")(
+                *(a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in args)
+            )
+            yield np.sqrt(np.mean((getattr(conv, name)(*args) - exact) ** 2))
+
+    ours = list(errors())
+    monkeypatch.setattr(conv, "_MIN_TILES", 1 << 60)
+    direct = list(errors())
+
+    assert max(a / b for a, b in zip(ours, direct, strict=True)) < 2.5
+
+
+def test_convolution_of_an_image_does_not_depend_on_the_others_of_its_batch():
+    window = conv.Window((3, 3), (1, 1), (1, 1), (1, 1))
+    x, w = (v.astype(np.float32) for v in (some(64, 16, 8, 8), some(16, 16, 3, 3)))
+
+    whole = conv.conv2d(x, w, None, window, 1)
+
+    np.testing.assert_array_equal(whole[24:40], conv.conv2d(x[24:40], w, None, window, 1))
 
 
 @pytest.mark.parametrize("c", [1, 3])
