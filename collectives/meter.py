@@ -194,6 +194,12 @@ class Reading:
     """Share in which it waited for other ranks."""
     reading: float
     """For how many seconds it has waited for the batch that it asked for; 0 if it does not."""
+    clock: float
+    """When this was read: seconds of the monotonic clock of the rank's machine."""
+    read: float
+    """For how many seconds it has waited for batches in all."""
+    waited: float
+    """For how many it has waited for other ranks in all."""
     loss: float | None
     """The last one that the script told."""
     gpu_bytes: int
@@ -237,6 +243,9 @@ def read_meters(descriptor: int, first: int, hosted: int, now: int | None = None
                 data=min(1.0, (words[_DATA] - read + reading) / span),
                 wait=min(1.0, (words[WAITED] - waited + waiting) / span),
                 reading=reading / 1e9,
+                clock=now / 1e9,
+                read=(words[_DATA] + reading) / 1e9,
+                waited=(words[WAITED] + waiting) / 1e9,
                 loss=loss if words[_HAS_LOSS] else None,
                 gpu_bytes=words[_GPU],
                 can_save=bool(words[_CAN_SAVE]),

@@ -26,7 +26,7 @@ _NOT_USERS = (
     "<frozen ",
 )
 PATIENCE_S = 1.0
-_MOST_FRAMES = 8
+MOST_FRAMES = 8
 _FRAME = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
 _STATES = {
     "T": "is stopped (SIGSTOP)",
@@ -67,7 +67,7 @@ def trouble(pid: int) -> str:
 
 
 def ask(
-    pid: int, descriptor: int, thread: int = 0, *, wake: bool = False, most: int = _MOST_FRAMES
+    pid: int, descriptor: int, thread: int = 0, *, wake: bool = False, most: int = MOST_FRAMES
 ) -> list[str]:
     """Return the innermost frames of the user's code in a thread of a process, outermost first.
 

@@ -18,11 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
-from disttrain.collectives import stacks
 from disttrain.collectives.chaos import Fault, write
 from disttrain.collectives.control import Message
 from disttrain.collectives.env import WorkerEnv
-from disttrain.collectives.ledger import Standing, stacks_in
+from disttrain.collectives.ledger import Standing
 from disttrain.launcher import openmpi, pmi
 from disttrain.launcher.backoff import BackOff
 from disttrain.launcher.called import result_file
@@ -32,12 +31,14 @@ from disttrain.launcher.control_plane import ControlPlane
 from disttrain.launcher.desk import Desk
 from disttrain.launcher.logs import LogPump
 from disttrain.launcher.node import LocalNode, Order, WorkerState
+from disttrain.launcher.pace import Paces
 from disttrain.launcher.placement import table
 from disttrain.launcher.report import (
     Attempt,
     Failure,
     Ordered,
     RunReport,
+    Slow,
     describe_end,
     describe_positions,
     describe_signal,
@@ -73,6 +74,7 @@ FAILS_OF_A_NODE: Final = 2
 """After so many failed generations because of one node it is left out, if the job has enough others."""
 _MOST_ASKED: Final = 8
 _SWEEP: Final = 5.0  # seconds that another node may take, once it has answered, to end what is left there
+_ANSWER: Final = 2.0  # seconds in which the stack of a rank of another node is to come
 _FLUSH: Final = 2.0  # seconds in which its last output is to come
 
 
@@ -103,6 +105,9 @@ class Agent:
         self._attempts: list[Attempt] = []
         """The generations that failed and were followed by another."""
         self._back_off = BackOff()
+        self._paces = Paces()
+        self._slow: list[Slow] = []
+        """Ranks that stayed behind the others."""
         self._workers: list[WorkerState] = []
         self._failures: list[Failure] = []
         self._stopped: list[int] = []
@@ -110,6 +115,8 @@ class Agent:
         """Where the ranks were when the generation began to end."""
         self._tell_at = NOTICE
         """After how many seconds of the generation to name the processes that do not connect, next."""
+        self._asked: list[WorkerState] = []
+        """Those that have been asked where they are, to be named then."""
         self._kill_at: float | None = None
         self._killed = False
 
@@ -315,6 +322,7 @@ class Agent:
     def _start(self) -> None:
         """Start the workers of this generation."""
         self._began = time.monotonic()
+        self._paces = Paces()
         if self._fleet is not None:
             self._fleet.generation = self._generation
         self._pmi = self._new_world()
@@ -333,7 +341,7 @@ class Agent:
             self._logs.notice("\n".join(f"disttrain: {line}" for line in lines))
         if self._chaos:
             self._logs.notice(f"disttrain: chaos ordered: {', '.join(map(str, self._chaos))}")
-        self._commands.begin(self._config, self._workers, self._nodes.values(), self._generation)
+        self._commands.begin(self._config, self._workers, self._nodes, self._generation)
         self._logs.start()
 
     def _catch_signals(self) -> Callable[[], None]:
@@ -385,7 +393,12 @@ class Agent:
     def _watch(self) -> None:
         self._on_messages()  # its descriptor tells edges; there may have been one
         while any(w.running for w in self._workers):
-            waits = (self._look_after_beginning(), self._look_for_stopped(), self._commands.poll())
+            waits = (
+                self._look_after_beginning(),
+                self._look_for_stopped(),
+                self._look_for_slow(),
+                self._commands.poll(),
+            )
             wait = min((w for w in waits if w is not None), default=None)
             if self._kill_at is not None:
                 wait = self._kill_at - time.monotonic()
@@ -421,6 +434,20 @@ class Agent:
                 f"the job ends in {STOPPED - worker.stopped:.0f} s unless it goes on (kill -CONT {worker.pid})"
             )
 
+    def _look_for_slow(self) -> float | None:
+        """Name a rank that stays behind the others; return when to look again, in seconds."""
+        if self._config.world_size == 1 or self._kill_at is not None or self._killed:
+            return None
+        if self._paces.wait == 0:
+            marks = [mark for node in self._nodes.values() for mark in node.marks]
+            if len(marks) == self._config.world_size and (slow := self._paces.look(marks)) is not None:
+                self._slow.append(replace(slow, generation=self._generation))
+                worker = next(w for w in self._workers if slow.rank in w.ranks)
+                self._logs.notice(
+                    f"disttrain: rank {slow.rank} (host {worker.host}, pid {worker.pid}) takes {slow}"
+                )
+        return self._paces.wait
+
     def _turn(self, wait: float | None) -> None:
         """Deal with what happens within ``wait`` seconds."""
         if self._fleet is not None:
@@ -440,8 +467,16 @@ class Agent:
                 self._fail(worker, "ended without having connected to the others, which wait for it", 1)
                 return 0.0
         waited, limit = time.monotonic() - self._pmi.begun_since, self._config.timeout
-        if waited < min(self._tell_at, limit):
-            return min(self._tell_at, limit) - waited
+        due = min(self._tell_at, limit)
+        if waited < due:
+            return due - waited
+        if not self._asked:
+            self._asked = missing[:_MOST_ASKED]
+            for worker in self._asked:
+                self._nodes[worker.env.node].ask(worker)
+        if any(w.stack is None and w.running for w in self._asked) and waited < due + _ANSWER:
+            return due + _ANSWER - waited
+        self._asked = []
         self._tell_at = 2 * waited
         self._logs.notice(f"disttrain: {self._who_does_not_connect(missing, waited)}")
         if waited >= limit:
@@ -455,16 +490,10 @@ class Agent:
         verb = "have" if here.startswith("ranks") else "has"
         lines = [f"{here} {verb} waited {waited:.1f} s for {away} to connect, as every process of a job must"]
         for w in missing[:_MOST_ASKED]:
-            if w.env.node:
-                lines.append(f"  {name_ranks(w.ranks)}: on host {w.host}, pid {w.pid}")
-                continue
-            stack = stacks_in(os.pread(w.ledger, os.fstat(w.ledger).st_size, 0))
-            trouble = stacks.trouble(w.pid)
-            frames = [] if trouble else stacks.ask(w.pid, stack) or ["did not answer"]
-            lines.append(
-                f"  {name_ranks(w.ranks)}: {trouble or 'has not called connect() or anything that does'}"
-            )
-            lines += [f"    {frame}" for frame in frames]
+            where = f" (host {w.host}, pid {w.pid})" if w.env.node else ""
+            what = w.trouble or "has not called connect() or anything that does"
+            lines.append(f"  {name_ranks(w.ranks)}{where}: {what}")
+            lines += [f"    {frame}" for frame in w.stack or ([] if w.trouble else ["did not answer"])]
         return "\n".join(lines)
 
     def _on_messages(self) -> None:
@@ -654,7 +683,7 @@ class Agent:
         self._node_failures[self._workers[attempt.failures[0].process].env.node] += 1
         self._forget_workers()
         self._failures, self._stopped, self._standings = [], [], []
-        self._kill_at, self._killed, self._tell_at = None, False, NOTICE
+        self._kill_at, self._killed, self._tell_at, self._asked = None, False, NOTICE, []
         resume = time.monotonic() + wait
         while self._stopped_by is None and (left := resume - time.monotonic()) > 0:
             self._turn(left)
@@ -711,6 +740,7 @@ class Agent:
             stopped_by=self._stopped_by.name if self._stopped_by is not None else "",
             stopped_at=self._commands.stopped_at,
             chaos=tuple(self._suffered),
+            slow=tuple(self._slow),
             attempts=tuple(self._attempts),
         )
         has_history = self._directory.history.exists()

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +24,7 @@ _POLL_OTHERS: Final = 0.5
 """The same where ledgers have to come from other nodes."""
 _DONE: Final = {"save": "saved", "stop": "stopped", "pause": "paused", "resume": "resumed"}
 _MAX_CALL: Final = 400
+_MOST_FRAMES: Final = 64
 
 
 class Commands:
@@ -42,31 +43,31 @@ class Commands:
         self._started = time.monotonic()
         self._config: LaunchConfig | None = None
         self._workers: Sequence[WorkerState] = ()
-        self._nodes: Sequence[LocalNode | RemoteNode] = ()
+        self._nodes: Mapping[int, LocalNode | RemoteNode] = {}
         self._generation = 0
         self._asked = dict.fromkeys(Wish, 0)
         """How often the ranks of this generation have been asked."""
         self._pending: list[str] = []
         """Commands that have still to be done."""
         self._on_behalf: dict[str, str] = {}
-        """Who asked for them, if it was not ``disttrain ctl``."""
+        """Command → who asked for it last."""
 
     def begin(
         self,
         config: LaunchConfig,
         workers: Sequence[WorkerState],
-        nodes: Iterable["LocalNode | RemoteNode"],
+        nodes: Mapping[int, "LocalNode | RemoteNode"],
         generation: int,
     ) -> None:
         """Speak of these workers from now on, which run on these nodes."""
-        self._config, self._workers, self._nodes, self._generation = config, workers, list(nodes), generation
+        self._config, self._workers, self._nodes, self._generation = config, workers, nodes, generation
         self._asked = dict.fromkeys(Wish, 0)
 
     def forget(self) -> None:
         """Speak of no workers any more: these are gone, with what is known of them."""
         for command in self._pending:
             self._note(command, "lost: the ranks ended first")
-        self._pending, self._workers, self._nodes = [], (), ()
+        self._pending, self._workers, self._nodes = [], (), {}
 
     def answer(self, question: Message) -> dict[str, Any]:
         """Return the answer to a question."""
@@ -74,6 +75,8 @@ class Commands:
             case "status":
                 self._look()
                 return {"kind": "status", "job": self._job(), "ranks": self._ranks()}
+            case "stack":
+                return self._stack(question["rank"], again=question["again"])
             case "kill":
                 self._note("kill", "asked")
                 self._kill("disttrain kill")
@@ -83,19 +86,28 @@ class Commands:
                 number = self._number(question["command"])
                 return {"kind": "reply", "done": not refusal, "text": refusal, "number": number}
 
+    def _stack(self, rank: int, *, again: bool) -> dict[str, Any]:
+        worker = next((w for w in self._workers if rank in w.ranks), None)
+        if worker is None:
+            raise BadMessage(f"there is no rank {rank} now")
+        if not again:
+            threads = {s.rank: s.thread for s in worker.standings()}
+            self._nodes[worker.env.node].ask(worker, threads.get(rank, 0), _MOST_FRAMES, wake=True)
+        return {"kind": "stack", "done": worker.stack is not None, "lines": worker.stack or []}
+
     # -- commands ------------------------------------------------------------------------------------------
 
     def preempt(self, by: str) -> str:
         """Ask all ranks to save and stop, on behalf of the signal ``by``; return why not, "" if they will."""
-        refusal = self._why_not("save") or self.ask("stop")
-        if not refusal:
-            self._on_behalf["stop"] = by
-        return refusal
+        return self._why_not("save") or self.ask("stop", by)
 
-    def ask(self, command: str) -> str:
+    def ask(self, command: str, by: str = "") -> str:
         """Ask all ranks for what ``save``, ``stop``, ``pause`` or ``resume`` mean; return why not, "" if it is done.
 
         What has been asked for, and is not done yet, is not asked for again.
+
+        Args:
+            by: on whose behalf, if it is not that of ``disttrain ctl``.
         """
         if command not in _DONE:
             refusal = f"there is no command {command[:40]!r}; it is {', '.join(_DONE)}"
@@ -108,10 +120,11 @@ class Commands:
             return refusal
         for wish in WISHES[command]:
             self._asked[wish] += 1
-        for node in self._nodes:
+        for node in self._nodes.values():
             node.wish(command)
         self._pending.append(command)
-        self.poll()
+        self._on_behalf[command] = by or f"`disttrain ctl {command}`"
+        self.poll()  # ranks that step fast have done it already
         return ""
 
     def poll(self) -> float | None:
@@ -129,8 +142,7 @@ class Commands:
             if command == "stop":
                 self.stopped_at = step
             self._note(command, "done", step)
-            by = self._on_behalf.pop(command, f"`disttrain ctl {command}`")
-            self._notice(f"disttrain: {_DONE[command]}{where}, as asked by {by}")
+            self._notice(f"disttrain: {_DONE[command]}{where}, as asked by {self._on_behalf[command]}")
         return (POLL if len(self._nodes) == 1 else _POLL_OTHERS) if self._pending else None
 
     def _why_not(self, command: str) -> str:
@@ -164,7 +176,7 @@ class Commands:
         return [reading for worker in self._workers for reading in worker.readings()]
 
     def _look(self) -> None:
-        for node in self._nodes:
+        for node in self._nodes.values():
             node.look()
 
     def _note(self, command: str, what: str, step: int | None = None) -> None:

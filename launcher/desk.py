@@ -23,6 +23,8 @@ _COMMON: Final[Mapping[str, type]] = {"v": int, "kind": str, "run": str}
 QUESTIONS: Final[Mapping[str, Mapping[str, type]]] = {
     # What are the job and its ranks, and how far have they come?
     "status": {},
+    # Where is a rank of another node in its Python code? Asked ``again`` until the answer is ``done``.
+    "stack": {"rank": int, "again": bool},
     # Do something after a step: "save", "stop", "pause" or "resume".
     "ctl": {"command": str},
     # End the job now, as SIGTERM does.
@@ -30,6 +32,7 @@ QUESTIONS: Final[Mapping[str, Mapping[str, type]]] = {
 }
 ANSWERS: Final[Mapping[str, Mapping[str, type]]] = {
     "status": {"job": dict, "ranks": list},
+    "stack": {"done": bool, "lines": list},
     # Whether it is being done; if not, why not; if so, how often each rank will have done it then.
     "reply": {"done": bool, "text": str, "number": int},
     "bad": {"text": str},

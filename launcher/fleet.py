@@ -20,9 +20,11 @@ from typing import Any, Final
 
 from disttrain.collectives.control import REPORTS, BadMessage, Message, check
 from disttrain.collectives.ledger import ledger_file
+from disttrain.collectives.stacks import MOST_FRAMES
 from disttrain.launcher.config import ConfigError
 from disttrain.launcher.hosts import Host
 from disttrain.launcher.node import Order, WorkerState
+from disttrain.launcher.pace import Mark
 from disttrain.launcher.preflight import Facts
 from disttrain.launcher.remote import BEAT, LOST
 from disttrain.launcher.wire import Hub, address_towards, from_text, to_text, unpack
@@ -71,6 +73,8 @@ class RemoteNode:
         self.is_cut = False
         """Whether what goes to and fro is to be dropped, as on a link that is cut."""
         self.swept: list[int] | None = None
+        self.marks: list[Mark] = []
+        """What its ranks had counted a few seconds ago."""
         self._fleet = fleet
         self._workers: dict[int, WorkerState] = {}
         self._worlds: dict[int, socket.socket] = {}
@@ -101,6 +105,13 @@ class RemoteNode:
             world=world is not None,
         )
         return worker
+
+    def ask(
+        self, worker: WorkerState, thread: int = 0, most: int = MOST_FRAMES, *, wake: bool = False
+    ) -> None:
+        """Ask where a worker is in its Python code; its ``stack`` is None until the answer has come."""
+        worker.stack = None
+        self._send("ask", worker.env.process, thread=thread, most=most, wake=wake)
 
     def look(self) -> None:
         """Ask for the ledgers; they come while the loop turns, before any answer to a later request."""
@@ -137,6 +148,7 @@ class RemoteNode:
         for worker in self._workers.values():
             os.close(worker.ledger)
         self._workers.clear()
+        self.marks = []
         self.swept = None
 
     def close(self) -> None:
@@ -168,6 +180,8 @@ class RemoteNode:
             self._fleet.on_history(from_text(message["data"]))
         elif kind == "swept":
             self.swept = [pid for pid in message["left"] if type(pid) is int]
+        elif kind == "paces" and message["generation"] == self._fleet.generation:
+            self._note_marks(message["marks"])
         elif message["generation"] != self._fleet.generation or process not in self._workers:
             return  # of workers that have been forgotten meanwhile
         elif kind == "log":
@@ -187,6 +201,12 @@ class RemoteNode:
         self.host = host
         self.facts = facts
 
+    def _note_marks(self, marks: list[Any]) -> None:
+        wanted = [int, int, float, float, float]
+        if not all(type(mark) is list and [type(x) for x in mark] == wanted for mark in marks):
+            raise BadMessage("paces of another form")
+        self.marks = [Mark(*mark) for mark in marks]
+
     def _of_worker(self, kind: str, worker: WorkerState, message: Message) -> None:
         if kind == "started":
             worker.pid = message["pid"]
@@ -196,6 +216,10 @@ class RemoteNode:
             worker.looked_at = message["clock"]
             worker.trouble, worker.rss = message["trouble"], message["rss"]
             worker.cpu_seconds = message["cpu"]
+        elif kind == "stack":
+            if not all(type(line) is str for line in message["lines"]):
+                raise BadMessage("a stack that is not of text")
+            worker.trouble, worker.stack = message["trouble"], message["lines"]
         elif kind == "stopped":
             worker.stopped = message["seconds"]
             worker.warned &= bool(worker.stopped)

@@ -15,10 +15,11 @@ from typing import Final
 from disttrain.collectives import stacks
 from disttrain.collectives.control import Message
 from disttrain.collectives.env import WorkerEnv
-from disttrain.collectives.ledger import Standing, ledger_file, read
+from disttrain.collectives.ledger import Standing, ledger_file, read, stacks_in
 from disttrain.collectives.meter import Reading, Wish, ask, end, read_meters, resume
 from disttrain.launcher import guardian, pmi
 from disttrain.launcher.memory import MemoryWatch
+from disttrain.launcher.pace import Mark
 from disttrain.launcher.placement import Machine, Place
 from disttrain.launcher.rundir import RunDirectory
 
@@ -76,6 +77,8 @@ class WorkerState:
     """Bytes of memory that it used then."""
     cpu_seconds: float = 0.0
     """Seconds of processor time that it had used by then."""
+    stack: list[str] | None = None
+    """Where it was in its Python code when it was asked last; None while the answer is on its way."""
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -93,6 +96,14 @@ class WorkerState:
     def readings(self) -> list[Reading]:
         """Return how far its ranks have come."""
         return read_meters(self.ledger, self.env.rank, self.env.hosted, self.looked_at)
+
+    def ask(self, thread: int, most: int, *, wake: bool) -> None:
+        """Note where it is in its Python code, if it runs on this machine: :func:`.stacks.ask`."""
+        self.trouble = stacks.trouble(self.pid)
+        descriptor = stacks_in(os.pread(self.ledger, os.fstat(self.ledger).st_size, 0))
+        self.stack = []
+        if wake or not self.trouble:
+            self.stack = stacks.ask(self.pid, descriptor, thread, wake=wake, most=most)
 
     def look(self) -> None:
         """Note how it is, if it runs on this machine."""
@@ -234,6 +245,17 @@ class LocalNode:
         """Bring up to date what is known of the workers; their ledgers always are."""
         for worker in self._workers:
             worker.look()
+
+    def ask(
+        self, worker: WorkerState, thread: int = 0, most: int = stacks.MOST_FRAMES, *, wake: bool = False
+    ) -> None:
+        """Find out where a worker is in its Python code; its ``stack`` says it then."""
+        worker.ask(thread, most, wake=wake)
+
+    @property
+    def marks(self) -> list[Mark]:
+        """What its ranks have counted."""
+        return [Mark.of(reading) for worker in self._workers for reading in worker.readings()]
 
     def wish(self, command: str) -> None:
         """Ask the ranks for one of :data:`WISHES`; they do it after a step."""

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import astuple
 from typing import Any, Final
 
 from disttrain.collectives.control import BadMessage, Message
@@ -21,6 +22,7 @@ from disttrain.collectives.env import WorkerEnv
 from disttrain.launcher import preflight
 from disttrain.launcher.control_plane import ControlPlane
 from disttrain.launcher.node import LocalNode, Order, WorkerState
+from disttrain.launcher.pace import STRIDE
 from disttrain.launcher.rundir import RunDirectory
 from disttrain.launcher.wire import Keys, Link, LostConnection, Ticket, from_text, pack, to_text
 
@@ -71,6 +73,7 @@ class Remote:
         self._link.send("hello", facts=preflight.gather())
         self._on_messages()
         beat = time.monotonic() + BEAT
+        paces_at = 0.0
         try:
             while not self._ended:
                 for key, _ in self._selector.select(max(beat - time.monotonic(), 0.0)):
@@ -84,6 +87,9 @@ class Remote:
                         self._ended = f"nothing heard of the launcher for {now - self._heard:.0f} s"
                     self._link.send("beat")
                     self._tell_stopped()
+                    if now - paces_at >= STRIDE:
+                        self._send("paces", -1, marks=[astuple(mark) for mark in self._node.marks])
+                        paces_at = now
                     beat = now + BEAT
             return "" if self._ended == "bye" else self._ended
         finally:
@@ -143,6 +149,11 @@ class Remote:
                 self._node.look()
                 for worker in self._workers.values():
                     self._send_look(worker)
+            case "ask":
+                self._link.send("beat")  # a worker that does not answer takes a second
+                worker = self._workers[process]
+                self._node.ask(worker, message["thread"], message["most"], wake=message["wake"])
+                self._send("stack", process, trouble=worker.trouble, lines=worker.stack)
             case "wish":
                 self._node.wish(message["command"])
             case "terminate":

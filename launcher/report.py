@@ -70,6 +70,33 @@ class Ordered:
 
 
 @dataclass(frozen=True)
+class Slow:
+    """A rank that the others wait for, and why. Shares are of the time in which they were compared."""
+
+    rank: int
+    factor: float
+    """How many times as long as the others it takes, by their median."""
+    why: str
+    """``data`` (it waits for its next batch) or ``compute``."""
+    share: float
+    """Of its time that goes there."""
+    others: float
+    """The same of theirs."""
+    wait: float
+    """Of their time that they wait for other ranks."""
+    steps: int = 0
+    """Over how many steps they were compared; 0 if that was a glance."""
+    generation: int = 0
+
+    def __str__(self) -> str:
+        over = f" over {self.steps} steps" if self.steps else ""
+        return (
+            f"{self.factor:g} times as long as the others{over}, by {self.why}: {self.share:.0%} of its time, "
+            f"the others {self.others:.0%}; they wait {self.wait:.0%} of theirs"
+        )
+
+
+@dataclass(frozen=True)
 class Attempt:
     """How one generation failed."""
 
@@ -149,6 +176,8 @@ class RunReport:
     """The signal by which the user ended the job, ``SIGINT`` or another."""
     chaos: tuple[Ordered, ...] = ()
     """What ``--chaos`` has done."""
+    slow: tuple[Slow, ...] = ()
+    """Ranks that stayed behind the others while the job ran."""
     attempts: tuple[Attempt, ...] = ()
     """The generations before the last one, which failed too."""
 

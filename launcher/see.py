@@ -17,10 +17,16 @@ from disttrain.collectives import stacks
 from disttrain.launcher.batch import Submitted
 from disttrain.launcher.fold import label
 from disttrain.launcher.jobs import Job, JobError, find, running_jobs
+from disttrain.launcher.pace import Pace, find_slowest
+from disttrain.launcher.report import Slow
 from disttrain.launcher.submit import show_log
 
 _LOG: Final = re.compile(r"rank(\d+)(?:-(\d+))?(?:-generation(\d+))?\.log")
 _POLL: Final = 0.1
+_ENDING: Final = 0.5
+"""Seconds from when a launcher answers no more to the end of its job."""
+_STACK_PATIENCE: Final = 3.0
+"""Seconds that the agent of another node may take to find out where a rank is."""
 _HINT_AFTER: Final = 3.0
 """Seconds after which a command that waits says what for."""
 _KILL_PATIENCE: Final = 10.0
@@ -51,8 +57,8 @@ def ps(as_json: bool) -> None:
         try:
             status = status_of(job)
         except JobError as error:
-            if _wait(lambda job=job: not job.running, 0.5):  # type: ignore[misc]
-                continue  # it was about to end
+            if _wait(lambda job=job: not job.running, _ENDING):  # type: ignore[misc]
+                continue
             status = {"job": {}, "ranks": [], "trouble": str(error)}
         if as_json:
             click.echo(json.dumps({"id": job.id, **status}))
@@ -81,6 +87,7 @@ def _row(job: Job, status: dict[str, Any]) -> list[str]:
     about, ranks = status["job"], status["ranks"]
     losses = [r["loss"] for r in ranks if r["loss"] is not None]
     rate = sum(r["samples_per_second"] for r in ranks)
+    slow = slowest_of(ranks)
     return [
         job.id,
         Path(about["script"]).name,
@@ -89,7 +96,7 @@ def _row(job: Job, status: dict[str, Any]) -> list[str]:
         number(sum(losses) / len(losses)) if losses else "-",
         number(rate) if rate else "-",
         duration(about["seconds"]),
-        summary(ranks),
+        summary(ranks) + (f"; {slow.rank} is slow ({slow.why})" if slow is not None else ""),
     ]
 
 
@@ -102,6 +109,11 @@ def summary(ranks: list[dict[str, Any]]) -> str:
     if len(by_state) == 1:
         return next(iter(by_state))
     return ", ".join(f"{label(who)} {state}" for state, who in by_state.items())
+
+
+def slowest_of(ranks: list[dict[str, Any]]) -> Slow | None:
+    """Return the rank that the others have waited for in the last few seconds; None if there is none."""
+    return find_slowest([Pace(r["rank"], r["data"], r["wait"]) for r in ranks if r["seconds"] > 0])
 
 
 def number(x: float) -> str:
@@ -134,19 +146,32 @@ def stack(job: str | None, rank: int | None) -> None:
 
     The job is not disturbed. A process that is stopped (SIGSTOP) is let run for some milliseconds to answer.
     """
-    status = status_of(find(job))
+    running = find(job)
+    status = status_of(running)
     ranks = [r for r in status["ranks"] if rank is None or r["rank"] == rank]
     if not ranks:
         raise JobError(f"there is no rank {rank}; the job has {status['job']['world_size']} ranks, from 0")
     for r in ranks:
         head = f"rank {r['rank']} (host {r['host']}, pid {r['pid']}) {r['state']}"
         click.echo(f"{head}, in {r['call']}" if r["call"] else head)
-        if r["node"]:
-            click.echo("  its stack can be seen on its host alone: there, py-spy dump --pid PID shows it")
-            continue
-        seen = stacks.ask(r["pid"], r["stacks"], r["thread"], wake=True, most=64)
+        seen = (
+            _stack_of_another_node(running, r["rank"])
+            if r["node"]
+            else stacks.ask(r["pid"], r["stacks"], r["thread"], wake=True, most=64)
+        )
         for line in seen or ["does not answer: it has ended, or has not begun"]:
             click.echo(f"  {line}")
+
+
+def _stack_of_another_node(job: Job, rank: int) -> list[str]:
+    """Return where a rank is in its Python code, as its node's agent says; nothing if it does not."""
+    answer = job.ask("stack", rank=rank, again=False)
+    deadline = time.monotonic() + _STACK_PATIENCE
+    while not answer["done"] and time.monotonic() < deadline:
+        time.sleep(_POLL / 2)
+        answer = job.ask("stack", rank=rank, again=True)
+    lines: list[str] = answer["lines"]
+    return lines
 
 
 # ---------------------------------------------------------------------------------------------- logs
@@ -272,7 +297,7 @@ def ctl(job: str, command: str, no_wait: bool) -> None:
         try:
             about = found.ask("status")
         except JobError:
-            if found.running:
+            if not _wait(lambda: not found.running, _ENDING):
                 raise
             break
         if command not in about["job"]["pending"]:

@@ -14,12 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from disttrain.launcher.jobs import Job, JobError, find
-from disttrain.launcher.see import Command, duration, number, status_of
+from disttrain.launcher.see import Command, duration, number, slowest_of, status_of
 
 _BETWEEN: Final = 1.0
 """Seconds between two looks."""
-_MATTERS: Final = 0.1
-"""Share of the time by which a rank must be behind the others to be called the slowest."""
 _OTHER_LINES: Final = 8
 _MIB: Final = 1 << 20
 
@@ -134,27 +132,17 @@ class Screen:
 
 
 def slowest(ranks: list[dict[str, Any]]) -> str:
-    """Return which rank the others wait for, and what it does meanwhile; or what all of them do most of the time.
-
-    The slowest rank is the one that waits least. Why is what it does more of than the others: ``data`` (waiting for its
-    next batch) or ``compute``. The numbers are shares of the last seconds.
-    """
+    """Return which rank the others wait for, and why; or what all of them do most of the time."""
     going = [r for r in ranks if r["seconds"] > 0]
     if not going:
         return "no rank has made a step"
     for r in ranks:
         if r["state"].startswith("is "):
             return f"slowest: rank {r['rank']}, which {r['state']}"
+    slow = slowest_of(ranks)
+    if slow is not None:
+        return f"slowest: rank {slow.rank}, {slow}"
     means = {share: statistics.fmean(r[share] for r in going) for share in ("data", "compute", "wait")}
-    last = min(going, key=lambda r: (r["wait"], r["rank"]))
-    others = [r for r in going if r is not last]
-    if others and statistics.median(r["wait"] for r in others) - last["wait"] >= _MATTERS:
-        middle = {share: statistics.median(r[share] for r in others) for share in ("data", "compute")}
-        why = max(middle, key=lambda share: last[share] - middle[share])
-        return (
-            f"slowest: rank {last['rank']}, by {why}: {last[why]:.0%} of its time, the others {middle[why]:.0%}; "
-            f"they wait {statistics.median(r['wait'] for r in others):.0%} of theirs"
-        )
     most = max(means, key=means.__getitem__)
     return f"no rank is behind the others; most of the time goes into {most} ({means[most]:.0%})"
 

@@ -38,6 +38,8 @@ KINDS: Final[Kinds] = {
     "log": {"error": bool, "data": str},  # bytes of stdout or stderr in base64; none at the end
     # A worker: monotonic nanoseconds, its ledger in base64 of zlib, and what ``WorkerState`` has beside it.
     "looked": {"clock": int, "data": str, "trouble": str, "rss": int, "cpu": float},
+    "paces": {"marks": list},  # the fields of ``disttrain.launcher.pace.Mark`` for each of its ranks
+    "stack": {"trouble": str, "lines": list},  # why a worker cannot go on, and where it is in its Python code
     "history": {"data": str},  # lines that ranks have logged, in base64
     "swept": {"left": list},  # pids that had not ended by themselves
     "notice": {"text": str},  # for the user
@@ -46,6 +48,7 @@ KINDS: Final[Kinds] = {
     "start": {"env": dict, "argv": list, "environ": dict, "defaults": dict, "world": bool},
     "taken": {"error": bool},  # the "log" is where it belongs; the next may come
     "look": {},
+    "ask": {"thread": int, "most": int, "wake": bool},  # for the stack: ``disttrain.collectives.stacks.ask``
     "wish": {"command": str},  # of the ranks: one of ``disttrain.launcher.node.WISHES``
     "terminate": {},
     "kill": {},

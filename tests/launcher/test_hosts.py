@@ -463,6 +463,33 @@ def test_a_stopped_rank_of_another_host_is_given_up(cluster):
     cluster.wait_until_nothing_is_left()
 
 
+def test_a_rank_of_another_host_that_does_not_connect_is_named_with_its_place(cluster):
+    job = cluster.launch(
+        """
+        import os, signal
+        def dawdle():
+            signal.pause()
+        if os.environ["RANK"] == "3":
+            dawdle()
+        from disttrain.collectives import connect
+        connect()
+        """,
+        "--timeout",
+        "2",
+    )
+
+    _, err = job.communicate(timeout=60)
+
+    assert job.returncode == 1
+    where = (
+        r"  rank 3 \(host host1, pid \d+\): has not called connect\(\) or anything that does\n"
+        r"    script.py:6 in <module>\n    script.py:4 in dawdle\n"
+    )
+    assert re.search(r"ranks 0-2 have waited [2-4]\.\d s for rank 3 to connect, .*\n" + where, err), err
+    assert "rank 3 (host host1" in err
+    assert cluster.left() == {}
+
+
 def test_ranks_of_all_hosts_are_seen_and_save_and_stop_after_the_same_step(cluster):
     job = cluster.launch(
         """
@@ -498,12 +525,17 @@ def test_ranks_of_all_hosts_are_seen_and_save_and_stop_after_the_same_step(clust
     saved = int(tool("ctl", name, "save").removeprefix("save: done after step "))
     paused = int(tool("ctl", name, "pause").removeprefix("pause: done after step "))
     held = json.loads(tool("ps", "--json"))["ranks"]
+    stacks = re.split(r"^rank (\d) ", tool("stack"), flags=re.MULTILINE)[1:]
     tool("ctl", name, "resume")
     stopped = int(tool("ctl", name, "stop").removeprefix("stop: done after step "))
     _, err = job.communicate(timeout=30)
 
     assert [r["host"] for r in held] == ["host0", "host0", "host1", "host1"]
     assert all(r["rss"] > 1 << 20 for r in held)
+    assert stacks[::2] == ["0", "1", "2", "3"]
+    assert [re.findall(r"^  script.py:11 in <module>$", s, re.MULTILINE) for s in stacks[1::2]] == 4 * [
+        ["  script.py:11 in <module>"]
+    ]
     assert {(r["steps"], r["state"]) for r in held} == {(paused, "paused")}
     assert job.returncode == 0, err
     lines = (cluster.folder / "disttrain" / name / "history.jsonl").read_text().splitlines()

@@ -101,11 +101,13 @@ def test_a_launcher_that_does_not_answer_leaves_the_last_numbers():
         ([rank(0), rank(1)], "no rank is behind the others; most of the time goes into compute (80%)"),
         (
             [rank(0, wait=0.5, compute=0.4), rank(1, wait=0.5, compute=0.4), rank(2, wait=0.0, compute=0.9)],
-            "slowest: rank 2, by compute: 90% of its time, the others 40%; they wait 50% of theirs",
+            "slowest: rank 2, 2 times as long as the others, by compute: 90% of its time, the others 40%; they "
+            "wait 50% of theirs",
         ),
         (
             [rank(0, wait=0.6, compute=0.3), rank(1, wait=0.0, compute=0.3, data=0.7)],
-            "slowest: rank 1, by data: 70% of its time, the others 10%; they wait 60% of theirs",
+            "slowest: rank 1, 2.5 times as long as the others, by data: 70% of its time, the others 10%; they "
+            "wait 60% of theirs",
         ),
         (
             [rank(0, wait=0.9), rank(1, state="is stopped (SIGSTOP)")],
