@@ -102,8 +102,8 @@ class FlatParameters:
         self._held: list[Array] = []
         """The arrays of ``_parts``, parameter by parameter: what ``state`` holds if nobody has touched it."""
         self._slots: list[Slot | None] = []
-        self._gradients: list[Array] = []
-        """The arrays of ``_slots`` if these are neighbours in one buffer."""
+        self._neighbours: list[Slot] = []
+        """``_slots`` if they lie side by side in one buffer. Not their arrays: who refers to one holds the memory."""
         self.scalar_type = get_default_dtype().numpy.type
         self._collect()
         self._give_slots()
@@ -280,18 +280,18 @@ class FlatParameters:
         if not self._slots or not all(
             map(operator.is_, slots, self._slots)
         ):  # a parallel wrapper gave others
-            self._slots, self._gradients = slots, []
+            self._slots, self._neighbours = slots, []
             first = slots[0]
             if first is not None and all(
                 s is not None and s.flat is first.flat and s.offset - first.offset == begin
                 for s, begin in zip(slots, self.begins, strict=False)
             ):
-                self._gradients = [s.array for s in slots if s is not None]
-        if not self._gradients:
+                self._neighbours = [s for s in slots if s is not None]
+        if not self._neighbours:
             return False
         try:
             held: list[Any] = [p._grad._array for p in self.params]  # type: ignore[union-attr]
-            if not all(map(operator.is_, held, self._gradients)):
+            if not all(map(operator.is_, held, [s.array for s in self._neighbours])):
                 return False
             if not self._held:
                 return True

@@ -163,6 +163,20 @@ def test_the_memory_of_a_kept_gradient_stays_what_it_was(keep):
     assert w.tolist() == [-4, -4, -4]
 
 
+@pytest.mark.parametrize("optimizer", [dt.optim.SGD, dt.optim.Adam])
+def test_gradients_are_made_in_the_same_memory_step_after_step(optimizer):
+    model = dt.nn.Sequential(dt.nn.Linear(3, 4), dt.nn.Linear(4, 2))
+    optimizer = optimizer(model.parameters(), lr=0.1)
+    places = set()
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(dt.ones(2, 3)).sum().backward()
+        places.add(tuple(p.grad.data_ptr() for p in model.parameters()))
+        optimizer.step()
+
+    assert len(places) == 1
+
+
 def test_closure_is_called_with_gradients_on():
     w = dt.ones(1, requires_grad=True)
     optimizer = dt.optim.SGD([w], lr=0.1)

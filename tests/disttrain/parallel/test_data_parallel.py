@@ -623,6 +623,21 @@ def test_the_memory_of_a_kept_gradient_stays_what_it_was(weight):
         np.testing.assert_allclose(step, [[4.5, 4.5]], rtol=1e-6)
 
 
+def test_gradients_are_made_in_the_same_memory_step_after_step():
+    def body(rank):
+        model = DistributedDataParallel(make_model())
+        optimizer = dt.optim.Adam(model.parameters(), lr=0.1)
+        places = set()
+        for _ in range(4):
+            optimizer.zero_grad()
+            mean_loss(model, slice(rank, None, 2)).backward()
+            places.add(tuple(p.grad.data_ptr() for p in model.parameters()))
+            optimizer.step()
+        return len(places)
+
+    assert world(2, body) == [1, 1]
+
+
 def test_fingerprints_name_the_parameter_and_the_rank_that_differ():
     def body(rank):
         model = DistributedDataParallel(make_model(), fingerprint_every=2)
