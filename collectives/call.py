@@ -96,8 +96,8 @@ class Call:
         root: int = -1,
         tag: Tag = NO_TAG,
         pair: tuple[int, int] | None = None,
-        sends: Sequence[int] = (),
-        receives: Sequence[int] = (),
+        sends: tuple[int, ...] = (),
+        receives: tuple[int, ...] = (),
     ) -> None:
         self.verb = verb
         self.x: Any = x
@@ -107,8 +107,8 @@ class Call:
         self.root = root
         self.tag = tag
         self.pair = pair
-        self.sends = tuple(sends)
-        self.receives = tuple(receives)
+        self.sends = sends
+        self.receives = receives
         self.source = _caller()
         self.number = -1
         self.index = -1

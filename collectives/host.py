@@ -5,8 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import Context
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+import numpy
 
 from disttrain.collectives.call import AT_THE_END, BIT_OPS, DTYPES, OPS, VERBS, Call, name_ranks
 from disttrain.collectives.env import WorkerEnv
@@ -18,6 +21,7 @@ from disttrain.collectives.scratch import Scratch
 from disttrain.collectives.transport import Channel, Transport
 from disttrain.collectives.tree import cover
 from disttrain.collectives.watch import Watch
+from disttrain.kernels.arrays import Array
 
 if TYPE_CHECKING:
     from disttrain.collectives.on_gpu import GpuSide
@@ -75,6 +79,8 @@ class Group:
         """The ways of arrays on GPUs, by lane (``on_gpu.way``; 0 is that of collectives), once there were some."""
         self.broken: BaseException | None = None
         """Why this group cannot be used any more."""
+        self._quiet = Context()
+        self._quiet.run(numpy.seterr, all="ignore")
         self._made = dict.fromkeys(self.here, 0)
         self._messages: dict[tuple[int, tuple[int, int]], int] = {}
         self._deposits: dict[int, list[Call]] = {}
@@ -85,18 +91,27 @@ class Group:
         """Number of ranks."""
         return len(self.ranks)
 
+    def quietly(self, ufunc: Callable[..., Any], left: Array, right: Array, out: Array) -> None:
+        """Call a function of NumPy that says nothing of overflow and NaN: they are results, for the caller to look at.
+
+        Costs less than ``numpy.errstate``. Only for whoever drives the operations of this group.
+        """
+        self._quiet.run(ufunc, left, right, out=out)
+
     def deposit(self, call: Call, steps: Verb, stay: bool) -> None:
         """Add one rank's part of a collective; the last one here sets it going, and may ``stay`` with it."""
         with self.host.lock:
             call.number = self._made[call.index]
             self._made[call.index] += 1
             self._note(call)
-            calls = self._deposits.setdefault(call.number, [])
-            calls.append(call)
-            if len(calls) < len(self.here):
-                return
-            del self._deposits[call.number]
-        calls.sort(key=lambda c: c.index)
+            calls = [call]
+            if len(self.here) > 1:
+                calls = self._deposits.setdefault(call.number, [])
+                calls.append(call)
+                if len(calls) < len(self.here):
+                    return
+                del self._deposits[call.number]
+                calls.sort(key=lambda c: c.index)
         self._submit(id(self), calls, steps, stay)
 
     def deposit_message(self, call: Call, steps: Verb, stay: bool) -> None:

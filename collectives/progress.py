@@ -31,7 +31,7 @@ _SLEEP_SHARE, _SLEEP_MAX_S = 0.02, 2e-3
 class Operation:
     """One collective, or one message, on its way: the calls of this process's ranks and the steps to go."""
 
-    __slots__ = ("calls", "lane", "patient", "since", "steps", "test")
+    __slots__ = ("calls", "lane", "over", "patient", "since", "steps", "test")
 
     def __init__(self, lane: Hashable, calls: Sequence[Call], steps: Steps) -> None:
         self.lane = lane
@@ -39,11 +39,13 @@ class Operation:
         self.steps = steps
         self.test: Request | None = None
         self.patient = False
+        self.over = False
         self.since = 0.0
         """When it began to wait for what it waits for, by ``time.monotonic()``; 0 before it has begun."""
 
     def finish(self, error: BaseException | None) -> None:
         """Mark the calls as finished, each with an error of its own: they are raised in different threads."""
+        self.over = True
         for call in self.calls:
             call.finish(None if error is None else _copy(error))
 
@@ -97,7 +99,7 @@ class Progress:
 
         A call that the other ranks make at the same time is over before the machinery of lanes would have begun.
         """
-        if self._inbox or self._lanes or not self.lock.acquire(blocking=False):
+        if self._inbox or self._lanes or not self.lock.acquire(False):
             self.submit(operation)
             return
         try:
@@ -105,17 +107,16 @@ class Progress:
                 self._inbox.append(operation)
                 self._poll()
                 return
-            lane = deque([operation])
             until = 0.0
-            while lane:
-                if self._advance(lane):
+            while not operation.over:
+                if self._advance(operation):
                     until = 0.0
                     continue
                 now = time.monotonic()
                 if until == 0.0:
                     until = now + _SPIN_S
                 elif now > until:
-                    self._lanes[operation.lane] = lane
+                    self._lanes[operation.lane] = deque([operation])
                     return
                 os.sched_yield()
         finally:
@@ -139,7 +140,11 @@ class Progress:
         """
         with self.lock:
             lane = self._lanes.get(operation.lane)
-            if not lane or lane[0] is not operation or operation.since != since or self._advance(lane):
+            if not lane or lane[0] is not operation or operation.since != since:
+                return False
+            if self._advance(operation):
+                if operation.over:
+                    lane.popleft()
                 return False
             del self._lanes[operation.lane]
             self._abandoned.append(operation)
@@ -208,27 +213,30 @@ class Progress:
         moved = busy = False
         for key, lane in list(self._lanes.items()):
             while lane:
-                before = lane[0]
-                if not self._advance(lane):
-                    busy |= not before.patient
-                    break
+                operation = lane[0]
+                try:
+                    if not self._advance(operation):
+                        busy |= not operation.patient
+                        break
+                finally:
+                    if operation.over:
+                        lane.popleft()
                 moved = True
             if not lane:
                 del self._lanes[key]
         return Pace.MOVED if moved else Pace.BUSY if busy else Pace.PATIENT
 
-    def _advance(self, lane: deque[Operation]) -> bool:
-        """Advance the first operation of ``lane`` by one step; return whether it did."""
-        operation = lane[0]
+    def _advance(self, operation: Operation) -> bool:
+        """Advance an operation, the first of its lane, by one step; return whether it did."""
         try:
             if operation.test is not None and not operation.test():
                 return False
             operation.test, operation.patient = next(operation.steps)
             operation.since = time.monotonic()
         except StopIteration:
-            lane.popleft().finish(None)
+            operation.finish(None)
         except BaseException as error:
-            lane.popleft().finish(error)
+            operation.finish(error)
             if not isinstance(error, Exception):
                 raise
         return True

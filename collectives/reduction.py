@@ -84,7 +84,7 @@ def widened(group: Group, x: Array) -> tuple[Array, bool]:
 
 def operation(call: Call) -> str:
     """Return the operation on the arrays as :func:`flat` sees them: bool is reduced as bytes of 0 and 1."""
-    return _OF_BOOL.get(call.op, call.op) if call.x.dtype == bool else call.op
+    return _OF_BOOL.get(call.op, call.op) if call.x.dtype.kind == "b" else call.op
 
 
 def operands(calls: Sequence[Call]) -> Parts:
@@ -94,8 +94,8 @@ def operands(calls: Sequence[Call]) -> Parts:
 
 def flat(x: Array, op: str = "") -> Array:
     """Return ``x`` with one axis; bool as bytes if it is to be reduced."""
-    line = x.reshape(-1)
-    return line.view(numpy.uint8) if op and line.dtype == bool else line
+    line = x if x.ndim == 1 else x.reshape(-1)
+    return line.view(numpy.uint8) if op and line.dtype.kind == "b" else line
 
 
 def copy_flat(x: Array, out: Array) -> None:

@@ -19,6 +19,7 @@ STAGE_BYTES = 1 << 20
 _logger = logging.getLogger("disttrain")
 _SLOT_BYTES = 256
 _PLACES = struct.Struct("<2q")
+_PLACES_AT = _SLOT_BYTES - _PLACES.size
 _NOWHERE = _PLACES.pack(-1, -1)
 _CONTROL_BYTES = 4096
 
@@ -94,17 +95,18 @@ class SharedChannel(MpiChannel):
         self._slot = slot = self.headers & 1
         self.headers += 1
         length = len(mine)
-        self._slots[self.index][slot][:length] = mine
-        self._slots[self.index][slot][-len(_NOWHERE) :] = self._offered
+        own = self._slots[self.index][slot]
+        own[:length] = mine
+        own[_PLACES_AT:] = self._offered
         self._offered = _NOWHERE
-        everyone = bytearray(length * self.size)
+        everyone = bytearray()
         all_have = self.step()
 
         def gathered() -> bool:
             if not all_have():
                 return False
-            for p, slots in enumerate(self._slots):
-                everyone[p * length : (p + 1) * length] = slots[slot][:length]
+            for slots in self._slots:
+                everyone.extend(slots[slot][:length])
             return True
 
         return gathered, everyone
@@ -115,7 +117,7 @@ class SharedChannel(MpiChannel):
 
     def offered(self) -> list[tuple[int, int]]:
         """Return what the processes have told with the header that was gathered last; -1 is nowhere."""
-        return [_PLACES.unpack(slots[self._slot][-_PLACES.size :]) for slots in self._slots]
+        return [_PLACES.unpack(slots[self._slot][_PLACES_AT:]) for slots in self._slots]
 
     def array_of(self, process: int, offset: int, like: Array) -> Array:
         """Return the flat array, of the size and type of ``like``, at ``offset`` of the part of ``process``."""

@@ -23,10 +23,11 @@ from disttrain.collectives.reduction import (
     operands,
     operation,
     round_into,
+    ufunc,
     widened,
 )
 from disttrain.collectives.shared import SMALL_BYTES, SharedChannel
-from disttrain.collectives.tree import Node
+from disttrain.collectives.tree import Node, fold
 from disttrain.kernels.arrays import Array
 
 _KEPT = 64
@@ -34,16 +35,23 @@ _KEPT = 64
 
 
 class Enclosed:
-    """The places of small arrays of one size and type, beside one of the two headers."""
+    """The places of small arrays of one size and type, beside one of the two headers, and how they are folded."""
 
-    __slots__ = ("parts", "targets")
+    __slots__ = ("steps", "targets", "total")
 
     def __init__(self, group: Group, channel: SharedChannel, place: int, count: int, dtype: Dtype) -> None:
         by_process = [_parts(group, p, channel.small[p][place], count, dtype) for p in range(channel.size)]
         self.targets = by_process[channel.index]
         """Where this process puts the sums of the subtrees that it folds by itself."""
-        self.parts = {node: (part, False) for parts in by_process for node, part in parts.items()}
-        """Those of all processes."""
+        self.total = numpy.empty(count, dtype)
+        self.steps: list[tuple[Array, Array, Array]] = []
+        """What to reduce in turn: left, right and where to; the last one is :attr:`total`."""
+        parts = {node: (part, False) for parts in by_process for node, part in parts.items()}
+
+        def note(left: Array, right: Array, out: Array) -> None:
+            self.steps.append((left, right, out))
+
+        fold((0, group.size), parts, note, lambda: numpy.empty(count, dtype), self.total)
 
 
 def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Enclosed | None:
@@ -51,14 +59,13 @@ def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Encl
 
     Of larger ones the header tells where they are.
     """
-    xs, op = operands(calls), operation(calls[0])
-    x = next(iter(xs.values()))
+    x = flat(calls[0].x, calls[0].op)
     dtype = accumulator(x.dtype)
     if x.size * dtype.itemsize * group.most_subtrees > SMALL_BYTES:
         if len(calls) == 1:
             channel.offer(calls[0].x, calls[0].out)
         return None
-    if len(xs) > 1 and any((y.size, y.dtype) != (x.size, x.dtype) for y in xs.values()):
+    if len(calls) > 1 and any((y.x.size, y.x.dtype) != (x.size, calls[0].x.dtype) for y in calls):
         return None  # a mismatch, as will be found
     key = (channel.headers & 1, x.size, dtype)
     enclosed: Enclosed | None = group.enclosed.get(key)
@@ -66,6 +73,11 @@ def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Encl
         if len(group.enclosed) >= _KEPT:
             group.enclosed.clear()
         enclosed = group.enclosed[key] = Enclosed(group, channel, *key)
+    if len(calls) == 1:
+        (target,) = enclosed.targets.values()
+        target[...] = x
+        return enclosed
+    xs, op = operands(calls), operation(calls[0])
     for node, target in enclosed.targets.items():
         numpy.copyto(target, fold_hosted(group, node, xs, op, dtype))
     return enclosed
@@ -75,7 +87,13 @@ def reduce_enclosed(group: Group, calls: Sequence[Call], enclosed: Enclosed) -> 
     """Fold what came with the headers."""
     op = operation(calls[0])
     out = flat(calls[0].out, op)
-    fold_into(group, enclosed.parts, op, out)
+    total = enclosed.total
+    last = out if out.dtype == total.dtype else total
+    reduce = ufunc(op, out)
+    for left, right, target in enclosed.steps:
+        group.quietly(reduce, left, right, last if target is total else target)
+    if last is total:
+        round_into(total, out)
     for call in calls[1:]:
         numpy.copyto(flat(call.out, op), out)
 
