@@ -53,7 +53,7 @@ class Kernel:
             _overload_functions()
             simd.define()
             while _helpers:
-                register_jitable(_helpers.pop())
+                register_jitable(forceinline=True)(_helpers.pop())
         _keep_freed_memory()
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": self._fastmath or False}
         try:

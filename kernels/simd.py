@@ -1,8 +1,8 @@
 """Vectors of 16 float32 in compiled kernels, for what LLVM does not vectorise by itself.
 
 A vector is a value like a number: it lives in registers (one of AVX-512, two of AVX, four of 128 bits), and ``+``,
-``-`` and ``*`` work lane by lane. The functions below exist in kernels only; indices count elements of contiguous
-arrays, and are not checked.
+``-`` and ``*`` work lane by lane. The functions below exist in kernels only. They take pointers, not arrays, for which
+Numba would count references in the innermost loop; indices count elements, and are not checked.
 """
 
 import functools
@@ -17,13 +17,18 @@ TILE_ROWS = 8
 """Rows of what :func:`multiply_tile` computes; it has :data:`LANES` columns."""
 
 
-def load(a: Array, i: int) -> Any:
-    """Return ``a[i : i + 16]``."""
+def pointer(a: Array, i: int) -> Any:
+    """Return where element ``i``, row by row, of a contiguous float32 array is. The array must outlive the pointer."""
+    raise NotImplementedError("pointer() exists in compiled kernels only")
+
+
+def load(p: Any, i: int) -> Any:
+    """Return ``p[i : i + 16]``."""
     raise NotImplementedError("load() exists in compiled kernels only")
 
 
-def store(a: Array, i: int, v: Any) -> None:
-    """Set ``a[i : i + 16]``."""
+def store(p: Any, i: int, v: Any) -> None:
+    """Set ``p[i : i + 16]``."""
     raise NotImplementedError("store() exists in compiled kernels only")
 
 
@@ -32,24 +37,11 @@ def broadcast(x: Any) -> Any:
     raise NotImplementedError("broadcast() exists in compiled kernels only")
 
 
-def multiply_tile(
-    a: Array,
-    ai: int,
-    am: int,
-    ak: int,
-    b: Array,
-    bi: int,
-    bk: int,
-    c: Array,
-    ci: int,
-    cm: int,
-    K: int,
-    add: bool,
-) -> None:
+def multiply_tile(a: Any, am: int, ak: int, b: Any, bk: int, c: Any, cm: int, K: int, add: bool) -> None:
     """Multiply an 8 x K matrix with a K x 16 one into (or, with ``add``, onto) 8 rows of 16 elements.
 
-    ``c[ci + m * cm + n] = sum of a[ai + m * am + k * ak] * b[bi + k * bk + n] over k``, for m < 8 and n < 16, summed in
-    the order of k: the inner part of a matrix product, at the peak of the core where its operands are in cache.
+    ``c[m * cm + n] = sum of a[m * am + k * ak] * b[k * bk + n] over k``, for m < 8 and n < 16, summed in the order of
+    k: the inner part of a matrix product, at the peak of the core where its operands are in cache.
     """
     raise NotImplementedError("multiply_tile() exists in compiled kernels only")
 
@@ -57,29 +49,24 @@ def multiply_tile(
 @functools.cache
 def define() -> None:
     """Tell Numba what the functions above are. Needed once, before a kernel that uses them is compiled."""
-    from llvmlite import binding, ir
+    from llvmlite import ir
     from numba import types
     from numba.core import cgutils
     from numba.core.typing.templates import AbstractTemplate, infer_global, signature
     from numba.extending import lower_builtin, models, register_model, type_callable
 
     lanes = ir.VectorType(ir.FloatType(), LANES)
-    # As many rows at once as accumulators fit into the registers beside a row of b: 32 of 512 bits, or 16 of 256.
-    rows = TILE_ROWS if binding.get_host_cpu_features().get("avx512f") else TILE_ROWS // 2
 
     class Vector(types.Type):
         def __init__(self) -> None:
             super().__init__(name="float32x16")
 
-    vector = Vector()
+    vector, floats = Vector(), types.CPointer(types.float32)
 
     @register_model(Vector)
     class _Model(models.PrimitiveModel):
         def __init__(self, manager: Any, kind: Any) -> None:
             super().__init__(manager, kind, lanes)  # type: ignore[no-untyped-call]
-
-    def address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-        return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
 
     def load_vector(builder: Any, at: Any) -> Any:
         return builder.load(builder.bitcast(at, lanes.as_pointer()), align=4)
@@ -92,49 +79,49 @@ def define() -> None:
         first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
         return builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), first)
 
-    type_callable(load)(lambda context: lambda a, i: vector)
-    type_callable(store)(lambda context: lambda a, i, v: types.none)
+    type_callable(pointer)(lambda context: lambda a, i: floats)
+    type_callable(load)(lambda context: lambda p, i: vector)
+    type_callable(store)(lambda context: lambda p, i, v: types.none)
     type_callable(broadcast)(lambda context: lambda x: vector)
-    type_callable(multiply_tile)(
-        lambda context: lambda a, ai, am, ak, b, bi, bk, c, ci, cm, K, add: types.none
-    )
+    type_callable(multiply_tile)(lambda context: lambda a, am, ak, b, bk, c, cm, K, add: types.none)
+
+    def emit_pointer(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.gep(context.make_array(sig.args[0])(context, builder, args[0]).data, [args[1]])
 
     def emit_load(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return load_vector(builder, address(context, builder, sig.args[0], *args))
+        return load_vector(builder, builder.gep(args[0], [args[1]]))
 
     def emit_store(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        store_vector(builder, address(context, builder, sig.args[0], *args[:2]), args[2])
+        store_vector(builder, builder.gep(args[0], [args[1]]), args[2])
         return context.get_dummy_value()
 
     def emit_broadcast(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return spread(builder, context.cast(builder, args[0], sig.args[0], types.float32))
 
     def emit_tile(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        # As many rows at once as have room in the registers beside a row of b: 32 of 512 bits, or 16 of 256.
+        rows = TILE_ROWS if "+avx512f" in context.codegen().magic_tuple()[2] else TILE_ROWS // 2
         # fmuladd: fused where the machine can, and the same for all rows, so that no result depends on its place.
         fused = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(lanes, [lanes] * 3), f"llvm.fmuladd.v{LANES}f32"
         )
-        a, ai, am, ak, b, bi, bk, c, ci, cm, K, add = (
+        a, am, ak, b, bk, c, cm, K, add = (
             context.cast(builder, v, kind, types.intp) if isinstance(kind, types.Integer) else v
             for v, kind in zip(args, sig.args, strict=True)
         )
-        left, right, out = (
-            address(context, builder, kind, array, index)
-            for kind, array, index in ((sig.args[0], a, ai), (sig.args[4], b, bi), (sig.args[7], c, ci))
-        )
         for first in range(0, TILE_ROWS, rows):
             numbers = [ir.Constant(K.type, first + m) for m in range(rows)]
-            lines = [builder.gep(left, [builder.mul(m, am)]) for m in numbers]
+            lines = [builder.gep(a, [builder.mul(m, am)]) for m in numbers]
             sums = [cgutils.alloca_once(builder, lanes) for _ in numbers]  # which LLVM makes registers
             for total in sums:
                 builder.store(ir.Constant(lanes, [0.0] * LANES), total)
             with cgutils.for_range(builder, K) as loop:
-                v = load_vector(builder, builder.gep(right, [builder.mul(loop.index, bk)]))
+                v = load_vector(builder, builder.gep(b, [builder.mul(loop.index, bk)]))
                 at = builder.mul(loop.index, ak)
                 for line, total in zip(lines, sums, strict=True):
                     x = spread(builder, builder.load(builder.gep(line, [at])))
                     builder.store(builder.call(fused, [x, v, builder.load(total)]), total)
-            places = [builder.gep(out, [builder.mul(m, cm)]) for m in numbers]
+            places = [builder.gep(c, [builder.mul(m, cm)]) for m in numbers]
             with builder.if_then(add):
                 for place, total in zip(places, sums, strict=True):
                     builder.store(builder.fadd(load_vector(builder, place), builder.load(total)), total)
@@ -142,11 +129,12 @@ def define() -> None:
                 store_vector(builder, place, builder.load(total))
         return context.get_dummy_value()
 
-    array, integer = types.Array, types.Integer
-    lower_builtin(load, array, integer)(emit_load)
-    lower_builtin(store, array, integer, Vector)(emit_store)
+    integer = types.Integer
+    lower_builtin(pointer, types.Array, integer)(emit_pointer)
+    lower_builtin(load, floats, integer)(emit_load)
+    lower_builtin(store, floats, integer, Vector)(emit_store)
     lower_builtin(broadcast, types.Float)(emit_broadcast)
-    matrices = (array, *[integer] * 3, array, *[integer] * 2, array, *[integer] * 2)
+    matrices = (floats, integer, integer, floats, integer, floats, integer)
     lower_builtin(multiply_tile, *matrices, integer, types.Boolean)(emit_tile)
 
     def define_operator(function: Any, instruction: str) -> None:

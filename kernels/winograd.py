@@ -19,7 +19,7 @@ import numpy
 
 from disttrain.kernels.arrays import Array
 from disttrain.kernels.jit import helper, jit
-from disttrain.kernels.simd import LANES, TILE_ROWS, broadcast, load, multiply_tile, store
+from disttrain.kernels.simd import LANES, TILE_ROWS, broadcast, load, multiply_tile, pointer, store
 
 _BLOCK_BYTES = 768 * 1024
 """Of transformed tiles, which are written and read again while they are in the L2 cache."""
@@ -46,15 +46,12 @@ def convolve(
     (N, H, W, C), (ph, pw) = x.shape, padding
     O = w.shape[1 if turned else 0]  # noqa: E741
     out = numpy.empty((N, H + 2 * ph - 2, W + 2 * pw - 2, O), numpy.float32)
-    filters = numpy.empty(16 * C * O, numpy.float32)
-    part = numpy.empty(9 * C * LANES, numpy.float32)
-    _transform_filters(numpy.ascontiguousarray(w).reshape(-1), filters, C, O, turned, part)
+    filters = _points(C * O)
+    _transform_filters(numpy.ascontiguousarray(w), filters, turned)
     if bias is None:
         bias = numpy.zeros(O, numpy.float32)
     tiles = _tiles_per_block(out.shape, C + O)
-    seen = numpy.empty(16 * tiles * C, numpy.float32)
-    products = numpy.empty(16 * tiles * O, numpy.float32)
-    _convolve(x, filters, bias, out, ph, pw, seen, products, tiles)
+    _convolve(x, filters, bias, out, ph, pw, _points(tiles * C), _points(tiles * O), tiles)
     return out
 
 
@@ -62,13 +59,20 @@ def weight_grad(g: Array, x: Array, padding: tuple[int, int]) -> Array:
     """Return the gradient (O, C, 3, 3) of filters, given that of the output (N, OH, OW, O) and the images."""
     C, O = x.shape[3], g.shape[3]  # noqa: E741
     tiles = _tiles_per_block(g.shape, C + O)
-    seen = numpy.empty(16 * tiles * C, numpy.float32)
-    given = numpy.empty(16 * tiles * O, numpy.float32)
-    sums = numpy.zeros(16 * C * O, numpy.float32)
-    _sum_tiles(x, g, *padding, seen, given, tiles, sums)
+    sums = _points(C * O)
+    sums[...] = 0
+    _sum_tiles(x, g, *padding, _points(tiles * C), _points(tiles * O), tiles, sums)
     gw = numpy.empty((O, C, 3, 3), numpy.float32)
-    _transform_sums(sums, gw.reshape(-1), C, O, numpy.empty(9 * C * LANES, numpy.float32))
+    _transform_sums(sums, gw)
     return gw
+
+
+def _points(size: int) -> Array:
+    """Return memory for ``size`` elements of each of the 16 products.
+
+    A little more: rows that are powers of two apart would push each other out of the cache.
+    """
+    return numpy.empty((16, size + LANES), numpy.float32)
 
 
 def count_tiles(size: tuple[int, ...]) -> int:
@@ -161,6 +165,18 @@ def _load4(a, at, step):  # type: ignore[no-untyped-def]
 
 
 @helper
+def _load3(a, at):  # type: ignore[no-untyped-def]
+    return load(a, at), load(a, at + 3 * LANES), load(a, at + 6 * LANES)
+
+
+@helper
+def _store3(a, at, v):  # type: ignore[no-untyped-def]
+    store(a, at, v[0])
+    store(a, at + LANES, v[1])
+    store(a, at + 2 * LANES, v[2])
+
+
+@helper
 def _store4(a, at, step, v):  # type: ignore[no-untyped-def]
     store(a, at, v[0])
     store(a, at + step, v[1])
@@ -169,185 +185,180 @@ def _store4(a, at, step, v):  # type: ignore[no-untyped-def]
 
 
 @helper
-def _see_tiles(x, start, count, OH, OW, ph, pw, seen, tiles, tile_step, channel_step):  # type: ignore[no-untyped-def]
-    """Write ``B' d B`` of ``count`` tiles into ``seen``: point by point, and for each point tiles and channels."""
-    _, H, W, C = x.shape
-    flat = x.reshape(-1)
-    TH, TW = (OH + 1) // 2, (OW + 1) // 2
-    point = tiles * C
+def _locate(t, TH, TW):  # type: ignore[no-untyped-def]
+    """Return image, row and column of tile ``t``."""
+    return t // TW // TH, t // TW % TH, t % TW
+
+
+@helper
+def _next(n, row, col, TH, TW):  # type: ignore[no-untyped-def]
+    """Return what follows a place in the order of :func:`_locate`, without a division."""
+    col += 1
+    if col == TW:
+        col, row = 0, row + 1
+        if row == TH:
+            row, n = 0, n + 1
+    return n, row, col
+
+
+@helper
+def _see_tiles(x, H, W, C, place, count, TH, TW, ph, pw, seen, point, tile_step, channel_step):  # type: ignore[no-untyped-def]
+    """Write ``B' d B`` of ``count`` tiles from ``place`` on into ``seen``, whose points are ``point`` apart."""
+    n, i, j = place
     for t in range(count):
-        line = (start + t) // TW
-        row, col = line % TH * 2 - ph, (start + t) % TW * 2 - pw
+        row, col = 2 * i - ph, 2 * j - pw
         rows = cols = 0
-        for i in range(4):
-            rows |= (row + i >= 0 and row + i < H) << i
-            cols |= (col + i >= 0 and col + i < W) << i
-        at, to = ((line // TH * H + row) * W + col) * C, t * tile_step
+        for k in range(4):
+            rows |= (row + k >= 0 and row + k < H) << k
+            cols |= (col + k >= 0 and col + k < W) << k
+        at, to = ((n * H + row) * W + col) * C, t * tile_step
         for c in range(0, C, LANES):
-            v0, v1, v2, v3 = _see(flat, at + c, W * C, C, rows, cols)
+            v0, v1, v2, v3 = _see(x, at + c, W * C, C, rows, cols)
             here = to + c * channel_step
             _store4(seen, here, 4 * point, v0)
             _store4(seen, here + point, 4 * point, v1)
             _store4(seen, here + 2 * point, 4 * point, v2)
             _store4(seen, here + 3 * point, 4 * point, v3)
+        n, i, j = _next(n, i, j, TH, TW)
 
 
 @jit
 def _convolve(x, filters, bias, out, ph, pw, seen, products, tiles):  # type: ignore[no-untyped-def]
-    C = x.shape[3]
+    _, H, W, C = x.shape
     N, OH, OW, O = out.shape  # noqa: E741
-    flat = out.reshape(-1)
     TH, TW = (OH + 1) // 2, (OW + 1) // 2
-    point = tiles * O
+    images, result, shifts = pointer(x, 0), pointer(out, 0), pointer(bias, 0)
+    left, factors, made = pointer(seen, 0), filters.shape[1], pointer(products, 0)
+    seen_point, point = seen.shape[1], products.shape[1]
     for start in range(0, N * TH * TW, tiles):
         count = min(tiles, N * TH * TW - start)
-        _see_tiles(x, start, count, OH, OW, ph, pw, seen, tiles, C, 1)
+        place = _locate(start, TH, TW)
+        _see_tiles(images, H, W, C, place, count, TH, TW, ph, pw, left, seen_point, C, 1)
         for p in range(16):
             for o in range(0, O, LANES):
-                panel = (p * O + o) * C
                 for c in range(0, C, _CHUNK):  # long sums lose digits
-                    for t in range(
-                        0, count, TILE_ROWS
-                    ):  # the last rows may belong to no tile: nobody reads them
-                        here = p * tiles + t
-                        multiply_tile(
-                            seen,
-                            here * C + c,
-                            C,
-                            1,
-                            filters,
-                            panel + c * LANES,
-                            LANES,
-                            products,
-                            here * O + o,
-                            O,
-                            min(_CHUNK, C - c),
-                            c > 0,
-                        )
+                    b = pointer(filters, p * factors + o * C + c * LANES)
+                    for t in range(0, count, TILE_ROWS):  # the last rows may be no tiles; nobody reads them
+                        a = pointer(seen, p * seen_point + t * C + c)
+                        to = pointer(products, p * point + t * O + o)
+                        multiply_tile(a, C, 1, b, LANES, to, O, min(_CHUNK, C - c), c > 0)
+        n, i, j = place
         for t in range(count):
-            line = (start + t) // TW
-            row, col = line % TH * 2, (start + t) % TW * 2
-            to = ((line // TH * OH + row) * OW + col) * O
-            below, right = row + 1 < OH, col + 1 < OW
+            at = ((n * OH + 2 * i) * OW + 2 * j) * O
+            below, right = 2 * i + 1 < OH, 2 * j + 1 < OW
             for o in range(0, O, LANES):
                 m = t * O + o
-                a0, b0 = _fold4(*_load4(products, m, 4 * point))
+                a0, b0 = _fold4(*_load4(made, m, 4 * point))
                 m += point
-                a1, b1 = _fold4(*_load4(products, m, 4 * point))
+                a1, b1 = _fold4(*_load4(made, m, 4 * point))
                 m += point
-                a2, b2 = _fold4(*_load4(products, m, 4 * point))
+                a2, b2 = _fold4(*_load4(made, m, 4 * point))
                 m += point
-                a3, b3 = _fold4(*_load4(products, m, 4 * point))
-                shift = load(bias, o)
+                a3, b3 = _fold4(*_load4(made, m, 4 * point))
+                shift = load(shifts, o)
                 a0, a1 = _fold4(a0, a1, a2, a3)
                 b0, b1 = _fold4(b0, b1, b2, b3)
-                store(flat, to + o, a0 + shift)
+                store(result, at + o, a0 + shift)
                 if right:
-                    store(flat, to + o + O, a1 + shift)
+                    store(result, at + o + O, a1 + shift)
                 if below:
-                    store(flat, to + o + OW * O, b0 + shift)
+                    store(result, at + o + OW * O, b0 + shift)
                     if right:
-                        store(flat, to + o + OW * O + O, b1 + shift)
+                        store(result, at + o + OW * O + O, b1 + shift)
+            n, i, j = _next(n, i, j, TH, TW)
 
 
 @jit
 def _sum_tiles(x, g, ph, pw, seen, given, tiles, sums):  # type: ignore[no-untyped-def]
     """Add the products of tiles to ``sums`` (16, C, O). In ``seen`` and ``given`` 16 channels lie side by side."""
-    C = x.shape[3]
+    _, H, W, C = x.shape
     N, OH, OW, O = g.shape  # noqa: E741
-    flat = g.reshape(-1)
     TH, TW = (OH + 1) // 2, (OW + 1) // 2
-    point = tiles * O
+    images, grads, left, right = pointer(x, 0), pointer(g, 0), pointer(seen, 0), pointer(given, 0)
+    seen_point, point, total = seen.shape[1], given.shape[1], sums.shape[1]
     zero = broadcast(numpy.float32(0))
     for start in range(0, N * TH * TW, tiles):
         count = min(tiles, N * TH * TW - start)
-        _see_tiles(x, start, count, OH, OW, ph, pw, seen, tiles, LANES, tiles)
+        place = _locate(start, TH, TW)
+        _see_tiles(images, H, W, C, place, count, TH, TW, ph, pw, left, seen_point, LANES, tiles)
+        n, i, j = place
         for t in range(count):
-            line = (start + t) // TW
-            row, col = line % TH * 2, (start + t) % TW * 2
-            at = ((line // TH * OH + row) * OW + col) * O
-            below, right = row + 1 < OH, col + 1 < OW
+            at = ((n * OH + 2 * i) * OW + 2 * j) * O
+            has_below, has_right = 2 * i + 1 < OH, 2 * j + 1 < OW
             for o in range(0, O, LANES):
-                a = load(flat, at + o)
+                a = load(grads, at + o)
                 b = c = d = zero
-                if right:
-                    b = load(flat, at + o + O)
-                if below:
-                    c = load(flat, at + o + OW * O)
-                    if right:
-                        d = load(flat, at + o + OW * O + O)
+                if has_right:
+                    b = load(grads, at + o + O)
+                if has_below:
+                    c = load(grads, at + o + OW * O)
+                    if has_right:
+                        d = load(grads, at + o + OW * O + O)
                 a0, a1, a2, a3 = _spread2(a, c, zero)
                 b0, b1, b2, b3 = _spread2(b, d, zero)
                 to = o * tiles + t * LANES
-                _store4(given, to, point, _spread2(a0, b0, zero))
-                _store4(given, to + 4 * point, point, _spread2(a1, b1, zero))
-                _store4(given, to + 8 * point, point, _spread2(a2, b2, zero))
-                _store4(given, to + 12 * point, point, _spread2(a3, b3, zero))
+                _store4(right, to, point, _spread2(a0, b0, zero))
+                _store4(right, to + 4 * point, point, _spread2(a1, b1, zero))
+                _store4(right, to + 8 * point, point, _spread2(a2, b2, zero))
+                _store4(right, to + 12 * point, point, _spread2(a3, b3, zero))
+            n, i, j = _next(n, i, j, TH, TW)
         for p in range(16):
-            for c8 in range(0, C, TILE_ROWS):
-                left = p * tiles * C + c8 // LANES * LANES * tiles + c8 % LANES
+            for k in range(0, C, TILE_ROWS):
+                column = pointer(seen, p * seen_point + k // LANES * LANES * tiles + k % LANES)
                 for o in range(0, O, LANES):
-                    multiply_tile(
-                        seen,
-                        left,
-                        1,
-                        LANES,
-                        given,
-                        p * point + o * tiles,
-                        LANES,
-                        sums,
-                        (p * C + c8) * O + o,
-                        O,
-                        count,
-                        True,
-                    )
+                    row = pointer(given, p * point + o * tiles)
+                    to = pointer(sums, p * total + k * O + o)
+                    multiply_tile(column, 1, LANES, row, LANES, to, O, count, True)
 
 
 @jit
-def _transform_filters(w, filters, C, O, turned, part):  # type: ignore[no-untyped-def]  # noqa: E741
-    """Write ``G f G'`` of all filters as (16, O / 16, C, 16). ``part`` is (C, 9, 16)."""
-    half = broadcast(numpy.float32(0.5))
+def _transform_filters(w, filters, turned):  # type: ignore[no-untyped-def]
+    """Write ``G f G'`` of all filters as (16, O / 16, C, 16)."""
+    O, C = (w.shape[1], w.shape[0]) if turned else w.shape[:2]  # noqa: E741
     lane_step, step = (9, O * 9) if turned else (C * 9, 9)
-    point = C * O
+    taps, point = w.reshape(-1), filters.shape[1]
+    part = numpy.empty(LANES * 9 * LANES, numpy.float32)  # 16 channels, taps, 16 filters
+    lines, out = pointer(part, 0), pointer(filters, 0)
+    half = broadcast(numpy.float32(0.5))
     for o in range(0, O, LANES):
-        for lane in range(LANES):
-            for c in range(C):
-                at = (o + lane) * lane_step + c * step
-                for tap in range(9):
-                    part[(c * 9 + (8 - tap if turned else tap)) * LANES + lane] = w[at + tap]
-        for c in range(C):
-            at = c * 9 * LANES
-            a0, a1, a2, a3 = _spread3(load(part, at), load(part, at + 48), load(part, at + 96), half)
-            b0, b1, b2, b3 = _spread3(load(part, at + 16), load(part, at + 64), load(part, at + 112), half)
-            c0, c1, c2, c3 = _spread3(load(part, at + 32), load(part, at + 80), load(part, at + 128), half)
-            to = (o * C) + c * LANES
-            _store4(filters, to, point, _spread3(a0, b0, c0, half))
-            _store4(filters, to + 4 * point, point, _spread3(a1, b1, c1, half))
-            _store4(filters, to + 8 * point, point, _spread3(a2, b2, c2, half))
-            _store4(filters, to + 12 * point, point, _spread3(a3, b3, c3, half))
+        for first in range(0, C, LANES):
+            for lane in range(LANES):
+                for c in range(LANES):
+                    at, to = (o + lane) * lane_step + (first + c) * step, c * 9 * LANES + lane
+                    for tap in range(9):
+                        part[to + tap * LANES] = taps[at + (8 - tap if turned else tap)]
+            for c in range(LANES):
+                at, to = c * 9 * LANES, o * C + (first + c) * LANES
+                a0, a1, a2, a3 = _spread3(*_load3(lines, at), half)
+                b0, b1, b2, b3 = _spread3(*_load3(lines, at + LANES), half)
+                c0, c1, c2, c3 = _spread3(*_load3(lines, at + 2 * LANES), half)
+                _store4(out, to, point, _spread3(a0, b0, c0, half))
+                _store4(out, to + 4 * point, point, _spread3(a1, b1, c1, half))
+                _store4(out, to + 8 * point, point, _spread3(a2, b2, c2, half))
+                _store4(out, to + 12 * point, point, _spread3(a3, b3, c3, half))
 
 
 @jit
-def _transform_sums(sums, gw, C, O, part):  # type: ignore[no-untyped-def]  # noqa: E741
-    """Write ``G' s G`` of sums (16, C, O) as (O, C, 9). ``part`` is (C, 9, 16)."""
+def _transform_sums(sums, gw):  # type: ignore[no-untyped-def]
+    """Write ``G' s G`` of sums (16, C, O) as (O, C, 3, 3)."""
+    O, C = gw.shape[:2]  # noqa: E741
+    taps, point = gw.reshape(-1), sums.shape[1]
+    part = numpy.empty(LANES * 9 * LANES, numpy.float32)  # 16 channels, taps, 16 filters
+    lines, given = pointer(part, 0), pointer(sums, 0)
     half = broadcast(numpy.float32(0.5))
-    point = C * O
     for o in range(0, O, LANES):
-        for c in range(C):
-            at = c * O + o
-            a0, b0, c0 = _fold3(*_load4(sums, at, 4 * point), half)
-            at += point
-            a1, b1, c1 = _fold3(*_load4(sums, at, 4 * point), half)
-            at += point
-            a2, b2, c2 = _fold3(*_load4(sums, at, 4 * point), half)
-            at += point
-            a3, b3, c3 = _fold3(*_load4(sums, at, 4 * point), half)
-            to = c * 9 * LANES
-            for tap, v in enumerate(
-                (*_fold3(a0, a1, a2, a3, half), *_fold3(b0, b1, b2, b3, half), *_fold3(c0, c1, c2, c3, half))
-            ):
-                store(part, to + tap * LANES, v)
-        for lane in range(LANES):
-            for c in range(C):
-                for tap in range(9):
-                    gw[((o + lane) * C + c) * 9 + tap] = part[(c * 9 + tap) * LANES + lane]
+        for first in range(0, C, LANES):
+            for c in range(LANES):
+                at, to = (first + c) * O + o, c * 9 * LANES
+                a0, b0, c0 = _fold3(*_load4(given, at, 4 * point), half)
+                a1, b1, c1 = _fold3(*_load4(given, at + point, 4 * point), half)
+                a2, b2, c2 = _fold3(*_load4(given, at + 2 * point, 4 * point), half)
+                a3, b3, c3 = _fold3(*_load4(given, at + 3 * point, 4 * point), half)
+                _store3(lines, to, _fold3(a0, a1, a2, a3, half))
+                _store3(lines, to + 3 * LANES, _fold3(b0, b1, b2, b3, half))
+                _store3(lines, to + 6 * LANES, _fold3(c0, c1, c2, c3, half))
+            for lane in range(LANES):
+                for c in range(LANES):
+                    at, to = c * 9 * LANES + lane, ((o + lane) * C + first + c) * 9
+                    for tap in range(9):
+                        taps[to + tap] = part[at + tap * LANES]
