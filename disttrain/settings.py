@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any
 
 from disttrain.devices import device as Device
+from disttrain.kernels.threads import threads
 
 __all__ = [
     "are_deterministic_algorithms_enabled",
@@ -21,8 +21,6 @@ __all__ = [
     "set_num_threads",
     "use_deterministic_algorithms",
 ]
-
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class _Settings:
@@ -67,11 +65,7 @@ def is_deterministic_algorithms_warn_only_enabled() -> bool:
 
 def get_num_threads() -> int:
     """Return how many threads one operation may use: ``OMP_NUM_THREADS``, else the number of cores."""
-    for name in _THREADS:
-        value = os.environ.get(name, "")
-        if value.isdigit() and int(value):
-            return int(value)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return threads()
 
 
 def set_num_threads(n: int) -> None:

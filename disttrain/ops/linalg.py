@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.kernels import gemm
 from disttrain.ops import shape
 from disttrain.ops.types import Array, Result, call, get_array_module, saved_for
 
@@ -13,16 +14,17 @@ Grads = tuple[Any, ...]
 Shape = tuple[int, ...]
 
 
-def _dot(x: Array, y: Array) -> Array:
+def _dot(x: Array, y: Array, bias: Array | None = None) -> Array:
     if x.dtype.kind in "fV" and x.dtype.itemsize == 2:
-        return np.asarray(_dot(x.astype(np.float32), y.astype(np.float32))).astype(x.dtype)
-    if x.ndim > 2 and y.ndim == 2:  # one product of all rows: up to six times as fast as one for each matrix
-        xp = get_array_module(x)
+        out = np.asarray(_dot(x.astype(np.float32), y.astype(np.float32))).astype(x.dtype)
+        return out if bias is None else out + bias
+    if x.ndim >= 2 and y.ndim == 2:  # one product of all rows: up to six times as fast as one for each matrix
+        out = get_array_module(x).empty((*x.shape[:-1], y.shape[1]), x.dtype)
         rows = math.prod(x.shape[:-1])
-        out = xp.empty((*x.shape[:-1], y.shape[1]), x.dtype)
-        xp.matmul(x.reshape(rows, x.shape[-1]), y, out=out.reshape(rows, y.shape[1]))
+        gemm.matmul(x.reshape(rows, x.shape[-1]), y, out.reshape(rows, y.shape[1]), bias)
         return out
-    return shape.row_major(x @ y)
+    out = shape.row_major(x @ y)
+    return out if bias is None else out + bias
 
 
 def matmul(x: Array, y: Array) -> Result:
@@ -72,10 +74,7 @@ def _rows(x: Any) -> Any:
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Result:
     """``x @ weight.T + bias``: x ``(…, in)``, weight ``(out, in)``, bias ``(out,)`` or ``None``."""
-    out = _dot(x, weight.T)
-    if bias is not None:
-        out = out + bias if out.base is not None else np.add(out, bias, out=out)
-    return out, (x, weight), linear_vjp
+    return _dot(x, weight.T, bias), (x, weight), linear_vjp
 
 
 @saved_for((1,), (0,))

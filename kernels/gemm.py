@@ -1,0 +1,162 @@
+"""Products of float32 matrices, a tile of the result after the other (Goto and van de Geijn 2008).
+
+M rows and N columns of the result, K terms of each sum. The right factor is packed into panels as wide as a tile, which
+stay in the second cache; the left one is read where it is. Each element is summed in the order of k, in blocks whose
+size follows from K alone: it does not depend on how many rows and columns there are beside it.
+"""
+
+from __future__ import annotations
+
+import numpy
+
+from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.kernels.jit import jit
+from disttrain.kernels.simd import LANES, load, multiply, pointer, store, transpose
+from disttrain.kernels.threads import threads
+
+_FROM = 1 << 16
+"""Terms from which packing pays."""
+_TERMS = 256
+"""Most terms of a sum in one block: as much of six rows as stays in the first cache, with a panel."""
+_COLUMNS = 512
+"""Most columns in one block: with so many terms they stay in the second cache."""
+
+
+def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = None) -> Array:
+    """Return ``a @ b + bias`` for matrices.
+
+    Args:
+        a: (M, K), float32 or float64.
+        b: (K, N), of the same type.
+        out: where the result goes: (M, N), C-contiguous, overlapping no argument; made if ``None``.
+        bias: (N,), of the same type; or ``None``.
+
+    Raises:
+        ValueError: the shapes do not fit; from NumPy.
+    """
+    (M, K), N = a.shape, b.shape[1]
+    if out is None:
+        out = get_array_module(a).empty((M, N), a.dtype)
+    if M * N * K < _FROM or not _is_ours(a, b, out):
+        get_array_module(a).matmul(a, b, out=out)
+        if bias is not None:
+            out += bias
+        return out
+    begin = None if bias is None else numpy.ascontiguousarray(bias)
+    _product(*_flat(a), *_flat(b), M, N, K, begin, out.reshape(-1))
+    return out
+
+
+def matmul_reference(a: Array, b: Array, out: Array | None = None, bias: Array | None = None) -> Array:
+    """What :func:`matmul` must equal up to rounding."""
+    product = a @ b if bias is None else a @ b + bias
+    if out is None:
+        return product
+    out[...] = product
+    return out
+
+
+def _is_ours(a: Array, b: Array, out: Array) -> bool:
+    """Return whether the kernel below is for these arrays."""
+    return (
+        type(out) is numpy.ndarray
+        and out.dtype == a.dtype == b.dtype == numpy.float32
+        and a.shape[1] == b.shape[0]
+        and bool(out.flags.c_contiguous)
+        and threads() == 1  # several are the BLAS library's business
+    )
+
+
+def _flat(x: Array) -> tuple[Array, int, int]:
+    """Return the memory of a matrix, which is copied if its rows or columns are not side by side, and its strides."""
+    if x.flags.c_contiguous:
+        return x.reshape(-1), x.shape[1], 1
+    if x.flags.f_contiguous:
+        return x.T.reshape(-1), 1, x.shape[0]
+    return numpy.ascontiguousarray(x).reshape(-1), x.shape[1], 1
+
+
+@jit
+def _product(a, a_row, a_step, b, b_row, b_step, M, N, K, bias, out):  # type: ignore[no-untyped-def]
+    lanes, wide = LANES, 4 * LANES
+    blocks = -(-K // _TERMS)
+    terms = -(-K // blocks)
+    packed = numpy.empty(-(-min(N, _COLUMNS) // lanes) * lanes * terms, numpy.float32)
+    edges = numpy.empty(6 * lanes, numpy.float32)
+    begin = numpy.zeros(-(-N // lanes) * lanes, numpy.float32)
+    if bias is not None:
+        begin[:N] = bias
+    edge = pointer(edges, 0)
+    fives = (-M) % 6  # M = 6 * sixes + 5 * fives, if it is large enough
+    if 5 * fives > M:
+        fives = 0
+    sixes = (M - 5 * fives) // 6
+    for j0 in range(0, N, _COLUMNS):
+        columns = min(_COLUMNS, N - j0)
+        wides = columns // wide * wide
+        whole = columns // lanes * lanes
+        for k0 in range(0, K, terms):
+            length = min(terms, K - k0)
+            first = k0 * b_row + j0 * b_step
+            if b_step == 1:
+                for k in range(length):
+                    of = pointer(b, first + k * b_row)
+                    for j in range(0, whole, lanes):
+                        if j < wides:
+                            to = j // wide * wide * length + k * wide + j % wide
+                        else:
+                            to = j * length + k * lanes
+                        store(pointer(packed, to), 0, load(of, j))
+            else:
+                for j in range(0, whole, lanes):
+                    width = wide if j < wides else lanes
+                    to = (j - j % width) * length + j % width
+                    of = first + j * b_step
+                    k = 0
+                    while k + lanes <= length:
+                        transpose(pointer(b, of + k), b_step, pointer(packed, to + k * width), width)
+                        k += lanes
+                    while k < length:
+                        for c in range(lanes):
+                            packed[to + k * width + c] = b[of + k + c * b_step]
+                        k += 1
+            if whole < columns:
+                of = first + whole * b_step
+                for k in range(length):
+                    to = whole * length + k * lanes
+                    for c in range(columns - whole):
+                        packed[to + c] = b[of + k * b_row + c * b_step]
+                    for c in range(columns - whole, lanes):
+                        packed[to + c] = 0
+            start, start_row = (out, N) if k0 else (begin, 0)
+            i = n = 0
+            while i < M:
+                rows = 6 if n < sixes else 5 if n < sixes + fives else 1
+                n += 1
+                left = pointer(a, i * a_row + k0 * a_step)
+                corner = i * N + j0
+                for j in range(0, wides, wide):
+                    right, to = pointer(packed, j * length), pointer(out, corner + j)
+                    of = pointer(start, start_row * i + j0 + j)
+                    if rows == 6:
+                        multiply(6, 4, left, a_row, a_step, right, wide, length, of, start_row, to, N)
+                    elif rows == 5:
+                        multiply(5, 4, left, a_row, a_step, right, wide, length, of, start_row, to, N)
+                    else:
+                        multiply(1, 4, left, a_row, a_step, right, wide, length, of, start_row, to, N)
+                for j in range(wides, columns, lanes):
+                    here = min(lanes, columns - j)
+                    for r in range(rows):
+                        for c in range(here):
+                            edges[r * lanes + c] = start[start_row * (i + r) + j0 + j + c]
+                    right = pointer(packed, j * length)
+                    if rows == 6:
+                        multiply(6, 1, left, a_row, a_step, right, lanes, length, edge, lanes, edge, lanes)
+                    elif rows == 5:
+                        multiply(5, 1, left, a_row, a_step, right, lanes, length, edge, lanes, edge, lanes)
+                    else:
+                        multiply(1, 1, left, a_row, a_step, right, lanes, length, edge, lanes, edge, lanes)
+                    for r in range(rows):
+                        for c in range(here):
+                            out[corner + r * N + j + c] = edges[r * lanes + c]
+                i += rows
