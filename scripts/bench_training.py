@@ -2,10 +2,11 @@
 
     python scripts/bench_training.py --against torch
 
-Rows: an MLP, LeNet, ResNet-20, a GPT and an LSTM, alone and on 2 ranks (against DistributedDataParallel over gloo),
-one thread per rank. Both sides start from the same weights, see the same batches and must report the same losses, or
-the row is an error. The two sides take turns; figures are medians. "scaling" is the time of a step of one rank alone
-over that of a step of several ranks with as many samples each: with free communication 100 %.
+Rows: two MLPs, LeNet, ResNet-20 and -18, VGG-11, a GPT and an LSTM, alone and on 2 ranks (against
+DistributedDataParallel over gloo), one thread per rank. Both sides start from the same weights, see the same batches
+and must report the same losses, or the row is an error. The two sides take turns; figures are medians. "scaling" is the
+time of a step of one rank alone over that of a step of several ranks with as many samples each: with free communication
+100 %.
 
     python scripts/bench_training.py --timeline --models GPT
 
@@ -15,6 +16,7 @@ shows when backward made each bucket of gradients and when its average was there
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -37,6 +39,10 @@ def mlp(nn):
     return nn.Sequential(
         nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)
     )
+
+
+def small_mlp(nn):
+    return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
 def lenet(nn):
@@ -83,6 +89,41 @@ def resnet20(nn):
             Block(outer, outer, 1),
         ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def resnet18(nn):
+    class Block(nn.Module):
+        def __init__(self, inner, outer, stride):
+            super().__init__()
+            self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(outer)
+            self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
+            self.bn2 = nn.BatchNorm2d(outer)
+            self.shortcut = nn.Sequential()
+            if stride > 1:
+                self.shortcut = nn.Sequential(
+                    nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer)
+                )
+
+        def forward(self, x):
+            out = self.bn2(self.conv2(nn.functional.relu(self.bn1(self.conv1(x)))))
+            return nn.functional.relu(out + self.shortcut(x))
+
+    layers = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    for inner, outer in ((64, 64), (64, 128), (128, 256), (256, 512)):
+        layers += [Block(inner, outer, 1 if inner == outer else 2), Block(outer, outer, 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+
+
+def vgg11(nn):
+    layers, inner = [], 3
+    for outer in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"):
+        if outer == "pool":
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += [nn.Conv2d(inner, outer, 3, padding=1), nn.ReLU(inplace=True)]
+            inner = outer
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
 
 
 def gpt(nn, vocabulary=256, width=128, heads=4, layers=4, length=128):
@@ -141,6 +182,7 @@ def tokens(rng, shape):
 
 
 MODELS = {
+    "MLP 784-128-10, batch 64, SGD": (small_mlp, images, (64, 784), "SGD", {"lr": 1e-2}),
     "MLP 784-1024-1024-10, batch 128, Adam": (mlp, images, (128, 784), "Adam", {"lr": 1e-3}),
     "LeNet 32x32, batch 32, SGD": (lenet, images, (32, 1, 32, 32), "SGD", {"lr": 1e-2, "momentum": 0.9}),
     "ResNet-20 32x32, batch 32, SGD": (
@@ -150,6 +192,14 @@ MODELS = {
         "SGD",
         {"lr": 1e-2, "momentum": 0.9},
     ),
+    "ResNet-18 32x32, batch 8, SGD": (
+        resnet18,
+        images,
+        (8, 3, 32, 32),
+        "SGD",
+        {"lr": 1e-3, "momentum": 0.9},
+    ),
+    "VGG-11 32x32, batch 32, SGD": (vgg11, images, (32, 3, 32, 32), "SGD", {"lr": 1e-2, "momentum": 0.9}),
     "GPT 4x128, T 128, batch 8, AdamW": (gpt, tokens, (8, 128), "AdamW", {"lr": 3e-4}),
     "LSTM 100-50x2, T 20, batch 10, SGD": (lstm, images, (10, 20, 100), "SGD", {"lr": 1e-2}),
 }
@@ -231,7 +281,10 @@ def worker(side, row, world_size, steps, turns_at):
         losses.append(loss.item())
         if rank == 0:
             result = Path(turns_at, f"{side}-{turn}.result")
-            result.with_suffix(".part").write_text(json.dumps({"times": times, "losses": losses}))
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on Linux
+            result.with_suffix(".part").write_text(
+                json.dumps({"times": times, "losses": losses, "peak": peak / 1024})
+            )
             result.with_suffix(".part").rename(result)
         turn += 1
 
@@ -280,9 +333,9 @@ def start(side, row, world_size, steps, turns_at):
 
 
 def measure(row, world_size, sides, steps, turns):
-    """Return the median seconds of a step and the losses of each side, which take turns."""
+    """Return the median seconds of a step, the losses and the peak MiB of a process of each side, which take turns."""
     seconds = {side: [] for side in sides}
-    losses = {}
+    losses, peaks = {}, {}
     with tempfile.TemporaryDirectory() as turns_at:
         workers = {side: start(side, row, world_size, steps, turns_at) for side in sides}
         try:
@@ -296,7 +349,7 @@ def measure(row, world_size, sides, steps, turns):
                             raise RuntimeError(f"{side} failed at {row!r} on {world_size} ranks")
                         time.sleep(0.002)
                     report = json.loads(result.read_text())
-                    losses[side] = report["losses"]
+                    losses[side], peaks[side] = report["losses"], report["peak"]
                     if turn:  # the first one warms up
                         seconds[side].append(statistics.median(report["times"]))
             for side in sides:
@@ -307,7 +360,7 @@ def measure(row, world_size, sides, steps, turns):
                 if process.poll() is None:
                     process.terminate()
                     process.wait(30)
-    return {side: statistics.median(s) for side, s in seconds.items()}, losses
+    return {side: statistics.median(s) for side, s in seconds.items()}, losses, peaks
 
 
 def tell(turns_at, side, turn, text):
@@ -325,6 +378,9 @@ def main():
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--steps", type=int, default=30, help="steps in one turn")
     parser.add_argument("--turns", type=int, default=9, help="turns of each side; the first is not counted")
+    parser.add_argument(
+        "--peak-memory", action="store_true", help="print the peak memory of rank 0's process too"
+    )
     parser.add_argument(
         "--timeline", action="store_true", help="show how communication overlaps with backward"
     )
@@ -355,14 +411,18 @@ def main():
 
     sides = ["disttrain"] + ([args.against] if args.against else [])
     print(
-        f"{'model':40s} ranks " + " ".join(f"{s:>12s}" for s in sides) + ("   ratio" if args.against else "")
+        f"{'model':40s} ranks "
+        + " ".join(f"{s:>12s}" for s in sides * (1 + args.peak_memory))
+        + ("   ratio" if args.against else "")
     )
     wrong = 0
     alone = {}
     for row in rows:
         for world_size in args.ranks:
-            seconds, losses = measure(row, world_size, sides, args.steps, args.turns)
+            seconds, losses, peaks = measure(row, world_size, sides, args.steps, args.turns)
             line = f"{row:40s} {world_size:5d} " + " ".join(f"{seconds[s] * 1e3:9.2f} ms" for s in sides)
+            if args.peak_memory:
+                line += " " + " ".join(f"{peaks[s]:8.0f} MiB" for s in sides)
             if args.against:
                 line += f"   {seconds[args.against] / seconds['disttrain']:5.2f}"
                 if not np.allclose(losses["disttrain"][:3], losses[args.against][:3], rtol=1e-4):
