@@ -70,8 +70,8 @@ PREEMPTS: Final = (signal.SIGTERM, signal.SIGUSR1)
 """Signals by which batch systems announce that they will take the nodes away."""
 STOPPED: Final = 10.0
 """Seconds after which a stopped rank has failed, if others run. Half of it is said first."""
-FAILS_OF_A_NODE: Final = 2
-"""After so many failed generations because of one node it is left out, if the job has enough others."""
+FAILS: Final = 2
+"""After so many failed generations because of one process, or node, it is left out, if the job has enough others."""
 _MOST_ASKED: Final = 8
 _SWEEP: Final = 5.0  # seconds that another node may take, once it has answered, to end what is left there
 _ANSWER: Final = 2.0  # seconds in which the stack of a rank of another node is to come
@@ -85,8 +85,12 @@ class Agent:
         self._config = config
         self._cluster = cluster
         self._fleet: Fleet | None = None
-        self._node_failures: Counter[int] = Counter()
-        """Node → how many generations have failed because of it."""
+        self._fails: Counter[tuple[int, int]] = Counter()
+        """Node and place on it, -1 for all of the node → how many generations have failed because of it."""
+        self._tired: list[tuple[int, int]] = []
+        """Those that have failed too often, in the order in which they came to it."""
+        self._used: dict[int, list[int]] = {}
+        """Node → the places on it that this generation uses, from 0: process after process."""
         self._signals: list[signal.Signals] = []
         self._stopped_by: signal.Signals | None = None
         self._preempted: signal.Signals | None = None
@@ -279,9 +283,9 @@ class Agent:
         self._logs = LogPump(self._directory.path)
         return True
 
-    def _places(self, cluster: "Cluster") -> tuple[dict[int, int], list[str]]:
-        """Return how many processes each node runs that is there and has not failed too often, and who is not."""
-        slots: dict[int, int] = {}
+    def _places(self, cluster: "Cluster") -> tuple[dict[int, list[int]], list[str]]:
+        """Return the places for processes on each node, less what is gone or has failed too often; and what has."""
+        slots: dict[int, list[int]] = {}
         away = []
         for index, host in enumerate(cluster.hosts, 0 if cluster.here else 1):
             node = self._nodes[index]
@@ -292,10 +296,18 @@ class Agent:
                 continue
             else:
                 gpus, cores = len(node.facts["GPUs"]), node.facts["cores"]
-            slots[index] = host.slots or cluster.each(gpus, cores, host.name)
-        tired = [i for i in slots if self._node_failures[i] >= FAILS_OF_A_NODE]
-        for index in tired[: max(0, len(slots) - cluster.least)]:
-            away.append(f"{self._nodes[index].host}: it has failed {self._node_failures[index]} times")
+            count = host.slots or cluster.each(gpus, cores, host.name)
+            if count < cluster.fewest:
+                away.append(f"{node.host}: it is for {count} processes, -n asks for {cluster.fewest}")
+                continue
+            slots[index] = list(range(count))
+            tired = [i for n, i in self._tired if n == index and i >= 0]
+            for i in tired[: count - cluster.fewest if cluster.fewest else 0]:
+                away.append(f"process {i} of {node.host}: it has failed {self._fails[index, i]} times")
+                slots[index].remove(i)
+        fails = {index: sum(self._fails[index, i] for i in (-1, *slots[index])) for index in slots}
+        for index in [i for i in slots if fails[i] >= FAILS][: max(0, len(slots) - cluster.least)]:
+            away.append(f"{self._nodes[index].host}: it has failed {fails[index]} times")
             del slots[index]
         return slots, away
 
@@ -307,15 +319,17 @@ class Agent:
         """
         slots, away = self._places(cluster)
         if len(slots) < cluster.least:
+            s = "s" if cluster.least > 1 else ""
             raise ConfigError(
-                "\n  ".join([f"the job needs {cluster.least} nodes, {len(slots)} are there", *away])
+                "\n  ".join([f"the job needs {cluster.least} node{s}, {len(slots)} are there", *away])
             )
         for line in away:
             self._logs.notice(f"disttrain: going on without {line}")
+        self._used = slots
         self._config = replace(
             self._config,
-            processes=sum(slots.values()),
-            nodes=tuple(slots.items()),
+            processes=sum(map(len, slots.values())),
+            nodes=tuple((index, len(places)) for index, places in slots.items()),
             master=self._fleet.master if self._fleet is not None else "127.0.0.1",
         )
 
@@ -334,7 +348,8 @@ class Agent:
             history=os.fspath(self._directory.history),
             generation=self._generation,
         ):
-            self._spawn(replace(env, chaos=write(self._chaos)))
+            faults = [f for f in self._chaos if f.rank < self._config.world_size]  # which may have shrunk
+            self._spawn(replace(env, chaos=write(faults)))
         places = [(w.host, w.place) for w in self._workers if w.place is not None]
         if self._generation == 0 and self._fleet is None and any(p.bound or p.gpus for _, p in places):
             lines = table((host, place.words) for host, place in places)
@@ -385,8 +400,18 @@ class Agent:
         out = self._logs.add(env.process, ranks, to_stderr=False, labelled=labelled)
         err = self._logs.add(env.process, ranks, to_stderr=True, labelled=labelled)
         argv = [*config.argv, str(self._call_file)] if config.call else config.argv
-        order = Order(env, tuple(argv), environ, defaults)
+        order = Order(env, tuple(argv), environ, defaults, self._without(env.node))
         self._workers.append(self._nodes[env.node].start(order, out, err, world))
+
+    def _without(self, node: int) -> tuple[int, ...]:
+        """Return the GPUs of a node that were those of processes which have failed too often.
+
+        With ``--ranks`` a GPU is a rank's, not a process's, and all ranks stay.
+        """
+        places = self._used.get(node, [])
+        if self._config.ranks is not None:
+            return ()
+        return tuple(i for i in range(max(places, default=0)) if i not in places)
 
     # -- watching ------------------------------------------------------------------------------------------
 
@@ -680,7 +705,10 @@ class Agent:
             f"  restart {following} of {self._config.max_restarts}{when}: generation {following}"
         )
         self._attempts.append(attempt)
-        self._node_failures[self._workers[attempt.failures[0].process].env.node] += 1
+        place = self._place_of(self._workers[attempt.failures[0].process])
+        self._fails[place] += 1
+        if self._fails[place] == FAILS:
+            self._tired.append(place)
         self._forget_workers()
         self._failures, self._stopped, self._standings = [], [], []
         self._kill_at, self._killed, self._tell_at, self._asked = None, False, NOTICE, []
@@ -694,6 +722,14 @@ class Agent:
             self._share_out(self._cluster)
         self._logs = LogPump(self._directory.path, following)
         return True
+
+    def _place_of(self, worker: WorkerState) -> tuple[int, int]:
+        """Return the node of a worker that has failed, and its place there; -1 for one that was lost with the node."""
+        node = worker.env.node
+        if getattr(self._nodes[node], "lost", "") or node not in self._used:
+            return node, -1
+        first = next(w.env.process for w in self._workers if w.env.node == node)
+        return node, self._used[node][worker.env.process - first]
 
     def _attempt(self) -> Attempt:
         """Return how this generation failed."""

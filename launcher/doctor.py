@@ -10,7 +10,9 @@ from disttrain.launcher.launch import find_cluster, run
 
 
 @click.command()
-@click.option("-n", "--nproc", metavar="N", help="Processes of each node, as for disttrain launch. [2]")
+@click.option(
+    "-n", "--nproc", metavar="N|MIN:MAX", help="Processes of each node, as for disttrain launch. [2]"
+)
 @click.option("--nnodes", metavar="N|MIN:MAX", help="Nodes: so many of --hosts or of the allocation. [all]")
 @click.option("--hosts", metavar="A:4,B:4", help="Nodes with their numbers of processes, reached over ssh.")
 @click.option("--hostfile", metavar="FILE", help="The same, a host a line.")

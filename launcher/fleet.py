@@ -102,6 +102,7 @@ class RemoteNode:
             argv=list(order.argv),
             environ=dict(order.environ),
             defaults=dict(order.defaults),
+            without=list(order.without),
             world=world is not None,
         )
         return worker

@@ -9,6 +9,7 @@ from typing import Any
 
 from disttrain.launcher.called import Call, check_json
 from disttrain.launcher.config import LaunchConfig, parse_nproc
+from disttrain.launcher.hosts import this_node
 from disttrain.launcher.report import RunReport
 
 
@@ -44,7 +45,7 @@ def launch(
     Args:
         fn: a function at the top level of a module or script.
         args: of None, bool, int, float, str, and lists and dicts of these; the same for every rank.
-        nproc: number of processes, or ``"cpu"``, ``"gpu"``, ``"auto"`` as ``-n``.
+        nproc: number of processes, or ``"cpu"``, ``"gpu"``, ``"auto"``, ``"2:4"`` as ``-n``.
         ranks: number of ranks if it is another, as ``--ranks``.
         transport: as ``--transport``.
         timeout: seconds that a rank waits in a collective, as ``--timeout``.
@@ -63,11 +64,12 @@ def launch(
     named = dict(kwargs or {})
     check_json(list(args), "args")
     check_json(named, "kwargs")
+    cluster = this_node(str(nproc)) if ":" in str(nproc) else None
     config = LaunchConfig(
         program="disttrain.launcher.called",
         is_module=True,
         call=Call(module, name, script, tuple(args), named, tuple(sys.path)).to_json(),
-        processes=parse_nproc(str(nproc)),
+        processes=1 if cluster is not None else parse_nproc(str(nproc)),
         ranks=ranks,
         transport=transport,
         timeout=timeout,
@@ -76,7 +78,7 @@ def launch(
     )
     from disttrain.launcher.agent import Agent
 
-    agent = Agent(config)
+    agent = Agent(config, cluster)
     report = agent.run()
     if report.stopped_by:
         signal.raise_signal(
@@ -87,7 +89,7 @@ def launch(
             f"stopped by {report.stopped_by}" if report.stopped_by else "saved and stopped, as a signal asked"
         )
         raise LaunchError(report.text(agent.directory) or stopped, report)
-    return [agent.results[rank] for rank in range(config.world_size)]
+    return [result for _, result in sorted(agent.results.items())]
 
 
 def _check_caller() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from disttrain.launcher.config import ConfigError
+from disttrain.launcher.config import ConfigError, parse_nproc
 
 _HOST: Final = re.compile(
     r"(?:[^@\s:\[\]-][^@\s:\[\]]*@)?(\[[0-9A-Fa-f:.%]+\]|[^@\s:\[\]-][^@\s:\[\]]*)(?::([0-9]+))?"
@@ -61,6 +61,8 @@ class Cluster:
     """With fewer nodes the job does not begin, nor go on."""
     nproc: str | None = None
     """Processes of a host that does not say itself, as ``-n`` has it; None for one a GPU, or one."""
+    fewest: int = 0
+    """With fewer processes left a node is left out; 0 if it has all of them, always."""
     ssh: str = ""
     srun: bool = False
 
@@ -104,6 +106,7 @@ def make_cluster(
     Raises:
         ConfigError: there are too few of them, or the number of processes is said twice.
     """
+    fewest, nproc = split_nproc(nproc)
     if nproc is not None and any(h.slots is not None for h in hosts):
         raise ConfigError(
             f"-n {nproc} is the number of processes of each node, and {where} says it too; say it once"
@@ -116,9 +119,40 @@ def make_cluster(
         here=mine is not None,
         least=nnodes[0] if nnodes is not None else len(used),
         nproc=nproc,
+        fewest=fewest,
         ssh=ssh,
         srun=srun,
     )
+
+
+def this_node(nproc: str) -> Cluster:
+    """Return this machine as the only node of a job: ``-n MIN:MAX``.
+
+    Raises:
+        ConfigError: ``nproc`` cannot be.
+    """
+    fewest, most = split_nproc(nproc)
+    return Cluster((Host("localhost"),), here=True, least=1, nproc=most, fewest=fewest)
+
+
+def split_nproc(nproc: str | None) -> tuple[int, str | None]:
+    """Return the least and the greatest number of processes that ``-n 2:4`` or ``-n 2:gpu`` asks for.
+
+    Without MIN the least is 0: there are always as many as MAX says.
+
+    Raises:
+        ConfigError: MIN is no number, or more than MAX.
+    """
+    if nproc is None or ":" not in nproc:
+        return 0, nproc
+    least, _, most = nproc.partition(":")
+    if not least.isdecimal() or int(least) < 1:
+        raise ConfigError(
+            f"-n must be N or MIN:MAX with a number as MIN, got {nproc!r}; try -n 1:{most or 2}"
+        )
+    if most not in ("auto", "cpu", "gpu") and parse_nproc(most) < int(least):
+        raise ConfigError(f"-n {nproc}: MIN <= MAX must hold; try -n {most}:{least}")
+    return int(least), most
 
 
 def parse_hosts(text: str) -> tuple[Host, ...]:

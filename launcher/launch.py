@@ -23,7 +23,7 @@ _BATCH = {"SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"}
 @click.option(
     "-n",
     "--nproc",
-    metavar="N",
+    metavar="N|MIN:MAX",
     help="Processes of each node: a number, auto (GPUs, else cores), cpu or gpu. [1]",
 )
 @click.option("--nnodes", metavar="N|MIN:MAX", help="Nodes: so many of --hosts or of the allocation. [all]")
@@ -165,12 +165,16 @@ def find_cluster(
     Raises:
         ConfigError: the options contradict each other, or name nodes that are not there.
     """
-    if not (nnodes or hosts or hostfile or ssh) and not _BATCH.intersection(os.environ):
+    alone = not (nnodes or hosts or hostfile or ssh) and not _BATCH.intersection(os.environ)
+    if alone and ":" not in (nproc or ""):
         return None
     from disttrain.launcher import hosts as known
+
+    if alone:
+        return known.this_node(str(nproc))
     from disttrain.launcher.fleet import SSH
 
-    if nproc is not None and nproc not in ("auto", "cpu", "gpu"):
+    if nproc is not None and nproc not in ("auto", "cpu", "gpu") and ":" not in nproc:
         parse_nproc(nproc)
     if hosts and hostfile:
         raise ConfigError("--hosts and --hostfile both name the nodes; keep one of them")
@@ -222,6 +226,8 @@ def show(config: LaunchConfig, cluster: "Cluster | None" = None) -> None:
             else f"through {cluster.ssh}"
         )
         count = host.slots if host.slots is not None else cluster.nproc or "one a GPU, or one"
+        if cluster.fewest:
+            count = f"{count}, {cluster.fewest} at least"
         click.echo(f"{host.name}: processes: {count}, {how}")
 
 

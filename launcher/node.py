@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -43,6 +43,8 @@ class Order:
     """Variables that it gets."""
     defaults: Mapping[str, str]
     """Variables that it gets unless the node's environment has them."""
+    without: Sequence[int] = ()
+    """GPUs that no worker gets any more, by their places among those of the node that can be seen."""
 
 
 @dataclass
@@ -193,7 +195,10 @@ class LocalNode:
         if world is not None:
             environ |= pmi.environ(env.process, env.processes, world)
             inherited.append(world.fileno())
-        place = self._machine.place(env, environ)
+        machine = self._machine.without(order.without)
+        if machine is not self._machine:
+            environ["CUDA_VISIBLE_DEVICES"] = ",".join(name for name, _ in machine.gpus)
+        place = machine.place(env, environ)
         with _bound(place):
             popen = subprocess.Popen(
                 [sys.executable, "-m", "disttrain.launcher.worker", str(os.getpid()), *order.argv],

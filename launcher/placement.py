@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +41,12 @@ class Machine:
         if not cores:  # a kernel without NUMA
             cores = {0: tuple(sorted(usable, key=lambda c: (_first_sibling(root, c), c)))}
         return cls(cores, _gpus(root, environ))
+
+    def without(self, places: Collection[int]) -> "Machine":
+        """Return this machine without the GPUs at these places; the same one if it has none of them."""
+        if all(i >= len(self.gpus) for i in places):
+            return self
+        return replace(self, gpus=tuple(gpu for i, gpu in enumerate(self.gpus) if i not in places))
 
     def place(self, env: WorkerEnv, environ: Mapping[str, str]) -> "Place":
         """Return what the process of ``env`` gets, if it is started with these variables."""

@@ -212,7 +212,9 @@ class Remote:
             ours.setblocking(False)
             self._worlds[env.process] = ours
             self._selector.register(ours, selectors.EVENT_READ, lambda: self._from_world(env.process))
-        order = Order(env, tuple(message["argv"]), message["environ"], message["defaults"])
+        order = Order(
+            env, tuple(message["argv"]), message["environ"], message["defaults"], message["without"]
+        )
         out, err = self._open_log(env.process, error=False), self._open_log(env.process, error=True)
         worker = self._node.start(order, out, err, world)
         self._workers[env.process] = worker

@@ -45,7 +45,7 @@ KINDS: Final[Kinds] = {
     "notice": {"text": str},  # for the user
     "signalled": {"number": int},  # the batch system wants the job to end
     # From the launcher to an agent.
-    "start": {"env": dict, "argv": list, "environ": dict, "defaults": dict, "world": bool},
+    "start": {"env": dict, "argv": list, "environ": dict, "defaults": dict, "without": list, "world": bool},
     "taken": {"error": bool},  # the "log" is where it belongs; the next may come
     "look": {},
     "ask": {"thread": int, "most": int, "wake": bool},  # for the stack: ``disttrain.collectives.stacks.ask``

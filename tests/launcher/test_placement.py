@@ -62,6 +62,15 @@ def test_cores_that_we_may_not_use_are_not_given(machine):
     assert [p.cores for p in places(machine, 2, allowed=[1, 2, 3, 5, 6])] == [(1, 2, 3), (5, 6)]
 
 
+def test_gpus_that_are_left_out_are_not_given(tmp_path):
+    gpus = tuple((name, -1) for name in "3210")
+    machine = Machine({0: (0, 1, 2, 3)}, gpus)
+
+    assert machine.without([1]).gpus == (("3", -1), ("1", -1), ("0", -1))
+    assert machine.without([4]) is machine
+    assert machine.without([]) is machine
+
+
 def test_a_process_alone_has_all_cores(machine):
     (place,) = places(machine, 1, hosted=4)
 

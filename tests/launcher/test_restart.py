@@ -83,6 +83,70 @@ def test_each_of_ten_killed_generations_is_followed_by_one_that_communicates(sta
     assert "ended well after 10 restarts" in err
 
 
+ELASTIC = """
+    import os
+    import numpy as np
+    from disttrain.collectives import connect
+    comm = connect()
+    total = np.ones(1, np.float32)
+    comm.all_reduce(total, total)
+    print("generation", os.environ["DISTTRAIN_GENERATION"], "has", int(total[0]), "ranks", flush=True)
+    if comm.rank == (1 if comm.size == 3 else 0):
+        raise ValueError("bad device")
+    comm.barrier()
+    """
+
+
+@pytest.mark.mpi
+def test_a_process_that_fails_twice_is_left_out_down_to_the_least_number(start):
+    job = start(ELASTIC, "launch", "-n", "2:3", "--max-restarts", "4")
+
+    code, out, err = job.end()
+
+    assert code == 1
+    sizes = dict(re.findall(r"^\[0\] generation (\d) has (\d) ranks$", out, re.MULTILINE))
+    assert sizes == {
+        "0": "3",
+        "1": "3",
+        "2": "2",
+        "3": "2",
+        "4": "2",
+    }  # another one fails as often, and stays
+    host = os.uname().nodename
+    assert set(re.findall(r"going on without (.*)", err)) == {f"process 1 of {host}: it has failed 2 times"}
+
+
+@pytest.mark.mpi
+def test_ranks_stay_as_many_where_processes_are_left_out(start):
+    script = ELASTIC.replace(
+        "comm.rank == (1 if comm.size == 3 else 0)", 'os.environ["DISTTRAIN_PROCESS"] == "1"'
+    )
+    job = start(script, "launch", "-n", "1:2", "--ranks", "4", "--max-restarts", "2")
+
+    code, out, _ = job.end()
+
+    assert code == 0
+    sizes = dict(re.findall(r"^\[0\] generation (\d) has (\d) ranks$", out, re.MULTILINE))
+    assert sizes == {"0": "4", "1": "4", "2": "4"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("3:2", "-n 3:2: MIN <= MAX must hold; try -n 2:3"),
+        ("some:2", "-n must be N or MIN:MAX with a number as MIN, got 'some:2'; try -n 1:2"),
+        ("0:2", "-n must be N or MIN:MAX with a number as MIN, got '0:2'; try -n 1:2"),
+        ("1:many", "-n must be a number, auto, cpu or gpu; got 'many'"),
+        ("999:cpu", "-n asks for 999"),
+    ],
+)
+def test_a_wrong_range_of_processes_is_refused(start, wrong, said):
+    code, out, err = start("print('ran')", "launch", "-n", wrong).end()
+
+    assert (code, out) == (2, "")
+    assert said in err
+
+
 def test_a_stop_does_not_wait_for_a_restart(start):
     job = start("raise ValueError('x')", "launch", "--max-restarts", "20")
 
