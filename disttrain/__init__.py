@@ -156,6 +156,7 @@ _MODULES = (
     "amp",
     "autograd",
     "backends",
+    "checkpoint",
     "collectives",
     "compiler",
     "cuda",

@@ -4,6 +4,7 @@ from disttrain import accelerator as accelerator
 from disttrain import amp as amp
 from disttrain import autograd as autograd
 from disttrain import backends as backends
+from disttrain import checkpoint as checkpoint
 from disttrain import collectives as collectives
 from disttrain import compiler as compiler
 from disttrain import cuda as cuda

@@ -53,6 +53,8 @@ class RankContext:
         """Number of parallel wrappers that the rank has made."""
         self.units = 0
         """Number of sharded modules that the rank has made."""
+        self.checkpoints: dict[str, Any] = {}
+        """By folder what writes checkpoints into it."""
         self.initialized = False
         """Whether ``distributed.init_process_group`` has run."""
         self.world: Any = None

@@ -6,6 +6,9 @@
 * ``UnwrappedModel(RuntimeError)``: an optimizer step in a world of several ranks on parameters nobody keeps equal
 * ``ReplicasDiffer(RuntimeError)``: the ranks' copies of a model are no longer equal
 * ``FileDamaged(ValueError)``: a file of ours that does not hold what it says
+* ``CheckpointError(RuntimeError)``: a checkpoint could not be written
+* ``CheckpointBusy(CheckpointError)``: another job writes into the folder; names it
+* ``CheckpointMismatch(ValueError)``: a checkpoint does not fit what it was to be loaded into; lists all of it
 * ``CollectiveError(RuntimeError)`` and what is below it: see ``disttrain.collectives.errors``
 """
 
@@ -32,3 +35,15 @@ class ReplicasDiffer(RuntimeError):
 
 class FileDamaged(ValueError):
     """A file of ours that does not hold what it says; names the tensor or the part that is wrong."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; says why, and which one is the last good one."""
+
+
+class CheckpointBusy(CheckpointError):
+    """Another job writes into the folder of checkpoints; names its host, process and generation."""
+
+
+class CheckpointMismatch(ValueError):
+    """A checkpoint does not fit what it was to be loaded into; lists everything that does not."""

@@ -156,6 +156,36 @@ def write_whole(path: str, content: bytes) -> None:
         os.close(entry)
 
 
+def describe(obj: Any, prefix: str = "") -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    """Return what ``obj`` is, for JSON, and its arrays (on the host) by the names it has them under.
+
+    Args:
+        obj: what :func:`save` takes.
+        prefix: of all names.
+
+    Raises:
+        TypeError, ValueError: as :func:`save`.
+    """
+    writer = _Writer(prefix)
+    root = writer._describe(obj, ())
+    return {"objects": writer._objects, "root": root}, writer._arrays
+
+
+def rebuild(description: Any, arrays: Mapping[str, np.ndarray[Any, Any]], source: str) -> Any:
+    """Return the object that :func:`describe` was given.
+
+    Args:
+        description: from a file, which may say anything.
+        arrays: by name; they become the memory of tensors.
+        source: what to call the file in errors.
+
+    Raises:
+        FileDamaged: the description makes no sense.
+        RuntimeError: it holds a module of a class that the program has not imported.
+    """
+    return _Builder(source, description, arrays, _locator(None)).object()
+
+
 class _Writer:
     """Describes an object in JSON.
 
@@ -164,7 +194,8 @@ class _Writer:
     referred to by their place there, so that what was one object is one again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._objects: list[Any] = []
         self._places: dict[int, int] = {}
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -318,6 +349,7 @@ class _Writer:
 
     def _new_name(self, path: tuple[Any, ...]) -> str:
         plain = ".".join(str(key) for _, key in path).encode("ascii", "backslashreplace").decode() or "tensor"
+        plain = self._prefix + plain
         name, n = plain, 1
         while name in self._arrays or name == "__metadata__":
             n += 1
@@ -325,82 +357,24 @@ class _Writer:
         return name
 
 
-class _Reader:
-    """Rebuilds an object from the bytes of a file, which may be anything."""
+class _Builder:
+    """Rebuilds an object from its description, which may say anything, and its arrays."""
 
-    def __init__(self, source: str, content: bytes, map_location: MapLocation) -> None:
+    def __init__(
+        self,
+        source: str,
+        description: Any,
+        arrays: Mapping[str, np.ndarray[Any, Any]],
+        locate: Callable[[Tensor, str], Tensor],
+    ) -> None:
         self._source = source
-        self._locate = _locator(map_location)
-        metadata, stored = self._open(content)
-        text = metadata["description"]
-        if hashlib.sha256(text.encode()).hexdigest() != metadata["sha256"]:
-            raise self._damaged("the checksum of the description differs")
+        self._locate = locate
         with self._understanding("the description"):
-            described = json.loads(text)
-            self._objects: list[Any] = described["objects"]
-            self._root = described["root"]
-            expected = described["tensors"]
-            if set(expected) != set(stored):
-                differing = sorted(set(expected) ^ set(stored))
-                raise ValueError(f"it describes other tensors than the file has: {differing[:5]}")
+            self._objects: list[Any] = description["objects"]
+            self._root = description["root"]
+        self._arrays = arrays
         self._built: dict[int, Any] = {}
         self._tensors: dict[str, Tensor] = {}
-        self._arrays = {name: self._check(name, stored[name], expected[name]) for name in stored}
-
-    def _open(self, content: bytes) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-        """Return the metadata and the tensors of a safetensors file; the lengths in it have been checked."""
-        if not isinstance(content, bytes | bytearray):
-            raise TypeError(f"load() needs a file open in binary mode, read() gave {type(content).__name__}")
-        pickled = content[:1] == b"\x80" and content[1:2] <= b"\x05" and content[8:9] != b"{"
-        if pickled or content[:2] == b"PK":
-            raise FileDamaged(
-                f"{self._source} is a pickle or a PyTorch file, which disttrain does not read "
-                f"because it can run code; where PyTorch is installed, convert it with "
-                f"safetensors.torch.save_file(torch.load(path, weights_only=True), new_path), and read that here "
-                f"with safetensors.numpy.load_file(new_path) and from_numpy()"
-            )
-        length = int.from_bytes(content[:8], "little")
-        if len(content) < 8 or length > min(len(content) - 8, _MAX_HEADER) or content[8:9] != b"{":
-            raise FileDamaged(
-                f"{self._source} is not a file of disttrain, or its beginning is damaged or cut off: "
-                f"it has {len(content)} bytes and no header that fits"
-            )
-        try:
-            header = json.loads(content[8 : 8 + length])
-            metadata = header.get("__metadata__")
-            stored = dict(safetensors.deserialize(bytes(content)))  # type: ignore[no-untyped-call]
-        except (ValueError, RecursionError, safetensors.SafetensorError) as error:
-            raise self._damaged(f"its header or the lengths in it are wrong ({error})") from None
-        if not isinstance(metadata, dict) or metadata.get("format") != "disttrain":
-            raise FileDamaged(
-                f"{self._source} was not written by disttrain.save(), or its header is damaged: "
-                f"its metadata do not say format 'disttrain'"
-            )
-        if metadata.get("version") != _VERSION:
-            raise FileDamaged(
-                f"{self._source} has format version {metadata.get('version')!r:.20}, and this "
-                f"version of disttrain reads {_VERSION!r}; it is newer, or damaged"
-            )
-        if not all(isinstance(metadata.get(key), str) for key in ("description", "sha256")):
-            raise self._damaged("its description is missing")
-        return metadata, stored
-
-    def _check(self, name: str, stored: dict[str, Any], expected: Any) -> np.ndarray[Any, Any]:
-        """Return the tensor ``name``, which is as it was described."""
-        kind = _SAFETENSORS_TYPES.get(stored["dtype"])
-        with self._understanding(f"the description of tensor {name!r}"):
-            if kind is None or (kind.name, list(stored["shape"])) != (expected["dtype"], expected["shape"]):
-                raise ValueError(
-                    f"it says {expected['dtype']} of shape {expected['shape']}, the file has "
-                    f"{stored['dtype']} of shape {list(stored['shape'])}"
-                )
-            checksum = expected["sha256"]
-            assert kind is not None
-            data = stored["data"] if isinstance(stored["data"], bytearray) else bytearray(stored["data"])
-            array = np.frombuffer(data, kind.numpy).reshape(stored["shape"])
-        if _digest(array) != checksum:
-            raise self._damaged(f"the checksum of tensor {name!r} differs: these are not the saved numbers")
-        return array
 
     def object(self) -> Any:
         with self._understanding("the description"):
@@ -471,6 +445,80 @@ class _Reader:
 
     def _damaged(self, what: str) -> FileDamaged:
         return FileDamaged(f"{self._source} is damaged: {what}; restore it from another copy")
+
+
+class _Reader(_Builder):
+    """Rebuilds an object from the bytes of a file, which may be anything."""
+
+    def __init__(self, source: str, content: bytes, map_location: MapLocation) -> None:
+        self._source = source
+        metadata, stored = self._open(content)
+        text = metadata["description"]
+        if hashlib.sha256(text.encode()).hexdigest() != metadata["sha256"]:
+            raise self._damaged("the checksum of the description differs")
+        with self._understanding("the description"):
+            described = json.loads(text)
+            expected = described["tensors"]
+            if set(expected) != set(stored):
+                differing = sorted(set(expected) ^ set(stored))
+                raise ValueError(f"it describes other tensors than the file has: {differing[:5]}")
+        arrays = {name: self._check(name, stored[name], expected[name]) for name in stored}
+        super().__init__(source, described, arrays, _locator(map_location))
+
+    def _open(self, content: bytes) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+        """Return the metadata and the tensors of a safetensors file; the lengths in it have been checked."""
+        if not isinstance(content, bytes | bytearray):
+            raise TypeError(f"load() needs a file open in binary mode, read() gave {type(content).__name__}")
+        pickled = content[:1] == b"\x80" and content[1:2] <= b"\x05" and content[8:9] != b"{"
+        if pickled or content[:2] == b"PK":
+            raise FileDamaged(
+                f"{self._source} is a pickle or a PyTorch file, which disttrain does not read "
+                f"because it can run code; where PyTorch is installed, convert it with "
+                f"safetensors.torch.save_file(torch.load(path, weights_only=True), new_path), and read that here "
+                f"with safetensors.numpy.load_file(new_path) and from_numpy()"
+            )
+        length = int.from_bytes(content[:8], "little")
+        if len(content) < 8 or length > min(len(content) - 8, _MAX_HEADER) or content[8:9] != b"{":
+            raise FileDamaged(
+                f"{self._source} is not a file of disttrain, or its beginning is damaged or cut off: "
+                f"it has {len(content)} bytes and no header that fits"
+            )
+        try:
+            header = json.loads(content[8 : 8 + length])
+            metadata = header.get("__metadata__")
+            stored = dict(safetensors.deserialize(bytes(content)))  # type: ignore[no-untyped-call]
+        except (ValueError, RecursionError, safetensors.SafetensorError) as error:
+            raise self._damaged(f"its header or the lengths in it are wrong ({error})") from None
+        if not isinstance(metadata, dict) or metadata.get("format") != "disttrain":
+            raise FileDamaged(
+                f"{self._source} was not written by disttrain.save(), or its header is damaged: "
+                f"its metadata do not say format 'disttrain'"
+            )
+        if metadata.get("version") != _VERSION:
+            raise FileDamaged(
+                f"{self._source} has format version {metadata.get('version')!r:.20}, and this "
+                f"version of disttrain reads {_VERSION!r}; it is newer, or damaged"
+            )
+        if not all(isinstance(metadata.get(key), str) for key in ("description", "sha256")):
+            raise self._damaged("its description is missing")
+        return metadata, stored
+
+    def _check(self, name: str, stored: dict[str, Any], expected: Any) -> np.ndarray[Any, Any]:
+        """Return the tensor ``name``, which is as it was described."""
+        kind = _SAFETENSORS_TYPES.get(stored["dtype"])
+        with self._understanding(f"the description of tensor {name!r}"):
+            if kind is None or (kind.name, list(stored["shape"])) != (expected["dtype"], expected["shape"]):
+                raise ValueError(
+                    f"it says {expected['dtype']} of shape {expected['shape']}, the file has "
+                    f"{stored['dtype']} of shape {list(stored['shape'])}"
+                )
+            checksum = expected["sha256"]
+            assert kind is not None
+            data = stored["data"] if isinstance(stored["data"], bytearray) else bytearray(stored["data"])
+            array = np.frombuffer(data, kind.numpy).reshape(stored["shape"])
+        if _digest(array) != checksum:
+            raise self._damaged(f"the checksum of tensor {name!r} differs: these are not the saved numbers")
+        return array
 
 
 def _digest(array: np.ndarray[Any, Any]) -> str:

@@ -21,6 +21,7 @@ from disttrain.data.sampler import (
     EpochSampler,
     NoShare,
     RandomSampler,
+    SequentialSampler,
     ShardedBatchSampler,
     ShardedSampler,
 )
@@ -131,6 +132,10 @@ class DataLoader:
         self.batch_sampler = batch_sampler
         self.collate_fn = collate_fn or (default_collate if self._auto_collation else default_convert)
         self._pool: WorkerPool | None = None
+        self._running: weakref.ref[_Epoch] | None = None
+        """The epoch that was begun last."""
+        self._skip = 0
+        """How many batches of the next epoch a run that was interrupted has used, in an order of the user's."""
         self._reported_length: int | None = None
         if pin_memory:
             _announce("pin_memory=True has no effect yet: batches are in ordinary host memory")
@@ -158,6 +163,80 @@ class DataLoader:
         """Make the next iteration read ``epoch``, as when a run is resumed."""
         self._epochs.set_epoch(epoch)
 
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that the next iteration reads, from 0; once a state is loaded the one to go on with."""
+        return self._epochs.epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the run is in its data: what every rank needs to go on after the last batch that was handed out.
+
+        While an epoch runs (also in the body of the loop after its last batch) it is that epoch and the number of
+        samples that all ranks have been given; after it, the beginning of the next. It does not depend on the numbers
+        of ranks and workers, unless the order is a sampler's of the user: then it counts the rank's batches.
+
+        Returns:
+            ``seed``, ``epoch``, ``position`` and ``samples``, the size of the data set; or ``epoch``, ``batches`` and
+            ``ranks``.
+
+        Raises:
+            ValueError: in the middle of an epoch whose order is not known to be the same when it is begun again.
+        """
+        running = self._running() if self._running is not None else None
+        inside = running is not None and not running.ended
+        epoch = running.epoch if inside and running is not None else self._epochs.epoch
+        used = running.used if inside and running is not None else 0
+        if self._user_order:
+            batches = used if inside else self._skip
+            if batches and not _repeats(self.dataset, self.batch_sampler, self.sampler):
+                raise ValueError(
+                    "the state of this DataLoader in the middle of an epoch is not known: its data set or sampler may "
+                    "give another order when it begins again. Save between epochs, leave the order to the loader "
+                    "(shuffle=True), or use a DistributedSampler"
+                )
+            return {"epoch": epoch, "batches": batches, "ranks": current_env().world_size}
+        n = len(self.dataset)
+        if inside:
+            each = 1 if self.batch_size is None else self.batch_size
+            position = min(n, running.start + used * each * current_env().world_size) if running else 0
+        else:
+            position = self._epochs.start
+        return {"seed": self._epochs.seed, "epoch": epoch, "position": position, "samples": n}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Make the next iteration read what was left when :meth:`state_dict` was taken: by any number of ranks.
+
+        ``len()`` stays that of a whole epoch.
+
+        Raises:
+            ValueError: the state is of a data set of another size, of another kind of order, or, where a sampler of
+                the user's deals to the ranks, of another number of them. Nothing is changed.
+        """
+        kind = {"epoch", "batches", "ranks"} if self._user_order else {"seed", "epoch", "position", "samples"}
+        if set(state_dict) != kind:
+            raise ValueError(
+                f"this DataLoader needs a state with {', '.join(sorted(kind))}, got {', '.join(sorted(state_dict))}; "
+                f"was it saved by one with another kind of data set or sampler?"
+            )
+        if self._user_order:
+            ranks = current_env().world_size
+            if state_dict["batches"] and state_dict["ranks"] != ranks:
+                raise ValueError(
+                    f"the state is of the middle of an epoch that a sampler dealt to {state_dict['ranks']} ranks, and "
+                    f"there are {ranks}; leave the order to the loader, and it is dealt anew"
+                )
+            self._epochs.set_epoch(state_dict["epoch"])
+            self._skip = state_dict["batches"]
+        else:
+            n = len(self.dataset)
+            if state_dict["samples"] != n:
+                raise ValueError(
+                    f"the state is of a data set of {state_dict['samples']} samples, and this one has {n}; what is "
+                    f"left of epoch {state_dict['epoch']} cannot be told"
+                )
+            self._epochs.resume(state_dict["seed"], state_dict["epoch"], state_dict["position"])
+        self._running = None
+
     def __len__(self) -> int:
         if isinstance(self.dataset, IterableDataset):
             n = self._reported_length = len(self.dataset)  # type: ignore[arg-type]
@@ -176,13 +255,27 @@ class DataLoader:
         return self.sampler
 
     def __iter__(self) -> Iterator[Any]:
-        epoch = self._epochs.epoch
-        indices = _Drawn(iter(self._indices()))
+        epoch, start, skip = self._epochs.epoch, self._epochs.start, self._skip
+        indices = _Drawn(itertools.islice(iter(self._indices()), skip, None))
         self._epochs.set_epoch(epoch + 1)
-        dealt_by_us = None if self._user_order else epoch
+        self._skip = 0
+        begun = _Epoch(
+            self._batches(indices, epoch),
+            indices,
+            epoch,
+            not self._user_order,
+            self._reported_length,
+            start,
+            skip,
+        )
+        self._running = weakref.ref(begun)
+        return begun
+
+    def _batches(self, indices: _Drawn, epoch: int) -> Iterator[tuple[Any, int]]:
+        """Return what reads the batches of an epoch."""
         if self.num_workers == 0 or hosted_env() is not None:
             fetch = make_fetch(self.dataset, self.collate_fn, self._auto_collation, self.drop_last)
-            return _Epoch(_InLine(fetch, indices), indices, dealt_by_us, self._reported_length)
+            return _InLine(fetch, indices)
         pool = self._pool
         if pool is None or not pool.alive:
             pool = WorkerPool(
@@ -198,8 +291,7 @@ class DataLoader:
             )
         if self.persistent_workers:
             self._pool = pool
-        batches = pool.run(indices, self.prefetch_factor or 1, self.timeout, self.persistent_workers)
-        return _Epoch(batches, indices, dealt_by_us, self._reported_length)
+        return pool.run(indices, self.prefetch_factor or 1, self.timeout, self.persistent_workers)
 
     def _base_seed(self, epoch: int) -> int:
         """Return the seed of the workers: a function of (seed, epoch), so that it costs no draw."""
@@ -253,20 +345,31 @@ class _Epoch:
     Args:
         batches: in order, with their numbers of samples.
         drawn: their indices.
-        epoch: which one it is, if the order is the loader's own.
+        epoch: which one it is.
+        ours: whether the order is the loader's own.
         reported_length: what the data set says, if it is a stream.
+        start: how many samples of it all ranks had used before it was resumed.
+        skipped: how many batches of it this rank had used then, if the order is not the loader's.
     """
 
     def __init__(
         self,
         batches: Iterator[tuple[Any, int]],
         drawn: _Drawn,
-        epoch: int | None,
+        epoch: int,
+        ours: bool,
         reported_length: int | None,
+        start: int,
+        skipped: int,
     ) -> None:
         self._batches = batches
         self._drawn = drawn
-        self._epoch = epoch
+        self.epoch = epoch
+        self.start = start
+        self.ended = False
+        """Whether there is no batch left, and the loop has been told."""
+        self._ours = ours
+        self._skipped = skipped
         self._reported_length = reported_length
         self._handed_out = 0
         self._dealt: context.Dealt | None = None
@@ -275,6 +378,11 @@ class _Epoch:
 
     def __iter__(self) -> Iterator[Any]:
         return self
+
+    @property
+    def used(self) -> int:
+        """How many batches of the epoch this rank has been given; of the loader's own order those since ``start``."""
+        return self._skipped + self._handed_out
 
     def __next__(self) -> Any:
         rank = context.current()
@@ -286,6 +394,7 @@ class _Epoch:
         try:
             batch, samples = next(self._batches)
         except StopIteration:
+            self.ended = True
             outer = self._around() if self._around is not None else None
             rank.loop = self._around if outer is not None else None
             rank.dealt = outer._dealt if outer is not None else None  # what comes now is not of this loader
@@ -305,7 +414,7 @@ class _Epoch:
                 stacklevel=2,
             )
         indices = self._drawn.waiting.popleft() if self._drawn.waiting else None
-        position = None if self._epoch is None else (self._epoch, self._handed_out)
+        position = (self.epoch, self._handed_out) if self._ours else None
         known = isinstance(indices, Sequence) and not isinstance(indices, NoShare)
         self._dealt = rank.dealt = context.Dealt(samples, indices if known else None, position)
         rank.loop = weakref.ref(self)
@@ -370,6 +479,14 @@ def _check_sampling(
         not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
     ):
         raise ValueError(f"batch_size must be a positive integer or None, got {batch_size!r}")
+
+
+def _repeats(dataset: Any, batch_sampler: Any, sampler: Any) -> bool:
+    """Return whether an order of the user's is the same when the epoch is begun again, as far as can be told."""
+    if isinstance(dataset, IterableDataset):
+        return False
+    last = getattr(batch_sampler, "sampler", sampler) if sampler is None else sampler
+    return isinstance(last, SequentialSampler) or hasattr(last, "set_epoch")
 
 
 def _announce(line: str) -> None:

@@ -255,6 +255,8 @@ class EpochSampler(Sampler[int]):
         self.generator = generator
         self.epoch = 0
         """Number of the epoch that the next iteration reads."""
+        self.start = 0
+        """How many samples of that epoch have been used, before a run was interrupted; then it begins after them."""
         self._seed = seed
 
     @property
@@ -271,10 +273,10 @@ class EpochSampler(Sampler[int]):
         return self._seed
 
     def next_order(self) -> np.ndarray[Any, Any]:
-        """Return the order of the next epoch, which so begins."""
-        n, epoch = len(self.dataset), self.epoch
-        self.epoch += 1
-        return epoch_order(n, self.seed, epoch) if self.shuffle else np.arange(n)
+        """Return the order of the next epoch, or of what is left of it, which so begins."""
+        n, epoch, start = len(self.dataset), self.epoch, self.start
+        self.epoch, self.start = epoch + 1, 0
+        return (epoch_order(n, self.seed, epoch) if self.shuffle else np.arange(n))[start:]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.next_order().tolist())
@@ -283,8 +285,12 @@ class EpochSampler(Sampler[int]):
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration read ``epoch``."""
-        self.epoch = epoch
+        """Make the next iteration read ``epoch``, from its beginning."""
+        self.epoch, self.start = epoch, 0
+
+    def resume(self, seed: int, epoch: int, start: int) -> None:
+        """Make the next iteration read what is left of ``epoch`` in the order of ``seed`` after ``start`` samples."""
+        self._seed, self.epoch, self.start = seed, epoch, start
 
 
 class ShardedSampler(Sampler[int]):

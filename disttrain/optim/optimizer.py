@@ -7,7 +7,7 @@ import functools
 import importlib
 import warnings
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from disttrain.collectives.env import current_env
@@ -258,6 +258,15 @@ class Optimizer:
             if changed is not None:
                 found = changed
         return found
+
+    def _own_states(self) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Any], bool]]:
+        """Yield each parameter with what this rank steps of it, the state of that, and whether no other rank has it.
+
+        For checkpoints. A sharded parameter is a part itself: see its ``_shard``.
+        """
+        for group in self.param_groups:
+            for p in group["params"]:
+                yield p, p, self.state.get(p, {}), False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned. A state that does not fit changes nothing.

@@ -135,6 +135,12 @@ class ZeroOptimizer(Optimizer):
         self._whole = None
         return loss
 
+    def _own_states(self) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Any], bool]]:
+        local: Any = {} if self.optim is None else self.optim.state
+        for p in self._numbered():
+            mine = self._shares.of(p)
+            yield p, mine, {} if mine is None else local.get(mine, {}), self._shares.alone
+
     def _mine(self, group: dict[str, Any]) -> list[Tensor]:
         """Return what this rank steps of a group."""
         found = [self._shares.of(p) for p in group["params"]]
@@ -206,6 +212,9 @@ class ZeroOptimizer(Optimizer):
 class _Owners:
     """Stage 1: each parameter is stepped by one rank."""
 
+    alone = True
+    """Whether what a rank steps of a parameter is all of it, and on no other rank."""
+
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm
         self._owner: dict[int, int] = {}
@@ -273,6 +282,8 @@ class _Owners:
 
 class _Parts:
     """Stage 2: each rank steps a part of every parameter, the one of which it has the averaged gradient."""
+
+    alone = False
 
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm

@@ -1,0 +1,162 @@
+"""The file operations of a save, each durable or atomic by itself, and the lock of a folder.
+
+Everything that a save does to the disk is here, so that a test can stop it at every operation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterable
+from typing import Any, Final
+
+from disttrain.errors import CheckpointBusy
+
+_logger = logging.getLogger("disttrain")
+_NO_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_LOCK: Final = ".lock"
+_MAX_LOCK: Final = 4096
+
+
+def write_file(path: str, chunks: Iterable[Any]) -> None:
+    """Write a file that is not there yet, and return when its content is on the disk.
+
+    Args:
+        path: of the file.
+        chunks: buffers, written one after the other.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        for chunk in chunks:
+            rest = memoryview(chunk).cast("B")
+            while rest:
+                rest = rest[os.write(file, rest) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def make_folder(path: str) -> None:
+    """Make a folder that is not there yet."""
+    os.mkdir(path)
+
+
+def sync_folder(path: str) -> None:
+    """Return when the names in a folder are on the disk."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def rename(old: str, new: str) -> None:
+    """Give a file or folder a new name, at once."""
+    os.rename(old, new)
+
+
+def remove_folder(path: str) -> None:
+    """Remove a folder and the files in it. It holds no folders; a link in it is removed, not followed."""
+    for name in sorted(os.listdir(path)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, name))
+    os.rmdir(path)
+
+
+def open_to_read(path: str) -> int:
+    """Return a descriptor of a regular file; a link is not followed, and nothing waits for a pipe.
+
+    Raises:
+        OSError: there is none; ``ELOOP`` for a link.
+        ValueError: it is no regular file.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise ValueError(f"{path} is not a regular file")
+    return file
+
+
+_held: dict[str, Lock] = {}
+"""The locks of this process, by real path. They are the process's: a file is opened once, as closing it unlocks it."""
+
+
+class Lock:
+    """The right to write into a folder, held by one process until it ends, however it ends.
+
+    A POSIX record lock on ``.lock`` in the folder: the kernel gives it back when the process is gone, children do not
+    inherit it, and it holds between hosts where the file system has locks. The file says who holds it.
+    """
+
+    def __init__(self, file: int, path: str) -> None:
+        self._file = file
+        self._path = path
+
+    @classmethod
+    def take(cls, folder: str, holder: dict[str, Any]) -> Lock:
+        """Return the lock of a folder; the one that this process has, if it has.
+
+        Args:
+            folder: is there.
+            holder: what else to tell whoever is refused: ``run``, ``generation``.
+
+        Raises:
+            CheckpointBusy: another process has it.
+        """
+        path = os.path.join(os.path.realpath(folder), _LOCK)
+        if path in _held and _held[path]._stands():
+            return _held[path]
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                told = _read_holder(file)
+                os.close(file)
+                raise CheckpointBusy(
+                    f"{folder} is written by another job: {told}; give this one another folder, or end that one"
+                ) from None
+            if error.errno not in _NO_LOCKS:
+                os.close(file)
+                raise
+            _logger.warning("the file system of %s has no locks: a second job there is not noticed", folder)
+        about = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time(), **holder}
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(about).encode(), 0)
+        lock = _held[path] = cls(file, path)
+        return lock
+
+    def _stands(self) -> bool:
+        """Return whether the file that is locked is still the one at its path: somebody may have removed the folder."""
+        try:
+            there, ours = os.stat(self._path, follow_symlinks=False), os.fstat(self._file)
+        except OSError:
+            there = None
+        if there is not None and (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+            return True
+        self.release()
+        return False
+
+    def release(self) -> None:
+        """Let another process write."""
+        if _held.pop(self._path, None) is not None:
+            os.close(self._file)
+
+
+def _read_holder(file: int) -> str:
+    try:
+        about = json.loads(os.pread(file, _MAX_LOCK, 0))
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(about["since"]))
+        run = f", run {about['run']}" if about.get("run") else ""
+        return (
+            f"host {about['host']}, pid {about['pid']}, generation {about['generation']}{run}, since {since}"
+        )
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        return "its name is not in the lock yet"

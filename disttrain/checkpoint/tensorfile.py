@@ -1,0 +1,265 @@
+"""Files of tensors in the safetensors format, written from memory as it is and read piece by piece.
+
+The ``safetensors`` package reads what is written here. It is not used because its writer neither syncs nor streams, and
+its reader maps files into memory, where a file that is cut while it is read is a SIGBUS. What a header says is checked
+against the size of the file before any memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from disttrain import dtypes
+from disttrain.checkpoint.files import open_to_read
+from disttrain.errors import FileDamaged
+from disttrain.kernels.arrays import Array
+
+MAX_HEADER: Final = 100_000_000
+"""Bytes of a header at most; the limit of the safetensors package."""
+_NAMES: Final = {
+    dtypes.bool_: "BOOL",
+    dtypes.uint8: "U8",
+    dtypes.int8: "I8",
+    dtypes.int16: "I16",
+    dtypes.int32: "I32",
+    dtypes.int64: "I64",
+    dtypes.float16: "F16",
+    dtypes.bfloat16: "BF16",
+    dtypes.float32: "F32",
+    dtypes.float64: "F64",
+}
+_DTYPES: Final = {name: kind for kind, name in _NAMES.items()}
+_CHUNK: Final = 4 << 20
+"""Bytes that are read at a time: they are still in the cache when their checksum is computed."""
+_METADATA: Final = "__metadata__"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a file."""
+
+    dtype: dtypes.dtype
+    shape: tuple[int, ...]
+    begin: int
+    """Where it begins in the file, in bytes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        size: int = math.prod(self.shape) * self.dtype.itemsize
+        return size
+
+
+def layout(arrays: Mapping[str, Any]) -> list[str]:
+    """Return the names in the order in which the tensors lie in a file: so that each is aligned."""
+    return sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+
+
+def encode(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> Iterator[Any]:
+    """Yield the buffers that make a file: the header, then C-contiguous arrays on the host as they are.
+
+    Args:
+        arrays: by name.
+        metadata: what else the header says.
+    """
+    header: dict[str, Any] = {_METADATA: dict(metadata)}
+    order, end = layout(arrays), 0
+    for name in order:
+        begin, end = end, end + arrays[name].nbytes
+        kind = dtypes.of(arrays[name])
+        header[name] = {
+            "dtype": _NAMES[kind],
+            "shape": list(arrays[name].shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        yield as_bytes(arrays[name])
+
+
+def as_bytes(array: Array) -> memoryview:
+    """Return the memory of a C-contiguous array on the host."""
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def digest(array: Array) -> str:
+    """Return the SHA-256 of a C-contiguous array on the host."""
+    return hashlib.sha256(as_bytes(array)).hexdigest()
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object; for ``json.loads(object_pairs_hook=)``.
+
+    Raises:
+        ValueError: a name is there twice.
+    """
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a name is there twice")
+    return made
+
+
+class TensorFile:
+    """A safetensors file, open to be read.
+
+    Args:
+        path: of the file.
+        display: what to call it in errors; the path by default.
+
+    Raises:
+        FileDamaged: it is no such file, or its header and its size do not agree.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: str, display: str = "") -> None:
+        self.display = display or path
+        try:
+            self._file = open_to_read(path)
+        except ValueError as error:
+            raise FileDamaged(str(error)) from None
+        try:
+            self.size = os.fstat(self._file).st_size
+            self.metadata, self.entries = self._read_header()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_header(self) -> tuple[dict[str, str], dict[str, Entry]]:
+        start = os.pread(self._file, 9, 0)
+        length = int.from_bytes(start[:8], "little")
+        if len(start) < 9 or length > min(self.size - 8, MAX_HEADER) or start[8:] != b"{":
+            raise FileDamaged(
+                f"{self.display} is no safetensors file, or its beginning is damaged or cut off: it has {self.size} "
+                f"bytes and no header that fits"
+            )
+        try:
+            header = json.loads(self._read(8, length), object_pairs_hook=unique_keys)
+            metadata = header.pop(_METADATA, {})
+            if not all(type(v) is str for v in metadata.values()):
+                raise ValueError("its metadata are no texts")
+            entries = {name: _entry(said, 8 + length) for name, said in header.items()}
+            end = 8 + length
+            for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].nbytes)):
+                if entry.begin != end:
+                    raise ValueError(f"{name!r:.80} begins at byte {entry.begin}, where {end} was expected")
+                end += entry.nbytes
+            if end != self.size:
+                raise ValueError(f"the tensors end at byte {end} of {self.size}")
+        except RecursionError:
+            raise FileDamaged(f"{self.display} is damaged: its header is nested too deep") from None
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise FileDamaged(f"{self.display} is damaged: its header is wrong ({error!s:.200})") from None
+        return metadata, entries
+
+    def _read(self, begin: int, count: int) -> bytes:
+        out = bytearray(count)
+        self._read_into(memoryview(out), begin)
+        return bytes(out)
+
+    def _read_into(self, out: memoryview, begin: int) -> None:
+        done = 0
+        while done < len(out):
+            n = os.preadv(self._file, [out[done:]], begin + done)
+            if not n:
+                raise FileDamaged(
+                    f"{self.display} was cut at byte {begin + done} of {self.size} while it was read"
+                )
+            done += n
+
+    def read(self, name: str, checksum: str | None, begin: int = 0, end: int | None = None) -> Array:
+        """Return the elements ``begin`` to ``end`` of a tensor on one axis, or all of it in its shape.
+
+        All of it is read and verified in any case; memory is taken for what is returned.
+
+        Args:
+            name: of the tensor; it is in :attr:`entries`.
+            checksum: its SHA-256; ``None`` if nobody knows it.
+            begin: the first element wanted.
+            end: the last one, and one more; ``None`` for all.
+
+        Raises:
+            FileDamaged: these are not the numbers that were written.
+        """
+        entry = self.entries[name]
+        size = entry.dtype.itemsize
+        last = math.prod(entry.shape) if end is None else end
+        wanted = np.empty((last - begin) * size, np.uint8)
+        sha = hashlib.sha256()
+        scratch = None
+        at = 0
+        while at < entry.nbytes:
+            n = min(_CHUNK, entry.nbytes - at)
+            if begin * size <= at and at + n <= last * size:
+                chunk = wanted.data[at - begin * size : at - begin * size + n]
+                self._read_into(chunk, entry.begin + at)
+            else:
+                scratch = np.empty(_CHUNK, np.uint8) if scratch is None else scratch
+                chunk = scratch.data[:n]
+                self._read_into(chunk, entry.begin + at)
+                low, high = max(at, begin * size), min(at + n, last * size)
+                if low < high:
+                    wanted[low - begin * size : high - begin * size] = scratch[low - at : high - at]
+            if checksum is not None:
+                sha.update(chunk)
+            at += n
+        if checksum is not None and sha.hexdigest() != checksum:
+            raise FileDamaged(
+                f"{self.display}: checksum differs for tensor {name!r:.200}: these are not the saved numbers"
+            )
+        if entry.dtype is dtypes.bool_ and wanted.size and wanted.max() > 1:
+            raise FileDamaged(f"{self.display}: tensor {name!r:.200} of bool holds other bytes than 0 and 1")
+        array = wanted.view(entry.dtype.numpy)
+        return array.reshape(entry.shape) if end is None else array
+
+    def close(self) -> None:
+        """Let the file go."""
+        os.close(self._file)
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _entry(said: Any, data: int) -> Entry:
+    """Return what a header says of a tensor, its lengths consistent.
+
+    Raises:
+        ValueError, TypeError, LookupError: it makes no sense.
+    """
+    kind, shape, (begin, end) = _DTYPES.get(said["dtype"]), said["shape"], said["data_offsets"]
+    if set(said) != {"dtype", "shape", "data_offsets"} or kind is None:
+        raise ValueError(f"{said!r:.100} describes no tensor of a known type")
+    check_shape(shape)
+    if type(begin) is not int or type(end) is not int or begin < 0:
+        raise ValueError(f"the offsets {said['data_offsets']!r:.60} are no places in a file")
+    entry = Entry(kind, tuple(shape), data + begin)
+    if end - begin != entry.nbytes:
+        raise ValueError(f"{kind.name} of shape {shape} has {entry.nbytes} bytes, not {end - begin}")
+    return entry
+
+
+def check_shape(shape: Sequence[Any]) -> None:
+    """Raise ValueError if this is no shape of an array."""
+    if not isinstance(shape, list | tuple) or len(shape) > 64 or any(type(n) is not int for n in shape):
+        raise ValueError(f"{shape!r:.60} is no shape")
+    if any(not 0 <= n < 1 << 63 for n in shape) or math.prod(n for n in shape if n) >= 1 << 60:
+        raise ValueError(f"no array has the shape {shape!r:.60}")
+
+
+def is_digest(text: Any) -> bool:
+    """Return whether this is a SHA-256 in hexadecimal digits."""
+    return isinstance(text, str) and _SHA256.fullmatch(text) is not None
