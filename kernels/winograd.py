@@ -22,12 +22,11 @@ from disttrain.kernels.jit import helper, jit
 from disttrain.kernels.simd import LANES, TILE_ROWS, broadcast, load, multiply_tile, pointer, store
 
 _BLOCK_BYTES = 768 * 1024
-"""Of transformed tiles, which are written and read again while they are in the L2 cache."""
-_MIN_TILES = 48
-"""A block has at least so many tiles, even if it is larger then: it reads the transformed filters once."""
-
+"""Of tiles of the images: a block of them is transformed, and read for each 16 outputs while it is in the L2 cache."""
+_MIN_TILES = 128
+"""A block has at least so many tiles, even if it is larger then: every further block reads all filters again."""
 _CHUNK = 128
-"""Channels that are summed at a time."""
+"""Channels, or tiles, that are summed at a time: long sums lose digits."""
 
 
 def convolve(
@@ -46,43 +45,47 @@ def convolve(
     (N, H, W, C), (ph, pw) = x.shape, padding
     O = w.shape[1 if turned else 0]  # noqa: E741
     out = numpy.empty((N, H + 2 * ph - 2, W + 2 * pw - 2, O), numpy.float32)
-    filters = _points(C * O)
-    _transform_filters(numpy.ascontiguousarray(w), filters, turned)
     if bias is None:
         bias = numpy.zeros(O, numpy.float32)
-    tiles = _tiles_per_block(out.shape, C + O)
-    _convolve(x, filters, bias, out, ph, pw, _points(tiles * C), _points(tiles * O), tiles)
+    tiles, panels = _divide(out.shape, C)
+    seen, filters = _points(1, tiles * C), _points(panels, C * LANES)
+    _convolve(x, numpy.ascontiguousarray(w), turned, bias, out, ph, pw, tiles, seen, filters)
     return out
 
 
 def weight_grad(g: Array, x: Array, padding: tuple[int, int]) -> Array:
     """Return the gradient (O, C, 3, 3) of filters, given that of the output (N, OH, OW, O) and the images."""
     C, O = x.shape[3], g.shape[3]  # noqa: E741
-    tiles = _tiles_per_block(g.shape, C + O)
-    sums = _points(C * O)
-    sums[...] = 0
-    _sum_tiles(x, g, *padding, _points(tiles * C), _points(tiles * O), tiles, sums)
     gw = numpy.empty((O, C, 3, 3), numpy.float32)
-    _transform_sums(sums, gw)
+    tiles, panels = _divide(g.shape, C)
+    _sum_tiles(x, g, gw, *padding, tiles, _points(1, tiles * C), _points(panels, C * LANES))
     return gw
 
 
-def _points(size: int) -> Array:
-    """Return memory for ``size`` elements of each of the 16 products.
+def _divide(size: tuple[int, ...], C: int) -> tuple[int, int]:
+    """Return the tiles of a block, and for how many panels of 16 outputs there must be memory.
 
-    A little more: rows that are powers of two apart would push each other out of the cache.
+    Of an output of ``size`` (N, OH, OW, O) that sees C channels. Where there is a single block, all panels can use the
+    same memory: each is done with before the next.
     """
-    return numpy.empty((16, size + LANES), numpy.float32)
+    tiles = count_tiles(size)
+    block = max(_MIN_TILES, _BLOCK_BYTES // (16 * 4 * C))
+    if tiles > block:
+        return -(-block // TILE_ROWS) * TILE_ROWS, size[3] // LANES
+    return -(-tiles // TILE_ROWS) * TILE_ROWS, 1
+
+
+def _points(panels: int, size: int) -> Array:
+    """Return memory for ``panels`` times 16 matrices of ``size`` elements.
+
+    A little more: matrices that are powers of two apart would push each other out of the cache.
+    """
+    return numpy.empty((panels, 16, size + LANES), numpy.float32)
 
 
 def count_tiles(size: tuple[int, ...]) -> int:
     """Return how many tiles an output of ``size`` (N, OH, OW, ...) has."""
     return size[0] * -(-size[1] // 2) * -(-size[2] // 2)
-
-
-def _tiles_per_block(size: tuple[int, ...], channels: int) -> int:
-    tiles = min(count_tiles(size), max(_MIN_TILES, _BLOCK_BYTES // (16 * 4 * channels)))
-    return -(-tiles // TILE_ROWS) * TILE_ROWS
 
 
 @helper
@@ -223,142 +226,140 @@ def _see_tiles(x, H, W, C, place, count, TH, TW, ph, pw, seen, point, tile_step,
 
 
 @jit
-def _convolve(x, filters, bias, out, ph, pw, seen, products, tiles):  # type: ignore[no-untyped-def]
+def _convolve(x, w, turned, bias, out, ph, pw, tiles, seen, filters):  # type: ignore[no-untyped-def]
     _, H, W, C = x.shape
     N, OH, OW, O = out.shape  # noqa: E741
     TH, TW = (OH + 1) // 2, (OW + 1) // 2
-    images, result, shifts = pointer(x, 0), pointer(out, 0), pointer(bias, 0)
-    left, factors, made = pointer(seen, 0), filters.shape[1], pointer(products, 0)
-    seen_point, point = seen.shape[1], products.shape[1]
+    taps, lane_step, step = w.reshape(-1), (9 if turned else C * 9), (O * 9 if turned else 9)
+    made = numpy.empty((16, tiles * LANES + LANES), numpy.float32)
+    part = numpy.empty(LANES * 9 * LANES, numpy.float32)
+    left, result, images, shifts = pointer(seen, 0), pointer(out, 0), pointer(x, 0), pointer(bias, 0)
+    seen_point, panel_size, point = seen.shape[2], filters[0].size, made.shape[1]
     for start in range(0, N * TH * TW, tiles):
         count = min(tiles, N * TH * TW - start)
         place = _locate(start, TH, TW)
         _see_tiles(images, H, W, C, place, count, TH, TW, ph, pw, left, seen_point, C, 1)
-        for p in range(16):
-            for o in range(0, O, LANES):
-                for c in range(0, C, _CHUNK):  # long sums lose digits
-                    b = pointer(filters, p * factors + o * C + c * LANES)
+        for o in range(0, O, LANES):
+            panel = o // LANES % len(filters) * panel_size
+            if start == 0:
+                _transform_filters(
+                    taps, o, C, lane_step, step, turned, part, pointer(filters, panel), filters.shape[2]
+                )
+            for p in range(16):
+                for c in range(0, C, _CHUNK):
+                    b = pointer(filters, panel + p * filters.shape[2] + c * LANES)
                     for t in range(0, count, TILE_ROWS):  # the last rows may be no tiles; nobody reads them
-                        a = pointer(seen, p * seen_point + t * C + c)
-                        to = pointer(products, p * point + t * O + o)
-                        multiply_tile(a, C, 1, b, LANES, to, O, min(_CHUNK, C - c), c > 0)
-        n, i, j = place
-        for t in range(count):
-            at = ((n * OH + 2 * i) * OW + 2 * j) * O
-            below, right = 2 * i + 1 < OH, 2 * j + 1 < OW
-            for o in range(0, O, LANES):
-                m = t * O + o
-                a0, b0 = _fold4(*_load4(made, m, 4 * point))
-                m += point
-                a1, b1 = _fold4(*_load4(made, m, 4 * point))
-                m += point
-                a2, b2 = _fold4(*_load4(made, m, 4 * point))
-                m += point
-                a3, b3 = _fold4(*_load4(made, m, 4 * point))
-                shift = load(shifts, o)
+                        a, to = (
+                            pointer(seen, p * seen_point + t * C + c),
+                            pointer(made, p * point + t * LANES),
+                        )
+                        multiply_tile(a, C, 1, b, LANES, to, LANES, min(_CHUNK, C - c), c > 0)
+            n, i, j = place
+            products, shift = pointer(made, 0), load(shifts, o)
+            for t in range(count):
+                at, m = ((n * OH + 2 * i) * OW + 2 * j) * O + o, t * LANES
+                below, right = 2 * i + 1 < OH, 2 * j + 1 < OW
+                a0, b0 = _fold4(*_load4(products, m, 4 * point))
+                a1, b1 = _fold4(*_load4(products, m + point, 4 * point))
+                a2, b2 = _fold4(*_load4(products, m + 2 * point, 4 * point))
+                a3, b3 = _fold4(*_load4(products, m + 3 * point, 4 * point))
                 a0, a1 = _fold4(a0, a1, a2, a3)
                 b0, b1 = _fold4(b0, b1, b2, b3)
-                store(result, at + o, a0 + shift)
+                store(result, at, a0 + shift)
                 if right:
-                    store(result, at + o + O, a1 + shift)
+                    store(result, at + O, a1 + shift)
                 if below:
-                    store(result, at + o + OW * O, b0 + shift)
+                    store(result, at + OW * O, b0 + shift)
                     if right:
-                        store(result, at + o + OW * O + O, b1 + shift)
-            n, i, j = _next(n, i, j, TH, TW)
+                        store(result, at + OW * O + O, b1 + shift)
+                n, i, j = _next(n, i, j, TH, TW)
 
 
 @jit
-def _sum_tiles(x, g, ph, pw, seen, given, tiles, sums):  # type: ignore[no-untyped-def]
-    """Add the products of tiles to ``sums`` (16, C, O). In ``seen`` and ``given`` 16 channels lie side by side."""
+def _sum_tiles(x, g, gw, ph, pw, tiles, seen, sums):  # type: ignore[no-untyped-def]
+    """Write the gradient of filters. In ``seen`` 16 channels lie side by side."""
     _, H, W, C = x.shape
     N, OH, OW, O = g.shape  # noqa: E741
     TH, TW = (OH + 1) // 2, (OW + 1) // 2
-    images, grads, left, right = pointer(x, 0), pointer(g, 0), pointer(seen, 0), pointer(given, 0)
-    seen_point, point, total = seen.shape[1], given.shape[1], sums.shape[1]
+    taps = gw.reshape(-1)
+    given = numpy.empty((16, tiles * LANES + LANES), numpy.float32)
+    part = numpy.empty(LANES * 9 * LANES, numpy.float32)
+    left, right, images, grads = pointer(seen, 0), pointer(given, 0), pointer(x, 0), pointer(g, 0)
+    seen_point, panel_size, point = seen.shape[2], sums[0].size, given.shape[1]
     zero = broadcast(numpy.float32(0))
     for start in range(0, N * TH * TW, tiles):
         count = min(tiles, N * TH * TW - start)
         place = _locate(start, TH, TW)
         _see_tiles(images, H, W, C, place, count, TH, TW, ph, pw, left, seen_point, LANES, tiles)
-        n, i, j = place
-        for t in range(count):
-            at = ((n * OH + 2 * i) * OW + 2 * j) * O
-            has_below, has_right = 2 * i + 1 < OH, 2 * j + 1 < OW
-            for o in range(0, O, LANES):
-                a = load(grads, at + o)
+        for o in range(0, O, LANES):
+            n, i, j = place
+            for t in range(count):
+                at, to = ((n * OH + 2 * i) * OW + 2 * j) * O + o, t * LANES
+                has_below, has_right = 2 * i + 1 < OH, 2 * j + 1 < OW
+                a = load(grads, at)
                 b = c = d = zero
                 if has_right:
-                    b = load(grads, at + o + O)
+                    b = load(grads, at + O)
                 if has_below:
-                    c = load(grads, at + o + OW * O)
+                    c = load(grads, at + OW * O)
                     if has_right:
-                        d = load(grads, at + o + OW * O + O)
+                        d = load(grads, at + OW * O + O)
                 a0, a1, a2, a3 = _spread2(a, c, zero)
                 b0, b1, b2, b3 = _spread2(b, d, zero)
-                to = o * tiles + t * LANES
                 _store4(right, to, point, _spread2(a0, b0, zero))
                 _store4(right, to + 4 * point, point, _spread2(a1, b1, zero))
                 _store4(right, to + 8 * point, point, _spread2(a2, b2, zero))
                 _store4(right, to + 12 * point, point, _spread2(a3, b3, zero))
-            n, i, j = _next(n, i, j, TH, TW)
-        for p in range(16):
-            for k in range(0, C, TILE_ROWS):
-                column = pointer(seen, p * seen_point + k // LANES * LANES * tiles + k % LANES)
-                for o in range(0, O, LANES):
-                    row = pointer(given, p * point + o * tiles)
-                    to = pointer(sums, p * total + k * O + o)
-                    multiply_tile(column, 1, LANES, row, LANES, to, O, count, True)
+                n, i, j = _next(n, i, j, TH, TW)
+            panel = o // LANES % len(sums) * panel_size
+            for p in range(16):
+                for k in range(0, C, TILE_ROWS):
+                    columns = p * seen_point + k // LANES * LANES * tiles + k % LANES
+                    to = pointer(sums, panel + p * sums.shape[2] + k * LANES)
+                    for t in range(0, count, _CHUNK):
+                        a, b = pointer(seen, columns + t * LANES), pointer(given, p * point + t * LANES)
+                        multiply_tile(a, 1, LANES, b, LANES, to, LANES, min(_CHUNK, count - t), start + t > 0)
+            if start + count == N * TH * TW:
+                _transform_sums(pointer(sums, panel), sums.shape[2], C, o, part, taps)
 
 
-@jit
-def _transform_filters(w, filters, turned):  # type: ignore[no-untyped-def]
-    """Write ``G f G'`` of all filters as (16, O / 16, C, 16)."""
-    O, C = (w.shape[1], w.shape[0]) if turned else w.shape[:2]  # noqa: E741
-    lane_step, step = (9, O * 9) if turned else (C * 9, 9)
-    taps, point = w.reshape(-1), filters.shape[1]
-    part = numpy.empty(LANES * 9 * LANES, numpy.float32)  # 16 channels, taps, 16 filters
-    lines, out = pointer(part, 0), pointer(filters, 0)
-    half = broadcast(numpy.float32(0.5))
-    for o in range(0, O, LANES):
-        for first in range(0, C, LANES):
-            for lane in range(LANES):
-                for c in range(LANES):
-                    at, to = (o + lane) * lane_step + (first + c) * step, c * 9 * LANES + lane
-                    for tap in range(9):
-                        part[to + tap * LANES] = taps[at + (8 - tap if turned else tap)]
+@helper
+def _transform_filters(taps, o, C, lane_step, step, turned, part, out, point):  # type: ignore[no-untyped-def]
+    """Write ``G f G'`` of the filters of 16 outputs from ``o`` on as (16, C, 16), whose points are ``point`` apart."""
+    lines, half = pointer(part, 0), broadcast(numpy.float32(0.5))
+    for first in range(0, C, LANES):
+        for lane in range(LANES):
             for c in range(LANES):
-                at, to = c * 9 * LANES, o * C + (first + c) * LANES
-                a0, a1, a2, a3 = _spread3(*_load3(lines, at), half)
-                b0, b1, b2, b3 = _spread3(*_load3(lines, at + LANES), half)
-                c0, c1, c2, c3 = _spread3(*_load3(lines, at + 2 * LANES), half)
-                _store4(out, to, point, _spread3(a0, b0, c0, half))
-                _store4(out, to + 4 * point, point, _spread3(a1, b1, c1, half))
-                _store4(out, to + 8 * point, point, _spread3(a2, b2, c2, half))
-                _store4(out, to + 12 * point, point, _spread3(a3, b3, c3, half))
+                at, to = (o + lane) * lane_step + (first + c) * step, c * 9 * LANES + lane
+                for tap in range(9):
+                    part[to + tap * LANES] = taps[at + (8 - tap if turned else tap)]
+        for c in range(LANES):
+            at, to = c * 9 * LANES, (first + c) * LANES
+            a0, a1, a2, a3 = _spread3(*_load3(lines, at), half)
+            b0, b1, b2, b3 = _spread3(*_load3(lines, at + LANES), half)
+            c0, c1, c2, c3 = _spread3(*_load3(lines, at + 2 * LANES), half)
+            _store4(out, to, point, _spread3(a0, b0, c0, half))
+            _store4(out, to + 4 * point, point, _spread3(a1, b1, c1, half))
+            _store4(out, to + 8 * point, point, _spread3(a2, b2, c2, half))
+            _store4(out, to + 12 * point, point, _spread3(a3, b3, c3, half))
 
 
-@jit
-def _transform_sums(sums, gw):  # type: ignore[no-untyped-def]
-    """Write ``G' s G`` of sums (16, C, O) as (O, C, 3, 3)."""
-    O, C = gw.shape[:2]  # noqa: E741
-    taps, point = gw.reshape(-1), sums.shape[1]
-    part = numpy.empty(LANES * 9 * LANES, numpy.float32)  # 16 channels, taps, 16 filters
-    lines, given = pointer(part, 0), pointer(sums, 0)
-    half = broadcast(numpy.float32(0.5))
-    for o in range(0, O, LANES):
-        for first in range(0, C, LANES):
+@helper
+def _transform_sums(given, point, C, o, part, taps):  # type: ignore[no-untyped-def]
+    """Write ``G' s G`` of sums (16, C, 16), whose points are ``point`` apart, as gradients of filters from ``o`` on."""
+    lines, half = pointer(part, 0), broadcast(numpy.float32(0.5))
+    for first in range(0, C, LANES):
+        for c in range(LANES):
+            at, to = (first + c) * LANES, c * 9 * LANES
+            a0, b0, c0 = _fold3(*_load4(given, at, 4 * point), half)
+            a1, b1, c1 = _fold3(*_load4(given, at + point, 4 * point), half)
+            a2, b2, c2 = _fold3(*_load4(given, at + 2 * point, 4 * point), half)
+            a3, b3, c3 = _fold3(*_load4(given, at + 3 * point, 4 * point), half)
+            _store3(lines, to, _fold3(a0, a1, a2, a3, half))
+            _store3(lines, to + 3 * LANES, _fold3(b0, b1, b2, b3, half))
+            _store3(lines, to + 6 * LANES, _fold3(c0, c1, c2, c3, half))
+        for lane in range(LANES):
             for c in range(LANES):
-                at, to = (first + c) * O + o, c * 9 * LANES
-                a0, b0, c0 = _fold3(*_load4(given, at, 4 * point), half)
-                a1, b1, c1 = _fold3(*_load4(given, at + point, 4 * point), half)
-                a2, b2, c2 = _fold3(*_load4(given, at + 2 * point, 4 * point), half)
-                a3, b3, c3 = _fold3(*_load4(given, at + 3 * point, 4 * point), half)
-                _store3(lines, to, _fold3(a0, a1, a2, a3, half))
-                _store3(lines, to + 3 * LANES, _fold3(b0, b1, b2, b3, half))
-                _store3(lines, to + 6 * LANES, _fold3(c0, c1, c2, c3, half))
-            for lane in range(LANES):
-                for c in range(LANES):
-                    at, to = c * 9 * LANES + lane, ((o + lane) * C + first + c) * 9
-                    for tap in range(9):
-                        taps[to + tap] = part[at + tap * LANES]
+                at, to = c * 9 * LANES + lane, ((o + lane) * C + first + c) * 9
+                for tap in range(9):
+                    taps[to + tap] = part[at + tap * LANES]
