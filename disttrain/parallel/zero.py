@@ -297,10 +297,16 @@ class _Parts:
 
         Raises:
             ValueError: one is of no ``DistributedDataParallel`` over the same ranks.
+            NotImplementedError: one is on a GPU.
         """
         for p in params:
             if not p._requires_grad:
                 continue
+            if not isinstance(p._array, np.ndarray):
+                raise NotImplementedError(
+                    f"ZeroOptimizer(stage=2) keeps gradients in host memory only, and a parameter of shape "
+                    f"{list(p.shape)} is on a GPU; use stage=1"
+                )
             if id(p) not in self._places:
                 wrapper = p._synchronized
                 if (
