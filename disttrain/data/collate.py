@@ -12,6 +12,9 @@ from disttrain.functions.creation import as_tensor, from_numpy, tensor
 from disttrain.functions.join import stack
 from disttrain.tensors import Tensor
 
+new_array: Callable[[tuple[int, ...], Any], np.ndarray[Any, Any]] = np.empty
+"""Makes the array of a batch, by shape and dtype; a worker makes it where its rank can read it."""
+
 
 def default_collate(batch: Sequence[Any]) -> Any:
     """Return a batch made of samples.
@@ -27,11 +30,13 @@ def default_collate(batch: Sequence[Any]) -> Any:
     first = batch[0]
     if isinstance(first, Tensor):
         _check_shapes([t.shape for t in batch])
-        return stack(list(batch))
+        if any(t.requires_grad or type(t._array) is not np.ndarray for t in batch):
+            return stack(list(batch))
+        return Tensor._of(_stack([t._array for t in batch]))
     if isinstance(first, np.ndarray):
         _check_type(first)
         _check_shapes([a.shape for a in batch])
-        return from_numpy(np.stack(batch))
+        return from_numpy(_stack(batch))
     if isinstance(first, np.generic) and not isinstance(first, str | bytes):
         return from_numpy(np.array(batch))
     if isinstance(first, float):
@@ -109,6 +114,15 @@ def _like_sequence(like: Sequence[Any], values: list[Any]) -> Any:
         return type(like)(values)  # type: ignore[call-arg]
     except TypeError:  # the type cannot be built from a list, as a range
         return values
+
+
+def _stack(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    dtypes = {a.dtype for a in arrays}
+    if len(dtypes) > 1:
+        return np.stack(arrays)
+    out = new_array((len(arrays), *arrays[0].shape), dtypes.pop())
+    np.stack(arrays, out=out)
+    return out
 
 
 def _check_shapes(shapes: list[tuple[int, ...]]) -> None:

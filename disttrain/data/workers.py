@@ -6,13 +6,13 @@ gets the batches in the order of the sampler. Workers are forked, as PyTorch's o
 functions need not be picklable. They run nothing but the data set and the functions they were given: no MPI
 and no sockets.
 
-What comes through the pipe is unpickled; it is this process's own child that sent it.
+What comes through the pipe is unpickled; it is this process's own child that sent it. Large arrays do not go through
+it: see ``disttrain.data.segments``.
 """
 
 from __future__ import annotations
 
 import ctypes
-import io
 import itertools
 import mmap
 import multiprocessing
@@ -23,6 +23,7 @@ import queue
 import random as python_random
 import select
 import signal
+import socket
 import struct
 import sys
 import threading
@@ -35,14 +36,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from disttrain import random
+from disttrain.data import collate
 from disttrain.data.fetch import EndOfStream, Fetch, make_fetch
-from disttrain.tensors import Tensor
+from disttrain.data.segments import Mappings, Segments, send
 
 _GRACE = 2.0
 """Seconds that a worker has to finish its sample when the loader stops."""
@@ -107,20 +108,26 @@ class WorkerPool:
     def _start(self, job: Job, number: int, count: int) -> _Worker:
         fork = multiprocessing.get_context("fork")
         ours, theirs = fork.Pipe()
+        descriptors, sends = socket.socketpair()
         # The signal comes when the *thread* that forked ends, so only the main thread may ask for it.
         signalled = threading.current_thread() is threading.main_thread()
-        others = [ours, *(w.pipe for w in self._workers)]
+        others = [ours, descriptors, *(end for w in self._workers for end in (w.pipe, w.descriptors))]
         process = fork.Process(
             target=_work,
-            args=(job, number, count, theirs, others, self._flag, signalled),
+            args=(job, number, count, theirs, sends, others, self._flag, signalled),
             name=f"DataLoader worker {number}",
             daemon=True,
         )
-        with theirs, warnings.catch_warnings():
+        with theirs, sends, warnings.catch_warnings():
             # Python 3.12 warns of any fork of several threads. The child calls only the data set's code.
             warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-            process.start()
-        return _Worker(number, process, ours)
+            try:
+                process.start()
+            except BaseException:
+                ours.close()
+                descriptors.close()
+                raise
+        return _Worker(number, process, ours, descriptors)
 
     @property
     def alive(self) -> bool:
@@ -202,7 +209,7 @@ class Run:
             return
         worker = next(w for w in self._turns if w.number not in self._ended)
         try:
-            worker.pipe.send((self._number, index))
+            worker.pipe.send((self._number, index, worker.mappings.freed()))
         except OSError:
             raise self._dead(worker) from None
         self._asked.append(worker)
@@ -223,10 +230,11 @@ class Run:
                 if isinstance(object_, int):
                     raise self._dead(sentinels[object_])
             try:
-                number, reply = pickle.loads(worker.pipe.recv_bytes())
+                data = worker.pipe.recv_bytes()
+                reply = worker.mappings.unpack(data, worker.descriptors, self._number)
             except (EOFError, OSError):
                 raise self._dead(worker) from None
-            if number == self._number:
+            if reply is not None:
                 return reply
 
     def _dead(self, worker: _Worker) -> RuntimeError:
@@ -246,11 +254,16 @@ class Run:
 class _Worker:
     """A worker as the rank sees it."""
 
-    def __init__(self, number: int, process: BaseProcess, pipe: Connection[Any, Any]) -> None:
+    def __init__(
+        self, number: int, process: BaseProcess, pipe: Connection[Any, Any], descriptors: socket.socket
+    ) -> None:
         self.number = number
         self.process = process
         self.pid = process.pid
         self.pipe = pipe
+        self.descriptors = descriptors
+        """Through which those of its segments come."""
+        self.mappings = Mappings()
 
 
 class _End(NamedTuple):
@@ -300,6 +313,7 @@ def _stop(owner: int, flag: mmap.mmap, workers: list[_Worker]) -> None:
         except OSError:
             pass  # it is gone already
         w.pipe.close()
+        w.descriptors.close()
     deadline = time.monotonic() + _GRACE
     for w in workers:
         w.process.join(max(0.0, deadline - time.monotonic()))
@@ -318,7 +332,8 @@ def _work(
     number: int,
     count: int,
     pipe: Connection[Any, Any],
-    others: list[Connection[Any, Any]],
+    descriptors: socket.socket,
+    others: list[Connection[Any, Any] | socket.socket],
     flag: mmap.mmap,
     signalled: bool,
 ) -> None:
@@ -334,8 +349,10 @@ def _work(
     for other in others:
         other.close()
     failure = _prepare(job, number, count)
-    outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_send_all, args=(pipe, outbox), daemon=True).start()
+    segments = Segments()
+    collate.new_array = segments.empty
+    outbox: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
+    threading.Thread(target=_send_all, args=(pipe, descriptors, outbox), daemon=True).start()
     fetch: Fetch | None = None
     run = 0
     ended = False
@@ -349,7 +366,9 @@ def _work(
             return
         if task is None:
             return
-        number_of_run, index = task
+        number_of_run, index, freed = task
+        segments.release(freed)
+        segments.begin()
         if number_of_run != run:
             run, fetch, ended = number_of_run, None, False
         if ended or run != _read(flag):  # nobody waits for it any more
@@ -362,11 +381,12 @@ def _work(
                 if fetch is None:
                     fetch = make_fetch(job.dataset, job.collate, job.auto_collation, job.drop_last)
                 reply = fetch(index)
-            payload = _pickle((run, reply))
+            payload = segments.pack(run, reply)
         except EndOfStream:
-            ended, payload = True, _pickle((run, _End()))
+            ended, payload = True, segments.pack(run, _End())
         except Exception as error:
-            payload = _pickle((run, _Failure(error, number)))
+            payload = segments.pack(run, _Failure(error, number))
+        reply = None  # its memory may be used again as soon as the rank is through with it
         outbox.put(payload)
 
 
@@ -386,37 +406,15 @@ def _prepare(job: Job, number: int, count: int) -> _Failure | None:
     return None
 
 
-def _send_all(pipe: Connection[Any, Any], outbox: queue.SimpleQueue[bytes]) -> None:
+def _send_all(
+    pipe: Connection[Any, Any], descriptors: socket.socket, outbox: queue.SimpleQueue[tuple[int, bytes]]
+) -> None:
     """Send what is in ``outbox``, in a thread of its own, so that the worker can read ahead."""
     try:
         while True:
-            pipe.send_bytes(outbox.get())
+            send(pipe, descriptors, *outbox.get())
     except OSError:
         pass  # the rank has closed its end; the worker finds out by itself
-
-
-class _Pickler(ForkingPickler):
-    """Tensors travel as their arrays, in the newest protocol, which copies arrays once less."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, pickle.HIGHEST_PROTOCOL)
-
-    def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is not Tensor:
-            return NotImplemented
-        if obj.requires_grad and not obj.is_leaf:
-            raise RuntimeError("a worker cannot send a tensor with history; detach() it in the data set")
-        return _rebuild_tensor, (obj._array, bool(obj.requires_grad))
-
-
-def _rebuild_tensor(array: Any, requires_grad: bool) -> Tensor:
-    return Tensor._of(array).requires_grad_(requires_grad)
-
-
-def _pickle(message: Any) -> bytes:
-    buffer = io.BytesIO()
-    _Pickler(buffer).dump(message)
-    return buffer.getvalue()
 
 
 def _write(flag: mmap.mmap, number: int) -> None:

@@ -109,6 +109,47 @@ def test_batches_larger_than_a_pipe_and_their_sizes():
     assert seen == [((k, 100_000), dt.bfloat16, k) for k in (3, 3, 1)]
 
 
+def test_the_memory_of_batches_that_have_gone_is_used_again():
+    loader = DataLoader(Reader(60, lambda i: np.full(10_000, i)), 2, num_workers=2)
+
+    places = set()
+    for k, batch in enumerate(loader):
+        assert batch[:, -1].tolist() == [2 * k, 2 * k + 1]
+        places.add(batch.data_ptr())
+
+    assert len(places) <= 10  # of 30: what is read ahead, and the batch in hand
+
+
+def test_a_part_of_a_batch_that_somebody_keeps_stays_what_it_was():
+    loader = DataLoader(Reader(60, lambda i: np.full((2, 5_000), i)), 2, num_workers=2)
+    kept = [batch[1, 0] for batch in loader]
+
+    for k, part in enumerate(kept):
+        assert (part == 2 * k + 1).all()
+        part += 1  # it may be written
+
+
+def test_an_array_that_the_data_set_keeps_stays_what_it_was():
+    def collate(samples, first=[]):  # noqa: B006
+        first.append(dt.data.default_collate(samples))
+        return first[0][0, 0], first[-1]
+
+    loader = DataLoader(Reader(20, lambda i: np.full(10_000, i)), 1, num_workers=1, collate_fn=collate)
+
+    assert [(a.item(), b[0, 0].item()) for a, b in loader] == [(0, i) for i in range(20)]
+
+
+def test_batches_of_growing_size():
+    loader = DataLoader(
+        Reader(12, lambda i: {"x": np.full(1000 * 3**i % 100_003, i), "i": i}), None, num_workers=1
+    )
+
+    for i, sample in enumerate(loader):
+        assert sample["i"] == i
+        assert sample["x"].shape == (1000 * 3**i % 100_003,)
+        assert (sample["x"] == i).all()
+
+
 def test_workers_read_ahead(tmp_path: Path):
     def read(index):
         (tmp_path / str(index)).touch()
