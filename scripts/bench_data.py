@@ -5,8 +5,8 @@
 
 Rows: data sets of tensors (``tensors``), of small and of large arrays made sample by sample (``small``, ``large``),
 and of JPEG files that Pillow decodes and crops (``images``), read with 0, 1 and 2 workers. The sides take turns, each
-in a process of its own; figures are medians of the turns: the milliseconds of a batch, and those from the beginning of the
-epoch to the first batch. The sum of all labels must be the same on both sides, or the row is an error.
+in a process of its own; figures are medians of the turns: the milliseconds of a batch, and those from the beginning of
+the epoch to the first batch. The sum of all labels must be the same on both sides, or the row is an error.
 """
 
 import argparse
