@@ -125,16 +125,14 @@ def batch_norm_vjp(
 
 def to_rows(x: Array) -> Array:
     """Return (N, C, ...) as a contiguous matrix (M, C); a view if the memory is channels-last."""
-    xp = get_array_module(x)
-    return xp.ascontiguousarray(xp.moveaxis(x, 1, -1)).reshape(
-        math.prod(x.shape) // max(x.shape[1], 1), x.shape[1]
-    )
+    last = x.transpose(0, *range(2, x.ndim), 1)
+    return get_array_module(x).ascontiguousarray(last).reshape(x.size // max(x.shape[1], 1), x.shape[1])
 
 
 def from_rows(rows: Array, like: Array) -> Array:
     """Return rows of channels (M, C) in the shape of ``like``, in channels-last memory."""
-    shape = (like.shape[0], *like.shape[2:], like.shape[1])
-    return get_array_module(rows).moveaxis(rows.reshape(shape), -1, 1)
+    last = rows.reshape(like.shape[0], *like.shape[2:], like.shape[1])
+    return last.transpose(0, like.ndim - 1, *range(1, like.ndim - 1))
 
 
 def layer_norm(
