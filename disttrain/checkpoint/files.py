@@ -63,7 +63,10 @@ def rename(old: str, new: str) -> None:
 
 
 def remove_folder(path: str) -> None:
-    """Remove a folder and the files in it. It holds no folders; a link in it is removed, not followed."""
+    """Remove a folder and the files in it. It holds no folders; a link, also in its place, is removed, not followed."""
+    if os.path.islink(path):
+        os.unlink(path)
+        return
     for name in sorted(os.listdir(path)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(path, name))

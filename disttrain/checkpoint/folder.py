@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from disttrain.checkpoint import files
-from disttrain.checkpoint.manifest import NAME, Manifest
+from disttrain.checkpoint.manifest import NAME, Manifest, part_name
 from disttrain.errors import FileDamaged
 
 _logger = logging.getLogger("disttrain")
@@ -48,7 +48,7 @@ def places(folder: str) -> list[Place]:
 
 def is_checkpoint(path: str) -> bool:
     """Return whether this is a checkpoint itself, and no folder of them."""
-    return os.path.lexists(os.path.join(path, NAME))
+    return any(os.path.lexists(os.path.join(path, name)) for name in (NAME, part_name(0)))
 
 
 def clean(folder: str, active: Collection[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -212,20 +213,24 @@ class _Attempt:
         done: list[Part] = []
         problems: list[str] = []
         failure: Exception | None = None
+        refused_by: Part | None = None
         modules = [part for part in self._parts if isinstance(part, ModulePart)]
         for part in self._parts:
             if part in modules:
                 continue
-            done.append(part)
             try:
                 with _understanding(self._path):
                     part.apply(manifest.parts[part.name], arrays[part.name], self._path)
             except Exception as error:
-                failure = error
+                failure, refused_by = error, part
                 problems = [f"{part.name}: {error}"]
                 break
+            done.append(part)
         heard = exchange(self._comm, problems)
         if any(heard):
+            if refused_by is not None:
+                with contextlib.suppress(Exception):  # it may have changed something, and may refuse again
+                    refused_by.undo()
             for part in reversed(done):
                 part.undo()
             try:
