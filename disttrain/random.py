@@ -31,8 +31,9 @@ _MASK = (1 << 64) - 1
 
 _unseeded = secrets.randbits(63)  # what a process draws from until somebody sets a seed
 
-DRAW, ORDER = 0, 1
-"""Purposes, the last word of the counter: numbers that a program draws, and orders of a data set."""
+DRAW, ORDER, SAMPLE = 0, 1, 2
+"""Purposes, the last word of the counter: numbers that a program draws, orders of a data set, and numbers drawn while a
+sample of it is read."""
 
 
 def philox(
@@ -110,6 +111,41 @@ class Generator:
         """Return the next draw: ``count`` uint64."""
         draw, self._draw = self._draw, self._draw + 1
         return philox((self._seed, self._stream), count, (draw, 0, DRAW))
+
+
+class SampleGenerator(Generator):
+    """What is drawn while a sample is read: key (seed, epoch), counter (block, draw, index of the sample, purpose).
+
+    So augmentation depends neither on which rank or worker reads the sample, nor on what it has read before.
+    """
+
+    def __init__(self, seed: int, epoch: int) -> None:
+        super().__init__()
+        self._key = seed, epoch
+        self._sample = 0
+        self._around: Generator = self
+        """The generator of whoever reads."""
+
+    @contextmanager
+    def reading(self, sample: int) -> Iterator[None]:
+        """Be the calling rank's generator while sample number ``sample`` is read."""
+        rank = context.current()
+        before = current_generator()
+        rank.generator, self._around = self, before
+        self._seed, self._stream = self._key
+        self._sample, self._draw = sample, 0
+        try:
+            yield
+        finally:
+            rank.generator = before
+
+    def initial_seed(self) -> int:
+        """Return the seed of whoever reads: programs know the worker by it."""
+        return self._around.initial_seed()
+
+    def raw(self, count: int) -> np.ndarray[Any, Any]:
+        draw, self._draw = self._draw, self._draw + 1
+        return philox((self._seed, self._stream), count, (draw, self._sample & _MASK, SAMPLE))
 
 
 def _check_seed(seed: int) -> int:

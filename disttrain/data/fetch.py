@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from disttrain.data.collate import default_collate, empty_like
 from disttrain.data.dataset import Dataset, IterableDataset, Subset
 from disttrain.data.sampler import NoShare
+from disttrain.random import SampleGenerator
 
 
 class EndOfStream(Exception):
@@ -19,7 +22,13 @@ Fetch = Callable[[Any], tuple[Any, int]]
 """Takes what a sampler gave; returns the batch and the number of its samples. Raises EndOfStream."""
 
 
-def make_fetch(dataset: Any, collate: Callable[[Any], Any], auto_collation: bool, drop_last: bool) -> Fetch:
+def make_fetch(
+    dataset: Any,
+    collate: Callable[[Any], Any],
+    auto_collation: bool,
+    drop_last: bool,
+    key: tuple[int, int] | None = None,
+) -> Fetch:
     """Return the function that reads the batches of one epoch.
 
     Args:
@@ -27,17 +36,28 @@ def make_fetch(dataset: Any, collate: Callable[[Any], Any], auto_collation: bool
         collate: makes a batch of a list of samples; of one sample without ``auto_collation``.
         auto_collation: whether the sampler gives lists of indices (of a stream: how many samples to take).
         drop_last: of a stream: no batch that is too small.
+        key: (seed, epoch) of the random numbers that each sample of a map draws; ``None``: it draws those of
+            whoever reads it.
     """
     if isinstance(dataset, IterableDataset):
         return _Stream(dataset, collate, auto_collation, drop_last)
+    read = partial(operator.getitem, dataset) if key is None else _keyed(dataset, SampleGenerator(*key))
     if not auto_collation:
-        return lambda index: (collate(dataset[index]), _count(index))
+        return lambda index: (collate(read(index)), _count(index))
     collated = _collated(dataset) if collate is default_collate else None
     if collated is not None:
         return _with_empty_shares(collated)
     if callable(getattr(dataset, "__getitems__", None)):
         return _with_empty_shares(lambda indices: collate(dataset.__getitems__(indices)))
-    return _with_empty_shares(lambda indices: collate([dataset[i] for i in indices]))
+    return _with_empty_shares(lambda indices: collate([read(i) for i in indices]))
+
+
+def _keyed(dataset: Any, generator: SampleGenerator) -> Callable[[int], Any]:
+    def read(index: int) -> Any:
+        with generator.reading(index):
+            return dataset[index]
+
+    return read
 
 
 def _with_empty_shares(read: Callable[[list[int]], Any]) -> Fetch:

@@ -73,8 +73,10 @@ class DataLoader:
             begins. If nobody has set a seed: rank 0's where a model was wrapped, else 0 in a job of several
             ranks and any in a world of one.
 
-    In a worker the random numbers of disttrain, NumPy and ``random`` are seeded from (base seed + worker
-    number), where the base seed follows from (seed, epoch); disttrain's also depend on the rank.
+    Where the loader deals the samples itself, disttrain's random numbers that a sample draws while it is read, as
+    transforms do, are those of (seed, epoch, index of the sample): augmentation depends on neither ranks nor workers.
+    Otherwise, in a worker, and those of NumPy and ``random`` always, they are seeded from (base seed + worker number),
+    where the base seed follows from (seed, epoch); disttrain's then also depend on the rank.
 
     Raises:
         TypeError, ValueError: arguments are wrong, or exclude each other.
@@ -273,8 +275,9 @@ class DataLoader:
 
     def _batches(self, indices: _Drawn, epoch: int) -> Iterator[tuple[Any, int]]:
         """Return what reads the batches of an epoch."""
+        key = None if self._user_order else (self._epochs.seed, epoch)
         if self.num_workers == 0 or hosted_env() is not None:
-            fetch = make_fetch(self.dataset, self.collate_fn, self._auto_collation, self.drop_last)
+            fetch = make_fetch(self.dataset, self.collate_fn, self._auto_collation, self.drop_last, key)
             return _InLine(fetch, indices)
         pool = self._pool
         if pool is None or not pool.alive:
@@ -291,7 +294,7 @@ class DataLoader:
             )
         if self.persistent_workers:
             self._pool = pool
-        return pool.run(indices, self.prefetch_factor or 1, self.timeout, self.persistent_workers)
+        return pool.run(indices, key, self.prefetch_factor or 1, self.timeout, self.persistent_workers)
 
     def _base_seed(self, epoch: int) -> int:
         """Return the seed of the workers: a function of (seed, epoch), so that it costs no draw."""

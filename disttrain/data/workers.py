@@ -141,29 +141,40 @@ class WorkerPool:
                 w.process.kill()
         self._finalizer()
 
-    def run(self, indices: Iterator[Any], prefetch: int, timeout: float, keep: bool) -> Run:
+    def run(
+        self, indices: Iterator[Any], key: tuple[int, int] | None, prefetch: int, timeout: float, keep: bool
+    ) -> Run:
         """Begin to read the batches of ``indices``; a run that still goes on is given up.
 
         Args:
             indices: for each batch what the sampler gave.
+            key: see :func:`.make_fetch`.
             prefetch: batches that each worker reads ahead.
             timeout: seconds that a batch may take; 0 for any.
             keep: do not stop the workers at the end.
         """
         self._run += 1
         _write(self._flag, self._run)
-        return Run(self, self._run, indices, prefetch, timeout, keep)
+        return Run(self, self._run, indices, key, prefetch, timeout, keep)
 
 
 class Run:
     """The batches of one epoch, in order: an iterator of (batch, number of samples)."""
 
     def __init__(
-        self, pool: WorkerPool, number: int, indices: Iterator[Any], prefetch: int, timeout: float, keep: bool
+        self,
+        pool: WorkerPool,
+        number: int,
+        indices: Iterator[Any],
+        key: tuple[int, int] | None,
+        prefetch: int,
+        timeout: float,
+        keep: bool,
     ) -> None:
         self._pool = pool
         self._number = number
         self._indices = indices
+        self._key = key
         self._timeout = timeout
         self._keep = keep
         self._turns = itertools.cycle(pool._workers)
@@ -209,7 +220,7 @@ class Run:
             return
         worker = next(w for w in self._turns if w.number not in self._ended)
         try:
-            worker.pipe.send((self._number, index, worker.mappings.freed()))
+            worker.pipe.send((self._number, self._key, index, worker.mappings.freed()))
         except OSError:
             raise self._dead(worker) from None
         self._asked.append(worker)
@@ -366,7 +377,7 @@ def _work(
             return
         if task is None:
             return
-        number_of_run, index, freed = task
+        number_of_run, key, index, freed = task
         segments.release(freed)
         segments.begin()
         if number_of_run != run:
@@ -379,7 +390,7 @@ def _work(
                 reply, failure = failure, None
             else:
                 if fetch is None:
-                    fetch = make_fetch(job.dataset, job.collate, job.auto_collation, job.drop_last)
+                    fetch = make_fetch(job.dataset, job.collate, job.auto_collation, job.drop_last, key)
                 reply = fetch(index)
             payload = segments.pack(run, reply)
         except EndOfStream:

@@ -1,12 +1,21 @@
 """The state of a DataLoader: what is left of an epoch, dealt to any number of ranks, in batches of any size."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 import disttrain as dt
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.local import run_ranks
-from disttrain.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
+from disttrain.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+)
 
 N = 103
 
@@ -206,3 +215,25 @@ def test_an_order_that_may_be_another_next_time_is_refused_in_mid_epoch(stream):
 def test_a_state_of_another_kind_of_order_is_refused():
     with pytest.raises(ValueError, match="needs a state with epoch, position, samples, seed, got batches"):
         make_loader().load_state_dict({"epoch": 0, "batches": 2, "ranks": 2})
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_what_a_sample_draws_does_not_depend_on_the_ranks(ranks):
+    class Noisy(Dataset):
+        def __getitem__(self, index):
+            return index, dt.rand(2)
+
+        def __len__(self):
+            return 10
+
+    def drawn(size):
+        def body(rank):
+            return [
+                (i, tuple(noise))
+                for x, y in DataLoader(Noisy(), 2, shuffle=True, seed=5)
+                for i, noise in zip(x.tolist(), y.tolist(), strict=True)
+            ]
+
+        return sorted(itertools.chain(*world(size, body)))
+
+    assert drawn(ranks) == drawn(1)

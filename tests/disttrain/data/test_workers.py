@@ -486,3 +486,60 @@ def test_no_worker_outlives_its_rank_however_it_ends(end, code, persistent):
     workers = {int(line) for line in process.stdout.split()}
     assert len(workers) >= 2
     wait_until(lambda: not any(runs(pid) for pid in workers), 5)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_what_a_sample_draws_depends_on_its_index_and_the_epoch_only(workers):
+    def epochs(batch_size, count):
+        loader = DataLoader(
+            Reader(10, lambda i: (i, dt.rand(2), dt.randint(1000, ()))),
+            batch_size,
+            shuffle=True,
+            seed=5,
+            num_workers=count,
+        )
+        return [
+            sorted(
+                (i, tuple(r), n)
+                for batch in loader
+                for i, r, n in zip(*map(dt.Tensor.tolist, batch), strict=True)
+            )
+            for _ in range(2)
+        ]
+
+    dt.manual_seed(1)
+    state = dt.get_rng_state()
+    drawn = epochs(3, workers)
+
+    assert drawn == epochs(2, 0)
+    assert drawn[0] != drawn[1]
+    assert len({r for epoch in drawn for _, r, _ in epoch}) == 20
+    assert (dt.get_rng_state() == state).all()  # training draws what it drew without augmentation
+
+
+def test_a_seed_set_while_a_sample_is_read_holds_for_it_alone():
+    def read(index):
+        if index == 0:
+            dt.manual_seed(3)
+        return dt.rand(1)
+
+    def rest(start):
+        return [
+            x.item() for x in list(DataLoader(dt.data.Subset(Reader(4, read), range(start, 4)), None, seed=1))
+        ]
+
+    assert rest(0)[1:] != rest(1)[:3]  # other indices of the subset
+    assert rest(0) == rest(0)
+    loader = DataLoader(Reader(4, read), None, seed=1)
+    first = [x.item() for x in loader]
+    assert first[1:] == [x.item() for x in DataLoader(Reader(4, lambda i: dt.rand(1)), None, seed=1)][1:]
+
+
+def test_with_a_sampler_of_the_users_samples_draw_as_in_pytorch():
+    dt.manual_seed(1)
+    expected = dt.rand(3).tolist()
+    dt.manual_seed(1)
+    samples = list(DataLoader(Reader(3, lambda i: dt.rand(1)), None, sampler=[0, 0, 0]))
+
+    assert len({x.item() for x in samples}) == 3
+    assert samples[0].item() == expected[0]
