@@ -1,10 +1,12 @@
 """Softmax and cross-entropy over the rows of a matrix, float32 or float64, C-contiguous.
 
-The maximum of a row is taken off first, so that nothing overflows.
+The maximum of a row is taken off first, so that nothing overflows. On a GPU scores may be float16 and bfloat16 too:
+sums, and what there is one of per row (statistics, losses and their gradients) per class (weights), are float32 then.
 """
 
 import numpy
 
+from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import exp, jit, largest, total
 
@@ -12,7 +14,7 @@ from disttrain.kernels.jit import exp, jit, largest, total
 def softmax(x: Array) -> Array:
     """Return ``exp(x)`` over its sum, row by row, for ``x`` (M, K)."""
     if get_array_module(x) is not numpy:
-        return softmax_reference(x)
+        return _softmax_cuda(x)
     out = numpy.empty_like(x)
     if out.size:
         _softmax(x, out)
@@ -42,7 +44,7 @@ def _softmax(x, out):  # type: ignore[no-untyped-def]
 def softmax_grad(g: Array, y: Array) -> Array:
     """Return ``y * (g - sum(g * y))`` row by row: the gradient of :func:`softmax`, whose output is ``y``."""
     if get_array_module(g) is not numpy:
-        return softmax_grad_reference(g, y)
+        return _softmax_grad_cuda(g, y)
     out = numpy.empty_like(g)
     _softmax_grad(g, y, out)
     return out
@@ -68,7 +70,7 @@ def _softmax_grad(g, y, out):  # type: ignore[no-untyped-def]
 def log_softmax(x: Array) -> Array:
     """Return ``log(softmax(x))`` row by row, for ``x`` (M, K)."""
     if get_array_module(x) is not numpy:
-        return log_softmax_reference(x)
+        return _log_softmax_cuda(x)
     out = numpy.empty_like(x)
     if out.size:
         _log_softmax(x, row_stats(x), out)
@@ -92,7 +94,7 @@ def _log_softmax(x, stats, out):  # type: ignore[no-untyped-def]
 def log_softmax_grad(g: Array, y: Array) -> Array:
     """Return ``g - exp(y) * sum(g)`` row by row: the gradient of the input of :func:`log_softmax`."""
     if get_array_module(g) is not numpy:
-        return log_softmax_grad_reference(g, y)
+        return _log_softmax_grad_cuda(g, y)
     out = numpy.empty_like(g)
     _log_softmax_grad(g, y, out)
     return out
@@ -116,7 +118,7 @@ def _log_softmax_grad(g, y, out):  # type: ignore[no-untyped-def]
 def row_stats(x: Array) -> Array:
     """Return (2, M): the maximum of each row of ``x`` (M, K), and the log of the sum of ``exp(x - max)``"""
     if get_array_module(x) is not numpy:
-        return row_stats_reference(x)
+        return _row_stats_cuda(x)
     stats = numpy.empty((2, len(x)), x.dtype)
     if x.size:
         _row_stats(x, stats)
@@ -155,9 +157,9 @@ def cross_entropy(
         smoothing: part of the target spread evenly over all classes.
         ignore: the class of rows whose loss is 0.
     """
-    stats = row_stats(x)
     if get_array_module(x) is not numpy:
-        return _cross_entropy_of(x, target, weight, smoothing, ignore, stats), stats
+        return _cross_entropy_cuda(x, target, weight, smoothing, ignore)
+    stats = row_stats(x)
     loss = numpy.empty(len(x), x.dtype)
     _cross_entropy(x, target, weight, x.dtype.type(smoothing), ignore, stats, loss)
     return loss, stats
@@ -202,12 +204,19 @@ def _cross_entropy(x, target, weight, smoothing, ignore, stats, loss):  # type: 
 
 
 def cross_entropy_grad(
-    g: Array, x: Array, target: Array, weight: Array, smoothing: float, ignore: int, stats: Array
+    g: Array,
+    x: Array,
+    target: Array,
+    weight: Array,
+    smoothing: float,
+    ignore: int,
+    stats: Array,
+    out: Array | None = None,
 ) -> Array:
-    """Return the gradient of ``x`` (M, K), given that of each row's loss, ``g`` (M)."""
+    """Return the gradient of ``x`` (M, K), given that of each row's loss, ``g`` (M); in ``out``, which may be ``x``."""
     if get_array_module(x) is not numpy:
-        return cross_entropy_grad_reference(g, x, target, weight, smoothing, ignore, stats)
-    out = numpy.empty_like(x)
+        return _cross_entropy_grad_cuda(g, x, target, weight, smoothing, ignore, stats, out)
+    out = numpy.empty_like(x) if out is None else out
     T = x.dtype.type
     _cross_entropy_grad(g, x, target, weight, T(smoothing), ignore, stats, weight.sum(), out)
     return out
@@ -245,3 +254,76 @@ def _cross_entropy_grad(  # type: ignore[no-untyped-def]
         for k in range(K):
             to[k] = gm * (exp((row[k] - top) - log_total) * wanted - each * weight[k])
         to[t] -= gm * hot
+
+
+_LONG_ROW = 1024  # from here on a row has 256 threads, else 32
+_program = cuda.Program(__file__, T=cuda.FLOATS, BLOCK=(32, 256), VECTOR=(0, 1))
+
+
+def _launch(kernel: str, x: Array, *args: cuda.Argument, also: tuple[Array, ...] = ()) -> None:
+    """Launch over the rows of ``x``; ``also`` are other arrays that are read alongside, 16 bytes at a time."""
+    M, K = x.shape
+    block = 256 if K >= _LONG_ROW else 32
+    _program.launch(
+        kernel,
+        (cuda.blocks(M, 256 // block),),
+        (block, 256 // block),
+        *(*args, M, K),
+        T=cuda.c_type(x.dtype),
+        BLOCK=block,
+        VECTOR=cuda.vector(K, x, *also),
+    )
+
+
+def _softmax_cuda(x: Array) -> Array:
+    out = cuda.empty(x.shape, x.dtype)
+    _launch("softmax", x, x, out)
+    return out
+
+
+def _softmax_grad_cuda(g: Array, y: Array) -> Array:
+    out = cuda.empty(g.shape, g.dtype)
+    _launch("softmax_grad", g, g, y, out, also=(y,))
+    return out
+
+
+def _log_softmax_cuda(x: Array) -> Array:
+    out = cuda.empty(x.shape, x.dtype)
+    _launch("log_softmax", x, x, out)
+    return out
+
+
+def _log_softmax_grad_cuda(g: Array, y: Array) -> Array:
+    out = cuda.empty(g.shape, g.dtype)
+    _launch("log_softmax_grad", g, g, y, out, also=(y,))
+    return out
+
+
+def _row_stats_cuda(x: Array) -> Array:
+    stats = cuda.empty((2, len(x)), cuda.wide(x.dtype))
+    _launch("row_stats", x, x, stats)
+    return stats
+
+
+def _cross_entropy_cuda(
+    x: Array, target: Array, weight: Array, smoothing: float, ignore: int
+) -> tuple[Array, Array]:
+    loss, stats = cuda.empty(len(x), weight.dtype), cuda.empty((2, len(x)), weight.dtype)
+    _launch(*("cross_entropy", x, x, target, weight, stats, loss, float(smoothing), ignore), also=(weight,))
+    return loss, stats
+
+
+def _cross_entropy_grad_cuda(
+    g: Array,
+    x: Array,
+    target: Array,
+    weight: Array,
+    smoothing: float,
+    ignore: int,
+    stats: Array,
+    out: Array | None,
+) -> Array:
+    out = cuda.empty(x.shape, x.dtype) if out is None else out
+    args = (g, x, target, weight, weight.sum(keepdims=True), stats, out, float(smoothing), ignore)
+    _launch("cross_entropy_grad", x, *args, also=(weight, out))
+    return out

@@ -1,0 +1,172 @@
+"""Runs the text of CUDA kernels on the CPU: g++ compiles it, fibers stand for threads, NumPy arrays for GPU arrays.
+
+Under ``shim(schedule)`` the launch code of ``disttrain.kernels`` works on NumPy arrays. Every array that a kernel gets
+is a copy between pages that nobody may touch, so an access outside is an error. So are a barrier that not all threads
+reach, an index outside of a shared array, an access that is not aligned, and arguments of other types than the
+kernel's.
+What ``cuda.empty`` returns, and shared memory, is full of NaN (of -1, for integers). Needs g++ on an x86-64 or another
+Linux machine with ``ucontext``; compiled objects are kept in pytest's cache folder by the hash of their text.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from disttrain.kernels import cuda
+
+SCHEDULES = ["round-robin", "greedy-warp"]
+FOLDER = Path(__file__).parents[2] / ".pytest_cache" / "d" / "cuda_shim"
+_HERE = Path(__file__).parent
+_FLAGS = ["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-ffp-contract=off", "-shared", "-fPIC"]
+
+
+class KernelFault(Exception):
+    """What the shim found wrong."""
+
+
+def missing():
+    """Return why the shim cannot work here, or an empty string."""
+    return "" if shutil.which("g++") else "needs g++"
+
+
+@contextlib.contextmanager
+def shim(schedule):
+    """Let launches run here, in one of the SCHEDULES."""
+    kept = cuda.load, cuda.device, cuda.empty
+    cuda.load = lambda program, variant, kernel: _Kernel(program, variant, kernel, SCHEDULES.index(schedule))
+    cuda.device, cuda.empty = (lambda: schedule), poisoned
+    try:
+        yield
+    finally:
+        cuda.load, cuda.device, cuda.empty = kept
+
+
+def poisoned(shape, dtype):
+    """Return an array full of NaN, or of -1; aligned as on a GPU."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    raw = np.full(size + 256, 0xFF, np.uint8)
+    start = -raw.__array_interface__["data"][0] % 256
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def aligned(x):
+    """Return a copy of an array at an address as a GPU's allocator gives."""
+    copy = poisoned(x.shape, x.dtype)
+    copy[...] = x
+    return copy
+
+
+class _Kernel:
+    def __init__(self, program, variant, name, schedule):
+        library = _library(program.source(variant), tuple(program.kernels))
+        self._run = getattr(library, f"run_{name}")
+        self._kinds = ctypes.cast(getattr(library, f"kinds_{name}")(), ctypes.c_char_p).value.decode()
+        self._name, self._schedule = name, schedule
+
+    def __call__(self, grid, block, arguments):
+        wanted = re.findall(r"\*?.", self._kinds)
+        if len(wanted) != len(arguments):
+            raise KernelFault(f"{self._name} takes {len(wanted)} arguments, got {len(arguments)}")
+        for i, (a, kind) in enumerate(zip(arguments, wanted, strict=True)):
+            if _kind(a) != kind and not (kind[0] == "*" and isinstance(a, int) and a == 0):
+                raise KernelFault(
+                    f"{self._name}: argument {i} must be {kind}, as ctypes has it, got {_kind(a)}"
+                )
+        regions = _regions([a for a in arguments if isinstance(a, np.ndarray)])
+        runtime = _runtime()
+        copies = [runtime.shim_guard(begin, end - begin) for begin, end in regions]
+
+        def word(a):
+            if isinstance(a, float):
+                return int.from_bytes(struct.pack("d", a), "little")
+            if not isinstance(a, np.ndarray):
+                return int(a) % (1 << 64)
+            at = _address(a)
+            return next(c + at - b for c, (b, e) in zip(copies, regions, strict=True) if b <= at <= e)
+
+        words = (ctypes.c_uint64 * len(arguments))(*map(word, arguments))
+        sizes = [(ctypes.c_uint * 3)(*n, *(1,) * (3 - len(n))) for n in (grid, block)]
+        failed = self._run(*sizes, words, self._schedule)
+        touched = [
+            runtime.shim_unguard(copy, None if failed else begin, end - begin)
+            for copy, (begin, end) in zip(copies, regions, strict=True)
+        ]
+        if failed:
+            raise KernelFault(f"{self._name}: {runtime.shim_message().decode()}")
+        if any(touched):
+            raise KernelFault(f"{self._name}: wrote beside an array")
+
+
+def _kind(a):
+    """Return what an argument is: the letter of its type, after a star for arrays."""
+    if isinstance(a, np.ndarray):
+        return "*" + {"l": "q", "L": "Q"}.get(a.dtype.char, a.dtype.char)
+    return "d" if isinstance(a, float) else "q"
+
+
+def _address(a):
+    return a.__array_interface__["data"][0]
+
+
+def _regions(arrays):
+    """Return where the arrays lie; those that overlap are one region."""
+    regions = []
+    for begin, end in sorted((_address(a), _address(a) + a.nbytes) for a in arrays):
+        if regions and begin < regions[-1][1]:
+            regions[-1] = (regions[-1][0], max(end, regions[-1][1]))
+        else:
+            regions.append((begin, end))
+    return regions
+
+
+@functools.cache
+def _runtime():
+    source = (_HERE / "cuda_shim.cpp").read_text() + (_HERE / "cuda_shim.h").read_text()
+    path = _built("runtime", source, lambda out: ["-O2", "-o", out, str(_HERE / "cuda_shim.cpp")])
+    runtime = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    runtime.shim_guard.restype = ctypes.c_void_p
+    runtime.shim_guard.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    runtime.shim_unguard.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    runtime.shim_message.restype = ctypes.c_char_p
+    return runtime
+
+
+@functools.cache
+def _library(text, kernels):
+    _runtime()
+    entries = "".join(
+        f"const char* kinds_{k}() {{ return shim::kinds({k}); }}\n"
+        f"int run_{k}(const unsigned* grid, const unsigned* block, const uint64_t* words, int schedule)"
+        f" {{ return shim::run({k}, grid, block, words, schedule); }}\n"
+        for k in kernels
+    )
+    source = f'#include "cuda_shim.h"\n{text}\n#line 1 "entries"\nextern "C" {{\n{entries}}}\n'
+    salt = (_HERE / "cuda_shim.h").read_text()
+    path = _built("kernels", source + salt, lambda out: [f"-I{_HERE}", "-o", out, "-xc++", "-"], stdin=source)
+    library = ctypes.CDLL(str(path))
+    for k in kernels:
+        getattr(library, f"kinds_{k}").restype = ctypes.c_void_p
+    return library
+
+
+def _built(stem, text, arguments, stdin=None):
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.so"
+    if not path.exists():
+        part = path.with_suffix(f".{os.getpid()}")
+        done = subprocess.run(
+            ["g++", *_FLAGS, *arguments(str(part))], input=stdin, capture_output=True, text=True, timeout=110
+        )
+        if done.returncode:
+            raise KernelFault(f"g++ refuses the text:\n{done.stderr}")
+        part.rename(path)
+    return path
