@@ -48,6 +48,7 @@ __all__ = [
     "adopt",
     "apply",
     "apply_view",
+    "apply_views",
     "check_in_place",
     "enable_grad",
     "is_grad_enabled",
@@ -218,15 +219,29 @@ def _wrap(out: Array, node: Node | None, index: int, version: list[int]) -> Tens
 def apply_view(op: Op, x: Tensor, **options: Any) -> Tensor:
     """Return the output of an op that gives a view of its argument's memory (or, for ``reshape``, may)."""
     t: Tensor = apply(op, x, **options)
-    if t._array.size and not np.may_share_memory(t._array, x._array):
-        return t
+    if not t._array.size or np.may_share_memory(t._array, x._array):
+        _make_view(t, x, op, options)
+    return t
+
+
+def apply_views(
+    op: Op, x: Tensor, each: Sequence[tuple[Op, dict[str, Any]]], **options: Any
+) -> tuple[Tensor, ...]:
+    """Return the outputs of an op that gives several views; ``each`` says by which op and options one is made alone."""
+    outs: tuple[Tensor, ...] = apply(op, x, **options)
+    for t, (alone, chosen) in zip(outs, each, strict=True):
+        _make_view(t, x, alone, chosen)
+    return outs
+
+
+def _make_view(t: Tensor, x: Tensor, op: Op, options: dict[str, Any]) -> None:
+    """Let ``t``, which ``op`` makes of ``x``, be a view of it."""
     t._version_counter = x._version_counter
     base = t._base = x if x._base is None else x._base
     t._chain = (*x._chain, (op, options))
     t._seen = base._history
     if base._layout:
         t._layout = base._layout
-    return t
 
 
 def refresh_view(t: Tensor) -> None:

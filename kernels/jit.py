@@ -207,6 +207,36 @@ def _overload_functions() -> None:
     def erf64(x: Any) -> Any:
         return math.erf(x)
 
+    def largest32(row: Any) -> Any:
+        whole = row.size - row.size % 16
+        top = row[0]
+        if whole:
+            at = simd.pointer(row, 0)
+            lanes = simd.load(at, 0)
+            for k in range(16, whole, 16):
+                lanes = simd.maximum(lanes, simd.load(at, k))
+            one = simd.highest(lanes)
+            top = one if one > top else top
+        for k in range(whole, row.size):
+            top = row[k] if row[k] > top else top
+        return top
+
+    def total32(row: Any) -> Any:
+        sum_ = f32(0)
+        whole = row.size - row.size % 16
+        if whole:
+            at = simd.pointer(row, 0)
+            lanes = simd.load(at, 0)
+            for k in range(16, whole, 16):
+                lanes = lanes + simd.load(at, k)
+            sum_ = simd.add_up(lanes)
+        for k in range(whole, row.size):
+            sum_ += row[k]
+        return sum_
+
+    def in_vectors(row: Any) -> bool:
+        return bool(row.dtype == types.float32 and row.layout == "C")
+
     def largest16(row: Any) -> Any:
         top = row[0]
         whole = row.size - row.size % 16
@@ -239,11 +269,11 @@ def _overload_functions() -> None:
 
     @overload(largest)
     def _largest(row: Any) -> Any:
-        return largest16
+        return largest32 if in_vectors(row) else largest16
 
     @overload(total)
     def _total(row: Any) -> Any:
-        return total16
+        return total32 if in_vectors(row) else total16
 
     @overload(exp)
     def _exp(x: Any) -> Any:

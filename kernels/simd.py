@@ -7,6 +7,7 @@ Numba would count references in the innermost loop; indices count elements, and 
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 from disttrain.kernels.arrays import Array
@@ -22,6 +23,11 @@ def pointer(a: Array, i: int) -> Any:
     raise NotImplementedError("pointer() exists in compiled kernels only")
 
 
+def shift(p: Any, i: int) -> Any:
+    """Return the pointer to ``p[i]``."""
+    raise NotImplementedError("shift() exists in compiled kernels only")
+
+
 def load(p: Any, i: int) -> Any:
     """Return ``p[i : i + 16]``."""
     raise NotImplementedError("load() exists in compiled kernels only")
@@ -35,6 +41,21 @@ def store(p: Any, i: int, v: Any) -> None:
 def broadcast(x: Any) -> Any:
     """Return a vector of one float32 number."""
     raise NotImplementedError("broadcast() exists in compiled kernels only")
+
+
+def maximum(v: Any, w: Any) -> Any:
+    """Return the larger of the elements of two vectors, lane by lane; that of ``v`` where one of them is NaN."""
+    raise NotImplementedError("maximum() exists in compiled kernels only")
+
+
+def highest(v: Any) -> Any:
+    """Return the largest element of a vector; if one is NaN, it or some other element."""
+    raise NotImplementedError("highest() exists in compiled kernels only")
+
+
+def add_up(v: Any) -> Any:
+    """Return the sum of the elements of a vector: its halves are added, then the halves of that, and so on."""
+    raise NotImplementedError("add_up() exists in compiled kernels only")
 
 
 def multiply_tile(a: Any, am: int, ak: int, b: Any, bk: int, c: Any, cm: int, K: int, add: bool) -> None:
@@ -121,13 +142,20 @@ def define() -> None:
         return builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), first)
 
     type_callable(pointer)(lambda context: lambda a, i: floats)
+    type_callable(shift)(lambda context: lambda p, i: floats)
     type_callable(load)(lambda context: lambda p, i: vector)
     type_callable(store)(lambda context: lambda p, i, v: types.none)
+    type_callable(maximum)(lambda context: lambda v, w: vector)
+    type_callable(highest)(lambda context: lambda v: types.float32)
+    type_callable(add_up)(lambda context: lambda v: types.float32)
     type_callable(broadcast)(lambda context: lambda x: vector)
     type_callable(multiply_tile)(lambda context: lambda a, am, ak, b, bk, c, cm, K, add: types.none)
 
     def emit_pointer(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.gep(context.make_array(sig.args[0])(context, builder, args[0]).data, [args[1]])
+
+    def emit_shift(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.gep(args[0], [args[1]])
 
     def emit_load(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return load_vector(builder, builder.gep(args[0], [args[1]]))
@@ -138,6 +166,24 @@ def define() -> None:
 
     def emit_broadcast(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return spread(builder, context.cast(builder, args[0], sig.args[0], types.float32))
+
+    def larger(builder: Any, v: Any, w: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", w, v), w, v)
+
+    def emit_maximum(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return larger(builder, *args)
+
+    def emit_fold(combine: Callable[..., Any]) -> Callable[..., Any]:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            (v,) = args
+            places, size = ir.VectorType(ir.IntType(32), LANES), LANES // 2
+            while size:
+                order = ir.Constant(places, [i ^ size for i in range(LANES)])
+                v = combine(builder, v, builder.shuffle_vector(v, ir.Constant(lanes, ir.Undefined), order))
+                size //= 2
+            return builder.extract_element(v, ir.Constant(ir.IntType(32), 0))
+
+        return emit
 
     def emit_tile(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         # As many rows at once as have room in the registers beside a row of b: 32 of 512 bits, or 16 of 256.
@@ -172,9 +218,13 @@ def define() -> None:
 
     integer = types.Integer
     lower_builtin(pointer, types.Array, integer)(emit_pointer)
+    lower_builtin(shift, floats, integer)(emit_shift)
     lower_builtin(load, floats, integer)(emit_load)
     lower_builtin(store, floats, integer, Vector)(emit_store)
     lower_builtin(broadcast, types.Float)(emit_broadcast)
+    lower_builtin(maximum, Vector, Vector)(emit_maximum)
+    lower_builtin(highest, Vector)(emit_fold(larger))
+    lower_builtin(add_up, Vector)(emit_fold(lambda builder, v, w: builder.fadd(v, w)))
     matrices = (floats, integer, integer, floats, integer, floats, integer)
     lower_builtin(multiply_tile, *matrices, integer, types.Boolean)(emit_tile)
 

@@ -17,7 +17,6 @@ from disttrain.functions.shape import (
     expand,
     flatten,
     reshape,
-    select,
     unsqueeze,
     view,
 )
@@ -31,8 +30,15 @@ if TYPE_CHECKING:
 
 def _cut(input: Tensor, dim: int, parts: Sequence[int]) -> tuple[Tensor, ...]:
     """Return views of consecutive pieces of the sizes ``parts``."""
+    if not parts:
+        return ()
     ends = list(itertools.accumulate(parts, initial=0))
-    return tuple([along(input, dim, slice(b, b + n)) for b, n in zip(ends, parts, strict=False)])
+    slices = [slice(b, b + n) for b, n in zip(ends, parts, strict=False)]
+    if ends[-1] != input._array.shape[dim]:
+        return tuple([along(input, dim, part) for part in slices])
+    keys = [{"key": (*[slice(None)] * dim, part, ...)} for part in slices]
+    each = [(ops.index, key) for key in keys]
+    return engine.apply_views(ops.split, input, each, axis=dim, sizes=tuple(parts))
 
 
 @numpy_names
@@ -154,7 +160,10 @@ def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     d = normalize_dim(dim, input.ndim)
     if not input.ndim:
         raise IndexError("unbind(): a tensor without dimensions cannot be taken apart")
-    return tuple([select(input, d, i) for i in range(input._array.shape[d])])
+    if not input._array.shape[d]:
+        return ()
+    keys = [{"key": (*[slice(None)] * d, i, ...)} for i in range(input._array.shape[d])]
+    return engine.apply_views(ops.unbind, input, [(ops.index, key) for key in keys], axis=d)
 
 
 # ------------------------------------------------------------------------------------------------ put together

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from disttrain.kernels import attention as kernels
+from disttrain.kernels import heads
 from disttrain.ops import activation, elementwise, linalg, reduce, shape
 from disttrain.ops.activation import widen
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array
@@ -59,6 +60,10 @@ def attention(
     kind = widen(q).dtype
     out = _empty_like(a.q, a.v.shape[-1], kind)
     lse = xp.empty(a.q.shape[:-1], kind)
+    if _in_one_call(a, scale):
+        heads.attention(a.q, a.k, a.v, scale, causal, out, lse)
+        result = out.reshape(*q.shape[:-1], v.shape[-1])
+        return result, (q, k, v, mask, keep, result, lse, scale, causal, p), attention_vjp
     before, factor = _factors(a, scale)
     for at in _blocks(a, causal):
         scores = _scores(a, at, before)
@@ -95,9 +100,17 @@ def attention_vjp(
     xp = get_array_module(q)
     kind = lse.dtype
     up = widen(g).reshape(*a.q.shape[:-1], g.shape[-1])
-    dot = (up * widen(out).reshape(up.shape)).sum(-1)
+    result = widen(out).reshape(up.shape)
     want_q, want_k, want_v = needs[:3]
     gq, gk, gv = (_empty_like(x, x.shape[-1], kind) for x in (a.q, a.k, a.v))
+    if _in_one_call(a, scale):
+        up, result = (x if x.strides[-1] == x.itemsize else xp.ascontiguousarray(x) for x in (up, result))
+        heads.attention_grad(up, a.q, a.k, a.v, scale, causal, result, lse, gq, gk, gv)
+        grads = [x.reshape(to.shape) for x, to in zip((gq, gk, gv), (q, k, v), strict=True)]
+        return (*[x if need else None for x, need in zip(grads, needs, strict=False)], None, None)[
+            : len(needs)
+        ]
+    dot = (up * result).sum(-1)
     gk[...], gv[...] = 0, 0
     gm = xp.zeros(a.mask.shape, kind) if a.mask is not None and needs[3] else None
     before, factor = _factors(a, scale)
@@ -176,6 +189,11 @@ def _views(q: Array, k: Array, v: Array, mask: Array | None, keep: Array | None)
             mask = mask.reshape(math.prod(own[:-3]), *own[-3:])
     two = [None if x is None else x.reshape(*merged, *x.shape[-2:]) for x in (q, k, v, keep)]
     return _Views(two[0], two[1], two[2], mask, two[3])
+
+
+def _in_one_call(a: _Views, scale: float) -> bool:
+    """Return whether the kernel that takes whole heads is for these arguments."""
+    return a.mask is None and a.keep is None and scale > 0 and heads.fits(a.q, a.k, a.v)
 
 
 def _blocks(a: _Views, causal: bool) -> Iterator[_Block]:

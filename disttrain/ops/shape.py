@@ -1,5 +1,7 @@
 """Operations that move elements and compute nothing. Options are normalised: axes not negative, sizes explicit."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -78,6 +80,74 @@ def scatter_basic(value: Array, *, shape: tuple[int, ...], key: Any) -> Result:
 
 def scatter_basic_vjp(g: Any, needs: tuple[bool, ...], key: Any) -> tuple[Any, ...]:
     return (call(index, g, key=key),)
+
+
+def unbind(x: Array, *, axis: int) -> Result:
+    """A view of each element along an axis."""
+    keys = [(*[slice(None)] * axis, i, ...) for i in range(x.shape[axis])]
+    return tuple([x[key] for key in keys]), (axis, x.shape, _memory_order(x)), unbind_vjp
+
+
+def unbind_vjp(
+    g: Any, needs: tuple[bool, ...], axis: int, shape: tuple[int, ...], order: tuple[int, ...]
+) -> tuple[Any, ...]:
+    parts = _all_parts(g, [(*shape[:axis], *shape[axis + 1 :])] * shape[axis])
+    if not all(map(is_array, parts)):
+        return (call(stack, *parts, axis=axis),)
+    out = _empty_of(parts[0], shape, order)
+    for i, part in enumerate(parts):
+        out[(*[slice(None)] * axis, i)] = part
+    return (out,)
+
+
+def split(x: Array, *, axis: int, sizes: tuple[int, ...]) -> Result:
+    """Views of pieces of these sizes along an axis, one after the other; together they are all of it."""
+    return (
+        tuple([x[key] for key in _pieces(axis, sizes)]),
+        (axis, sizes, x.shape, _memory_order(x)),
+        split_vjp,
+    )
+
+
+def split_vjp(
+    g: Any,
+    needs: tuple[bool, ...],
+    axis: int,
+    sizes: tuple[int, ...],
+    shape: tuple[int, ...],
+    order: tuple[int, ...],
+) -> tuple[Any, ...]:
+    parts = _all_parts(g, [(*shape[:axis], n, *shape[axis + 1 :]) for n in sizes])
+    if not all(map(is_array, parts)):
+        return (call(concatenate, *parts, axis=axis),)
+    out = _empty_of(parts[0], shape, order)
+    for key, part in zip(_pieces(axis, sizes), parts, strict=True):
+        out[key] = part
+    return (out,)
+
+
+def _pieces(axis: int, sizes: tuple[int, ...]) -> list[tuple[slice, ...]]:
+    """Return the keys of consecutive pieces along an axis."""
+    ends = list(itertools.accumulate(sizes, initial=0))
+    return [(*[slice(None)] * axis, slice(end - n, end)) for end, n in zip(ends[1:], sizes, strict=True)]
+
+
+def _all_parts(g: Any, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
+    """Return the gradients of several outputs (Tensors where backward is recorded), with zeros for the unused."""
+    parts = list(g) if isinstance(g, tuple | list) else [g]
+    some = next(part for part in parts if part is not None)
+    xp, dtype = (get_array_module(some), some.dtype) if is_array(some) else (np, some.dtype.numpy)
+    return [xp.zeros(size, dtype) if part is None else part for part, size in zip(parts, shapes, strict=True)]
+
+
+def _memory_order(x: Array) -> tuple[int, ...]:
+    return tuple(sorted(range(x.ndim), key=lambda a: -x.strides[a]))
+
+
+def _empty_of(like: Array, shape: tuple[int, ...], order: tuple[int, ...]) -> Array:
+    """Return an array whose axes lie in memory in an order, from the outermost to the innermost."""
+    out = get_array_module(like).empty([shape[a] for a in order], like.dtype)
+    return out.transpose([order.index(a) for a in range(len(order))])
 
 
 def diagonal(x: Array, *, offset: int, axis1: int, axis2: int) -> Result:

@@ -39,6 +39,12 @@ CASES: dict[str, list[Any]] = {
     "copy": [c(f(2, 3)), c(f(2, 3).T, order="C")],
     "astype": [c(f(2, 3), dtype=np.dtype(np.float64))],
     "concatenate": [c(f(2, 3), f(1, 3), axis=0), c(f(2, 3), f(2, 2), f(2, 1), axis=1)],
+    "unbind": [c(f(2, 3, 4), axis=a) for a in (0, 1, 2)],
+    "split": [
+        c(f(2, 5, 3), axis=1, sizes=(2, 0, 3)),
+        c(f(4), axis=0, sizes=(1, 3)),
+        c(f(3, 2), axis=0, sizes=(3,)),
+    ],
     "stack": [c(f(2, 3), f(2, 3), axis=a) for a in (0, 1, 2)],
     "flip": [c(f(2, 3), axes=(0, 1))],
     "roll": [c(f(2, 3), shifts=(1, -1), axes=(0, 1))],

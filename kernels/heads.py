@@ -1,0 +1,362 @@
+"""Attention of whole heads in one call, float32: products and softmax in tiles, only of what a query may see.
+
+B and H leading axes, L queries, S keys, E features of queries and keys, F of values; features are side by side in
+memory. Six queries go together; where one sees fewer keys than the others, the rest are zeros.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy
+
+from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.kernels.jit import exp, helper, jit
+from disttrain.kernels.simd import (
+    LANES,
+    add_up,
+    broadcast,
+    highest,
+    load,
+    maximum,
+    multiply,
+    pointer,
+    shift,
+    store,
+    transpose,
+)
+
+_TILE = 6
+_KEPT = 1 << 15
+"""Probabilities kept at a time for the gradients of keys and values: they and theirs stay in the second cache."""
+
+
+def fits(q: Array, k: Array, v: Array) -> bool:
+    """Return whether the functions below take such arrays (B, H, ., .)."""
+    return (
+        get_array_module(q, k, v) is numpy
+        and q.dtype == k.dtype == v.dtype == numpy.float32
+        and q.shape[-1] > 0 < v.shape[-1]
+        and q.shape[-1] % LANES == v.shape[-1] % LANES == 0
+        and q.shape[-2] >= _TILE
+        and k.shape[-2] > 0 < math.prod(q.shape[:-2])
+        and all(x.strides[-1] == x.itemsize for x in (q, k, v))
+    )
+
+
+def attention(q: Array, k: Array, v: Array, scale: float, causal: bool, out: Array, lse: Array) -> None:
+    """Write ``softmax(scale * q @ k.T) @ v`` for arrays that :func:`fits` takes.
+
+    Args:
+        q: (B, H, L, E).
+        k: (B, H, S, E).
+        v: (B, H, S, F).
+        scale: a positive factor.
+        causal: query i sees the keys 0 to i only.
+        out: where the result goes, (B, H, L, F).
+        lse: where the logarithm of the sum of each row of ``e ** (scale * q @ k.T)`` goes, (B, H, L), C-contiguous.
+    """
+    B, H, L, E = q.shape
+    _attention(
+        *_place(q),
+        *_place(k),
+        *_place(v),
+        *_place(out),
+        lse.reshape(-1),
+        (B, H, L, k.shape[2], E, v.shape[3]),
+        numpy.float32(scale),
+        causal,
+    )
+
+
+def attention_reference(
+    q: Array, k: Array, v: Array, scale: float, causal: bool, out: Array, lse: Array
+) -> None:
+    """What :func:`attention` must equal up to rounding."""
+    scores = _scores(q, k, scale, causal)
+    top = scores.max(-1, keepdims=True)
+    e = numpy.exp(scores - top)
+    out[...] = (e / e.sum(-1, keepdims=True)) @ v
+    lse[...] = (numpy.log(e.sum(-1, keepdims=True)) + top)[..., 0]
+
+
+def _scores(q: Array, k: Array, scale: float, causal: bool) -> Array:
+    scores = q @ k.swapaxes(-1, -2) * q.dtype.type(scale)
+    if not causal:
+        return scores
+    L, S = scores.shape[-2:]
+    return numpy.where(numpy.arange(S) <= numpy.arange(L)[:, None], scores, scores.dtype.type(-numpy.inf))
+
+
+def attention_grad(
+    g: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: float,
+    causal: bool,
+    out: Array,
+    lse: Array,
+    gq: Array,
+    gk: Array,
+    gv: Array,
+) -> None:
+    """Write the gradients of the queries, the keys and the values to ``gq``, ``gk`` and ``gv``, of their shapes.
+
+    Args:
+        g: gradient of the result, (B, H, L, F).
+        q: see :func:`attention`; so are the next four.
+        k: keys.
+        v: values.
+        scale: factor of the scores.
+        causal: whether query i sees the keys 0 to i only.
+        out: what :func:`attention` wrote, (B, H, L, F).
+        lse: what it wrote beside, (B, H, L), C-contiguous.
+        gq: (B, H, L, E).
+        gk: (B, H, S, E).
+        gv: (B, H, S, F).
+    """
+    B, H, L, E = q.shape
+    _attention_grad(
+        *_place(g),
+        *_place(q),
+        *_place(k),
+        *_place(v),
+        *_place(out),
+        lse.reshape(-1),
+        *_place(gq),
+        *_place(gk),
+        *_place(gv),
+        (B, H, L, k.shape[2], E, v.shape[3]),
+        numpy.float32(scale),
+        causal,
+    )
+
+
+def attention_grad_reference(
+    g: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: float,
+    causal: bool,
+    out: Array,
+    lse: Array,
+    gq: Array,
+    gk: Array,
+    gv: Array,
+) -> None:
+    """What :func:`attention_grad` must equal up to rounding."""
+    dot = (g * out).sum(-1)
+    p = numpy.exp(_scores(q, k, scale, causal) - lse[..., None])
+    d = p * (g @ v.swapaxes(-1, -2) - dot[..., None]) * q.dtype.type(scale)
+    gq[...] = d @ k
+    gk[...] = d.swapaxes(-1, -2) @ q
+    gv[...] = p.swapaxes(-1, -2) @ g
+
+
+def _place(x: Array) -> tuple[Array, tuple[int, int, int]]:
+    """Return the first row, which says where the memory is, and the strides of the other axes in elements."""
+    a, b, c, _ = x.strides
+    return x[0, 0, 0], (a // 4, b // 4, c // 4)
+
+
+@helper
+def _pack(x, row, rows, width, to, padded):  # type: ignore[no-untyped-def]
+    """Write rows as columns, followed by zeros up to ``padded`` columns; ``to`` holds (width, padded)."""
+    whole = rows - rows % LANES
+    for j in range(0, whole, LANES):
+        for e in range(0, width, LANES):
+            transpose(shift(x, j * row + e), row, pointer(to, e * padded + j), padded)
+    if whole < rows:
+        square = numpy.zeros(LANES * LANES, numpy.float32)
+        for e in range(0, width, LANES):
+            for j in range(whole, rows):
+                store(pointer(square, (j - whole) * LANES), 0, load(x, j * row + e))
+            transpose(pointer(square, 0), LANES, pointer(to, e * padded + whole), padded)
+
+
+@helper
+def _six_rows(a, am, ak, b, bk, K, start, sm, out, om, width):  # type: ignore[no-untyped-def]
+    """Write six rows of a product, which are a multiple of a vector wide; as :func:`multiply`."""
+    n = 0
+    while width - n >= 64:
+        multiply(6, 4, a, am, ak, shift(b, n), bk, K, shift(start, n), sm, shift(out, n), om)
+        n += 64
+    if width - n >= 32:
+        multiply(6, 2, a, am, ak, shift(b, n), bk, K, shift(start, n), sm, shift(out, n), om)
+        n += 32
+    if n < width:
+        multiply(6, 1, a, am, ak, shift(b, n), bk, K, shift(start, n), sm, shift(out, n), om)
+
+
+@jit
+def _attention(  # type: ignore[no-untyped-def]
+    q, q_by, k, k_by, v, v_by, out, out_by, lse, sizes, scale, causal
+):
+    B, H, L, S, E, F = sizes
+    padded = -(-S // LANES) * LANES
+    packed = numpy.empty(E * padded, numpy.float32)
+    zeros = numpy.zeros(max(padded, F), numpy.float32)
+    scores = numpy.empty(6 * padded, numpy.float32)
+    shares = numpy.empty(6, numpy.float32)
+    for head in range(B * H):
+        b, h = head // H, head % H
+        queries = pointer(q, b * q_by[0] + h * q_by[1])
+        values = pointer(v, b * v_by[0] + h * v_by[1])
+        to = pointer(out, b * out_by[0] + h * out_by[1])
+        _pack(pointer(k, b * k_by[0] + h * k_by[1]), k_by[2], S, E, packed, padded)
+        for tile in range(0, L, 6):
+            i = min(tile, L - 6)  # the last tile does some of its rows again
+            n = min(S, i + 6) if causal else S
+            _six_rows(
+                shift(queries, i * q_by[2]),
+                q_by[2],
+                1,
+                pointer(packed, 0),
+                padded,
+                E,
+                pointer(zeros, 0),
+                0,
+                pointer(scores, 0),
+                padded,
+                -(-n // LANES) * LANES,
+            )
+            for r in range(6):
+                m = min(S, i + r + 1) if causal else S
+                full = -(-m // LANES) * LANES
+                row = pointer(scores, r * padded)
+                for c in range(m, full):
+                    row[c] = -numpy.inf
+                best = load(row, 0)
+                for c in range(LANES, full, LANES):
+                    best = maximum(best, load(row, c))
+                top = highest(best)
+                if top == -numpy.inf:
+                    top = numpy.float32(0)
+                for c in range(full):
+                    row[c] = exp((row[c] - top) * scale)
+                for c in range(m, max(n, full)):
+                    row[c] = 0
+                sums = load(row, 0)
+                for c in range(LANES, full, LANES):
+                    sums = sums + load(row, c)
+                whole = add_up(sums)
+                if whole == 0:
+                    lse[head * L + i + r], shares[r] = -numpy.inf, 0
+                else:
+                    lse[head * L + i + r] = numpy.log(whole) + top * scale
+                    shares[r] = numpy.float32(1) / whole
+            here = shift(to, i * out_by[2])
+            _six_rows(
+                pointer(scores, 0),
+                padded,
+                1,
+                values,
+                v_by[2],
+                n,
+                pointer(zeros, 0),
+                0,
+                here,
+                out_by[2],
+                F,
+            )
+            for r in range(6):
+                share = broadcast(shares[r])
+                for c in range(0, F, LANES):
+                    at = r * out_by[2] + c
+                    store(here, at, load(here, at) * share)
+
+
+@jit
+def _attention_grad(  # type: ignore[no-untyped-def]
+    g,
+    g_by,
+    q,
+    q_by,
+    k,
+    k_by,
+    v,
+    v_by,
+    out,
+    out_by,
+    lse,
+    gq,
+    gq_by,
+    gk,
+    gk_by,
+    gv,
+    gv_by,
+    sizes,
+    scale,
+    causal,
+):
+    B, H, L, S, E, F = sizes
+    padded = -(-S // LANES) * LANES
+    line = padded + LANES  # tiles of six keys may look beyond the last one
+    most = min(L, max(_KEPT // line, 12))
+    blocks = -(-L // most)
+    packed_k, packed_v = numpy.empty(E * padded, numpy.float32), numpy.empty(F * padded, numpy.float32)
+    zeros = numpy.zeros(max(padded, E, F), numpy.float32)
+    p, d = numpy.zeros(most * line, numpy.float32), numpy.zeros(most * line, numpy.float32)
+    sum_k, sum_v = numpy.empty((S + 6) * E, numpy.float32), numpy.empty((S + 6) * F, numpy.float32)
+    for head in range(B * H):
+        b, h = head // H, head % H
+        zero = pointer(zeros, 0)  # here, for Numba frees an array after its last use
+        up = pointer(g, b * g_by[0] + h * g_by[1])
+        queries = pointer(q, b * q_by[0] + h * q_by[1])
+        keys = pointer(k, b * k_by[0] + h * k_by[1])
+        values = pointer(v, b * v_by[0] + h * v_by[1])
+        results = pointer(out, b * out_by[0] + h * out_by[1])
+        to_q = pointer(gq, b * gq_by[0] + h * gq_by[1])
+        _pack(keys, k_by[2], S, E, packed_k, padded)
+        _pack(values, v_by[2], S, F, packed_v, padded)
+        sum_k[:] = 0
+        sum_v[:] = 0
+        for block in range(blocks):
+            first, stop = L * block // blocks, L * (block + 1) // blocks
+            rows = stop - first
+            for tile in range(0, rows, 6):
+                i = min(tile, rows - 6)
+                n = min(S, first + i + 6) if causal else S
+                width = -(-n // LANES) * LANES
+                at_p, at_d = pointer(p, i * line), pointer(d, i * line)
+                of_q, of_g = shift(queries, (first + i) * q_by[2]), shift(up, (first + i) * g_by[2])
+                _six_rows(of_q, q_by[2], 1, pointer(packed_k, 0), padded, E, zero, 0, at_p, line, width)
+                _six_rows(of_g, g_by[2], 1, pointer(packed_v, 0), padded, F, zero, 0, at_d, line, width)
+                for r in range(6):
+                    row = head * L + first + i + r
+                    m = min(S, first + i + r + 1) if causal else S
+                    less, result = lse[row], shift(results, (first + i + r) * out_by[2])
+                    both = load(of_g, r * g_by[2]) * load(result, 0)
+                    for c in range(LANES, F, LANES):
+                        both = both + load(of_g, r * g_by[2] + c) * load(result, c)
+                    product = add_up(both)
+                    if less == -numpy.inf:
+                        m = 0
+                    full = -(-m // LANES) * LANES
+                    pr, dr = shift(at_p, r * line), shift(at_d, r * line)
+                    for c in range(full):
+                        pr[c] = exp(pr[c] * scale - less)
+                    for c in range(full):
+                        dr[c] = pr[c] * (dr[c] - product) * scale
+                    for c in range(m, min(line, max(full, n + 6))):
+                        pr[c] = dr[c] = 0
+                to = shift(to_q, (first + i) * gq_by[2])
+                _six_rows(at_d, line, 1, keys, k_by[2], n, zero, 0, to, gq_by[2], E)
+            for j in range(0, min(S, stop) if causal else S, 6):
+                i = max(j - first, 0) if causal else 0  # the first query that sees any of these keys
+                at = first + i
+                begin = i * line + j
+                to = pointer(sum_k, j * E)
+                of = shift(queries, at * q_by[2])
+                _six_rows(pointer(d, begin), 1, line, of, q_by[2], rows - i, to, E, to, E, E)
+                to, of = pointer(sum_v, j * F), shift(up, at * g_by[2])
+                _six_rows(pointer(p, begin), 1, line, of, g_by[2], rows - i, to, F, to, F, F)
+        to_k = pointer(gk, b * gk_by[0] + h * gk_by[1])
+        to_v = pointer(gv, b * gv_by[0] + h * gv_by[1])
+        for j in range(S):
+            for e in range(0, E, LANES):
+                store(to_k, j * gk_by[2] + e, load(pointer(sum_k, j * E), e))
+            for e in range(0, F, LANES):
+                store(to_v, j * gv_by[2] + e, load(pointer(sum_v, j * F), e))
