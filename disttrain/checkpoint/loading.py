@@ -13,7 +13,7 @@ from disttrain import collectives
 from disttrain.checkpoint import folder
 from disttrain.checkpoint.manifest import Manifest
 from disttrain.checkpoint.reading import Reader
-from disttrain.checkpoint.saving import exchange
+from disttrain.checkpoint.saving import exchange, wait
 from disttrain.checkpoint.states import ModulePart, ObjectPart, Part, ValuePart, Wanted, make_parts
 from disttrain.errors import CheckpointMismatch, FileDamaged
 from disttrain.kernels.arrays import Array
@@ -93,6 +93,7 @@ def load(
     if random is None:
         random = any(part.kind == "optimizer" for part in parts)
     comm = collectives.connect()
+    wait(dir)  # for what this job is writing there
     passed: set[str] = set()
     for _ in range(_TRIES):
         heard = exchange(comm, _choose(os.fspath(dir), step, passed) if comm.rank == 0 else None)[0]

@@ -137,6 +137,15 @@ def test_a_run_that_goes_back_is_continued_where_it_saved_last(tmp_path):
     assert dt.checkpoint.load(tmp_path)["note"] == "second"
 
 
+def test_a_load_waits_for_the_save_of_the_same_job(tmp_path, monkeypatch):
+    begun = threading.Event()
+    write = files.write_file
+    monkeypatch.setattr(files, "write_file", lambda path, chunks: (begun.wait(1), write(path, chunks)))
+    dt.checkpoint.save(tmp_path, step=1)
+
+    assert dt.checkpoint.load(tmp_path).step == 1
+
+
 def test_the_snapshot_is_of_the_moment_of_the_save(tmp_path, monkeypatch):
     written = threading.Event()
     write = files.write_file
@@ -358,9 +367,7 @@ def file_limit():
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_save_that_fails_is_told_keeps_the_last_one_and_leaves_nothing(
-    tmp_path, caplog, ranks, small_files
-):
+def test_a_save_that_fails_is_told_keeps_the_last_one_and_leaves_nothing(tmp_path, caplog, ranks, file_limit):
     def body(rank):
         small, large = nn.Linear(2, 2), nn.Linear(300, 300)
         dt.distributed.barrier()
