@@ -4,6 +4,10 @@ python scripts/train_digits.py                                   one process
 disttrain launch -n 2 scripts/train_digits.py                    two processes
 disttrain launch --ranks 4 -n 2 scripts/train_digits.py          four ranks on two processes: the same bits
 disttrain debug -n 4 scripts/train_digits.py                     ... as on any number of them
+
+With --checkpoints DIR it goes on where it was, whatever stopped it, with the same losses to the last bit:
+
+disttrain launch -n 2 --max-restarts 3 scripts/train_digits.py --checkpoints run
 """
 
 import argparse
@@ -78,6 +82,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that load data, per rank")
     parser.add_argument("--losses", action="store_true", help="print the loss of every step, exactly")
     parser.add_argument("--save", metavar="FILE", help="write the trained state dict")
+    parser.add_argument(
+        "--checkpoints", metavar="DIR", help="go on from the latest there, and write new ones"
+    )
+    parser.add_argument("--every", type=int, default=20, help="steps from one checkpoint to the next")
     args = parser.parse_args()
 
     dt.distributed.init_process_group()
@@ -90,17 +98,32 @@ def main() -> None:
     optimizer = dt.optim.Adam(model.parameters(), lr=args.lr)
     scheduler = dt.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=args.epochs)
 
-    for epoch in range(1, args.epochs + 1):
+    run = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loader": train}
+    step = 0
+
+    def save() -> None:
+        dt.checkpoint.save(args.checkpoints, step=step, **run)
+
+    if args.checkpoints:
+        last = dt.checkpoint.load(args.checkpoints, **run)
+        step = last.step if last is not None else 0
+        dt.on_save(save)
+
+    for epoch in range(train.epoch + 1, args.epochs + 1):
         model.train()
-        for step, (images, labels) in enumerate(train, 1):
+        for images, labels in train:
+            step += 1
             optimizer.zero_grad()
             loss = F.cross_entropy(model(images), labels)
             loss.backward()
             optimizer.step()
+            if args.checkpoints and step % args.every == 0:
+                save()
+            in_epoch = step - (epoch - 1) * len(train)
             if first and args.losses:
-                print(f"{epoch} {step} {loss.item().hex()}")
+                print(f"{epoch} {in_epoch} {loss.item().hex()}")
             elif first:
-                show_progress(epoch, args.epochs, step, len(train), loss.item())
+                show_progress(epoch, args.epochs, in_epoch, len(train), loss.item())
         scheduler.step()
 
     accuracy = evaluate(model, test)

@@ -497,8 +497,8 @@ def _find_aliases(items: dict[str, Item]) -> tuple[list[str], dict[str, str]]:
 
 def _share_out(items: dict[str, Item], names: list[str], rank: int, size: int) -> tuple[list[str], int]:
     """Return what this rank writes, and a checksum of what all ranks must have alike."""
-    shared = [n for n in names if items[n].span is None and not items[n].own]
-    mine = [n for n in names if items[n].own or _has_some(items[n], rank)]
+    shared = [n for n in names if items[n].alike]
+    mine = [n for n in names if _alone_writes(items[n], rank)]
     load = [0] * size
     for name in sorted(shared, key=lambda n: (-items[n].array.nbytes, n)):
         writer = min(range(size), key=load.__getitem__)
@@ -509,9 +509,10 @@ def _share_out(items: dict[str, Item], names: list[str], rank: int, size: int) -
     return mine, zlib.crc32(told.encode())
 
 
-def _has_some(item: Item, rank: int) -> bool:
+def _alone_writes(item: Item, rank: int) -> bool:
+    """Return whether it is for this rank to write what it has of something that is not alike on all."""
     if item.span is None:
-        return False
+        return item.own or (rank == 0 and not item.alike)
     begin, end = item.span
     return begin < end or (rank == 0 and 0 in item.shape)
 

@@ -42,6 +42,8 @@ class Item:
     """Which elements, in the order of memory, this rank has; ``None`` for all."""
     own: bool = False
     """Whether no other rank has it."""
+    alike: bool = False
+    """Whether all ranks have the same, so that any of them can write it; else rank 0's is the one that counts."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ class ModulePart(Part):
                 continue
             shard = shards.get(name)
             if shard is None:
-                items[name] = Item(value._array, tuple(value.shape))
+                # Of buffers (running averages, say) each rank has its own until it takes those of rank 0.
+                items[name] = Item(value._array, tuple(value.shape), alike=name in shards)
             else:
                 items[name] = Item(value._array, shard.shape, shard.bounds[shard.comm.rank])
         return items, extra
@@ -230,7 +233,7 @@ class OptimizerPart(Part):
                 if isinstance(value, Tensor):
                     shard = mine._shard if is_spread(value) else None
                     items[f"{self.name}/{name}/{key}"] = (
-                        Item(value._array, tuple(value.shape), None, alone)
+                        Item(value._array, tuple(value.shape), None, alone, not alone)
                         if shard is None
                         else Item(value._array, shard.shape, shard.bounds[shard.comm.rank])
                     )
