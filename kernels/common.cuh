@@ -129,6 +129,28 @@ template <int BLOCK, class Op, class A> A fold(A v, Op op) {
     return v;
 }
 
+// Call f(k) for the first of every N elements of a row that this thread has, side by side with its neighbours'.
+template <int BLOCK, int N, class F> void along_row(long long K, F f) {
+#pragma unroll 1
+    for (long long k = threadIdx.x * N; k < K; k += BLOCK * N) f(k);
+}
+
+// Sums over columns of a matrix, in one fixed order: a block has 32 columns along x and COLUMN_LANES lanes along y, each
+// with every COLUMN_LANES-th row from begin to end; f(row) gives what is added up. All lanes of a column get the sum.
+constexpr int COLUMN_LANES = 8;
+template <class A, class F> A fold_column(long long begin, long long end, F f) {
+    A sum = 0;
+    for (long long m = begin + threadIdx.y; m < end; m += COLUMN_LANES) sum += f(m);
+    SHARED(A, part, COLUMN_LANES * 32);
+    __syncthreads();  // some may still read what the sum before left here
+    part[threadIdx.y * 32 + threadIdx.x] = sum;
+    __syncthreads();
+    A at[COLUMN_LANES];
+#pragma unroll
+    for (int i = 0; i < COLUMN_LANES; i++) at[i] = part[i * 32 + threadIdx.x];
+    return ((at[0] + at[1]) + (at[2] + at[3])) + ((at[4] + at[5]) + (at[6] + at[7]));
+}
+
 template <class A> A infinity() { return A(1e308 * 10); }
 
 // The row of this thread where rows are dealt to blocks (BLOCK, rows of a block).

@@ -3,24 +3,19 @@
 typedef Wide<T>::type A;
 constexpr int PACK = VECTOR ? 16 / sizeof(T) : 1;
 
-template <class F> void each_pack(long long K, F f) {
-#pragma unroll 1
-    for (long long k = threadIdx.x * PACK; k < K; k += BLOCK * PACK) f(k);
-}
-
 struct Stats {
     A top, total;
 };
 
 Stats row_stats_of(const T* row, long long K) {
     A top = -infinity<A>();
-    each_pack(K, [&](long long k) {
+    along_row<BLOCK, PACK>(K, [&](long long k) {
         auto x = load<PACK>(row + k);
         for (int i = 0; i < PACK; i++) top = Max()(top, widen(x[i]));
     });
     top = fold<BLOCK>(top, Max());
     A total = 0;
-    each_pack(K, [&](long long k) {
+    along_row<BLOCK, PACK>(K, [&](long long k) {
         auto x = load<PACK>(row + k);
         for (int i = 0; i < PACK; i++) total += exp(widen(x[i]) - top);
     });
@@ -33,7 +28,7 @@ KERNEL softmax(const T* x, T* out, long long rows, long long K) {
     const T* row = x + m * K;
     const Stats stats = row_stats_of(row, K);
     const A top = stats.top, total = stats.total;
-    each_pack(K, [&](long long k) {
+    along_row<BLOCK, PACK>(K, [&](long long k) {
         auto v = load<PACK>(row + k);
         for (int i = 0; i < PACK; i++) v[i] = narrow<T>(exp(widen(v[i]) - top) / total);
         store(out + m * K + k, v);
@@ -45,12 +40,12 @@ KERNEL softmax_grad(const T* g, const T* y, T* out, long long rows, long long K)
     if (m >= rows) return;
     const long long start = m * K;
     A dot = 0;
-    each_pack(K, [&](long long k) {
+    along_row<BLOCK, PACK>(K, [&](long long k) {
         auto gv = load<PACK>(g + start + k), yv = load<PACK>(y + start + k);
         for (int i = 0; i < PACK; i++) dot += widen(gv[i]) * widen(yv[i]);
     });
     dot = fold<BLOCK>(dot, Sum());
-    each_pack(K, [&](long long k) {
+    along_row<BLOCK, PACK>(K, [&](long long k) {
         auto gv = load<PACK>(g + start + k), yv = load<PACK>(y + start + k);
         for (int i = 0; i < PACK; i++) gv[i] = narrow<T>(widen(yv[i]) * (widen(gv[i]) - dot));
         store(out + start + k, gv);
@@ -63,7 +58,7 @@ KERNEL log_softmax(const T* x, T* out, long long rows, long long K) {
     const T* row = x + m * K;
     const Stats stats = row_stats_of(row, K);
     const A top = stats.top, log_total = log(stats.total);
-    each_pack(K, [&](long long k) {
+    along_row<BLOCK, PACK>(K, [&](long long k) {
         auto v = load<PACK>(row + k);
         for (int i = 0; i < PACK; i++) v[i] = narrow<T>((widen(v[i]) - top) - log_total);
         store(out + m * K + k, v);
@@ -75,12 +70,12 @@ KERNEL log_softmax_grad(const T* g, const T* y, T* out, long long rows, long lon
     if (m >= rows) return;
     const long long start = m * K;
     A whole = 0;
-    each_pack(K, [&](long long k) {
+    along_row<BLOCK, PACK>(K, [&](long long k) {
         auto gv = load<PACK>(g + start + k);
         for (int i = 0; i < PACK; i++) whole += widen(gv[i]);
     });
     whole = fold<BLOCK>(whole, Sum());
-    each_pack(K, [&](long long k) {
+    along_row<BLOCK, PACK>(K, [&](long long k) {
         auto gv = load<PACK>(g + start + k), yv = load<PACK>(y + start + k);
         for (int i = 0; i < PACK; i++) gv[i] = narrow<T>(widen(gv[i]) - exp(widen(yv[i])) * whole);
         store(out + start + k, gv);
@@ -106,7 +101,7 @@ KERNEL cross_entropy(const T* x, const long long* target, const A* weight, A* st
     const A top = s.top, log_total = log(s.total);
     A spread = 0;
     if (smoothing != 0) {
-        each_pack(K, [&](long long k) {
+        along_row<BLOCK, PACK>(K, [&](long long k) {
             auto v = load<PACK>(row + k);
             auto w = load<PACK>(weight + k);
             for (int i = 0; i < PACK; i++) spread += w[i] * (log_total - (widen(v[i]) - top));
@@ -135,7 +130,7 @@ KERNEL cross_entropy_grad(const A* g, const T* x, const long long* target, const
     const A each = A(smoothing) / K, top = stats[m], log_total = stats[rows + m];
     const A hot = counts ? (1 - A(smoothing)) * weight[t] : 0;
     const A wanted = hot + each * weight_sum[0], gm = g[m];
-    each_pack(K, [&](long long k) {
+    along_row<BLOCK, PACK>(K, [&](long long k) {
         auto v = load<PACK>(x + start + k);
         auto w = load<PACK>(weight + k);
         for (int i = 0; i < PACK; i++) {

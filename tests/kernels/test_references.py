@@ -43,10 +43,12 @@ def near(ours, theirs, dtype):
         np.testing.assert_allclose(a, b, limit, limit)
 
 
-def equal_to_reference(module, name, dtype, *args):
-    args = [a.astype(dtype) if isinstance(a, np.ndarray) and a.dtype == np.float64 else a for a in args]
+def equal_to_reference(module, name, dtype, *args, **options):
+    def typed(a):
+        return a.astype(dtype) if isinstance(a, np.ndarray) and a.dtype == np.float64 else a
 
-    ours, theirs = getattr(module, name)(*args), getattr(module, f"{name}_reference")(*args)
+    args, options = [typed(a) for a in args], {k: typed(a) for k, a in options.items()}
+    ours, theirs = (getattr(module, f"{name}{end}")(*args, **options) for end in ("", "_reference"))
 
     near(ours, theirs, dtype)
 
@@ -201,6 +203,12 @@ def test_normalisation(dtype):
     equal_to_reference(norm, "channel_affine", dtype, x, *c[:3])
     equal_to_reference(norm, "channel_grad_sums", dtype, g, x, c[0])
     equal_to_reference(norm, "channel_grad", dtype, g, x, *c)
+    y = np.maximum(some(50, 7), 0)
+    equal_to_reference(norm, "channel_affine", dtype, x, *c[:3], residual=g, relu=True)
+    equal_to_reference(norm, "channel_grad_sums", dtype, g, x, c[0], y=y)
+    equal_to_reference(norm, "channel_relu_grad", dtype, g, x, y, *c)
+    equal_to_reference(norm, "add_layer_norm", dtype, x, g, c[0], c[1], 1e-5)
+    equal_to_reference(norm, "add_rms_norm", dtype, x, g, c[0], 1e-5)
     equal_to_reference(norm, "layer_norm", dtype, x, c[0], c[1], 1e-5)
     equal_to_reference(norm, "rms_norm", dtype, x, c[0], 1e-5)
     equal_to_reference(norm, "rms_norm_grad", dtype, g, x, c[0], some(50))
