@@ -33,6 +33,7 @@ _COMMANDS: Final = {
         "disttrain.launcher.audit:audit",
         "Prove that a script computes the same bits on any number of processes.",
     ),
+    "data": ("disttrain.data.command:data", "Pack, index and verify data sets of tar shards."),
     "compat": (
         "disttrain.compat.command:compat",
         "List what a PyTorch script uses that is not here, or run it unmodified.",

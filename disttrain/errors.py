@@ -6,6 +6,7 @@
 * ``UnwrappedModel(RuntimeError)``: an optimizer step in a world of several ranks on parameters nobody keeps equal
 * ``ReplicasDiffer(RuntimeError)``: the ranks' copies of a model are no longer equal
 * ``FileDamaged(ValueError)``: a file of ours that does not hold what it says
+* ``SampleDamaged(FileDamaged)``: what a sample of a data set is made of; names file, offset, sample and rank
 * ``CheckpointError(RuntimeError)``: a checkpoint could not be written
 * ``CheckpointBusy(CheckpointError)``: another job writes into the folder; names it
 * ``CheckpointMismatch(ValueError)``: a checkpoint does not fit what it was to be loaded into; lists all of it
@@ -35,6 +36,13 @@ class ReplicasDiffer(RuntimeError):
 
 class FileDamaged(ValueError):
     """A file of ours that does not hold what it says; names the tensor or the part that is wrong."""
+
+
+class SampleDamaged(FileDamaged):
+    """What a sample of a data set is made of is damaged, missing or has changed."""
+
+    skipped = False
+    """Whether a DataLoader is to go on without the sample."""
 
 
 class CheckpointError(RuntimeError):

@@ -14,6 +14,7 @@ from disttrain.data.dataset import (
     TensorDataset,
     random_split,
 )
+from disttrain.data.files import CSVDataset, NumpyDataset, TokenDataset
 from disttrain.data.loader import DataLoader
 from disttrain.data.sampler import (
     BatchSampler,
@@ -24,22 +25,27 @@ from disttrain.data.sampler import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
+from disttrain.data.shards import TarDataset
 from disttrain.data.workers import WorkerInfo, get_worker_info
 
 __all__ = [
     "BatchSampler",
+    "CSVDataset",
     "ChainDataset",
     "ConcatDataset",
     "DataLoader",
     "Dataset",
     "DistributedSampler",
     "IterableDataset",
+    "NumpyDataset",
     "RandomSampler",
     "Sampler",
     "SequentialSampler",
     "Subset",
     "SubsetRandomSampler",
+    "TarDataset",
     "TensorDataset",
+    "TokenDataset",
     "WeightedRandomSampler",
     "WorkerInfo",
     "datasets",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import operator
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,7 +12,10 @@ from typing import Any
 from disttrain.data.collate import default_collate, empty_like
 from disttrain.data.dataset import Dataset, IterableDataset, Subset
 from disttrain.data.sampler import NoShare
+from disttrain.errors import SampleDamaged
 from disttrain.random import SampleGenerator
+
+_log = logging.getLogger("disttrain")
 
 
 class EndOfStream(Exception):
@@ -46,10 +50,28 @@ def make_fetch(
         return lambda index: (collate(read(index)), _count(index))
     collated = _collated(dataset) if collate is default_collate else None
     if collated is not None:
-        return _with_empty_shares(collated)
+        return _with_empty_shares(lambda indices: (collated(indices), len(indices)))
     if callable(getattr(dataset, "__getitems__", None)):
-        return _with_empty_shares(lambda indices: collate(dataset.__getitems__(indices)))
-    return _with_empty_shares(lambda indices: collate([read(i) for i in indices]))
+        return _with_empty_shares(lambda indices: (collate(dataset.__getitems__(indices)), len(indices)))
+
+    def read_each(indices: list[int]) -> tuple[Any, int]:
+        samples = _read_all(read, indices)
+        return collate(samples), len(samples)
+
+    return _with_empty_shares(read_each)
+
+
+def _read_all(read: Callable[[int], Any], indices: list[int]) -> list[Any]:
+    """Return the samples, without those that are damaged if the data set wants it so; not without all of them."""
+    samples = []
+    for i in indices:
+        try:
+            samples.append(read(i))
+        except SampleDamaged as error:
+            if not error.skipped or (not samples and i == indices[-1]):
+                raise
+            _log.warning("a sample is left out of its batch: %s", error)
+    return samples
 
 
 def _keyed(dataset: Any, generator: SampleGenerator) -> Callable[[int], Any]:
@@ -60,11 +82,11 @@ def _keyed(dataset: Any, generator: SampleGenerator) -> Callable[[int], Any]:
     return read
 
 
-def _with_empty_shares(read: Callable[[list[int]], Any]) -> Fetch:
+def _with_empty_shares(read: Callable[[list[int]], tuple[Any, int]]) -> Fetch:
     def fetch(indices: list[int] | NoShare) -> tuple[Any, int]:
         if isinstance(indices, NoShare):
-            return empty_like(read([indices.template])), 0
-        return read(indices), len(indices)
+            return empty_like(read([indices.template])[0]), 0
+        return read(indices)
 
     return fetch
 
