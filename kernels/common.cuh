@@ -151,6 +151,69 @@ template <class A, class F> A fold_column(long long begin, long long end, F f) {
     return ((at[0] + at[1]) + (at[2] + at[3])) + ((at[4] + at[5]) + (at[6] + at[7]));
 }
 
+// -------------------------------------------------------------------------------------------------- random numbers
+
+// Philox4x64-10 (Salmon et al. 2011). The key is four words in device memory: seed, stream, draw, purpose; blocks of four
+// words count from 1, as NumPy has them.
+typedef unsigned long long u64;
+struct Random {
+    u64 word[4];
+    Random(const u64* key, u64 block) : word{block, key[2], 0, key[3]} {
+        u64 k0 = key[0], k1 = key[1];
+#pragma unroll
+        for (int i = 0; i < 10; i++) {
+            const u64 high0 = __umul64hi(0xD2E7470EE14C6C93ull, word[0]), low0 = 0xD2E7470EE14C6C93ull * word[0];
+            const u64 high1 = __umul64hi(0xCA5A826395121157ull, word[2]), low1 = 0xCA5A826395121157ull * word[2];
+            word[0] = high1 ^ word[1] ^ k0;
+            word[1] = low1;
+            word[2] = high0 ^ word[3] ^ k1;
+            word[3] = low0;
+            k0 += 0x9E3779B97F4A7C15ull;
+            k1 += 0xBB67AE8584CAA73Bull;
+        }
+    }
+    unsigned half(int i) const { return unsigned(word[i / 2] >> 32 * (i % 2)); }  // of 8, the lower one first
+};
+
+// Round up or down with a probability by the distance, given 16 random bits; what has no neighbours as narrow does.
+template <class T> T narrow_randomly(typename Wide<T>::type x, unsigned) { return x; }
+template <> inline bfloat16_t narrow_randomly<bfloat16_t>(float x, unsigned bits) {
+    const unsigned u = __float_as_uint(x);
+    if ((u & 0x7F800000) == 0x7F800000) return narrow<bfloat16_t>(x);
+    return {(unsigned short)((u + (bits & 0xFFFF)) >> 16)};
+}
+template <> inline half_t narrow_randomly<half_t>(float x, unsigned bits) {
+    const unsigned u = __float_as_uint(x), exponent = u >> 23 & 255;
+    if (exponent == 255) return narrow<half_t>(x);
+    if (exponent >= 113) return narrow<half_t>(__uint_as_float((u + (bits & 0x1FFF)) & ~0x1FFFu));  // 13 bits too many
+    const float steps = floor(fabs(x) * 16777216.0f + float(bits & 0xFFFF) * (1 / 65536.0f));  // of 2 ** -24
+    return {(unsigned short)(unsigned(steps) | (u >> 16 & 0x8000))};
+}
+
+// ------------------------------------------------------------------------------------------------------ flat buffers
+
+// A block of 256 threads has a tile of 4096 elements: f(at, j) is called for 4 elements from at on, of which the last
+// few of the buffer may not be there; j counts the thread's calls, 0 to 3.
+constexpr int TILE = 4096;
+template <class F> void along_tile(long long begin, long long end, F f) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const long long at = begin + j * 1024 + threadIdx.x * 4;
+        if (at < end) f(at, j);
+    }
+}
+template <bool VECTOR, class T> Pack<T, 4> load_some(const T* from, long long at, long long end) {
+    if (VECTOR && at + 4 <= end) return load<4>(from + at);
+    Pack<T, 4> pack;
+    for (int i = 0; i < 4; i++) pack[i] = from[at + i < end ? at + i : at];
+    return pack;
+}
+template <bool VECTOR, class T> void store_some(T* to, long long at, long long end, const Pack<T, 4>& pack) {
+    if (VECTOR && at + 4 <= end) return store(to + at, pack);
+    for (int i = 0; i < 4; i++)
+        if (at + i < end) to[at + i] = pack[i];
+}
+
 template <class A> A infinity() { return A(1e308 * 10); }
 
 // The row of this thread where rows are dealt to blocks (BLOCK, rows of a block).

@@ -43,6 +43,9 @@ _C_TYPES = {
     "int32": "int",
     "int64": "long long",
     "uint8": "unsigned char",
+    "uint16": "unsigned short",
+    "uint32": "unsigned",
+    "uint64": "unsigned long long",
     "bool": "bool",
 }
 _OPTIONS = ("--std=c++17", "-fmad=false", "-default-device")
@@ -59,11 +62,13 @@ class Program:
 
     Args:
         module: ``__file__`` of the module that launches them; the text is beside it.
+        prelude: C++ that the module has made, which goes before the text.
         constants: for each macro of the text the values that it can have; every combination must compile.
     """
 
-    def __init__(self, module: str, **constants: Sequence[Constant]) -> None:
+    def __init__(self, module: str, prelude: str = "", **constants: Sequence[Constant]) -> None:
         self.path = Path(module).with_suffix(".cu")
+        self._prelude = prelude
         self._constants = {name: tuple(values) for name, values in constants.items()}
         self._loaded: dict[Any, Callable[..., None]] = {}
 
@@ -85,7 +90,8 @@ class Program:
     def source(self, variant: dict[str, Constant]) -> str:
         """Return what the compiler is given for one combination of constants."""
         defines = "".join(f"#define {name} {value}\n" for name, value in variant.items())
-        return f'#line 1 "{_HEADER.name}"\n{_header()}\n{defines}#line 1 "{self.path.name}"\n{self.text}'
+        before = f'#line 1 "{_HEADER.name}"\n{_header()}\n{defines}{self._prelude}\n'
+        return f'{before}#line 1 "{self.path.name}"\n{self.text}'
 
     def launch(self, kernel: str, grid: Grid, block: Grid, *args: Argument, **variant: Constant) -> None:
         """Start a kernel in the current stream of the current device; nothing is waited for.
@@ -191,6 +197,13 @@ def empty(shape: int | tuple[int, ...], dtype: Any) -> Array:
     import cupy
 
     return cupy.empty(shape, dtype)
+
+
+def upload(x: numpy.ndarray[Any, Any]) -> Array:
+    """Return a copy of an array of the host on the current GPU."""
+    import cupy
+
+    return cupy.asarray(x)
 
 
 def c_type(dtype: Any, among: Sequence[str] = FLOATS) -> str:

@@ -25,9 +25,20 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
 
-__all__ = ["exp", "log", "log_gamma", "normal", "open_uniform", "uniform"]
+__all__ = [
+    "draw_normal",
+    "draw_uniform",
+    "exp",
+    "log",
+    "log_gamma",
+    "normal",
+    "open_uniform",
+    "uniform",
+    "words",
+]
 
 _BLOCK = 1 << 16  # numbers at a time: they and the intermediate values fit the cache
 _BITS = {np.dtype(np.float16): 11, np.dtype(ml_dtypes.bfloat16): 8, np.dtype(np.float32): 24}
@@ -247,3 +258,90 @@ def log_gamma(x: Array) -> Array:
     inverse = 1 / y
     series = _polynomial(inverse * inverse, _STIRLING) * inverse
     return (y - 0.5) * log(y) - y + 0.5 * math.log(2 * math.pi) + series - log(product)
+
+
+def words(key: Array, count: int) -> Array:
+    """Return the first words of a draw: ``count`` uint64 of Philox4x64-10, where ``key`` is.
+
+    Args:
+        key: seed, stream (the rank), draw and purpose, 4 uint64; blocks of the counter count from 1.
+        count: how many.
+    """
+    if get_array_module(key) is not np:
+        return _words_cuda(key, count)
+    seed, stream, draw, purpose = (np.uint64(k) for k in key)
+    bits = np.random.Philox(key=np.array([seed, stream]), counter=np.array([0, draw, 0, purpose], np.uint64))
+    return bits.random_raw(count)
+
+
+def draw_uniform(key: Array, count: int, dtype: Any) -> Array:
+    """Return ``count`` numbers of a draw (:func:`words`) evenly distributed in [0, 1), where ``key`` is."""
+    if get_array_module(key) is not np:
+        return _draw_cuda("uniform", key, count, dtype)
+    return uniform(_words_for(key, count, dtype), dtype)
+
+
+def draw_normal(key: Array, count: int, dtype: Any) -> Array:
+    """Return ``count`` numbers of a draw (:func:`words`) of the standard normal distribution, where ``key`` is.
+
+    float64 from words of 64 bits; float32 from words of 32 bits, and halves rounded from those.
+    """
+    if get_array_module(key) is not np:
+        return _draw_cuda("normal", key, count, dtype)
+    return normal(_words_for(key, count, dtype)).astype(dtype, copy=False)
+
+
+def _words_for(key: Array, count: int, dtype: Any) -> Array:
+    if np.dtype(dtype) == np.float64:
+        return words(key, count)
+    return words(key, -(-count // 2)).view(np.uint32)[:count]
+
+
+def _tables() -> str:
+    """Return the coefficients above in C++, each type's own."""
+
+    def numbers(name: str, values: Sequence[float]) -> str:
+        return f"constexpr Wide<T>::type {name}[] = {{{', '.join(map(repr, values))}}};"
+
+    def pairs(table: Any) -> list[str]:
+        return [
+            numbers(f"{part}_{side}", values)
+            for part, pair in zip(("MIDDLE", "TAIL", "FAR"), table, strict=False)
+            for side, values in zip(("ABOVE", "BELOW"), pair, strict=True)
+        ]
+
+    def constants(kind: Any) -> list[str]:
+        values = ("ROOT_HALF", math.sqrt(0.5)), ("LN2_HIGH", _LN2[kind][0]), ("LN2_LOW", _LN2[kind][1])
+        return [
+            numbers("ATANH", _ATANH[kind]),
+            *(f"constexpr Wide<T>::type {name} = {v!r};" for name, v in values),
+        ]
+
+    return "\n".join(
+        [
+            *("#if DIGITS == 53", "#define FAR_TAIL", *pairs(_PPND16), *constants(np.float64)),
+            *("#else", *pairs(_PPND7), *constants(np.float32), "#endif"),
+        ]
+    )
+
+
+_programs = {
+    kind: cuda.Program(__file__, _tables(), T=(cuda.c_type(kind),), DIGITS=(digits,))
+    for kind, digits in {np.dtype(np.float64): 53, **_BITS}.items()
+}
+
+
+def _words_cuda(key: Array, count: int) -> Array:
+    out = cuda.empty(count, np.uint64)
+    grid = (cuda.blocks(count, 4 * 256),)
+    _programs[np.dtype(np.float64)].launch("words", grid, (256,), key, out, count, T="double", DIGITS=53)
+    return out
+
+
+def _draw_cuda(kernel: str, key: Array, count: int, dtype: Any) -> Array:
+    kind = np.dtype(dtype)
+    out, each = cuda.empty(count, kind), 4 if kind == np.float64 else 8
+    T, digits = cuda.c_type(kind), _BITS.get(kind, 53)
+    grid = (cuda.blocks(count, each * 256),)
+    _programs[kind].launch(kernel, grid, (256,), key, out, count, T=T, DIGITS=digits)
+    return out

@@ -39,7 +39,7 @@ int shim_run(void (*body)(void*), void* argument, const unsigned* grid, const un
 #define blockDim shim_block_size
 #define gridDim shim_grid_size
 
-using std::abs, std::ceil, std::erf, std::exp, std::expm1, std::floor, std::fmax, std::fmin, std::isfinite, std::isinf;
+using std::abs, std::ceil, std::erf, std::fabs, std::exp, std::expm1, std::floor, std::fmax, std::fmin, std::isfinite, std::isinf;
 using std::isnan, std::log, std::log1p, std::pow, std::rint, std::sqrt, std::tanh;
 
 inline void __syncthreads() { shim_wait_block(); }
@@ -114,6 +114,7 @@ template <> struct Letter<float> : std::integral_constant<char, 'f'> {};
 template <> struct Letter<double> : std::integral_constant<char, 'd'> {};
 template <> struct Letter<bool> : std::integral_constant<char, '?'> {};
 template <> struct Letter<unsigned char> : std::integral_constant<char, 'B'> {};
+template <> struct Letter<unsigned short> : std::integral_constant<char, 'H'> {};
 template <> struct Letter<int> : std::integral_constant<char, 'i'> {};
 template <> struct Letter<unsigned> : std::integral_constant<char, 'I'> {};
 template <> struct Letter<long long> : std::integral_constant<char, 'q'> {};

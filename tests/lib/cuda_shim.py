@@ -41,13 +41,13 @@ def missing():
 @contextlib.contextmanager
 def shim(schedule):
     """Let launches run here, in one of the SCHEDULES."""
-    kept = cuda.load, cuda.device, cuda.empty
+    kept = cuda.load, cuda.device, cuda.empty, cuda.upload
     cuda.load = lambda program, variant, kernel: _Kernel(program, variant, kernel, SCHEDULES.index(schedule))
-    cuda.device, cuda.empty = (lambda: schedule), poisoned
+    cuda.device, cuda.empty, cuda.upload = (lambda: schedule), poisoned, aligned
     try:
         yield
     finally:
-        cuda.load, cuda.device, cuda.empty = kept
+        cuda.load, cuda.device, cuda.empty, cuda.upload = kept
 
 
 def poisoned(shape, dtype):
@@ -144,9 +144,9 @@ def _runtime():
 def _library(text, kernels):
     _runtime()
     entries = "".join(
-        f"const char* kinds_{k}() {{ return shim::kinds({k}); }}\n"
+        f"const char* kinds_{k}() {{ return shim::kinds(::{k}); }}\n"
         f"int run_{k}(const unsigned* grid, const unsigned* block, const uint64_t* words, int schedule)"
-        f" {{ return shim::run({k}, grid, block, words, schedule); }}\n"
+        f" {{ return shim::run(::{k}, grid, block, words, schedule); }}\n"
         for k in kernels
     )
     source = f'#include "cuda_shim.h"\n{text}\n#line 1 "entries"\nextern "C" {{\n{entries}}}\n'
