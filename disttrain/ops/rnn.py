@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.kernels import gemm, sequences
 from disttrain.kernels import rnn as kernels
 from disttrain.ops import activation, linalg, reduce, shape
 from disttrain.ops.activation import widen
@@ -52,8 +53,8 @@ def rnn(
     Returns:
         The hidden state after each step (R, H), and each sequence's last one (B, H).
     """
-    gates, h, product_weight = _start(x, h0, w_ih, w_hh, _sum_of(b_ih, b_hh), batch_sizes)
-    xp = get_array_module(gates)
+    gates, h = _start(x, h0, w_ih, _sum_of(b_ih, b_hh))
+    xp, product_weight = get_array_module(gates), _across(w_hh, batch_sizes)
     out, before = xp.empty_like(gates), xp.empty_like(gates)
     for rows, b in _steps(batch_sizes, reverse):
         before[rows] = h[:b]
@@ -122,22 +123,22 @@ def lstm(
     Returns:
         The hidden state after each step (R, P), and each sequence's last one (B, P) and last cells (B, H).
     """
-    gates, h, product_weight = _start(x, h0, w_ih, w_hh, _sum_of(b_ih, b_hh), batch_sizes)
+    gates, h = _start(x, h0, w_ih, _sum_of(b_ih, b_hh))
     xp = get_array_module(gates)
     R, H, P = len(gates), c0.shape[1], h0.shape[1]
     c = xp.array(widen(c0), order="C")
     c_before, before = xp.empty((R, H), gates.dtype), xp.empty((R, P), gates.dtype)
     out = xp.empty((R, P), gates.dtype)
-    projection = None if w_hr is None else widen(w_hr)
-    hidden = xp.empty_like(c) if projection is not None else c  # before the projection
-    for rows, b in _steps(batch_sizes, reverse):
-        before[rows], c_before[rows] = h[:b], c[:b]
-        if projection is None:
-            kernels.lstm_step(gates[rows], h[:b] @ product_weight, c[:b], out[rows])
-        else:
+    if w_hr is None:
+        places = _places(batch_sizes, reverse)
+        sequences.lstm(gates, widen(w_hh), h, c, before, c_before, out, *places)
+    else:
+        projection, product_weight, hidden = widen(w_hr).T, _across(w_hh, batch_sizes), xp.empty_like(c)
+        for rows, b in _steps(batch_sizes, reverse):
+            before[rows], c_before[rows] = h[:b], c[:b]
             kernels.lstm_step(gates[rows], h[:b] @ product_weight, c[:b], hidden[:b])
-            out[rows] = hidden[:b] @ projection.T
-        h[:b] = out[rows]
+            out[rows] = hidden[:b] @ projection
+            h[:b] = out[rows]
     saved = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, gates, before, c_before, tuple(batch_sizes), reverse)
     outs = tuple(a.astype(x.dtype, copy=False) for a in (out, h, c))
     return outs, saved, lstm_vjp
@@ -167,21 +168,20 @@ def lstm_vjp(
     _, dc = _begin(None, g[2], c0)
     d = xp.empty_like(gates)
     w = widen(w_hh)
-    projection = None if w_hr is None else widen(w_hr)
-    projected = xp.empty_like(before) if projection is not None else before
-    for rows, b in reversed(_steps(batch_sizes, reverse)):
-        if g_out is not None:
-            dh[:b] += g_out[rows]
-        if projection is None:
-            dm = dh[:b]
-        else:
+    projected = None
+    if w_hr is None:
+        sequences.lstm_grad(gates, w, c_before, g_out, dh, dc, d, *_places(batch_sizes, reverse))
+    else:
+        projection, projected = widen(w_hr), xp.empty_like(before)
+        for rows, b in reversed(_steps(batch_sizes, reverse)):
+            if g_out is not None:
+                dh[:b] += g_out[rows]
             projected[rows] = dh[:b]
-            dm = dh[:b] @ projection
-        kernels.lstm_step_grad(gates[rows], c_before[rows], dm, dc[:b], d[rows])
-        dh[:b] = d[rows] @ w
+            kernels.lstm_step_grad(gates[rows], c_before[rows], dh[:b] @ projection, dc[:b], d[rows])
+            dh[:b] = d[rows] @ w
     dx, dw_ih, dw_hh, db = _products(needs, (0, 3, 4, 5, 6), x, w_ih, before, d, d)
     dw_hr = None
-    if w_hr is not None and needs[7]:
+    if projected is not None and needs[7]:
         i, f, n, o = (_part(gates, k, 4) for k in range(4))
         dw_hr = projected.T @ (o * xp.tanh(f * c_before + i * n))
     grads = (dx, dh, dc, dw_ih, dw_hh, db, db, dw_hr)
@@ -214,19 +214,12 @@ def gru(
     Returns:
         The hidden state after each step (R, H), and each sequence's last one (B, H).
     """
-    gates, h, product_weight = _start(x, h0, w_ih, w_hh, b_ih, batch_sizes)
+    gates, h = _start(x, h0, w_ih, b_ih)
     xp = get_array_module(gates)
     R, H = len(gates), h0.shape[1]
     out, before, products = (xp.empty((R, H), gates.dtype) for _ in range(3))
     bias = None if b_hh is None else widen(b_hh)
-    for rows, b in _steps(batch_sizes, reverse):
-        before[rows] = h[:b]
-        product = h[:b] @ product_weight
-        if bias is not None:
-            product += bias
-        products[rows] = product[:, 2 * H :]
-        kernels.gru_step(gates[rows], product, before[rows], out[rows])
-        h[:b] = out[rows]
+    sequences.gru(gates, widen(w_hh), bias, h, before, products, out, *_places(batch_sizes, reverse))
     saved = (x, h0, w_ih, w_hh, b_ih, b_hh, gates, products, before, tuple(batch_sizes), reverse)
     return (out.astype(x.dtype, copy=False), h.astype(x.dtype, copy=False)), saved, gru_vjp
 
@@ -251,12 +244,8 @@ def gru_vjp(
     xp = get_array_module(x)
     g_out, dh = _begin(g[0], g[1], h0)
     d, d_recurrent = xp.empty_like(gates), xp.empty_like(gates)
-    w = widen(w_hh)
-    for rows, b in reversed(_steps(batch_sizes, reverse)):
-        if g_out is not None:
-            dh[:b] += g_out[rows]
-        kernels.gru_step_grad(gates[rows], products[rows], before[rows], dh[:b], d[rows], d_recurrent[rows])
-        dh[:b] += d_recurrent[rows] @ w
+    places = _places(batch_sizes, reverse)
+    sequences.gru_grad(gates, widen(w_hh), products, before, g_out, dh, d, d_recurrent, *places)
     dx, dw_ih, dw_hh, db_ih = _products(needs, (0, 2, 3, 4, 4), x, w_ih, before, d, d_recurrent)
     db_hh = d_recurrent.sum(0) if needs[5] else None
     grads = (dx, dh, dw_ih, dw_hh, db_ih, db_hh)
@@ -304,18 +293,25 @@ def _sum_of(a: Any, b: Any) -> Any:
     return b if a is None else a if b is None else a + b
 
 
-def _start(
-    x: Array, h0: Array, w_ih: Array, w_hh: Array, bias: Array | None, batch_sizes: Sequence[int]
-) -> tuple[Array, Array, Array]:
-    """Return what the input gives to the gates (R, KH), the hidden state to step, and ``w_hh.T``."""
-    xp = get_array_module(x)
-    gates = widen(x) @ widen(w_ih).T
-    if bias is not None:
-        gates += widen(bias)
-    product_weight = widen(w_hh).T
-    if len(batch_sizes) >= _TRANSPOSE_FROM:
-        product_weight = xp.ascontiguousarray(product_weight)
-    return gates, xp.array(widen(h0), order="C"), product_weight
+def _places(batch_sizes: Sequence[int], reverse: bool) -> tuple[Array, Array]:
+    """Return the first row of each time step and their number, in the order in which the layer takes them."""
+    sizes = np.array(batch_sizes, np.int64)
+    begins = np.cumsum(sizes) - sizes
+    return (begins[::-1].copy(), sizes[::-1].copy()) if reverse else (begins, sizes)
+
+
+def _start(x: Array, h0: Array, w_ih: Array, bias: Array | None) -> tuple[Array, Array]:
+    """Return what the input gives to the gates (R, KH), and the hidden state to step."""
+    gates = gemm.matmul(widen(x), widen(w_ih).T, bias=None if bias is None else widen(bias))
+    return gates, get_array_module(x).array(widen(h0), order="C")
+
+
+def _across(w_hh: Array, batch_sizes: Sequence[int]) -> Array:
+    """Return ``w_hh.T``, to multiply the hidden state with at each step."""
+    across = widen(w_hh).T
+    return (
+        get_array_module(across).ascontiguousarray(across) if len(batch_sizes) >= _TRANSPOSE_FROM else across
+    )
 
 
 def _begin(g_out: Array | None, g_last: Array | None, state: Array) -> tuple[Array | None, Array]:
@@ -342,9 +338,9 @@ def _products(
     """
     need_x, need_ih, need_hh, need_b, need_other = (needs[p] for p in places)
     return (
-        d @ widen(w_ih) if need_x else None,
-        d.T @ widen(x) if need_ih else None,
-        d_recurrent.T @ before if need_hh else None,
+        gemm.matmul(d, widen(w_ih)) if need_x else None,
+        gemm.matmul(d.T, widen(x)) if need_ih else None,
+        gemm.matmul(d_recurrent.T, before) if need_hh else None,
         d.sum(0) if need_b or need_other else None,
     )
 
