@@ -25,6 +25,8 @@ class Dealt:
     """Which ones, if the data set is a map."""
     position: tuple[int, int] | None = None
     """(epoch, number of the batch in it), where the loader itself deals to the ranks: then it is equal on all."""
+    key: tuple[int, int] | None = None
+    """(seed, epoch) of the random numbers of its samples, where the loader itself deals."""
 
     def __str__(self) -> str:
         if self.position is None:

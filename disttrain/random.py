@@ -31,9 +31,9 @@ _MASK = (1 << 64) - 1
 
 _unseeded = secrets.randbits(63)  # what a process draws from until somebody sets a seed
 
-DRAW, ORDER, SAMPLE = 0, 1, 2
-"""Purposes, the last word of the counter: numbers that a program draws, orders of a data set, and numbers drawn while a
-sample of it is read."""
+DRAW, ORDER, SAMPLE, BATCH = 0, 1, 2, 3
+"""Purposes, the last word of the counter: numbers that a program draws, orders of a data set, numbers drawn for a
+sample of it while it is read, and when its batch is transformed."""
 
 
 def philox(
@@ -119,8 +119,9 @@ class SampleGenerator(Generator):
     So augmentation depends neither on which rank or worker reads the sample, nor on what it has read before.
     """
 
-    def __init__(self, seed: int, epoch: int) -> None:
+    def __init__(self, seed: int, epoch: int, purpose: int = SAMPLE) -> None:
         super().__init__()
+        self._purpose = purpose
         self._key = seed, epoch
         self._sample = 0
         self._around: Generator = self
@@ -145,7 +146,7 @@ class SampleGenerator(Generator):
 
     def raw(self, count: int) -> np.ndarray[Any, Any]:
         draw, self._draw = self._draw, self._draw + 1
-        return philox((self._seed, self._stream), count, (draw, self._sample & _MASK, SAMPLE))
+        return philox((self._seed, self._stream), count, (draw, self._sample & _MASK, self._purpose))
 
 
 def _check_seed(seed: int) -> int:

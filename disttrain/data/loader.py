@@ -258,14 +258,15 @@ class DataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         epoch, start, skip = self._epochs.epoch, self._epochs.start, self._skip
+        key = None if self._user_order else (self._epochs.seed, epoch)
         indices = _Drawn(itertools.islice(iter(self._indices()), skip, None))
         self._epochs.set_epoch(epoch + 1)
         self._skip = 0
         begun = _Epoch(
-            self._batches(indices, epoch),
+            self._batches(indices, epoch, key),
             indices,
             epoch,
-            not self._user_order,
+            key,
             self._reported_length,
             start,
             skip,
@@ -273,9 +274,8 @@ class DataLoader:
         self._running = weakref.ref(begun)
         return begun
 
-    def _batches(self, indices: _Drawn, epoch: int) -> Iterator[tuple[Any, int]]:
+    def _batches(self, indices: _Drawn, epoch: int, key: tuple[int, int] | None) -> Iterator[tuple[Any, int]]:
         """Return what reads the batches of an epoch."""
-        key = None if self._user_order else (self._epochs.seed, epoch)
         if self.num_workers == 0 or hosted_env() is not None:
             fetch = make_fetch(self.dataset, self.collate_fn, self._auto_collation, self.drop_last, key)
             return _InLine(fetch, indices)
@@ -349,7 +349,7 @@ class _Epoch:
         batches: in order, with their numbers of samples.
         drawn: their indices.
         epoch: which one it is.
-        ours: whether the order is the loader's own.
+        key: (seed, epoch) if the order is the loader's own.
         reported_length: what the data set says, if it is a stream.
         start: how many samples of it all ranks had used before it was resumed.
         skipped: how many batches of it this rank had used then, if the order is not the loader's.
@@ -360,7 +360,7 @@ class _Epoch:
         batches: Iterator[tuple[Any, int]],
         drawn: _Drawn,
         epoch: int,
-        ours: bool,
+        key: tuple[int, int] | None,
         reported_length: int | None,
         start: int,
         skipped: int,
@@ -371,7 +371,7 @@ class _Epoch:
         self.start = start
         self.ended = False
         """Whether there is no batch left, and the loop has been told."""
-        self._ours = ours
+        self._key = key
         self._skipped = skipped
         self._reported_length = reported_length
         self._handed_out = 0
@@ -417,9 +417,9 @@ class _Epoch:
                 stacklevel=2,
             )
         indices = self._drawn.waiting.popleft() if self._drawn.waiting else None
-        position = (self.epoch, self._handed_out) if self._ours else None
+        position = (self.epoch, self._handed_out) if self._key is not None else None
         known = isinstance(indices, Sequence) and not isinstance(indices, NoShare)
-        self._dealt = rank.dealt = context.Dealt(samples, indices if known else None, position)
+        self._dealt = rank.dealt = context.Dealt(samples, indices if known else None, position, self._key)
         rank.loop = weakref.ref(self)
         self._handed_out += 1
         return batch

@@ -14,6 +14,7 @@ from disttrain.nn.module import Module
 from disttrain.tensors import Tensor
 from disttrain.vision.transforms import functional
 from disttrain.vision.transforms import functional as F
+from disttrain.vision.transforms.batches import CutMix, MixUp, RandomCropFlipNormalize
 from disttrain.vision.transforms.functional import InterpolationMode
 
 __all__ = [
@@ -21,15 +22,18 @@ __all__ = [
     "ColorJitter",
     "Compose",
     "ConvertImageDtype",
+    "CutMix",
     "Grayscale",
     "InterpolationMode",
     "Lambda",
+    "MixUp",
     "Normalize",
     "PILToTensor",
     "Pad",
     "RandomApply",
     "RandomChoice",
     "RandomCrop",
+    "RandomCropFlipNormalize",
     "RandomErasing",
     "RandomGrayscale",
     "RandomHorizontalFlip",
