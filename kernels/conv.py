@@ -1,6 +1,10 @@
-"""Convolution over images in channels-last memory: im2col in blocks of about the L2 cache, then GEMM.
+"""Convolution over images in channels-last memory, by what is quickest for its size.
 
-3 x 3 filters of stride 1 over whole multiples of 16 channels in float32 go by :mod:`~disttrain.kernels.winograd`.
+* 3 x 3 filters of stride 1 over whole multiples of 16 channels in float32: :mod:`~disttrain.kernels.winograd`;
+* filters of one pixel: a product of matrices, without a copy;
+* one filter for each channel: a loop over the image;
+* other filters in float32 on one thread: :mod:`~disttrain.kernels.direct`;
+* all others: im2col in blocks of about the L2 cache, then the BLAS library's product.
 
 ``x`` is (N, C, H, W), ``w`` is (O, C // groups, KH, KW), ``out`` and its gradient ``g`` are (N, O, OH, OW).
 These are shapes only: any memory layout is accepted, images come back as views of (N, H, W, C) memory.
@@ -12,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from disttrain.kernels import winograd
+from disttrain.kernels import direct, gemm, winograd
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 from disttrain.kernels.simd import LANES
+from disttrain.kernels.threads import threads
 
 Sizes = tuple[int, ...]
 """A number for each axis of an image but the first two, (N, C)."""
@@ -59,6 +64,11 @@ def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) 
     out = (numpy.zeros if _is_depthwise(w, groups) else numpy.empty)((N, OH, OW, O), x.dtype)
     if _is_depthwise(w, groups):
         _depthwise(x, out, _by_tap(w), _flat(window), _OUT)
+    elif _is_pointwise(window) and groups == 1:
+        gemm.matmul(x.reshape(-1, x.shape[3]), w[:, :, 0, 0].T, out.reshape(-1, O), bias)
+        return out.transpose(0, 3, 1, 2)
+    elif _is_direct(x, w, out):
+        direct.convolve(x, w, out, _flat(window), groups)
     else:
         out_rows = out.reshape(-1, O)
         kernel = w.transpose(0, 2, 3, 1).reshape(O, -1)
@@ -92,6 +102,9 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Siz
     o = O // groups
     if _is_pointwise(window) and size == (OH, OW):
         gx = numpy.empty((N, *size, c * groups), g.dtype)
+        if groups == 1:
+            gemm.matmul(g_rows, w[:, :, 0, 0], gx.reshape(-1, c))
+            return gx.transpose(0, 3, 1, 2)
         for group in range(groups):
             of, to = slice(group * o, (group + 1) * o), slice(group * c, (group + 1) * c)
             numpy.matmul(g_rows[:, of], kernel[of], out=gx.reshape(-1, c * groups)[:, to])
@@ -99,6 +112,9 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Siz
     gx = numpy.zeros((N, *size, c * groups), g.dtype)
     if _is_depthwise(w, groups):
         _depthwise(gx, g, _by_tap(w), _flat(window), _IMAGE)
+        return gx.transpose(0, 3, 1, 2)
+    if _is_direct(gx, w, g):
+        direct.input_grad(g, w, gx, _flat(window), groups)
         return gx.transpose(0, 3, 1, 2)
     lines, step = N * OH, _lines_per_block(OW, kernel.shape[1] * g.itemsize)
     cols = numpy.empty((min(step, lines) * OW, kernel.shape[1]), g.dtype)
@@ -127,6 +143,10 @@ def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array
             _depthwise(image[None], out[None], part, _flat(window), _FILTERS)
         return parts.sum(0)[None].transpose(3, 0, 1, 2)
     g_rows = g.reshape(-1, O)
+    if _is_pointwise(window) and groups == 1 and x.shape[:3] == g.shape[:3]:
+        return gemm.matmul(g_rows.T, x.reshape(-1, c))[:, :, None, None]
+    if _is_direct(x, g, g):
+        return direct.weight_grad(g, x, _flat(window), groups)
     gw = numpy.zeros((window.kernel[0] * window.kernel[1] * c, O), g.dtype)
     for group in range(groups):
         of = slice(group * o, (group + 1) * o)
@@ -177,6 +197,16 @@ def _is_winograd(kind: Array, window: Window, groups: int, C: int, size: Sizes) 
         and kind == numpy.float32
         and C % LANES == size[3] % LANES == 0
         and winograd.count_tiles(size) >= _MIN_TILES
+    )
+
+
+def _is_direct(x: Array, w: Array, out: Array) -> bool:
+    """Return whether a convolution, or its gradient, is computed in :mod:`~disttrain.kernels.direct`."""
+    return (
+        out.dtype == numpy.float32
+        and x.shape[3] > 1  # stretches of one channel are too short to be gathered one by one
+        and min(x.size, w.size, out.size) > 0
+        and threads() == 1  # several are the BLAS library's business
     )
 
 

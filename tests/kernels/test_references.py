@@ -12,6 +12,7 @@ from disttrain.kernels import (
     axes,
     conv,
     conv3d,
+    direct,
     embedding,
     gelu,
     norm,
@@ -143,6 +144,29 @@ def test_convolution_of_an_image_does_not_depend_on_the_others_of_its_batch():
     whole = conv.conv2d(x, w, None, window, 1)
 
     np.testing.assert_array_equal(whole[24:40], conv.conv2d(x[24:40], w, None, window, 1))
+
+
+@pytest.mark.parametrize(("c", "o", "groups"), [(2, 3, 1), (5, 20, 1), (32, 33, 1), (8, 8, 4), (12, 40, 2)])
+@pytest.mark.parametrize(
+    "window",
+    [
+        conv.Window((3, 2), (2, 1), (1, 1), (1, 2)),
+        conv.Window((5, 5), (1, 1), (2, 0), (1, 1)),
+        conv.Window((1, 1), (2, 2), (0, 1), (1, 1)),
+        conv.Window((2, 9), (3, 2), (0, 4), (2, 1)),
+    ],
+)
+def test_convolution_in_one_call(window, c, o, groups, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(direct, "_MIN_PIXELS", 16)  # several blocks, which end inside an image
+    monkeypatch.setattr(direct, "_BLOCK_BYTES", 1)
+    size = window.out_size(11, 10)
+    scale = np.sqrt(c // groups * window.kernel[0] * window.kernel[1])
+    x, w, g = some(3, c, 11, 10), some(o, c // groups, *window.kernel) / scale, some(3, o, *size) / 8
+
+    equal_to_reference(conv, "conv2d", "float32", x, w, some(o), window, groups)
+    equal_to_reference(conv, "conv2d_input_grad", "float32", g, w, window, groups, (11, 10))
+    equal_to_reference(conv, "conv2d_weight_grad", "float32", g, x, window, groups)
 
 
 @pytest.mark.parametrize("c", [1, 3])
