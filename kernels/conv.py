@@ -19,7 +19,7 @@ import numpy
 from disttrain.kernels import direct, gemm, winograd
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
-from disttrain.kernels.simd import LANES
+from disttrain.kernels.simd import LANES, pointer, transpose
 from disttrain.kernels.threads import threads
 
 Sizes = tuple[int, ...]
@@ -48,7 +48,26 @@ class Window(NamedTuple):
 
 def to_channels_last(x: Array) -> Array:
     """Return (N, C, H, W) as contiguous (N, H, W, C): a view if the memory is so already, else a copy."""
-    return get_array_module(x).ascontiguousarray(x.transpose(0, 2, 3, 1))
+    xp, last = get_array_module(x), x.transpose(0, 2, 3, 1)
+    if xp is not numpy or last.flags.c_contiguous or not x.flags.c_contiguous or x.dtype != numpy.float32:
+        return xp.ascontiguousarray(last)
+    out = numpy.empty(last.shape, x.dtype)
+    _to_channels_last(x.reshape(-1), out.reshape(-1), len(x), x.shape[1], x.shape[2] * x.shape[3])
+    return out
+
+
+@jit
+def _to_channels_last(x, out, N, C, P):  # type: ignore[no-untyped-def]
+    whole = P // LANES * LANES if C % LANES == 0 else 0
+    for n in range(N):
+        for p in range(0, whole, LANES):
+            for c in range(0, C, LANES):
+                transpose(pointer(x, (n * C + c) * P + p), P, pointer(out, (n * P + p) * C + c), C)
+        for first in range(whole, P, LANES):  # few pixels at a time, so that what is written stays in cache
+            for c in range(C):
+                of, to = (n * C + c) * P, n * C * P + c
+                for p in range(first, min(first + LANES, P)):
+                    out[to + p * C] = x[of + p]
 
 
 def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) -> Array:

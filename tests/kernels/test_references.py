@@ -67,6 +67,18 @@ def test_convolution(window, groups, dtype):
     equal_to_reference(conv, "conv2d_weight_grad", dtype, g, x, window, groups)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 32, 5, 7), (3, 16, 4, 8), (0, 16, 4, 4), (2, 1, 3, 3)])
+@pytest.mark.parametrize("dtype", [*FLOATS, "int32"])
+def test_layout_of_images(shape, dtype):
+    x = (some(*shape) * 100).astype(dtype)
+
+    last = conv.to_channels_last(x)
+
+    assert last.flags.c_contiguous
+    np.testing.assert_array_equal(last, x.transpose(0, 2, 3, 1))
+    assert np.shares_memory(conv.to_channels_last(last.transpose(0, 3, 1, 2)), last) == (x.size > 0)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(
