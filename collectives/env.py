@@ -7,7 +7,10 @@ import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
+
+from disttrain.collectives.ledger import ledger_file
 
 _PREFIX = "DISTTRAIN_"
 _MPI_VARIABLES = (
@@ -145,6 +148,7 @@ class WorkerEnv:
                 local_rank=int(local_rank) if local_rank.isdecimal() else int(rank),
                 # Unknown is not "all of them": ranks of other nodes are then looked for too.
                 local_world_size=int(local_size) if local_size.isdecimal() else 1,
+                ledger=_own_ledger(),
             )
         return cls()
 
@@ -185,6 +189,12 @@ def starter(environ: Mapping[str, str] = os.environ) -> str:
     """Return whose mpiexec has started this process, without our launcher: ``"Open MPI"``, or ``""`` for others."""
     theirs = _MPI_VARIABLES[0][1] in environ and _PREFIX + "WORLD_SIZE" not in environ
     return "Open MPI" if theirs else ""
+
+
+@cache
+def _own_ledger() -> int:
+    """Return the descriptor of a ledger's file that this process makes, as there is no launcher that has."""
+    return ledger_file(1) if hasattr(os, "memfd_create") else -1
 
 
 def current_env() -> WorkerEnv:

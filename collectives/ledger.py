@@ -37,9 +37,9 @@ _RECORD_BYTES: Final = 128
 _HEAD_BYTES: Final = 4096
 _STACKS_AT: Final = 32
 _TABLES_AT: Final = 64
-_TEXTS_AT: Final = _HEAD_BYTES
+TEXTS_AT: Final = _HEAD_BYTES
 _TEXTS_BYTES: Final = 64 << 10
-PAGES_AT: Final = _TEXTS_AT + _TEXTS_BYTES
+PAGES_AT: Final = TEXTS_AT + _TEXTS_BYTES
 PAGE_HEAD_BYTES: Final = 256
 """Of the page of a rank; the words behind :data:`WAITS_SINCE` are those of ``disttrain.collectives.meter``."""
 PAGE_BYTES: Final = PAGE_HEAD_BYTES + LENGTH * _RECORD_BYTES
@@ -232,7 +232,7 @@ class Ledger:
         self.token = os.urandom(TOKEN_BYTES)
         """What another process knows this file by."""
         self._texts: dict[str, int] = {}
-        self._end_of_texts = _TEXTS_AT
+        self._end_of_texts = TEXTS_AT
         written = json.dumps({**tables, "first": ranks.start, "hosted": len(ranks)}).encode()
         if len(written) > _HEAD_BYTES - _TABLES_AT:
             raise ValueError(
@@ -253,7 +253,7 @@ class Ledger:
     def _write(self, text: str) -> int:
         data = text.encode(errors="replace").replace(b"\n", b"?") + b"\n"
         end = self._end_of_texts + len(data)
-        if end > _TEXTS_AT + _TEXTS_BYTES:
+        if end > TEXTS_AT + _TEXTS_BYTES:
             return -1
         self.memory[self._end_of_texts : end] = data  # before its number is used anywhere
         self._end_of_texts = end
@@ -355,7 +355,7 @@ def read(data: bytes, now: int | None = None, latest: int = LENGTH) -> list[Stan
     if len(data) < PAGES_AT or not any(data[:TOKEN_BYTES]):
         return []
     tables = json.loads(data[_TABLES_AT:_HEAD_BYTES].rstrip(b"\0"))
-    texts = data[_TEXTS_AT:PAGES_AT].decode(errors="replace").split("\n")[:-1]
+    texts = data[TEXTS_AT:PAGES_AT].decode(errors="replace").split("\n")[:-1]
     now = time.monotonic_ns() if now is None else now
     found = []
     for i in range(tables["hosted"]):

@@ -20,6 +20,7 @@ from disttrain.collectives.ledger import (
     PAGE_BYTES,
     PAGE_HEAD_BYTES,
     PAGES_AT,
+    TEXTS_AT,
     WAITED,
     WAITS_SINCE,
     is_ours,
@@ -33,6 +34,9 @@ _STEPS, _SAMPLES, _DATA, _DATA_SINCE, _LOSS, _HAS_LOSS, _GPU, _CAN_SAVE, _PAUSED
 _DONE: Final = 15  # three words
 _OLDER: Final = 18  # the counts when a window began: time, steps, samples, data, wait
 _NEWER: Final = 23
+_ENDED: Final = 28  # when, with which exit code, and the number of a text: what has ended it
+_HEARD: Final = 31
+_PATIENCE_S: Final = 1.0
 _WORDS: Final = PAGE_HEAD_BYTES // 8
 
 
@@ -176,6 +180,46 @@ def _word(descriptor: int, word: int) -> int:
 
 def _increment(descriptor: int, word: int) -> None:
     os.pwrite(descriptor, struct.pack("=q", _word(descriptor, word) + 1), 8 * word)
+
+
+def note_end(descriptor: int, code: int, text: int) -> None:
+    """Note how the only rank of a ledger's file ends, for whoever attends a job that has no launcher.
+
+    Args:
+        code: its exit code, as far as it is known.
+        text: the number that :meth:`.Ledger.text` has given for what has ended it.
+    """
+    os.pwrite(descriptor, struct.pack("=3q", time.monotonic_ns(), code, text), PAGES_AT + 8 * _ENDED)
+
+
+def note_heard(descriptor: int) -> None:
+    """Note in a ledger's file that a failure of its rank or of another one has been told."""
+    os.pwrite(descriptor, struct.pack("=q", 1), PAGES_AT + 8 * _HEARD)
+
+
+def wait_until_heard(descriptor: int) -> None:
+    """Wait for a moment until a failure has been told: the end of this process is the end of the others."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while not _word(descriptor, PAGES_AT // 8 + _HEARD) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+@dataclass(frozen=True)
+class End:
+    """How a rank has ended, in its own words."""
+
+    at: int
+    """Nanoseconds of the monotonic clock."""
+    code: int
+    what: str
+    """``raised ValueError: ...``; empty if nothing has."""
+
+
+def read_end(descriptor: int) -> End | None:
+    """Return what :func:`note_end` has noted; None if nothing."""
+    at, code, text = struct.unpack("=3q", os.pread(descriptor, 24, PAGES_AT + 8 * _ENDED))
+    texts = os.pread(descriptor, PAGES_AT - TEXTS_AT, TEXTS_AT).decode(errors="replace").split("\n")
+    return End(at, code, texts[text] if text >= 0 else "") if at else None
 
 
 @dataclass(frozen=True)

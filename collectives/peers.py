@@ -96,6 +96,11 @@ class Peers:
         name: bytes = self._addresses[process][4]
         return name.rstrip(b"\0").decode(errors="replace")
 
+    def address_of(self, process: int) -> tuple[int, int]:
+        """Return the pid of a process and its descriptor of its ledger."""
+        pid, descriptor, *_ = self._addresses[process]
+        return pid, descriptor
+
     def look(self, question: Question) -> list[Where]:
         """Return where the ranks of a near process are."""
         pid, _, descriptor, *_ = self._addresses[question.process]

@@ -44,6 +44,11 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="disttrain watch", daemon=True)
         self._thread.start()
 
+    @property
+    def near(self) -> list[tuple[int, int, int]]:
+        """The processes that can be looked at from here: number, pid, and descriptor of the ledger."""
+        return [(p, *self._peers.address_of(p)) for p in self._peers.near]
+
     def close(self) -> None:
         """End the thread."""
         self._stop.set()

@@ -1,7 +1,9 @@
 """The world communicator of the calling rank: made at the first ``connect()``, ended by ``shutdown()``."""
 
 import atexit
+import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -10,13 +12,18 @@ from typing import Any
 
 import numpy
 
+from disttrain.collectives import stacks
 from disttrain.collectives.communicator import Communicator
+from disttrain.collectives.control import leave
 from disttrain.collectives.env import WorkerEnv, current_env, hosted_rank
 from disttrain.collectives.host import Host
+from disttrain.collectives.ledger import note_stacks
+from disttrain.collectives.meter import note_end, wait_until_heard
 from disttrain.collectives.protocol import collective
 from disttrain.collectives.select import open_transport
 from disttrain.kernels.arrays import Array
 
+_MOST_CHARACTERS = 300
 _logger = logging.getLogger("disttrain")
 _host: Host | None = None
 """The host of a process whose main thread is its only rank."""
@@ -76,13 +83,18 @@ def open_host(env: WorkerEnv, *, threads: bool, on_switch: Callable[[int], None]
     """Connect this process to the others of the job. ``threads``: its ranks will be threads of the caller."""
     global _host
     transport, line = open_transport(env)
+    is_bare = env.processes > 1 and not env.control
+    if is_bare:
+        note_stacks(env.ledger, stacks.answer())
     host = Host(env, transport, threads=threads, on_switch=on_switch)
     if env.rank == 0:
         _logger.info(line)
     if not threads:
         _host = host
-    if env.processes > 1 and not env.control:
+    if is_bare:
         _end_with_the_others(host)
+        if env.process == 0:
+            _have_attended(host)
     return host
 
 
@@ -107,7 +119,9 @@ def _end_with_the_others(host: Host) -> None:
         previous(kind, error, traceback)
         sys.stdout.flush()
         sys.stderr.flush()
+        _note_end(host, 1, f"raised {kind.__qualname__}: {error}")
         host.transport.abort(1)
+        leave(1)  # MPI may return before its launcher ends this process, which has nothing to say any more
 
     sys.excepthook = abort_the_world
     atexit.register(_goodbye_at_exit, host)
@@ -119,4 +133,41 @@ def _goodbye_at_exit(host: Host) -> None:
     try:
         shutdown()
     except BaseException as error:
+        _note_end(host, 1, f"raised {type(error).__name__}: {error}")
         host.abort(f"{type(error).__name__}: {error}", 1)
+        leave(1)
+    _note_end(host, 0, "")
+
+
+def _note_end(host: Host, code: int, what: str) -> None:
+    """Leave word for the attendant of rank 0's node."""
+    ledger = host.ledger
+    if ledger.descriptor < 0 or host.watch is None:
+        return
+    note_end(ledger.descriptor, code, ledger.text(what[:_MOST_CHARACTERS]) if what else -1)
+    if code and any(process == 0 for process, *_ in host.watch.near):
+        wait_until_heard(ledger.descriptor)
+
+
+def _have_attended(host: Host) -> None:
+    """Start what shows this job to ``disttrain ps`` and the others: no launcher does."""
+    if host.watch is None or host.ledger.descriptor < 0:
+        return
+    about = {
+        "command": sys.argv,
+        "world_size": host.env.world_size,
+        "processes": host.watch.near,
+    }
+    letter = os.memfd_create("disttrain letter")
+    os.write(letter, json.dumps(about).encode())
+    os.lseek(letter, 0, os.SEEK_SET)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-m", "disttrain.launcher.attendant"],
+        os.environ,
+        file_actions=[(os.POSIX_SPAWN_DUP2, letter, 0), (os.POSIX_SPAWN_DUP2, nowhere, 1)],
+        setsid=True,  # what ends the ranks must not end it before it has said why
+    )
+    os.close(letter)
+    os.close(nowhere)

@@ -25,12 +25,12 @@ from disttrain.collectives.ledger import Standing
 from disttrain.launcher import openmpi, pmi
 from disttrain.launcher.backoff import BackOff
 from disttrain.launcher.called import result_file
-from disttrain.launcher.commands import Commands
+from disttrain.launcher.commands import Commands, JobFacts
 from disttrain.launcher.config import REHEARSAL, ConfigError, LaunchConfig, count_gpus
 from disttrain.launcher.control_plane import ControlPlane
 from disttrain.launcher.desk import Desk
 from disttrain.launcher.logs import LogPump
-from disttrain.launcher.node import LocalNode, Order, WorkerState
+from disttrain.launcher.node import LocalNode, Order, WorkerState, tell_slow
 from disttrain.launcher.pace import Paces
 from disttrain.launcher.placement import table
 from disttrain.launcher.report import (
@@ -356,7 +356,9 @@ class Agent:
             self._logs.notice("\n".join(f"disttrain: {line}" for line in lines))
         if self._chaos:
             self._logs.notice(f"disttrain: chaos ordered: {', '.join(map(str, self._chaos))}")
-        self._commands.begin(self._config, self._workers, self._nodes, self._generation)
+        job = self._config
+        about = JobFacts(tuple(job.argv), job.program, job.world_size, job.processes)
+        self._commands.begin(about, self._workers, self._nodes, self._generation)
         self._logs.start()
 
     def _catch_signals(self) -> Callable[[], None]:
@@ -467,10 +469,7 @@ class Agent:
             marks = [mark for node in self._nodes.values() for mark in node.marks]
             if len(marks) == self._config.world_size and (slow := self._paces.look(marks)) is not None:
                 self._slow.append(replace(slow, generation=self._generation))
-                worker = next(w for w in self._workers if slow.rank in w.ranks)
-                self._logs.notice(
-                    f"disttrain: rank {slow.rank} (host {worker.host}, pid {worker.pid}) takes {slow}"
-                )
+                self._logs.notice(tell_slow(slow, self._workers))
         return self._paces.wait
 
     def _turn(self, wait: float | None) -> None:

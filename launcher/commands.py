@@ -4,15 +4,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from disttrain.collectives.control import BadMessage, Message
 from disttrain.collectives.ledger import Standing, read, stacks_in
 from disttrain.collectives.meter import Reading, Wish
-from disttrain.launcher.config import LaunchConfig
-from disttrain.launcher.node import WISHES, LocalNode, WorkerState
+from disttrain.launcher.node import WISHES, Workers, WorkerState
 from disttrain.launcher.report import name_ranks
 
 if TYPE_CHECKING:
@@ -25,6 +24,16 @@ _POLL_OTHERS: Final = 0.5
 _DONE: Final = {"save": "saved", "stop": "stopped", "pause": "paused", "resume": "resumed"}
 _MAX_CALL: Final = 400
 _MOST_FRAMES: Final = 64
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What a job is."""
+
+    command: tuple[str, ...]
+    script: str
+    world_size: int
+    processes: int
 
 
 class Commands:
@@ -41,9 +50,9 @@ class Commands:
         """After which step the ranks have stopped because they were asked to."""
         self._history, self._notice, self._kill = history, notice, kill
         self._started = time.monotonic()
-        self._config: LaunchConfig | None = None
+        self._about: JobFacts | None = None
         self._workers: Sequence[WorkerState] = ()
-        self._nodes: Mapping[int, LocalNode | RemoteNode] = {}
+        self._nodes: Mapping[int, Workers | RemoteNode] = {}
         self._generation = 0
         self._asked = dict.fromkeys(Wish, 0)
         """How often the ranks of this generation have been asked."""
@@ -54,13 +63,13 @@ class Commands:
 
     def begin(
         self,
-        config: LaunchConfig,
+        about: JobFacts,
         workers: Sequence[WorkerState],
-        nodes: Mapping[int, "LocalNode | RemoteNode"],
+        nodes: Mapping[int, "Workers | RemoteNode"],
         generation: int,
     ) -> None:
         """Speak of these workers from now on, which run on these nodes."""
-        self._config, self._workers, self._nodes, self._generation = config, workers, nodes, generation
+        self._about, self._workers, self._nodes, self._generation = about, workers, nodes, generation
         self._asked = dict.fromkeys(Wish, 0)
 
     def forget(self) -> None:
@@ -156,6 +165,8 @@ class Commands:
             return "the job is not paused"
         if command == "pause" and is_paused:
             return "the job is paused already"
+        if command == "pause" and self._about is not None and len(readings) < self._about.world_size:
+            return "ranks on other nodes, which mpiexec or srun has started, could not be told to go on"
         if command == "save":
             if is_paused:
                 return "the job is paused; resume it first"
@@ -202,17 +213,17 @@ class Commands:
     # -- status --------------------------------------------------------------------------------------------
 
     def _job(self) -> dict[str, Any]:
-        config = self._config
-        if config is None:
+        about = self._about
+        if about is None:
             raise BadMessage("the job has not begun")
         return {
-            "command": list(config.argv),
-            "script": config.program,
+            "command": list(about.command),
+            "script": about.script,
             "pid": os.getpid(),
             "seconds": round(time.monotonic() - self._started, 1),
             "generation": self._generation,
-            "world_size": config.world_size,
-            "processes": config.processes,
+            "world_size": about.world_size,
+            "processes": about.processes,
             "nodes": len(self._nodes),
             "pending": list(self._pending),
         }

@@ -21,6 +21,7 @@ from disttrain.launcher import guardian, pmi
 from disttrain.launcher.memory import MemoryWatch
 from disttrain.launcher.pace import Mark
 from disttrain.launcher.placement import Machine, Place
+from disttrain.launcher.report import Slow
 from disttrain.launcher.rundir import RunDirectory
 
 WISHES: Final = {"save": (Wish.SAVE,), "stop": (Wish.STOP,), "pause": (Wish.PAUSE,), "resume": ()}
@@ -120,6 +121,12 @@ class WorkerState:
         self.cpu_seconds = (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def tell_slow(slow: Slow, workers: Sequence[WorkerState]) -> str:
+    """Return the line that names a slow rank, one of those of ``workers``."""
+    worker = next(w for w in workers if slow.rank in w.ranks)
+    return f"disttrain: rank {slow.rank} (host {worker.host}, pid {worker.pid}) takes {slow}"
+
+
 @contextmanager
 def _bound(place: Place) -> Iterator[None]:
     """Have the calling thread, and so the children that it starts, run on the cores of ``place`` only."""
@@ -134,7 +141,38 @@ def _bound(place: Place) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-class LocalNode:
+class Workers:
+    """Processes of this machine that are ranks: what can be known of them, and asked of them after a step."""
+
+    def __init__(self, workers: Sequence[WorkerState] = ()) -> None:
+        self._workers = list(workers)
+
+    def look(self) -> None:
+        """Bring up to date what is known of the workers; their ledgers always are."""
+        for worker in self._workers:
+            worker.look()
+
+    def ask(
+        self, worker: WorkerState, thread: int = 0, most: int = stacks.MOST_FRAMES, *, wake: bool = False
+    ) -> None:
+        """Find out where a worker is in its Python code; its ``stack`` says it then."""
+        worker.ask(thread, most, wake=wake)
+
+    @property
+    def marks(self) -> list[Mark]:
+        """What its ranks have counted."""
+        return [Mark.of(reading) for worker in self._workers for reading in worker.readings()]
+
+    def wish(self, command: str) -> None:
+        """Ask the ranks for one of :data:`WISHES`; they do it after a step."""
+        for worker in self._workers:
+            for wish in WISHES[command]:
+                ask(worker.ledger, wish)
+            if command in ("resume", "stop"):  # to stop, a paused job makes one more step
+                resume(worker.ledger)
+
+
+class LocalNode(Workers):
     """The workers of this machine. ``on_exit`` is called, from the selector's loop, as each of them ends."""
 
     def __init__(
@@ -145,6 +183,7 @@ class LocalNode:
         on_exit: Callable[[WorkerState], None],
         notice: Callable[[str], None],
     ) -> None:
+        super().__init__()
         self.host = socket.gethostname()
         self.swept: list[int] | None = None
         """After :meth:`sweep`, the processes that had not left by themselves."""
@@ -158,7 +197,6 @@ class LocalNode:
         self._looked_at = 0.0
         self._popens: dict[int, subprocess.Popen[bytes]] = {}
         self._pidfds: dict[int, int] = {}
-        self._workers: list[WorkerState] = []
         self._guardian = subprocess.Popen(
             [sys.executable, "-I", "-S", guardian.__file__],
             stdin=subprocess.PIPE,
@@ -245,30 +283,6 @@ class LocalNode:
             else:
                 worker.stopped, worker.warned = 0.0, False
         return LOOK
-
-    def look(self) -> None:
-        """Bring up to date what is known of the workers; their ledgers always are."""
-        for worker in self._workers:
-            worker.look()
-
-    def ask(
-        self, worker: WorkerState, thread: int = 0, most: int = stacks.MOST_FRAMES, *, wake: bool = False
-    ) -> None:
-        """Find out where a worker is in its Python code; its ``stack`` says it then."""
-        worker.ask(thread, most, wake=wake)
-
-    @property
-    def marks(self) -> list[Mark]:
-        """What its ranks have counted."""
-        return [Mark.of(reading) for worker in self._workers for reading in worker.readings()]
-
-    def wish(self, command: str) -> None:
-        """Ask the ranks for one of :data:`WISHES`; they do it after a step."""
-        for worker in self._workers:
-            for wish in WISHES[command]:
-                ask(worker.ledger, wish)
-            if command in ("resume", "stop"):  # to stop, a paused job makes one more step
-                resume(worker.ledger)
 
     def terminate(self) -> None:
         """Ask every process of the job to end."""

@@ -10,7 +10,7 @@ import tempfile
 import textwrap
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Job:
-    """A running ``disttrain`` command with everything that it has started."""
+    """A running command with everything that it has started."""
 
     def __init__(self, command: list[str], folder: Path, runtime: Path, **environ: str) -> None:
         self.mark = f"DISTTRAIN_TEST={uuid.uuid4().hex}"
@@ -29,7 +29,7 @@ class Job:
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("DISTTRAIN_", "PMI_"))}
         name, value = self.mark.split("=")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "disttrain", *command],
+            command,
             cwd=folder,
             env=keep
             | {
@@ -119,6 +119,7 @@ class Job:
 
 
 Start = Callable[..., Job]
+Tool = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -133,17 +134,42 @@ def runtime() -> Iterator[Path]:
 def start(tmp_path: Path, runtime: Path) -> Iterator[Start]:
     """Write ``script.py`` and start a command on it: ``start(text, "launch", "-n", "2", args=("x",))``.
 
-    Without a text the command stands as it is.
+    Without a text the command stands as it is. It is one of disttrain's, unless ``by`` says what else to run.
     """
     jobs = []
+    ours = (sys.executable, "-m", "disttrain")
 
-    def start(script: str | None, *command: str, args: tuple[str, ...] = (), **environ: str) -> Job:
+    def start(
+        script: str | None,
+        *command: str,
+        args: tuple[str, ...] = (),
+        by: Sequence[str] = ours,
+        **environ: str,
+    ) -> Job:
         if script is not None:
             (tmp_path / "script.py").write_text(textwrap.dedent(script))
             command = (*command, "script.py")
-        jobs.append(Job([*command, *args], tmp_path, runtime, **environ))
+        jobs.append(Job([*by, *command, *args], tmp_path, runtime, **environ))
         return jobs[-1]
 
     yield start
     for job in jobs:
         job.kill()
+
+
+@pytest.fixture
+def tool(runtime: Path) -> Tool:
+    """Run a command on the jobs of this test: exit code, stdout and stderr."""
+
+    def tool(*command: str, within: float = 20.0) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "disttrain", *command],
+            env=os.environ | {"XDG_RUNTIME_DIR": str(runtime), "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=within,
+        )
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    return tool

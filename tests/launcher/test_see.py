@@ -31,24 +31,6 @@ TRAIN = """
     """
 
 
-@pytest.fixture
-def tool(runtime):
-    """Run a command on the jobs of this test: exit code, stdout and stderr."""
-
-    def tool(*command: str, within: float = 20.0) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "disttrain", *command],
-            env=os.environ | {"XDG_RUNTIME_DIR": str(runtime), "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            timeout=within,
-        )
-        assert "Traceback" not in done.stderr
-        return done.returncode, done.stdout, done.stderr
-
-    return tool
-
-
 def ready(job, ranks: int = 2) -> None:
     for rank in range(ranks):
         if f"[{rank}] ready" not in job.unfolded:
