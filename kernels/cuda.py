@@ -63,12 +63,15 @@ class Program:
     Args:
         module: ``__file__`` of the module that launches them; the text is beside it.
         prelude: C++ that the module has made, which goes before the text.
+        include: name of a file beside the text which goes before it.
         constants: for each macro of the text the values that it can have; every combination must compile.
     """
 
-    def __init__(self, module: str, prelude: str = "", **constants: Sequence[Constant]) -> None:
+    def __init__(
+        self, module: str, prelude: str = "", include: str = "", **constants: Sequence[Constant]
+    ) -> None:
         self.path = Path(module).with_suffix(".cu")
-        self._prelude = prelude
+        self._prelude, self._include = prelude, include
         self._constants = {name: tuple(values) for name, values in constants.items()}
         self._loaded: dict[Any, Callable[..., None]] = {}
 
@@ -79,8 +82,13 @@ class Program:
 
     @functools.cached_property
     def text(self) -> str:
-        """The content of the file."""
-        return self.path.read_text()
+        """The content of the file, after that of the one which it includes."""
+        shared = (
+            f'#line 1 "{self._include}"\n{self.path.with_name(self._include).read_text()}'
+            if self._include
+            else ""
+        )
+        return f'{shared}\n#line 1 "{self.path.name}"\n{self.path.read_text()}'
 
     @functools.cached_property
     def kernels(self) -> list[str]:
@@ -90,8 +98,7 @@ class Program:
     def source(self, variant: dict[str, Constant]) -> str:
         """Return what the compiler is given for one combination of constants."""
         defines = "".join(f"#define {name} {value}\n" for name, value in variant.items())
-        before = f'#line 1 "{_HEADER.name}"\n{_header()}\n{defines}{self._prelude}\n'
-        return f'{before}#line 1 "{self.path.name}"\n{self.text}'
+        return f'#line 1 "{_HEADER.name}"\n{_header()}\n{defines}{self._prelude}\n{self.text}'
 
     def launch(self, kernel: str, grid: Grid, block: Grid, *args: Argument, **variant: Constant) -> None:
         """Start a kernel in the current stream of the current device; nothing is waited for.
@@ -228,8 +235,12 @@ def wide(dtype: Any) -> Any:
 
 def vector(row: int, x: Array, *others: Array | None) -> int:
     """Return 1 if ``x`` in rows of ``row`` elements, and others alongside, can be read 16 bytes at a time, else 0."""
-    aligned = all(a is None or address(a) % 16 == 0 for a in (x, *others))
-    return int(aligned and row * x.itemsize % 16 == 0)
+    return int(row * x.itemsize % 16 == 0 and aligned(x, *others))
+
+
+def aligned(*arrays: Array | None) -> int:
+    """Return 1 if all arrays begin where 16 bytes can be read, else 0."""
+    return int(all(a is None or address(a) % 16 == 0 for a in arrays))
 
 
 def blocks(count: int, each: int) -> int:

@@ -36,6 +36,7 @@ __all__ = [
     "log_gamma",
     "normal",
     "open_uniform",
+    "round_randomly",
     "uniform",
     "words",
 ]
@@ -289,6 +290,29 @@ def draw_normal(key: Array, count: int, dtype: Any) -> Array:
     if get_array_module(key) is not np:
         return _draw_cuda("normal", key, count, dtype)
     return normal(_words_for(key, count, dtype)).astype(dtype, copy=False)
+
+
+def round_randomly(x: Array, dtype: Any, key: Array) -> Array:
+    """Return flat float32 ``x`` in half precision, each rounded up or down with a probability by the distance.
+
+    Element ``i`` takes 16 bits of :func:`words`: of word ``i // 1024 % 4`` of block ``i // 4096 * 256 + i // 4 % 256``,
+    the lowest ``i % 4`` times 16 left out; so a thread that has 16 elements in four groups needs one block. What is not
+    finite is rounded as usual.
+    """
+    tiles = -(-x.size // 4096)
+    in_groups = words(key, tiles * 1024).reshape(tiles, 256, 4).transpose(0, 2, 1)
+    noise = np.ascontiguousarray(in_groups).view(np.uint16).reshape(-1)[: x.size].astype(np.uint32)
+    bits = x.view(np.uint32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        nearest = x.astype(dtype)
+        if np.dtype(dtype) == np.float16:
+            large = ((bits + (noise & 0x1FFF)) & ~np.uint32(0x1FFF)).view(np.float32).astype(dtype)
+            steps = np.floor(np.abs(x) * np.float32(2**24) + noise.astype(np.float32) * np.float32(2**-16))
+            small = np.copysign(np.minimum(steps, 1 << 20) * np.float32(2**-24), x).astype(dtype)
+            rounded = np.where(np.abs(x) >= np.float32(2**-14), large, small)
+        else:
+            rounded = ((bits + noise) >> np.uint32(16)).astype(np.uint16).view(dtype)
+    return np.where(np.isfinite(x), rounded, nearest)
 
 
 def _words_for(key: Array, count: int, dtype: Any) -> Array:

@@ -6,9 +6,10 @@ import math
 
 import numpy
 
+from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
-from disttrain.kernels.optim.common import check_flat, compiled
+from disttrain.kernels.optim.common import Extras, check_flat, compiled, launch_flat
 
 
 def adam_step(
@@ -26,6 +27,7 @@ def adam_step(
     decoupled: bool = False,
     step: int,
     maximize: bool = False,
+    extras: Extras | None = None,
 ) -> None:
     """Update ``param`` and the moments in place as ``torch.optim.Adam`` and ``AdamW`` do.
 
@@ -45,6 +47,7 @@ def adam_step(
         decoupled: AdamW.
         step: number of this step, counted from 1.
         maximize: go up instead of down.
+        extras: what mixed precision needs.
 
     Raises:
         TypeError: arrays that are not float32 or float64, or of different types.
@@ -52,20 +55,60 @@ def adam_step(
     """
     if step < 1:
         raise ValueError(f"step counts from 1, got {step}")
-    check_flat(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq)
-    T = param.dtype.type
-    scalars = (
-        T(beta1),
-        T(1 - beta1),
-        T(beta2),
-        T(1 - beta2),
-        T(eps),
-        T(lr / (1 - beta1**step)),
-        T(math.sqrt(1 - beta2**step)),
-        T(0.0 if decoupled else weight_decay),
-        T(1 - lr * weight_decay if decoupled else 1.0),
-        T(-1.0 if maximize else 1.0),
+    numbers = adam_scalars(
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        decoupled=decoupled,
+        step=step,
+        maximize=maximize,
     )
+    if get_array_module(param) is not numpy:
+        states = exp_avg, exp_avg_sq, max_exp_avg_sq
+        return launch_flat(_program, "adam", param, grad, states, numbers, extras)
+    if extras is None:
+        return _step(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, numbers)
+    return extras.step(param, grad, lambda p, g: _step(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, numbers))
+
+
+def adam_scalars(
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    step: int,
+    maximize: bool = False,
+) -> tuple[float, ...]:
+    """Return the numbers that a step takes, given the options of :func:`adam_step`, for ``Extras.scalars``."""
+    return (
+        beta1,
+        1 - beta1,
+        beta2,
+        1 - beta2,
+        eps,
+        lr / (1 - beta1**step),
+        math.sqrt(1 - beta2**step),
+        0.0 if decoupled else weight_decay,
+        1 - lr * weight_decay if decoupled else 1.0,
+        -1.0 if maximize else 1.0,
+    )
+
+
+def _step(
+    param: Array,
+    grad: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    max_exp_avg_sq: Array | None,
+    numbers: tuple[float, ...],
+) -> None:
+    check_flat(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq)
+    scalars = [param.dtype.type(v) for v in numbers]
     largest = param[:0] if max_exp_avg_sq is None else max_exp_avg_sq
     if compiled(param):
         _adam(param, grad, exp_avg, exp_avg_sq, largest, *scalars)
@@ -138,3 +181,6 @@ def _adam(  # type: ignore[no-untyped-def]
                 largest[i] = v
             v = largest[i]
         param[i] = p - step_size * m / (math.sqrt(v) / root_correction + eps)
+
+
+_program = cuda.Program(__file__, include="flat.cuh", T=cuda.FLOATS, WIDE_GRAD=(0, 1), VECTOR=(0, 1))

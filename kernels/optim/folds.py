@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy
 
+from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 from disttrain.kernels.optim import common
@@ -22,7 +23,7 @@ def sum_of_squares(x: Array) -> float:
     """
     xp = get_array_module(x)
     if xp is not numpy:
-        return float(sum_of_squares_reference(x))
+        return float(_sum_of_squares_cuda(x)[0])
     check_flat(x)
     return float(_sum_of_squares(x, CHUNK, _NOWHERE))
 
@@ -35,6 +36,8 @@ def sum_of_squares_reference(x: Array) -> Array:
 
 def sums_of_squares(x: Array) -> Array:
     """Return the partial sums of :func:`sum_of_squares`, whose sum, one after the other, that is; in float64."""
+    if get_array_module(x) is not numpy:
+        return _sums_of_squares_cuda(x)
     check_flat(x)
     out = numpy.empty(-(-x.size // CHUNK))
     _sum_of_squares(x, CHUNK, out)
@@ -73,9 +76,10 @@ def _sum_of_squares(x, chunk, sums):  # type: ignore[no-untyped-def]
 
 
 def all_finite(x: Array) -> bool:
-    """Return whether a flat float32 or float64 array holds no infinity and no NaN."""
-    xp = get_array_module(x)
-    if xp is not numpy or x.size < common.SMALL:
+    """Return whether a flat float32 or float64 array (or half, on a GPU) holds no infinity and no NaN."""
+    if get_array_module(x) is not numpy:
+        return not int(find_bad(x)[0])
+    if x.size < common.SMALL:
         return bool(all_finite_reference(x))
     check_flat(x)
     return bool(_all_finite(x, CHUNK))
@@ -95,3 +99,88 @@ def _all_finite(x, chunk):  # type: ignore[no-untyped-def]
         if bad:
             return False
     return True
+
+
+# ---------------------------------------------------------------------------- where the results stay beside the array
+
+
+def clip_scale(square: Array, max_norm: float) -> tuple[Array, Array]:
+    """Return what a step needs to clip as ``torch.nn.utils.clip_grad_norm_`` does, without waiting for a GPU.
+
+    Args:
+        square: the sum of the squares of all gradients, a float64 number in an array (1,).
+        max_norm: the largest norm that remains.
+
+    Returns:
+        For ``Extras``: the factor of the gradients (1,) float32, at most 1; and (1,) int32, which is 1 if their norm is
+        not finite, else 0.
+    """
+    if get_array_module(square) is not numpy:
+        return _clip_scale_cuda(square, max_norm)
+    return clip_scale_reference(square, max_norm)
+
+
+def clip_scale_reference(square: Array, max_norm: float) -> tuple[Array, Array]:
+    """What :func:`clip_scale` must equal."""
+    norm = numpy.sqrt(square)
+    factor = max_norm / (norm + 1e-6)
+    return numpy.where(factor < 1, factor, 1.0).astype(numpy.float32), (~numpy.isfinite(norm)).astype(
+        numpy.int32
+    )
+
+
+def find_bad(x: Array) -> Array:
+    """Return (1,) int32, where ``x`` is: 1 if an element is infinite or NaN, else 0."""
+    if get_array_module(x) is not numpy:
+        return _find_bad_cuda(x)
+    return find_bad_reference(x)
+
+
+def find_bad_reference(x: Array) -> Array:
+    """What :func:`find_bad` must equal."""
+    return numpy.array([not numpy.isfinite(x).all()], numpy.int32)
+
+
+def scale_(x: Array, factor: Array) -> None:
+    """Multiply a flat array in place by a float32 number in an array (1,)."""
+    if get_array_module(x) is not numpy:
+        return _scale_cuda(x, factor)
+    return scale__reference(x, factor)
+
+
+def scale__reference(x: Array, factor: Array) -> None:
+    """What :func:`scale_` must equal."""
+    x[...] = (x.astype(cuda.wide(x.dtype)) * factor.astype(cuda.wide(x.dtype))).astype(x.dtype)
+
+
+_program = cuda.Program(__file__, T=cuda.FLOATS)
+
+
+def _sums_of_squares_cuda(x: Array) -> Array:
+    out = cuda.empty(-(-x.size // CHUNK), numpy.float64)
+    grid = (cuda.blocks(out.size, 32),)
+    _program.launch("sums_of_squares", grid, (256,), x, out, x.size, T=cuda.c_type(x.dtype))
+    return out
+
+
+def _sum_of_squares_cuda(x: Array) -> Array:
+    sums, out = _sums_of_squares_cuda(x), cuda.empty(1, numpy.float64)
+    _program.launch("total", (1,), (256,), sums, out, sums.size, T=cuda.c_type(x.dtype))
+    return out
+
+
+def _clip_scale_cuda(square: Array, max_norm: float) -> tuple[Array, Array]:
+    factor, skip = cuda.empty(1, numpy.float32), cuda.empty(1, numpy.int32)
+    _program.launch("clip", (1,), (32,), square, factor, skip, float(max_norm), T="float")
+    return factor, skip
+
+
+def _find_bad_cuda(x: Array) -> Array:
+    bad = cuda.empty(1, numpy.int32)
+    bad.fill(0)
+    _program.launch("find_bad", (cuda.blocks(x.size, CHUNK),), (256,), x, bad, x.size, T=cuda.c_type(x.dtype))
+    return bad
+
+
+def _scale_cuda(x: Array, factor: Array) -> None:
+    _program.launch("scale", (cuda.blocks(x.size, 256),), (256,), x, factor, x.size, T=cuda.c_type(x.dtype))

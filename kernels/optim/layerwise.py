@@ -6,13 +6,16 @@ of device) step alike.
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import NamedTuple
 
 import numpy
 
+from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
-from disttrain.kernels.optim.common import check_flat
+from disttrain.kernels.optim.common import Extras, check_flat, narrow_first, upload_scalars
 
 _SUMS = {"reassoc", "contract", "nsz"}
 
@@ -28,6 +31,7 @@ def lars_step(
     weight_decay: float,
     trust_coefficient: float,
     maximize: bool = False,
+    extras: Extras | None = None,
 ) -> None:
     """Update ``param`` and ``velocity`` in place as LARS does (You, Gitman and Ginsburg, 2017, algorithm 1).
 
@@ -41,14 +45,17 @@ def lars_step(
         weight_decay: factor of the L2 penalty.
         trust_coefficient: how far a parameter moves at most, as a part of its norm.
         maximize: go up instead of down.
+        extras: what mixed precision needs; no ``key``.
     """
-    check_flat(param, grad, velocity)
-    sign = -1.0 if maximize else 1.0
-    scalars = (lr, momentum, weight_decay, trust_coefficient, sign)
-    if get_array_module(param) is numpy:
-        _lars(param, grad, velocity, numpy.array(ends), *scalars)
-    else:
-        lars_step_reference(param, grad, velocity, ends, *scalars)
+    scalars = (lr, momentum, weight_decay, trust_coefficient, -1.0 if maximize else 1.0)
+    if get_array_module(param) is not numpy:
+        return _lars_cuda(param, grad, velocity, ends, scalars, extras)
+
+    def step(p: Array, g: Array) -> None:
+        check_flat(p, g, velocity)
+        _lars(p, g, velocity, numpy.array(ends), *scalars)
+
+    return step(param, grad) if extras is None else extras.step(param, grad, step)
 
 
 def lars_step_reference(
@@ -118,6 +125,7 @@ def lamb_step(
     weight_decay: float,
     step: int,
     maximize: bool = False,
+    extras: Extras | None = None,
 ) -> None:
     """Update ``param`` and the moments in place as LAMB does (You et al., 2020, algorithm 2).
 
@@ -134,17 +142,21 @@ def lamb_step(
         weight_decay: part of the parameter that is added to its direction.
         step: number of this step, counted from 1.
         maximize: go up instead of down.
+        extras: what mixed precision needs; no ``key``.
     """
-    check_flat(param, grad, exp_avg, exp_avg_sq)
-    T = param.dtype.type
     scalars = (
-        *(T(beta1), T(1 - beta1), T(beta2), T(1 - beta2), T(eps), T(weight_decay)),
-        *(T(1 - beta1**step), T(1 - beta2**step), T(-1.0 if maximize else 1.0), lr),
+        *(beta1, 1 - beta1, beta2, 1 - beta2, eps, weight_decay),
+        *(1 - beta1**step, 1 - beta2**step, -1.0 if maximize else 1.0, lr),
     )
-    if get_array_module(param) is numpy:
-        _lamb(param, grad, exp_avg, exp_avg_sq, numpy.array(ends), *scalars)
-    else:
-        lamb_step_reference(param, grad, exp_avg, exp_avg_sq, ends, *scalars)
+    if get_array_module(param) is not numpy:
+        return _lamb_cuda(param, grad, exp_avg, exp_avg_sq, ends, scalars, extras)
+
+    def single(p: Array, g: Array) -> None:
+        check_flat(p, g, exp_avg, exp_avg_sq)
+        rounded = (p.dtype.type(v) for v in scalars[:-1])
+        _lamb(p, g, exp_avg, exp_avg_sq, numpy.array(ends), *rounded, lr)
+
+    return single(param, grad) if extras is None else extras.step(param, grad, single)
 
 
 def lamb_step_reference(
@@ -211,3 +223,106 @@ def _lamb(  # type: ignore[no-untyped-def]
 def _norm(x: Array) -> float:
     xp = get_array_module(x)
     return math.sqrt(float(xp.square(x, dtype=xp.float64).sum()))
+
+
+_program = cuda.Program(__file__, include="flat.cuh", T=cuda.FLOATS, WIDE_GRAD=(0, 1), VECTOR=(0, 1))
+_TILE = 4096  # elements of a block, as in the kernels
+
+
+class _Tiles(NamedTuple):
+    """Which part of which parameter each block has."""
+
+    edges: Array
+    owner: Array
+    first: Array
+    aligned: bool
+
+
+@functools.lru_cache(maxsize=32)
+def _tiles(ends: tuple[int, ...], device: object) -> _Tiles:
+    """Return the tiles of parameters that end there, on the current GPU, which ``device`` tells from others."""
+    begins = numpy.array([0, *ends[:-1]])
+    sizes = numpy.array(ends) - begins
+    counts = -(-sizes // _TILE)
+    first = numpy.concatenate([[0], numpy.cumsum(counts)])
+    owner = numpy.repeat(numpy.arange(len(ends)), counts)
+    start = begins[owner] + _TILE * (numpy.arange(len(owner)) - first[owner])
+    stop = numpy.minimum(start + _TILE, numpy.array(ends)[owner])
+    edges = numpy.ascontiguousarray(numpy.stack([start, stop], 1), numpy.int64)
+    return _Tiles(
+        cuda.upload(edges),
+        cuda.upload(owner.astype(numpy.int32)),
+        cuda.upload(first.astype(numpy.int64)),
+        bool((begins % 8 == 0).all()),
+    )
+
+
+class _Step:
+    """The launches of one step: what its kernels have in common."""
+
+    def __init__(
+        self,
+        param: Array,
+        grad: Array,
+        states: tuple[Array, ...],
+        ends: list[int],
+        scalars: tuple[float, ...],
+        extras: Extras | None,
+    ) -> None:
+        extras = extras or Extras()
+        if extras.key is not None:
+            raise ValueError("LARS and LAMB round to the nearest: give no key, or keep float32 parameters")
+        self.to, self.master, wide_grad = narrow_first(param, grad, states, extras)
+        self.tiles = _tiles(tuple(ends), cuda.device())
+        self.scalars = upload_scalars(scalars) if extras.scalars is None else extras.scalars
+        self.scale, self.skip = extras.grad_scale, extras.skip
+        self.count = len(self.tiles.owner)
+        self.sums = cuda.empty((self.count, 2), numpy.float64)
+        self.rate = cuda.empty(len(ends), cuda.wide(param.dtype))
+        self._variant: dict[str, cuda.Constant] = {
+            "T": cuda.c_type(self.to.dtype),
+            "WIDE_GRAD": wide_grad,
+            "VECTOR": int(self.tiles.aligned and cuda.aligned(self.to, self.master, grad, *states)),
+        }
+
+    def over_tiles(self, kernel: str, *args: cuda.Argument) -> None:
+        _program.launch(kernel, (self.count,), (256,), self.to, self.master, *args, **self._variant)
+
+    def find_rates(self, lars: bool) -> None:
+        args = self.sums, self.tiles.first, self.scalars, self.skip, self.rate, int(lars)
+        _program.launch("rates", (len(self.rate),), (32,), *args, **self._variant)
+
+
+def _lamb_cuda(
+    param: Array,
+    grad: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    ends: list[int],
+    scalars: tuple[float, ...],
+    extras: Extras | None,
+) -> None:
+    s = _Step(param, grad, (exp_avg, exp_avg_sq), ends, scalars, extras)
+    s.over_tiles(
+        *("lamb_moments", grad, exp_avg, exp_avg_sq, s.scalars, s.scale, s.skip, s.tiles.edges, s.sums)
+    )
+    s.find_rates(lars=False)
+    s.over_tiles(
+        *("lamb_apply", exp_avg, exp_avg_sq, s.scalars, s.skip, s.tiles.edges, s.tiles.owner, s.rate)
+    )
+
+
+def _lars_cuda(
+    param: Array,
+    grad: Array,
+    velocity: Array,
+    ends: list[int],
+    scalars: tuple[float, ...],
+    extras: Extras | None,
+) -> None:
+    s = _Step(param, grad, (velocity,), ends, scalars, extras)
+    s.over_tiles("lars_norms", grad, s.scale, s.skip, s.tiles.edges, s.sums)
+    s.find_rates(lars=True)
+    s.over_tiles(
+        *("lars_apply", grad, velocity, s.scalars, s.scale, s.skip, s.tiles.edges, s.tiles.owner, s.rate)
+    )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy
 
-from disttrain.kernels.arrays import Array
+from disttrain.kernels import cuda
+from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
-from disttrain.kernels.optim.common import check_flat, compiled, step_flat
+from disttrain.kernels.optim.common import Extras, check_flat, compiled, launch_flat, step_flat
 
 
 def sgd_step(
@@ -21,6 +22,7 @@ def sgd_step(
     nesterov: bool = False,
     first_step: bool = False,
     maximize: bool = False,
+    extras: Extras | None = None,
 ) -> None:
     """Update ``param`` and ``momentum_buf`` in place as ``torch.optim.SGD`` does.
 
@@ -35,6 +37,7 @@ def sgd_step(
         nesterov: look ahead along the velocity.
         first_step: the velocity starts as the gradient.
         maximize: go up instead of down.
+        extras: what mixed precision needs.
 
     Raises:
         TypeError: arrays that are not float32 or float64, or of different types.
@@ -44,15 +47,46 @@ def sgd_step(
         raise ValueError(
             f"momentum_buf must be an array exactly if momentum is not 0, got momentum={momentum}"
         )
-    check_flat(param, grad, momentum_buf)
-    T = param.dtype.type
+    numbers = sgd_scalars(
+        lr=lr,
+        momentum=momentum,
+        dampening=dampening,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        first_step=first_step,
+        maximize=maximize,
+    )
+    if get_array_module(param) is not numpy:
+        return launch_flat(_program, "sgd", param, grad, (momentum_buf,), numbers, extras)
+    if extras is None:
+        return _step(param, grad, momentum_buf, numbers)
+    return extras.step(param, grad, lambda p, g: _step(p, g, momentum_buf, numbers))
+
+
+def sgd_scalars(
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    first_step: bool = False,
+    maximize: bool = False,
+) -> tuple[float, ...]:
+    """Return the numbers that a step takes, given the options of :func:`sgd_step`, for ``Extras.scalars``."""
     keep = 0.0 if first_step else momentum
     add = 1.0 if first_step else 1.0 - dampening
-    sign = -1.0 if maximize else 1.0
+    return lr, momentum, keep, add, weight_decay, -1.0 if maximize else 1.0, float(nesterov)
+
+
+def _step(param: Array, grad: Array, momentum_buf: Array | None, numbers: tuple[float, ...]) -> None:
+    check_flat(param, grad, momentum_buf)
+    *values, nesterov = numbers
+    T = param.dtype.type
     buf = param[:0] if momentum_buf is None else momentum_buf
-    if first_step and buf.size:
+    if numbers[2] == 0 and buf.size:
         buf.fill(0)  # 0 * nan would stay
-    scalars = (T(lr), T(momentum), T(keep), T(add), T(weight_decay), T(sign), nesterov)
+    scalars = (*(T(v) for v in values), bool(nesterov))
     if compiled(param):
         _sgd(param, grad, buf, *scalars)
     else:
@@ -159,3 +193,6 @@ def _asgd(param, grad, ax, eta, decay, mu, weight_decay, sign):  # type: ignore[
         p = p * decay - eta * g
         param[i] = p
         ax[i] = p if mu == 1 else ax[i] + (p - ax[i]) * mu
+
+
+_program = cuda.Program(__file__, include="flat.cuh", T=cuda.FLOATS, WIDE_GRAD=(0, 1), VECTOR=(0, 1))
