@@ -286,21 +286,29 @@ def layer_norm_grad_reference(
 @jit(fastmath={"reassoc", "contract", "nsz"})
 def _layer_norm_grad(g, x, weight, mean, rstd, gx, gw, gb):  # type: ignore[no-untyped-def]
     M, K = g.shape
-    for m in range(M):
-        mu, r = mean[m], rstd[m]
-        a = b = 0.0
+    part_w, part_b = numpy.empty(K, g.dtype), numpy.empty(K, g.dtype)
+    for begin in range(0, M, 16):  # sums of 16 rows in the arrays' own type, those in float64
+        part_w[:] = 0
+        part_b[:] = 0
+        for m in range(begin, min(begin + 16, M)):
+            gm, xm, to = g[m], x[m], gx[m]
+            mu, r = mean[m], rstd[m]
+            a = b = 0.0
+            for k in range(K):
+                h = gm[k] * weight[k]
+                a += h
+                b += h * ((xm[k] - mu) * r)
+            a /= K
+            b /= K
+            of_g, of_x = g.dtype.type(a), g.dtype.type(b)
+            for k in range(K):
+                xhat = (xm[k] - mu) * r
+                part_w[k] += gm[k] * xhat
+                part_b[k] += gm[k]
+                to[k] = r * (gm[k] * weight[k] - of_g - xhat * of_x)
         for k in range(K):
-            xhat = (x[m, k] - mu) * r
-            h = g[m, k] * weight[k]
-            a += h
-            b += h * xhat
-            gw[k] += g[m, k] * xhat
-            gb[k] += g[m, k]
-        a /= K
-        b /= K
-        for k in range(K):
-            xhat = (x[m, k] - mu) * r
-            gx[m, k] = r * (g[m, k] * weight[k] - a - xhat * b)
+            gw[k] += part_w[k]
+            gb[k] += part_b[k]
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:

@@ -2,11 +2,11 @@
 
     python scripts/bench_training.py --against torch
 
-Rows: two MLPs, LeNet, ResNet-20 and -18, VGG-11, a GPT and an LSTM, alone and on 2 ranks (against
-DistributedDataParallel over gloo), one thread per rank. Both sides start from the same weights, see the same batches
-and must report the same losses, or the row is an error. The two sides take turns; figures are medians. "scaling" is the
-time of a step of one rank alone over that of a step of several ranks with as many samples each: with free communication
-100 %.
+Rows: MLPs, LeNet, ResNet-20 and -18, VGG-11, a GPT, a BERT, an LSTM, a GRU and a linear regression, alone and on 2
+ranks (against DistributedDataParallel over gloo), one thread per rank. Both sides start from the same weights, see
+the same batches and must report the same losses, or the row is an error. The two sides take turns; figures are
+medians. "scaling" is the time of a step of one rank alone over that of a step of several ranks with as many samples
+each: with free communication 100 %.
 
     python scripts/bench_training.py --timeline --models GPT
 
@@ -43,6 +43,10 @@ def mlp(nn):
 
 def small_mlp(nn):
     return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def regression(nn):
+    return nn.Linear(100, 1)
 
 
 def lenet(nn):
@@ -159,21 +163,49 @@ def gpt(nn, vocabulary=256, width=128, heads=4, layers=4, length=128):
     return GPT()
 
 
-def lstm(nn):
-    class Net(nn.Module):
+def bert(nn, vocabulary=256, width=128, heads=2, layers=2, length=128):
+    class BERT(nn.Module):
         def __init__(self):
             super().__init__()
-            self.rnn = nn.LSTM(100, 50, num_layers=2, batch_first=True)
-            self.head = nn.Linear(50, 10)
+            self.tokens = nn.Embedding(vocabulary, width)
+            self.positions = nn.Parameter(nn.Embedding(length, width).weight.detach().clone())
+            self.norm = nn.LayerNorm(width)
+            layer = nn.TransformerEncoderLayer(
+                width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True
+            )
+            self.encoder = nn.TransformerEncoder(layer, layers)
+            self.head = nn.Linear(width, vocabulary)
 
         def forward(self, x):
-            return self.head(self.rnn(x)[0][:, -1])
+            return self.head(self.encoder(self.norm(self.tokens(x) + self.positions))).flatten(0, 1)
 
-    return Net()
+    return BERT()
+
+
+def recurrent(kind):
+    def build(nn):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.rnn = getattr(nn, kind)(100, 50, num_layers=2, batch_first=True)
+                self.head = nn.Linear(50, 10)
+
+            def forward(self, x):
+                return self.head(self.rnn(x)[0][:, -1])
+
+        return Net()
+
+    return build
 
 
 def images(rng, shape):
     return rng.standard_normal(shape).astype(np.float32), rng.integers(0, 10, shape[0])
+
+
+def points(rng, shape):
+    return rng.standard_normal(shape).astype(np.float32), rng.standard_normal((shape[0], 1)).astype(
+        np.float32
+    )
 
 
 def tokens(rng, shape):
@@ -201,7 +233,10 @@ MODELS = {
     ),
     "VGG-11 32x32, batch 32, SGD": (vgg11, images, (32, 3, 32, 32), "SGD", {"lr": 1e-2, "momentum": 0.9}),
     "GPT 4x128, T 128, batch 8, AdamW": (gpt, tokens, (8, 128), "AdamW", {"lr": 3e-4}),
-    "LSTM 100-50x2, T 20, batch 10, SGD": (lstm, images, (10, 20, 100), "SGD", {"lr": 1e-2}),
+    "BERT 2x128, T 128, batch 8, AdamW": (bert, tokens, (8, 128), "AdamW", {"lr": 3e-4}),
+    "LSTM 100-50x2, T 20, batch 10, SGD": (recurrent("LSTM"), images, (10, 20, 100), "SGD", {"lr": 1e-2}),
+    "GRU 100-50x2, T 20, batch 10, SGD": (recurrent("GRU"), images, (10, 20, 100), "SGD", {"lr": 1e-2}),
+    "linear regression of 100, batch 64, SGD": (regression, points, (64, 100), "SGD", {"lr": 1e-2}),
 }
 
 
@@ -241,7 +276,7 @@ def make_step(side, row, world_size, rank):
         model = DistributedDataParallel(model)
     optimizer = getattr(lib.optim, optimizer_name)(model.parameters(), **options)
     data = [(lib.tensor(x), lib.tensor(y)) for x, y in batches]
-    loss_fn = lib.nn.CrossEntropyLoss()
+    loss_fn = (lib.nn.CrossEntropyLoss if batches[0][1].dtype.kind == "i" else lib.nn.MSELoss)()
     count = 0
 
     def step(times=None):

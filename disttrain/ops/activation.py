@@ -7,6 +7,7 @@ import numpy as np
 
 from disttrain.kernels import gelu as gelu_kernels
 from disttrain.kernels import relu as relu_kernels
+from disttrain.kernels import sigmoid as sigmoid_kernels
 from disttrain.kernels import softmax as softmax_kernels
 from disttrain.ops import elementwise, reduce, shape
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array
@@ -78,11 +79,13 @@ def elu_vjp(g: Any, needs: Needs, x: Any, alpha: float, scale: float, input_scal
 
 def sigmoid(x: Array) -> Result:
     """``1 / (1 + e ** -x)``, without overflow."""
-    y = stable_sigmoid(widen(x)).astype(x.dtype, copy=False)
+    y = _flat(sigmoid_kernels.sigmoid, x)
     return y, (y,), sigmoid_vjp
 
 
 def sigmoid_vjp(g: Any, needs: Needs, y: Any) -> Grads:
+    if is_array(g):
+        return (_flat(sigmoid_kernels.sigmoid_grad, g, y),)
     return (g * (y * (1 - y)),)
 
 
@@ -105,16 +108,19 @@ def tanh(x: Array) -> Result:
 
 
 def tanh_vjp(g: Any, needs: Needs, y: Any) -> Grads:
+    if is_array(g):
+        return (_flat(sigmoid_kernels.tanh_grad, g, y),)
     return (g * (1 - y * y),)
 
 
 def silu(x: Array) -> Result:
     """``x * sigmoid(x)``, also known as swish."""
-    wide = widen(x)
-    return (wide * stable_sigmoid(wide)).astype(x.dtype, copy=False), (x,), silu_vjp
+    return _flat(sigmoid_kernels.silu, x), (x,), silu_vjp
 
 
 def silu_vjp(g: Any, needs: Needs, x: Any) -> Grads:
+    if is_array(g):
+        return (_flat(sigmoid_kernels.silu_grad, g, x),)
     s = call(sigmoid, x)
     return (g * (s * (x * (1 - s) + 1)),)
 

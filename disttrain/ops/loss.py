@@ -87,10 +87,11 @@ def cross_entropy_vjp(
         wide = widen(x)
         rows, shape = _class_rows(wide, axis)
         classes = xp.ascontiguousarray(target).reshape(-1).astype(np.int64, copy=False)
-        each = xp.broadcast_to(xp.asarray(g, wide.dtype), shape).reshape(-1)
+        each = xp.empty(shape, wide.dtype)
+        each[...] = g
         w = _class_weights(weight, wide, x.shape[axis])
         gx = kernels.cross_entropy_grad(
-            xp.ascontiguousarray(each), rows, classes, w, label_smoothing, ignore_index, stats
+            each.reshape(-1), rows, classes, w, label_smoothing, ignore_index, stats
         )
         return _from_class_rows(gx, shape, axis).astype(x.dtype, copy=False), *rest
     wanted = call(

@@ -19,6 +19,7 @@ from disttrain.kernels import (
     pool,
     relu,
     rnn,
+    sigmoid,
     softmax,
     special,
     winograd,
@@ -288,6 +289,18 @@ def test_gelu(dtype):
     equal_to_reference(gelu, "erf", dtype, x)
     equal_to_reference(gelu, "gelu", dtype, x)
     equal_to_reference(gelu, "gelu_grad", dtype, some(x.size), x)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_sigmoid_and_what_is_made_of_it(dtype):
+    x = np.concatenate([np.linspace(-8, 8, 1001), [0.0, -200.0, 200.0]])
+    g, y = some(x.size), np.tanh(x)
+
+    equal_to_reference(sigmoid, "sigmoid", dtype, x)
+    equal_to_reference(sigmoid, "sigmoid_grad", dtype, g, abs(y))
+    equal_to_reference(sigmoid, "silu", dtype, x)
+    equal_to_reference(sigmoid, "silu_grad", dtype, g, x)
+    equal_to_reference(sigmoid, "tanh_grad", dtype, g, y)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
