@@ -39,11 +39,20 @@ _STATES = {
 @cache
 def answer() -> int:
     """Let this process answer from now on; return the descriptor of the file that holds the answers, -1 without."""
-    if not hasattr(os, "memfd_create"):
-        return -1
-    descriptor = os.memfd_create(_FILE)
-    faulthandler.register(_signal(), file=descriptor, all_threads=False)
+    descriptor = new_file()
+    if descriptor >= 0:
+        answer_into(descriptor)
     return descriptor
+
+
+def new_file() -> int:
+    """Return the descriptor of a new file for answers, -1 where the system has none: for a child that is to answer."""
+    return os.memfd_create(_FILE) if hasattr(os, "memfd_create") else -1
+
+
+def answer_into(descriptor: int) -> None:
+    """Let this process answer into a file that :func:`new_file` has made."""
+    faulthandler.register(_signal(), file=descriptor, all_threads=False)
 
 
 def _signal() -> int:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import logging
+import math
 import mmap
 import multiprocessing
 import multiprocessing.connection
@@ -41,12 +43,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from disttrain import random
+from disttrain.collectives import stacks
 from disttrain.data import collate
 from disttrain.data.fetch import EndOfStream, Fetch, make_fetch
 from disttrain.data.segments import Mappings, Segments, send
 
+_log = logging.getLogger("disttrain")
+_FRAMES = 3
+"""Of a worker's stack as many are told, the innermost."""
 _GRACE = 2.0
 """Seconds that a worker has to finish its sample when the loader stops."""
+_NOTICE = 10.0
+"""Seconds after which the rank says which worker it waits for, and where that is; again when they have doubled."""
 _LOOK = 1.0
 """Seconds between two looks of an idle worker at whether its rank still lives."""
 _STOPPED = -1
@@ -109,12 +117,13 @@ class WorkerPool:
         fork = multiprocessing.get_context("fork")
         ours, theirs = fork.Pipe()
         descriptors, sends = socket.socketpair()
+        answers = stacks.new_file()
         # The signal comes when the *thread* that forked ends, so only the main thread may ask for it.
         signalled = threading.current_thread() is threading.main_thread()
         others = [ours, descriptors, *(end for w in self._workers for end in (w.pipe, w.descriptors))]
         process = fork.Process(
             target=_work,
-            args=(job, number, count, theirs, sends, others, self._flag, signalled),
+            args=(job, number, count, theirs, sends, answers, others, self._flag, signalled),
             name=f"DataLoader worker {number}",
             daemon=True,
         )
@@ -127,7 +136,10 @@ class WorkerPool:
                 ours.close()
                 descriptors.close()
                 raise
-        return _Worker(number, process, ours, descriptors)
+            finally:
+                if answers >= 0:
+                    os.close(answers)
+        return _Worker(number, process, ours, descriptors, answers)
 
     @property
     def alive(self) -> bool:
@@ -226,16 +238,24 @@ class Run:
         self._asked.append(worker)
 
     def _receive(self, worker: _Worker) -> Any:
-        deadline = time.monotonic() + self._timeout if self._timeout else None
+        begun = time.monotonic()
+        deadline = begun + self._timeout if self._timeout else math.inf
+        notice = _NOTICE
         sentinels = {w.process.sentinel: w for w in self._pool._workers}
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            ready = multiprocessing.connection.wait([worker.pipe, *sentinels], left)
+            until = min(deadline, begun + notice)
+            ready = multiprocessing.connection.wait(
+                [worker.pipe, *sentinels], max(0.0, until - time.monotonic())
+            )
+            if not ready and until < deadline:
+                _log.warning("waiting for %.0f s for a batch of %s", notice, worker.where)
+                notice *= 2
+                continue
             if not ready:
+                where = worker.where
                 self._pool.close(kill=True)
                 raise RuntimeError(
-                    f"DataLoader: timed out, {self._timeout} seconds are over: worker {worker.number} "
-                    f"(pid {worker.pid}) has not finished its batch"
+                    f"DataLoader: timed out, {self._timeout} seconds are over for a batch of {where}"
                 )
             for object_ in ready:
                 if isinstance(object_, int):
@@ -266,7 +286,12 @@ class _Worker:
     """A worker as the rank sees it."""
 
     def __init__(
-        self, number: int, process: BaseProcess, pipe: Connection[Any, Any], descriptors: socket.socket
+        self,
+        number: int,
+        process: BaseProcess,
+        pipe: Connection[Any, Any],
+        descriptors: socket.socket,
+        answers: int,
     ) -> None:
         self.number = number
         self.process = process
@@ -275,6 +300,18 @@ class _Worker:
         self.descriptors = descriptors
         """Through which those of its segments come."""
         self.mappings = Mappings()
+        self._answers = answers
+
+    @property
+    def where(self) -> str:
+        """The worker in words: which it is, and where in its Python code, as far as that is known."""
+        words = f"worker {self.number} (pid {self.pid})"
+        assert self.pid is not None
+        trouble = stacks.trouble(self.pid)
+        frames = [] if trouble else stacks.ask(self.pid, self._answers, most=_FRAMES)
+        if frames:
+            trouble = "is at " + ", called from ".join(reversed(frames))
+        return f"{words}, which {trouble}" if trouble else words
 
 
 class _End(NamedTuple):
@@ -344,6 +381,7 @@ def _work(
     count: int,
     pipe: Connection[Any, Any],
     descriptors: socket.socket,
+    answers: int,
     others: list[Connection[Any, Any] | socket.socket],
     flag: mmap.mmap,
     signalled: bool,
@@ -359,6 +397,8 @@ def _work(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for other in others:
         other.close()
+    if answers >= 0:
+        stacks.answer_into(answers)
     failure = _prepare(job, number, count)
     segments = Segments()
     collate.new_array = segments.empty

@@ -2,6 +2,7 @@
 
 import faulthandler
 import gc
+import logging
 import os
 import random
 import signal
@@ -313,12 +314,53 @@ def test_a_worker_killed_while_idle_is_named():
 
 
 def test_a_stuck_worker_runs_into_the_timeout():
-    stuck = Reader(2, lambda index: time.sleep(60))
+    def read_slowly(index):
+        time.sleep(60)
 
-    with pytest.raises(
-        RuntimeError, match=r"DataLoader: timed out, 0.3 seconds are over: worker 0 \(pid \d+\)"
-    ):
-        list(DataLoader(stuck, num_workers=1, timeout=0.3))
+    place = r"worker 0 \(pid \d+\), which is at .*test_workers\.py:\d+ in read_slowly, called from"
+    with pytest.raises(RuntimeError, match=rf"timed out, 0.3 seconds are over for a batch of {place}"):
+        list(DataLoader(Reader(2, read_slowly), num_workers=1, timeout=0.3))
+
+
+def test_a_worker_that_takes_long_is_named_with_its_place(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr("disttrain.data.workers._NOTICE", 0.2)
+
+    def read(index):
+        while not (tmp_path / "go").exists():
+            time.sleep(0.01)
+        return index
+
+    class Go(logging.Handler):
+        def emit(self, record):
+            if len(caplog.records) > 1:
+                (tmp_path / "go").touch()
+
+    with caplog.at_level(logging.WARNING, "disttrain"):
+        logging.getLogger("disttrain").addHandler(handler := Go())
+        try:
+            batches = [b.item() for b in DataLoader(Reader(2, read), num_workers=1)]
+        finally:
+            logging.getLogger("disttrain").removeHandler(handler)
+
+    assert batches == [0, 1]
+    assert "waiting for 0 s for a batch of worker 0" in caplog.messages[0]
+    assert "test_workers.py" in caplog.messages[0]
+    assert " in read, called from" in caplog.messages[0]
+
+
+def test_a_stopped_worker_is_said_to_be_stopped(monkeypatch, caplog):
+    monkeypatch.setattr("disttrain.data.workers._NOTICE", 0.2)
+    batches = iter(DataLoader(Reader(9), num_workers=1, prefetch_factor=1))
+    next(batches)
+    (worker,) = children()
+    worker.send_signal(signal.SIGSTOP)
+    threading.Timer(0.5, worker.send_signal, [signal.SIGCONT]).start()
+
+    with caplog.at_level(logging.WARNING, "disttrain"):
+        rest = list(batches)
+
+    assert len(rest) == 8
+    assert "which is stopped (SIGSTOP)" in caplog.messages[0]
 
 
 def test_a_stopped_worker_runs_into_the_timeout_and_can_be_removed():
