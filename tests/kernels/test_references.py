@@ -196,14 +196,18 @@ def test_convolution_in_blocks_that_end_inside_an_image(window, c, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("window", WINDOWS)
-def test_depthwise_convolution(window, dtype):
-    x, w = some(3, 9, 9, 8), some(9, 1, *window.kernel)
-    g = some(3, 9, *window.out_size(9, 8))
+@pytest.mark.parametrize("c", [9, 32])
+@pytest.mark.parametrize(
+    "window",
+    [*WINDOWS, *(conv.Window((3, 2), (1, 3), p, d) for p, d in (((2, 1), (3, 1)), ((9, 9), (2, 4))))],
+)
+def test_depthwise_convolution(window, c, dtype):
+    x, w = some(3, c, 9, 8), some(c, 1, *window.kernel)
+    g = some(3, c, *window.out_size(9, 8))
 
-    equal_to_reference(conv, "conv2d", dtype, x, w, some(9), window, 9)
-    equal_to_reference(conv, "conv2d_input_grad", dtype, g, w, window, 9, (9, 8))
-    equal_to_reference(conv, "conv2d_weight_grad", dtype, g, x, window, 9)
+    equal_to_reference(conv, "conv2d", dtype, x, w, some(c), window, c)
+    equal_to_reference(conv, "conv2d_input_grad", dtype, g, w, window, c, (9, 8))
+    equal_to_reference(conv, "conv2d_weight_grad", dtype, g, x, window, c)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
