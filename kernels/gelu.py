@@ -1,10 +1,16 @@
-"""GELU (Hendrycks and Gimpel 2016) of each element of a flat array, float32 or float64."""
+"""GELU (Hendrycks and Gimpel 2016) of each element of a flat array, float32 or float64.
+
+On a GPU of any shape and floating point type. With a bias (C) ``x`` is (..., C), here and there.
+"""
 
 import math
+from typing import Any
 
 import numpy
 
+from disttrain.kernels import elementwise
 from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.kernels.elementwise import fuse
 from disttrain.kernels.jit import erf as scalar_erf
 from disttrain.kernels.jit import exp as scalar_exp
 from disttrain.kernels.jit import jit
@@ -16,7 +22,7 @@ _DENSITY = 1 / math.sqrt(2 * math.pi)
 def erf(x: Array) -> Array:
     """Return the error function of each element of a flat contiguous array."""
     if get_array_module(x) is not numpy:
-        return erf_reference(x)
+        return _erf_chain(x)
     out = numpy.empty_like(x)
     _erf(x, out)
     return out
@@ -40,7 +46,7 @@ def _erf(x, out):  # type: ignore[no-untyped-def]
 def gelu(x: Array) -> Array:
     """Return ``x * Phi(x)``, where Phi is the normal distribution function."""
     if get_array_module(x) is not numpy:
-        return gelu_reference(x)
+        return _gelu_chain(x)
     out = numpy.empty_like(x)
     _gelu(x, x.dtype.type(_ROOT_HALF), out)
     return out
@@ -61,7 +67,7 @@ def _gelu(x, root_half, out):  # type: ignore[no-untyped-def]
 def gelu_grad(g: Array, x: Array) -> Array:
     """Return ``g * (Phi(x) + x * phi(x))``: the gradient of the input of :func:`gelu`."""
     if get_array_module(g) is not numpy:
-        return gelu_grad_reference(g, x)
+        return _gelu_grad_chain(g, x)
     out = numpy.empty_like(x)
     T = x.dtype.type
     _gelu_grad(g, x, T(_ROOT_HALF), T(_DENSITY), out)
@@ -81,3 +87,54 @@ def _gelu_grad(g, x, root_half, density, out):  # type: ignore[no-untyped-def]
         v = x[i]
         cdf = half * (one + scalar_erf(v * root_half))
         out[i] = g[i] * (cdf + v * (density * scalar_exp(-half * v * v)))
+
+
+@fuse
+def _erf_chain(x):  # type: ignore[no-untyped-def]
+    return elementwise.erf(x)
+
+
+@fuse
+def _gelu_chain(x):  # type: ignore[no-untyped-def]
+    return x * 0.5 * (1 + elementwise.erf(x * _ROOT_HALF))
+
+
+@fuse
+def _gelu_grad_chain(g, x):  # type: ignore[no-untyped-def]
+    return g * _slope(x)
+
+
+def _slope(x: Any) -> Any:
+    return 0.5 * (1 + elementwise.erf(x * _ROOT_HALF)) + x * (_DENSITY * elementwise.exp(-0.5 * x * x))
+
+
+@fuse
+def bias_gelu(x: Array, bias: Array) -> Array:
+    """Return GELU of ``x + bias``."""
+    u = x + bias
+    return u * 0.5 * (1 + elementwise.erf(u * _ROOT_HALF))
+
+
+@fuse
+def bias_gelu_grad(g: Array, x: Array, bias: Array) -> Array:
+    """Return the gradient of ``x`` in :func:`bias_gelu`; that of ``bias`` is its sum over the rows."""
+    return g * _slope(x + bias)
+
+
+_ROOT = math.sqrt(2 / math.pi)
+_CUBE = 0.044715
+
+
+@fuse
+def bias_gelu_tanh(x: Array, bias: Array) -> Array:
+    """Return the approximation of GELU by tanh, of ``x + bias``."""
+    u = x + bias
+    return 0.5 * u * (1 + elementwise.tanh(_ROOT * (u + _CUBE * (u * u * u))))
+
+
+@fuse
+def bias_gelu_tanh_grad(g: Array, x: Array, bias: Array) -> Array:
+    """Return the gradient of ``x`` in :func:`bias_gelu_tanh`; that of ``bias`` is its sum over the rows."""
+    u = x + bias
+    t = elementwise.tanh(_ROOT * (u + _CUBE * (u * u * u)))
+    return g * (0.5 * (1 + t) + 0.5 * u * (1 - t * t) * (_ROOT * (1 + 3 * _CUBE * (u * u))))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from disttrain import kernels
-from disttrain.kernels import cuda, nvrtc
+from disttrain.kernels import cuda, elementwise, nvrtc
 
 
 def programs():
@@ -20,6 +20,7 @@ def programs():
     for module in pkgutil.walk_packages(kernels.__path__, "disttrain.kernels."):
         for value in vars(importlib.import_module(module.name)).values():
             for p in value.values() if isinstance(value, dict) else (value,):
+                p = p.program if isinstance(p, elementwise.Chain) else p
                 if isinstance(p, cuda.Program) and p not in found.values():
                     same = sum(p.path == q.path for q in found.values())
                     found[f"{p.path.name} {same + 1}" if same else p.path.name] = p
