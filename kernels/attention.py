@@ -7,6 +7,7 @@ A row of nothing but minus infinity, of a query that may see no key, has probabi
 
 import numpy
 
+from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import exp, jit, largest, total
 
@@ -24,7 +25,7 @@ def softmax(x: Array, scale: float, causal: bool, first: int, rows: int, lse: Ar
         share: where the factors go that make each row of the result add up to 1 (M); 0 if it is 0.
     """
     if get_array_module(x) is not numpy:
-        return softmax_reference(x, scale, causal, first, rows, lse, share)
+        return _launch("softmax", x, lse, share, float(scale), int(causal), first, rows)
     return _softmax(x, x.dtype.type(scale), causal, first, rows, lse, share)  # type: ignore[no-any-return]
 
 
@@ -78,7 +79,7 @@ def _softmax(x, scale, causal, first, rows, lse, share):  # type: ignore[no-unty
 def softmax_again(x: Array, scale: float, causal: bool, first: int, rows: int, lse: Array) -> None:
     """Replace ``x`` (M, S) by what :func:`softmax` makes of it with its factors, given ``lse``."""
     if get_array_module(x) is not numpy:
-        return softmax_again_reference(x, scale, causal, first, rows, lse)
+        return _launch("softmax_again", x, lse, float(scale), int(causal), first, rows)
     return _softmax_again(x, x.dtype.type(scale), causal, first, rows, lse)  # type: ignore[no-any-return]
 
 
@@ -109,7 +110,7 @@ def _softmax_again(x, scale, causal, first, rows, lse):  # type: ignore[no-untyp
 def softmax_grad(g: Array, p: Array, dot: Array) -> None:
     """Replace ``g`` (M, S), the gradient of the softmax ``p``, by ``p * (g - dot)``; ``dot`` (M) is ``sum(p * g)``."""
     if get_array_module(g) is not numpy:
-        return softmax_grad_reference(g, p, dot)
+        return _launch("softmax_grad", g, p, dot, also=p)
     return _softmax_grad(g, p, dot)  # type: ignore[no-any-return]
 
 
@@ -125,3 +126,19 @@ def _softmax_grad(g, p, dot):  # type: ignore[no-untyped-def]
         gm, pm, d = g[m], p[m], dot[m]
         for k in range(S):
             gm[k] = pm[k] * (gm[k] - d)
+
+
+_LONG_ROW = 1024  # from here on a row has 256 threads, else 32
+_program = cuda.Program(__file__, T=cuda.FLOATS, BLOCK=(32, 256), VECTOR=(0, 1))
+
+
+def _launch(kernel: str, x: Array, *args: cuda.Argument, also: Array | None = None) -> None:
+    """Launch over the rows of ``x``; ``also`` is read alongside, 16 bytes at a time."""
+    M, S = x.shape
+    block = 256 if S >= _LONG_ROW else 32
+    _program.launch(
+        *(kernel, (cuda.blocks(M, 256 // block),), (block, 256 // block), x, *args, M, S),
+        T=cuda.c_type(x.dtype),
+        BLOCK=block,
+        VECTOR=cuda.vector(S, x, also),
+    )

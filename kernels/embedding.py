@@ -1,9 +1,27 @@
-"""The gradient of a table of rows from which some were taken."""
+"""Rows taken from a table, and the gradient of the table."""
 
 import numpy
 
+from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
+
+
+def take_rows(table: Array, indices: Array) -> Array:
+    """Return row ``indices[i]`` of ``table`` (rows, D) for each ``i``, as (M, D).
+
+    Args:
+        table: of any type here, of floating point numbers on a GPU.
+        indices: M int64, each in [0, rows).
+    """
+    if get_array_module(table) is not numpy:
+        return _take_rows_cuda(table, indices)
+    return take_rows_reference(table, indices)
+
+
+def take_rows_reference(table: Array, indices: Array) -> Array:
+    """What :func:`take_rows` must equal."""
+    return table[indices]
 
 
 def add_rows(g: Array, indices: Array, rows: int, skip: int) -> Array:
@@ -16,7 +34,7 @@ def add_rows(g: Array, indices: Array, rows: int, skip: int) -> Array:
         skip: an index whose rows are not added; -1 for none.
     """
     if get_array_module(g) is not numpy:
-        return add_rows_reference(g, indices, rows, skip)
+        return _add_rows_cuda(g, indices, rows, skip)
     out = numpy.zeros((rows, g.shape[1]), g.dtype)
     _add_rows(numpy.ascontiguousarray(g), numpy.ascontiguousarray(indices), skip, out)
     return out
@@ -38,3 +56,28 @@ def _add_rows(g, indices, skip, out):  # type: ignore[no-untyped-def]
         if at != skip:
             for k in range(g.shape[1]):
                 out[at, k] += g[i, k]
+
+
+_program = cuda.Program(__file__, T=cuda.FLOATS, VECTOR=(0, 1))
+
+
+def _take_rows_cuda(table: Array, indices: Array) -> Array:
+    D = table.shape[1]
+    out = cuda.empty((indices.size, D), table.dtype)
+    T, vector = cuda.c_type(table.dtype), cuda.vector(D, table)
+    _program.launch("take_rows", (indices.size,), (256,), table, indices, out, D, T=T, VECTOR=vector)
+    return out
+
+
+def _add_rows_cuda(g: Array, indices: Array, rows: int, skip: int) -> Array:
+    """Sort the indices, with equal ones in their order; then each row of the table has one adder, so no two meet."""
+    xp = get_array_module(g)
+    g, indices = xp.ascontiguousarray(g), xp.ascontiguousarray(indices)
+    M, D = g.shape
+    order = xp.argsort(indices, kind="stable")
+    out = cuda.empty((rows, D), g.dtype)
+    out.fill(0)
+    args = (g, indices[order], order, out, skip, M, D)
+    T, vector = cuda.c_type(g.dtype), cuda.vector(D, g, out)
+    _program.launch("add_rows", (M,), (256,), *args, T=T, VECTOR=vector)
+    return out

@@ -7,6 +7,7 @@ gates, which is what its gradient needs.
 
 import numpy
 
+from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import exp, jit, tanh
 
@@ -20,7 +21,7 @@ def _sigmoid(x: Array) -> Array:
 def rnn_step(gates: Array, recurrent: Array, relu: bool, h: Array) -> None:
     """Write the new hidden state (B, H), the tanh (or the rectified sum) of both products, to ``gates`` and ``h``."""
     if get_array_module(h) is not numpy:
-        return rnn_step_reference(gates, recurrent, relu, h)
+        return _launch("rnn_step", h, gates, recurrent, h, int(relu))
     return _rnn_step(gates, recurrent, relu, h)  # type: ignore[no-any-return]
 
 
@@ -52,7 +53,7 @@ def _rnn_step(gates, recurrent, relu, h):  # type: ignore[no-untyped-def]
 def rnn_step_grad(y: Array, dh: Array, relu: bool, d: Array) -> None:
     """Write to ``d`` (B, H) the gradient of the sum, given that of the hidden state ``y``, ``dh``."""
     if get_array_module(dh) is not numpy:
-        return rnn_step_grad_reference(y, dh, relu, d)
+        return _launch("rnn_step_grad", dh, y, dh, d, int(relu))
     return _rnn_step_grad(y, dh, relu, d)  # type: ignore[no-any-return]
 
 
@@ -85,7 +86,7 @@ def lstm_step(gates: Array, recurrent: Array, c: Array, h: Array) -> None:
         h: where the new hidden state (B, H) goes.
     """
     if get_array_module(h) is not numpy:
-        return lstm_step_reference(gates, recurrent, c, h)
+        return _launch("lstm_step", h, gates, recurrent, c, h)
     return _lstm_step(gates, recurrent, c, h)  # type: ignore[no-any-return]
 
 
@@ -132,7 +133,7 @@ def lstm_step_grad(gates: Array, c_before: Array, dh: Array, dc: Array, d: Array
         d: where the gradient of the sums goes.
     """
     if get_array_module(dh) is not numpy:
-        return lstm_step_grad_reference(gates, c_before, dh, dc, d)
+        return _launch("lstm_step_grad", dh, gates, c_before, dh, dc, d)
     return _lstm_step_grad(gates, c_before, dh, dc, d)  # type: ignore[no-any-return]
 
 
@@ -184,7 +185,7 @@ def gru_step(gates: Array, recurrent: Array, before: Array, h: Array) -> None:
         h: where the new one goes.
     """
     if get_array_module(h) is not numpy:
-        return gru_step_reference(gates, recurrent, before, h)
+        return _launch("gru_step", h, gates, recurrent, before, h)
     return _gru_step(gates, recurrent, before, h)  # type: ignore[no-any-return]
 
 
@@ -228,7 +229,7 @@ def gru_step_grad(
         d_recurrent: where that of the hidden state's part (B, 3H) goes.
     """
     if get_array_module(dh) is not numpy:
-        return gru_step_grad_reference(gates, product, before, dh, d_input, d_recurrent)
+        return _launch("gru_step_grad", dh, gates, product, before, dh, d_input, d_recurrent)
     return _gru_step_grad(gates, product, before, dh, d_input, d_recurrent)  # type: ignore[no-any-return]
 
 
@@ -266,3 +267,13 @@ def _gru_step_grad(gates, product, before, dh, d_input, d_recurrent):  # type: i
             to_h[j] = to[j]
         for j in range(H):
             g[j] *= z[j]
+
+
+_program = cuda.Program(__file__, T=cuda.FLOATS)
+
+
+def _launch(kernel: str, hidden: Array, *args: cuda.Argument) -> None:
+    """Launch over the hidden units of all rows of ``hidden`` (B, H)."""
+    sizes = (hidden.size,) if kernel.startswith("rnn") else (hidden.size, hidden.shape[1])
+    grid = (cuda.blocks(hidden.size, 256),)
+    _program.launch(kernel, grid, (256,), *args, *sizes, T=cuda.c_type(hidden.dtype))
