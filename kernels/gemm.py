@@ -21,6 +21,9 @@ _TERMS = 256
 _COLUMNS = 512
 """Most columns in one block: with so many terms they stay in the second cache."""
 
+_NOTHING = numpy.empty(0, numpy.float32)
+"""For no bias: of the same type as one, so that the kernel is compiled once."""
+
 
 def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = None) -> Array:
     """Return ``a @ b + bias`` for matrices.
@@ -42,7 +45,7 @@ def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = No
         if bias is not None:
             out += bias
         return out
-    begin = None if bias is None else numpy.ascontiguousarray(bias)
+    begin = _NOTHING if bias is None else numpy.ascontiguousarray(bias)
     _product(*_flat(a), *_flat(b), M, N, K, begin, out.reshape(-1))
     return out
 
@@ -84,7 +87,7 @@ def _product(a, a_row, a_step, b, b_row, b_step, M, N, K, bias, out):  # type: i
     packed = numpy.empty(-(-min(N, _COLUMNS) // lanes) * lanes * terms, numpy.float32)
     edges = numpy.empty(6 * lanes, numpy.float32)
     begin = numpy.zeros(-(-N // lanes) * lanes, numpy.float32)
-    if bias is not None:
+    if bias.size:
         begin[:N] = bias
     edge = pointer(edges, 0)
     fives = (-M) % 6  # M = 6 * sixes + 5 * fives, if it is large enough
