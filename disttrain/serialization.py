@@ -472,10 +472,8 @@ class _Reader(_Builder):
         pickled = content[:1] == b"\x80" and content[1:2] <= b"\x05" and content[8:9] != b"{"
         if pickled or content[:2] == b"PK":
             raise FileDamaged(
-                f"{self._source} is a pickle or a PyTorch file, which disttrain does not read "
-                f"because it can run code; where PyTorch is installed, convert it with "
-                f"safetensors.torch.save_file(torch.load(path, weights_only=True), new_path), and read that here "
-                f"with safetensors.numpy.load_file(new_path) and from_numpy()"
+                f"{self._source} is a pickle or a PyTorch file, which load() does not read; "
+                f"disttrain.checkpoint.read_foreign(path) reads the tensors in files of PyTorch"
             )
         length = int.from_bytes(content[:8], "little")
         if len(content) < 8 or length > min(len(content) - 8, _MAX_HEADER) or content[8:9] != b"{":
