@@ -29,6 +29,7 @@ _COMMANDS: Final = {
         "disttrain.launcher.doctor:doctor",
         "Say what is here, in what nodes differ, and how they talk.",
     ),
+    "ckpt": ("disttrain.checkpoint.command:ckpt", "List, verify, compare, reshard and export checkpoints."),
     "audit": (
         "disttrain.launcher.audit:audit",
         "Prove that a script computes the same bits on any number of processes.",

@@ -3,8 +3,9 @@
 ``save(dir, step=…, model=…, optimizer=…, …)`` and ``load(dir, model=…, optimizer=…, …)`` are all that a script needs.
 """
 
+from disttrain.checkpoint.cost import interval
 from disttrain.checkpoint.foreign import read_foreign
 from disttrain.checkpoint.loading import Checkpoint, load, read
 from disttrain.checkpoint.saving import close, save, wait
 
-__all__ = ["Checkpoint", "close", "load", "read", "read_foreign", "save", "wait"]
+__all__ = ["Checkpoint", "close", "interval", "load", "read", "read_foreign", "save", "wait"]

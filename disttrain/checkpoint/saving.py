@@ -361,7 +361,12 @@ class _Writer:
 
     def _write(self, job: _Job) -> None:
         try:
-            self._write_part(job)
+            write_part(
+                os.path.join(job.temporary, part_name(self._comm.rank)),
+                job.manifest.id,
+                job.arrays,
+                job.pieces,
+            )
             if self._comm.rank == 0:
                 self._finish(job)
         except Exception as error:
@@ -371,18 +376,6 @@ class _Writer:
         finally:
             job.arrays = {}
             _active.discard(job.temporary)
-
-    def _write_part(self, job: _Job) -> None:
-        path = os.path.join(job.temporary, part_name(self._comm.rank))
-        metadata = {
-            "format": FORMAT,
-            "id": job.manifest.id,
-            "pieces": json.dumps(
-                {name: [*job.pieces[name], digest(array)] for name, array in job.arrays.items()}
-            ),
-        }
-        files.write_file(path + _WRITING, encode(job.arrays, metadata))
-        files.rename(path + _WRITING, path)
 
     def _finish(self, job: _Job) -> None:
         self._await_parts(job)
@@ -439,6 +432,24 @@ class _Writer:
                 free = disk.f_bavail * disk.f_frsize / 1e6
                 why += f" (needs {job.nbytes / 1e6:.1f} MB, {free:.1f} MB free)"
         return f"checkpoint of step {job.manifest.step} failed: {why}; {_last_good(self._path)}"
+
+
+def write_part(path: str, id: str, arrays: Mapping[str, Array], pieces: Mapping[str, Any]) -> None:
+    """Write the tensors of one rank; the file is there when all of it is on the disk.
+
+    Args:
+        path: of the file.
+        id: of the save.
+        arrays: by the names that they have in the file.
+        pieces: of each the tensor that it is of, the shape of that, and from which element to which.
+    """
+    metadata = {
+        "format": FORMAT,
+        "id": id,
+        "pieces": json.dumps({name: [*pieces[name], digest(array)] for name, array in arrays.items()}),
+    }
+    files.write_file(path + _WRITING, encode(arrays, metadata))
+    files.rename(path + _WRITING, path)
 
 
 class _PeerFailed(Exception):
