@@ -49,6 +49,7 @@ layers = nn.Sequential(
 model = nn.parallel.DistributedDataParallel(layers)
 optimizer = dt.optim.AdamW(model.parameters(), lr=1e-3)
 scheduler = dt.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+optimizer.register_step_post_hook(lambda *_: scheduler.step())  # part of the step: before a save that is asked for
 run = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loader": loader}
 last = dt.checkpoint.load(folder, fallback=fallback, **run)
 step = last.step if last else 0
@@ -70,7 +71,6 @@ while step < steps:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
-        scheduler.step()
         time.sleep(0.01)  # a step takes a while
         if step % 20 == 0:
             save()
@@ -126,11 +126,8 @@ class Job:
         """Return what the first rank has told of itself; a line that a kill has cut is no line."""
         if not self.journal.exists():
             return []
-        found = []
-        for line in self.journal.read_text().splitlines():
-            if line.startswith("{") and line.endswith("}"):
-                found.append(json.loads(line))
-        return found
+        lines = self.journal.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def processes(self) -> dict[int, psutil.Process]:
         """Return all that runs with the job's mark."""
