@@ -7,6 +7,8 @@ size follows from K alone: it does not depend on how many rows and columns there
 
 from __future__ import annotations
 
+import functools
+
 import numpy
 
 from disttrain.kernels.arrays import Array, get_array_module
@@ -14,8 +16,9 @@ from disttrain.kernels.jit import jit
 from disttrain.kernels.simd import LANES, load, multiply, pointer, store, transpose
 from disttrain.kernels.threads import threads
 
-_FROM = 1 << 16
-"""Terms from which packing pays."""
+_FROM = 1 << 18
+"""Terms of all sums from which packing pays; smaller products are NumPy's."""
+_SINGLE = numpy.dtype(numpy.float32)
 _TERMS = 256
 """Most terms of a sum in one block: as much of six rows as stays in the first cache, with a panel."""
 _COLUMNS = 512
@@ -63,11 +66,17 @@ def _is_ours(a: Array, b: Array, out: Array) -> bool:
     """Return whether the kernel below is for these arrays."""
     return (
         type(out) is numpy.ndarray
-        and out.dtype == a.dtype == b.dtype == numpy.float32
+        and out.dtype == a.dtype == b.dtype == _SINGLE
         and a.shape[1] == b.shape[0]
-        and bool(out.flags.c_contiguous)
-        and threads() == 1  # several are the BLAS library's business
+        and out.flags.c_contiguous
+        and _alone()
     )
+
+
+@functools.cache
+def _alone() -> bool:
+    """Return whether operations have one thread; several are the BLAS library's business, which asks once too."""
+    return threads() == 1
 
 
 def _flat(x: Array) -> tuple[Array, int, int]:
