@@ -1,0 +1,71 @@
+"""The CUDA kernels of column sums, layouts and buckets, run on the CPU, equal the plain array operations."""
+
+import numpy as np
+import pytest
+from cuda_cases import DTYPES, cast, near
+
+from disttrain.kernels import buckets, columns, layout
+
+rng = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (5, 40), (300, 33), (1000, 2)])
+def test_column_sums(shape, dtype, shim):
+    x = cast(rng.standard_normal(shape), dtype)
+
+    near(columns._column_sums_cuda(x), columns.column_sums_reference(x.astype(np.float64)), dtype)
+    near(columns.column_sums(x), columns.column_sums_reference(x.astype(np.float64)), dtype)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "int64", "uint8"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 33, 31), (2, 64, 70), (0, 2, 3), (2, 1, 100)])
+def test_transpose(shape, dtype, shim):
+    x = cast(rng.integers(0, 100, shape), dtype)
+
+    np.testing.assert_array_equal(layout._transpose_cuda(x), layout.transpose(x))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "uint8"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 3, 7), (3, 4, 6, 8), (2, 0, 3, 4), (2, 3, 4, 0)])
+def test_swap_middle(shape, dtype, shim):
+    x = cast(rng.integers(0, 100, shape), dtype)
+
+    np.testing.assert_array_equal(layout._swap_middle_cuda(x), layout.swap_middle(x))
+
+
+@pytest.mark.parametrize("inside", DTYPES)
+@pytest.mark.parametrize("outside", DTYPES)
+def test_buckets(outside, inside, shim):
+    sizes = [(3,), (70, 60), (), (0, 4), (4096,), (5,)]
+    arrays = [cast(rng.standard_normal(s), outside) for s in sizes]
+    count, factor = sum(a.size for a in arrays), cast([0.3], "float32")
+    for f in (None, factor):
+        ours, theirs = cast(np.zeros(count), inside), cast(np.zeros(count), inside)
+        buckets._move_cuda("pack", arrays, ours, f)
+        buckets.pack(arrays, theirs, f)
+        assert ours.tobytes() == theirs.tobytes()
+        back, expected = ([np.zeros_like(a) for a in arrays] for _ in range(2))
+        buckets._move_cuda("unpack", back, ours, f)
+        buckets.unpack(theirs, expected, f)
+        assert [a.tobytes() for a in back] == [a.tobytes() for a in expected]
+
+
+def test_buckets_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"a bucket of 5 elements is needed, got shape \(4,\)"):
+        buckets.pack([np.zeros(5)], np.zeros(4))
+    with pytest.raises(ValueError, match="C-contiguous arrays of one type"):
+        buckets.unpack(np.zeros(4), [np.zeros(2), np.zeros(2, np.float32)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 7, 8, 13])
+def test_sums_of_ranks_have_the_bits_of_the_tree(ranks, dtype, shim):
+    parts = cast(rng.standard_normal((ranks, 300)), dtype)
+    ours, theirs = np.zeros_like(parts[0]), np.zeros_like(parts[0])
+
+    buckets.fold_tree(parts, theirs)
+    buckets._fold_tree_cuda(parts, ours)
+    assert ours.tobytes() == theirs.tobytes()
+    buckets._fold_tree_cuda(parts, parts[ranks - 1])
+    assert parts[ranks - 1].tobytes() == theirs.tobytes()
