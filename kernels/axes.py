@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
+from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 
@@ -66,9 +67,8 @@ Maps = tuple[tuple[int, AxisMap], ...]
 
 def map_axes(x: Array, maps: Maps) -> Array:
     """Return ``x`` after a map along each of some axes; the order of its axes in memory stays."""
-    xp = get_array_module(x)
-    if xp is not numpy:
-        return map_axes_reference(x, maps)
+    if get_array_module(x) is not numpy:
+        return _map_axes_cuda(x, maps)
     order = sorted(range(x.ndim), key=lambda a: -abs(x.strides[a]))  # as the memory lies
     x = x.transpose(order)
     for axis, m in sorted(
@@ -168,7 +168,7 @@ def max_spans(x: Array, spans: tuple[Spans, ...]) -> tuple[Array, Array]:
 def max_axis(x: Array, axis: int, span: Spans) -> tuple[Array, Array]:
     """Return the largest element of each stretch of one axis, and its index (int64), as :func:`max_spans`."""
     if get_array_module(x) is not numpy:
-        return max_axis_reference(x, axis, span)
+        return _max_axis_cuda(x, axis, span)
     A, B = (int(numpy.prod(part, dtype=numpy.int64)) for part in (x.shape[:axis], x.shape[axis + 1 :]))
     flat = numpy.ascontiguousarray(x).reshape(A, x.shape[axis], B)
     shape = (*x.shape[:axis], len(span.starts), *x.shape[axis + 1 :])
@@ -221,3 +221,39 @@ def _max_axis(x, starts, stops, step, low, out, where):  # type: ignore[no-untyp
                     better = (v > old) | (v != v) | (was < 0)
                     best[b] = v if better else old
                     place[b] = k if better else was
+
+
+_program = cuda.Program(__file__, T=cuda.FLOATS)
+
+
+@functools.lru_cache(maxsize=64)
+def _on_gpu(m: AxisMap, dtype: Any, device: object) -> tuple[Array, Array, Array]:
+    """Return a map's arrays on the current GPU, which ``device`` tells from others."""
+    starts, index = (cuda.upload(numpy.ascontiguousarray(a, numpy.int64)) for a in (m.starts, m.index))
+    return starts, index, cuda.upload(m.weight.astype(dtype))
+
+
+def _map_axes_cuda(x: Array, maps: Maps) -> Array:
+    xp = get_array_module(x)
+    for axis, m in maps:
+        if m.is_selection:
+            x = xp.take(x, cuda.upload(m.index), axis)
+            continue
+        x = xp.ascontiguousarray(x)
+        shape, B = (*x.shape[:axis], m.out_size, *x.shape[axis + 1 :]), math.prod(x.shape[axis + 1 :])
+        out = cuda.empty(shape, x.dtype)
+        arrays = _on_gpu(m, cuda.wide(x.dtype), cuda.device())
+        args = (x, *arrays, out, m.size, m.out_size, B, out.size)
+        _program.launch("map_axis", (cuda.blocks(out.size, 256),), (256,), *args, T=cuda.c_type(x.dtype))
+        x = out
+    return x
+
+
+def _max_axis_cuda(x: Array, axis: int, span: Spans) -> tuple[Array, Array]:
+    x = get_array_module(x).ascontiguousarray(x)
+    shape, B = (*x.shape[:axis], len(span.starts), *x.shape[axis + 1 :]), math.prod(x.shape[axis + 1 :])
+    out, where = cuda.empty(shape, x.dtype), cuda.empty(shape, numpy.int64)
+    edges = (cuda.upload(numpy.ascontiguousarray(a, numpy.int64)) for a in (span.starts, span.stops))
+    args = (x, *edges, out, where, span.step, x.shape[axis], len(span.starts), B, out.size)
+    _program.launch("max_axis", (cuda.blocks(out.size, 256),), (256,), *args, T=cuda.c_type(x.dtype))
+    return out, where

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from disttrain.kernels import direct, gemm, winograd
+from disttrain.kernels import direct, gemm, patches, winograd
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 from disttrain.kernels.simd import LANES, pointer, transpose
@@ -73,7 +73,7 @@ def _to_channels_last(x, out, N, C, P):  # type: ignore[no-untyped-def]
 def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) -> Array:
     """Return the cross-correlation of ``x`` with ``w``, plus ``bias`` (O,)"""
     if get_array_module(x, w) is not numpy:
-        return conv2d_reference(x, w, bias, window, groups)
+        return patches.conv2d(to_channels_last(x), w, bias, window, groups).transpose(0, 3, 1, 2)
     x = to_channels_last(x)
     N, H, W, _ = x.shape
     OH, OW = window.out_size(H, W)
@@ -105,7 +105,7 @@ def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) 
 def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Sizes) -> Array:
     """Return the gradient of the input, an image of ``size`` = (H, W)."""
     if get_array_module(g, w) is not numpy:
-        return conv2d_input_grad_reference(g, w, window, groups, size)
+        return patches.conv2d_input_grad(to_channels_last(g), w, window, groups, size).transpose(0, 3, 1, 2)
     g = to_channels_last(g)
     N, OH, OW, O = g.shape  # noqa: E741
     c = w.shape[1]
@@ -150,7 +150,7 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Siz
 def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array:
     """Return the gradient of the weight, (O, C // groups, KH, KW)."""
     if get_array_module(g, x) is not numpy:
-        return conv2d_weight_grad_reference(g, x, window, groups)
+        return patches.conv2d_weight_grad(to_channels_last(g), to_channels_last(x), window, groups)
     g, x = to_channels_last(g), to_channels_last(x)
     _, OH, OW, O = g.shape  # noqa: E741
     o, c = O // groups, x.shape[3] // groups

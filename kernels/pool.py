@@ -6,6 +6,7 @@ arrays are float32 or float64.
 
 import numpy
 
+from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.axes import lowest
 from disttrain.kernels.conv import Sizes, Window, to_channels_last
@@ -18,7 +19,7 @@ def max_pool2d(x: Array, window: Window, out_size: Sizes) -> tuple[Array, Array]
     The first of equal ones counts, and NaN is larger than anything. Padding never counts.
     """
     if get_array_module(x) is not numpy:
-        return max_pool2d_reference(x, window, out_size)
+        return _max_pool2d_cuda(x, window, out_size)
     x = to_channels_last(x)
     N, _, _, C = x.shape
     out = numpy.empty((N, *out_size, C), x.dtype)
@@ -103,7 +104,7 @@ def _max_pool(x, out, where, window, low):  # type: ignore[no-untyped-def]
 def max_pool2d_input_grad(g: Array, where: Array, size: Sizes) -> Array:
     """Return ``g`` (N, C, OH, OW) added up at the places ``where`` of an image of ``size``."""
     if get_array_module(g) is not numpy:
-        return max_pool2d_input_grad_reference(g, where, size)
+        return _max_pool2d_input_grad_cuda(g, where, size)
     g, where = to_channels_last(g), to_channels_last(where)
     gx = numpy.zeros((g.shape[0], *size, g.shape[3]), g.dtype)
     _scatter_pixels(g, where, gx)
@@ -135,3 +136,28 @@ def _scatter_pixels(g, where, gx):  # type: ignore[no-untyped-def]
                 if at >= 0:
                     flat[numpy.uint64((n * H * W + at) * C + c)] += given[t]
                 t += numpy.uint64(1)
+
+
+_program = cuda.Program(__file__, T=cuda.FLOATS, PLACE=("int", "long long"))
+
+
+def _max_pool2d_cuda(x: Array, window: Window, out_size: Sizes) -> tuple[Array, Array]:
+    x = to_channels_last(x)
+    N, H, W, C = x.shape
+    out, where = cuda.empty((N, *out_size, C), x.dtype), cuda.empty((N, *out_size, C), numpy.int32)
+    args = (x, out, where, H, W, C, *out_size, *(n for pair in window for n in pair), out.size)
+    grid, T = (cuda.blocks(out.size, 256),), cuda.c_type(x.dtype)
+    _program.launch("max_pool", grid, (256,), *args, T=T, PLACE="int")
+    return out.transpose(0, 3, 1, 2), where.transpose(0, 3, 1, 2)
+
+
+def _max_pool2d_input_grad_cuda(g: Array, where: Array, size: Sizes) -> Array:
+    g, where = to_channels_last(g), to_channels_last(where)
+    N, OH, OW, C = g.shape
+    gx = cuda.empty((N, *size, C), g.dtype)
+    gx.fill(0)
+    grid, T = (N * cuda.blocks(C, 32),), cuda.c_type(g.dtype)
+    place = cuda.c_type(where.dtype, ("int", "long long"))
+    args = (g, where, gx, size[0] * size[1], OH * OW, C)
+    _program.launch("scatter_pixels", grid, (32, 8), *args, T=T, PLACE=place)
+    return gx.transpose(0, 3, 1, 2)
