@@ -308,17 +308,18 @@ def worker(side, row, world_size, steps, turns_at):
         text = go.read_text()
         if text == "stop":
             return
-        times = []
+        times, work = [], []
         for _ in range(steps):
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             loss = step()
             times.append(time.perf_counter() - start)
+            work.append(time.process_time() - busy)
         losses.append(loss.item())
         if rank == 0:
             result = Path(turns_at, f"{side}-{turn}.result")
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on Linux
             result.with_suffix(".part").write_text(
-                json.dumps({"times": times, "losses": losses, "peak": peak / 1024})
+                json.dumps({"times": times, "work": work, "losses": losses, "peak": peak / 1024})
             )
             result.with_suffix(".part").rename(result)
         turn += 1
@@ -367,7 +368,7 @@ def start(side, row, world_size, steps, turns_at):
     return subprocess.Popen(command, env=env)
 
 
-def measure(row, world_size, sides, steps, turns):
+def measure(row, world_size, sides, steps, turns, clock):
     """Return the median seconds of a step, the losses and the peak MiB of a process of each side, which take turns."""
     seconds = {side: [] for side in sides}
     losses, peaks = {}, {}
@@ -386,7 +387,7 @@ def measure(row, world_size, sides, steps, turns):
                     report = json.loads(result.read_text())
                     losses[side], peaks[side] = report["losses"], report["peak"]
                     if turn:  # the first one warms up
-                        seconds[side].append(statistics.median(report["times"]))
+                        seconds[side].append(statistics.median(report[clock]))
             for side in sides:
                 tell(turns_at, side, turns, "stop")
                 workers[side].wait(30)
@@ -415,6 +416,11 @@ def main():
     parser.add_argument("--turns", type=int, default=9, help="turns of each side; the first is not counted")
     parser.add_argument(
         "--peak-memory", action="store_true", help="print the peak memory of rank 0's process too"
+    )
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="count the time that rank 0's process computes, not the clock's: where other programs run",
     )
     parser.add_argument(
         "--timeline", action="store_true", help="show how communication overlaps with backward"
@@ -450,11 +456,11 @@ def main():
         + " ".join(f"{s:>12s}" for s in sides * (1 + args.peak_memory))
         + ("   ratio" if args.against else "")
     )
-    wrong = 0
-    alone = {}
+    wrong, alone = 0, {}
+    clock = "work" if args.processor_time else "times"
     for row in rows:
         for world_size in args.ranks:
-            seconds, losses, peaks = measure(row, world_size, sides, args.steps, args.turns)
+            seconds, losses, peaks = measure(row, world_size, sides, args.steps, args.turns, clock)
             line = f"{row:40s} {world_size:5d} " + " ".join(f"{seconds[s] * 1e3:9.2f} ms" for s in sides)
             if args.peak_memory:
                 line += " " + " ".join(f"{peaks[s]:8.0f} MiB" for s in sides)
