@@ -137,7 +137,8 @@ class MultiheadAttention(Module):
         """
         swap = self.batch_first and query.ndim == 3
         if swap:
-            query, key, value = (x.transpose(0, 1) if x.ndim == 3 else x for x in (query, key, value))
+            swapped = {id(x): x.transpose(0, 1) if x.ndim == 3 else x for x in (query, key, value)}
+            query, key, value = (swapped[id(x)] for x in (query, key, value))  # one tensor stays one
         out, weights = F.multi_head_attention_forward(
             query,
             key,

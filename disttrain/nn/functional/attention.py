@@ -342,6 +342,8 @@ def _project(
     separate: tuple[Tensor | None, Tensor | None, Tensor | None] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     E = query.shape[-1]
+    if bias is not None and tuple(bias.shape) != (3 * E,):
+        raise RuntimeError(f"attention: in_proj_bias must have shape {[3 * E]}, got {list(bias.shape)}")
     if separate is not None:
         wq, wk, wv = separate
         if wq is None or wk is None or wv is None:
@@ -361,9 +363,10 @@ def _project(
                 f"attention: in_proj_weight must have shape {[3 * E, E]} and keys {E} features, got "
                 f"{list(weight.shape)} and {key.shape[-1]}"
             )
-        wq, wk, wv = weight[:E], weight[E : 2 * E], weight[2 * E :]
-    if bias is not None and tuple(bias.shape) != (3 * E,):
-        raise RuntimeError(f"attention: in_proj_bias must have shape {[3 * E]}, got {list(bias.shape)}")
+        if query is key and key is value:  # one product instead of three
+            q, k, v = linear(query, weight, bias).chunk(3, -1)
+            return q, k, v
+        wq, wk, wv = weight.chunk(3)
     bq, bk, bv = (None if bias is None else bias[i * E : (i + 1) * E] for i in range(3))
     return linear(query, wq, bq), linear(key, wk, bk), linear(value, wv, bv)
 
