@@ -114,7 +114,7 @@ def test_without_a_folder_to_write_to_kernels_are_kept_for_this_process(tmp_path
     cuda._cache.cache_clear()
 
 
-def test_a_launch_is_checked(write, shim):
+def test_a_launch_is_checked(write, cpu_shim):
     program = write("KERNEL f(float* x, long long n) { x[0] = n; }", T=("float",))
     x = np.zeros(1, np.float32)
 
@@ -178,7 +178,7 @@ def test_a_kernel_without_mistakes_runs(write, shim):
     np.testing.assert_array_equal(out, x[::-1])
 
 
-def test_a_missing_barrier_is_found(write, shim):
+def test_a_missing_barrier_is_found(write, cpu_shim):
     x, out = np.arange(256, dtype=np.float32), cuda.empty(256, np.float32)
 
     write(_TILE.replace("__syncthreads();", "")).launch("reverse", (1,), (256,), x, out)
@@ -230,7 +230,7 @@ def test_each_barrier_of_a_fold_is_needed(which, write, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("n", [64, 61])
-def test_planted_mistakes_are_found(body, message, n, write, shim):
+def test_planted_mistakes_are_found(body, message, n, write, cpu_shim):
     program = write(f"KERNEL f(float* x, long long n) {{ {body} }}")
     x = cuda_shim.poisoned(n, np.float32)
 
@@ -241,6 +241,6 @@ def test_planted_mistakes_are_found(body, message, n, write, shim):
     assert x[n - 1] == 5
 
 
-def test_blocks_of_threads_that_are_no_whole_warps_are_refused(write, shim):
+def test_blocks_of_threads_that_are_no_whole_warps_are_refused(write, cpu_shim):
     with pytest.raises(cuda_shim.KernelFault, match="no multiple of 32 up to 1024: 33"):
         write("KERNEL f(long long n) {}").launch("f", (1,), (33,), 0)

@@ -29,6 +29,15 @@ _HERE = Path(__file__).parent
 _FLAGS = ["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-ffp-contract=off", "-shared", "-fPIC"]
 
 
+def no_gpu():
+    """Return why there is no GPU to run on, or an empty string."""
+    try:
+        import cupy
+    except ImportError:
+        return "needs a GPU and CuPy"
+    return "" if cupy.is_available() else "needs a GPU"
+
+
 class KernelFault(Exception):
     """What the shim found wrong."""
 
@@ -40,9 +49,15 @@ def missing():
 
 @contextlib.contextmanager
 def shim(schedule):
-    """Let launches run here, in one of the SCHEDULES."""
-    kept = cuda.load, cuda.device, cuda.empty, cuda.upload
-    cuda.load = lambda program, variant, kernel: _Kernel(program, variant, kernel, SCHEDULES.index(schedule))
+    """Let launches of kernels run on NumPy arrays: in one of the SCHEDULES, or with "gpu" on a GPU, there and back."""
+    kept = load, *_ = cuda.load, cuda.device, cuda.empty, cuda.upload
+
+    def found(program, variant, kernel):
+        if schedule == "gpu":
+            return _ThereAndBack(load(program, variant, kernel))
+        return _Kernel(program, variant, kernel, SCHEDULES.index(schedule))
+
+    cuda.load = found
     cuda.device, cuda.empty, cuda.upload = (lambda: schedule), poisoned, aligned
     try:
         yield
@@ -104,6 +119,41 @@ class _Kernel:
             raise KernelFault(f"{self._name}: {runtime.shim_message().decode()}")
         if any(touched):
             raise KernelFault(f"{self._name}: wrote beside an array")
+
+
+class _ThereAndBack:
+    """A kernel on a GPU, which gets copies of NumPy arrays and whose results are copied back."""
+
+    def __init__(self, kernel):
+        self._kernel = kernel
+
+    def __call__(self, grid, block, arguments):
+        import cupy
+
+        regions = _regions([a for a in arguments if isinstance(a, np.ndarray)])
+        hosts = [
+            np.ctypeslib.as_array((ctypes.c_uint8 * (end - begin)).from_address(begin))
+            for begin, end in regions
+        ]
+        devices = []
+        for (begin, _), host in zip(regions, hosts, strict=True):
+            memory = cupy.empty(host.size + 16, np.uint8)  # which begins at a multiple of 16
+            devices.append(memory[begin % 16 : begin % 16 + host.size])
+            devices[-1].set(host)
+
+        def moved(a):
+            if not isinstance(a, np.ndarray):
+                return a
+            at = _address(a)
+            return next(
+                np.uint64(device.data.ptr + at - begin)
+                for device, (begin, end) in zip(devices, regions, strict=True)
+                if begin <= at <= end
+            )
+
+        self._kernel(grid, block, tuple(map(moved, arguments)))
+        for host, device in zip(hosts, devices, strict=True):
+            np.copyto(host, device.get())
 
 
 def _kind(a):
