@@ -1,0 +1,201 @@
+"""Time CUDA kernels on the GPU of this machine: how near they come to a copy, and to PyTorch where it is installed.
+
+    python scripts/bench_kernels.py
+    python scripts/bench_kernels.py --json kernels.json
+
+Shapes are those of GPT-2 (8 x 1024 tokens). Times are medians of 20 launches between two events, after 3 that warm up.
+GB/s counts what must be read and written once; "of copy" is that over the bandwidth of copying 1 GiB, measured in the
+same run. The columns of PyTorch are its time over ours, eager and compiled: above 1 ours is quicker.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from disttrain.kernels import columns, dropout, embedding, gelu, layout, norm, optim, softmax
+
+KEY = np.array([1, 0, 0, 0], np.uint64)
+
+
+@dataclass
+class Case:
+    """One call."""
+
+    run: Callable[..., Any]
+    arrays: list[Any]
+    nbytes: int
+    """That must be read and written."""
+    peer: Callable[..., Any] | None = None
+    """The same in PyTorch: takes the module and tensors like ``arrays``."""
+
+
+def cases(dtype: Any, place: Callable[[Any], Any], shrink: int = 1) -> dict[str, Case]:
+    """Return what is timed, by name.
+
+    Args:
+        dtype: of the activations.
+        place: puts a NumPy array where it is worked on.
+        shrink: divides the number of rows and parameters.
+    """
+    rng = np.random.default_rng(0)
+    M, C, V, P = 8192 // shrink, 768, 50304 // shrink, (124 << 20) // shrink
+
+    def floats(*shape: int, of: Any = dtype) -> Any:
+        return place(rng.standard_normal(shape, np.float32).astype(of))
+
+    def integers(below: int, count: int) -> Any:
+        return place(rng.integers(0, below, count))
+
+    x, g, scores = floats(M, C), floats(M, C), floats(M, V)
+    wide, bias = floats(M, 4 * C), floats(4 * C)
+    weight, shift, ones = (floats(n, of=np.float32) for n in (C, C, V))
+    mean, rstd, up = (floats(M, of=np.float32) for _ in range(3))
+    classes, tokens, table = integers(V, M), integers(V, M), floats(V, C)
+    stats = floats(2, M, of=np.float32)
+    p, d, m, v = (floats(P, of=np.float32) for _ in range(4))
+    key = place(KEY)
+    adam = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "step": 1}
+    size = x.nbytes
+
+    def eager(name: str, **options: Any) -> Callable[..., Any]:
+        return lambda torch, *tensors: getattr(torch.nn.functional, name)(*tensors, **options)
+
+    return {
+        "softmax": Case(softmax.softmax, [scores], 2 * scores.nbytes, eager("softmax", dim=1)),
+        "cross-entropy": Case(
+            lambda x, t, w: softmax.cross_entropy(x, t, w, 0.0, -100), [scores, classes, ones], scores.nbytes,
+            lambda torch, x, t, w: torch.nn.functional.cross_entropy(x, t),
+        ),
+        "cross-entropy, gradient in place": Case(
+            lambda x, t, w, u, s: softmax.cross_entropy_grad(u, x, t, w, 0.0, -100, s, x),
+            [floats(M, V), classes, ones, up, stats], 2 * scores.nbytes,
+        ),
+        "LayerNorm": Case(
+            lambda x, w, b: norm.layer_norm(x, w, b, 1e-5), [x, weight, shift], 2 * size,
+            lambda torch, x, w, b: torch.nn.functional.layer_norm(x, (C,), w.to(x.dtype), b.to(x.dtype)),
+        ),
+        "LayerNorm of a sum": Case(
+            lambda x, r, w, b: norm.add_layer_norm(x, r, w, b, 1e-5), [x, g, weight, shift], 4 * size,
+            lambda torch, x, r, w, b: torch.nn.functional.layer_norm(x + r, (C,), w.to(x.dtype), b.to(x.dtype)),
+        ),
+        "LayerNorm, gradient": Case(norm.layer_norm_grad, [g, x, weight, mean, rstd], 5 * size),
+        "bias and GELU": Case(
+            gelu.bias_gelu, [wide, bias], 2 * wide.nbytes, lambda torch, x, b: torch.nn.functional.gelu(x + b)
+        ),
+        "dropout": Case(
+            lambda x, k: dropout.dropout(x, k, 0.1), [wide, key], 2 * wide.nbytes,
+            lambda torch, x, k: torch.nn.functional.dropout(x, 0.1),
+        ),
+        "embedding": Case(
+            embedding.take_rows, [table, tokens], 2 * size,
+            lambda torch, w, i: torch.nn.functional.embedding(i, w),
+        ),
+        "embedding, gradient": Case(
+            lambda g, i: embedding.add_rows(g, i, V, -1), [g, tokens], size + table.nbytes
+        ),
+        "sums of columns": Case(columns.column_sums, [wide], wide.nbytes, lambda torch, x: x.sum(0)),
+        "transpose": Case(
+            layout.transpose, [floats(8, M // 8, C)], 2 * size,
+            lambda torch, x: x.transpose(1, 2).contiguous(),
+        ),
+        "Adam": Case(
+            lambda p, g, m, v: optim.adam_step(p, g, m, v, None, **adam), [p, d, m, v], 7 * p.nbytes
+        ),
+        "sum of squares": Case(optim.sums_of_squares, [d], d.nbytes, lambda torch, x: (x * x).sum()),
+    }  # fmt: skip
+
+
+def measure(run: Callable[[], Any], event: Callable[[], Any], elapsed: Callable[[Any, Any], float]) -> float:
+    """Return the median of the milliseconds between two events around a call."""
+    for _ in range(3):
+        run()
+    times = []
+    for _ in range(20):
+        start = event()
+        run()
+        times.append(elapsed(start, event()))
+    return statistics.median(times)
+
+
+def on_cupy(run: Callable[[], Any]) -> float:
+    import cupy
+
+    def event() -> Any:
+        e = cupy.cuda.Event()
+        e.record()
+        return e
+
+    def elapsed(start: Any, end: Any) -> float:
+        end.synchronize()
+        return float(cupy.cuda.get_elapsed_time(start, end))
+
+    return measure(run, event, elapsed)
+
+
+def on_torch(torch: Any, run: Callable[[], Any]) -> float:
+    def event() -> Any:
+        e = torch.cuda.Event(enable_timing=True)
+        e.record()
+        return e
+
+    def elapsed(start: Any, end: Any) -> float:
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+    return measure(run, event, elapsed)
+
+
+def compare(torch: Any, case: Case) -> list[float]:
+    """Return PyTorch's milliseconds for a case, eager and compiled."""
+    tensors = [torch.from_dlpack(a) for a in case.arrays]
+    peer = case.peer
+    assert peer is not None
+    with torch.no_grad():
+        fast = torch.compile(lambda *xs: peer(torch, *xs))
+        return [on_torch(torch, lambda: peer(torch, *tensors)), on_torch(torch, lambda: fast(*tensors))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", help="file for the figures")
+    args = parser.parse_args()
+    try:
+        import cupy
+    except ImportError:
+        sys.exit("bench_kernels needs CuPy and a GPU: CuPy is not installed")
+    if not cupy.is_available():
+        sys.exit("bench_kernels needs CuPy and a GPU: CuPy sees no GPU")
+    try:
+        import torch
+    except ImportError:
+        torch = None
+    import ml_dtypes
+
+    big = cupy.zeros(1 << 30, np.uint8)
+    copy = 2 * big.nbytes / on_cupy(big.copy) / 1e6
+    del big
+    rows = []
+    print(f"copy: {copy:.0f} GB/s")
+    print(f"{'bfloat16':34}{'ms':>9}{'GB/s':>8}{'of copy':>9}{'eager':>8}{'compiled':>10}")
+    for name, case in cases(ml_dtypes.bfloat16, cupy.asarray).items():
+        ms = on_cupy(lambda case=case: case.run(*case.arrays))
+        peers = compare(torch, case) if torch is not None and case.peer is not None else []
+        rate = case.nbytes / ms / 1e6
+        rows.append({"name": name, "ms": ms, "of_copy": rate / copy, "torch": [t / ms for t in peers]})
+        ratios = "".join(f"{t / ms:>{w}.2f}" for t, w in zip(peers, (8, 10), strict=False))
+        print(f"{name:34}{ms:9.4f}{rate:8.0f}{rate / copy:9.2f}{ratios}", flush=True)
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump({"copy": copy, "rows": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
