@@ -14,7 +14,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from disttrain.errors import CheckpointBusy
@@ -23,14 +23,17 @@ _logger = logging.getLogger("disttrain")
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _LOCK: Final = ".lock"
 _MAX_LOCK: Final = 4096
+_LARGE: Final = 1 << 20
+"""Bytes of a chunk from which on it is worth telling the kernel to begin with it."""
 
 
-def write_file(path: str, chunks: Iterable[Any]) -> None:
+def write_file(path: str, chunks: Iterable[Any], head: Callable[[], Any] | None = None) -> None:
     """Write a file that is not there yet, and return when its content is on the disk.
 
     Args:
         path: of the file.
-        chunks: buffers, written one after the other.
+        chunks: buffers, written one after the other; the disk begins with each while the next one is made.
+        head: called at the end; what it returns takes the place of as many bytes at the beginning.
     """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
@@ -38,6 +41,14 @@ def write_file(path: str, chunks: Iterable[Any]) -> None:
             rest = memoryview(chunk).cast("B")
             while rest:
                 rest = rest[os.write(file, rest) :]
+            if len(chunk) >= _LARGE and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(
+                    file, 0, 0, os.POSIX_FADV_DONTNEED
+                )  # which starts to write out what is not yet
+        if head is not None:
+            beginning, at = memoryview(head()).cast("B"), 0
+            while at < len(beginning):
+                at += os.pwrite(file, beginning[at:], at)
         os.fsync(file)
     finally:
         os.close(file)

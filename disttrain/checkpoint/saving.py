@@ -30,7 +30,7 @@ from disttrain.checkpoint.manifest import (
     part_name,
 )
 from disttrain.checkpoint.states import Item, make_parts
-from disttrain.checkpoint.tensorfile import TensorFile, digest, encode, layout
+from disttrain.checkpoint.tensorfile import TensorFile, encode_hashed, layout
 from disttrain.collectives.env import current_env
 from disttrain.distributed.objects import all_gather_object
 from disttrain.errors import CheckpointBusy, CheckpointError
@@ -443,12 +443,12 @@ def write_part(path: str, id: str, arrays: Mapping[str, Array], pieces: Mapping[
         arrays: by the names that they have in the file.
         pieces: of each the tensor that it is of, the shape of that, and from which element to which.
     """
-    metadata = {
-        "format": FORMAT,
-        "id": id,
-        "pieces": json.dumps({name: [*pieces[name], digest(array)] for name, array in arrays.items()}),
-    }
-    files.write_file(path + _WRITING, encode(arrays, metadata))
+
+    def metadata(sums: Mapping[str, str]) -> dict[str, str]:
+        told = {name: [*pieces[name], sha256] for name, sha256 in sums.items()}
+        return {"format": FORMAT, "id": id, "pieces": json.dumps(told)}
+
+    files.write_file(path + _WRITING, *encode_hashed(arrays, metadata))
     files.rename(path + _WRITING, path)
 
 

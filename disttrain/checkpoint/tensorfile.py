@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -65,38 +65,65 @@ def layout(arrays: Mapping[str, Any]) -> list[str]:
     return sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
 
 
-def encode(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> Iterator[Any]:
-    """Yield the buffers that make a file: the header, then C-contiguous arrays on the host as they are.
+def header(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
+    """Return the beginning of a file: what its tensors are, and what else there is to say.
 
     Args:
         arrays: by name.
         metadata: what else the header says.
     """
-    header: dict[str, Any] = {_METADATA: dict(metadata)}
-    order, end = layout(arrays), 0
-    for name in order:
+    said: dict[str, Any] = {_METADATA: dict(metadata)}
+    end = 0
+    for name in layout(arrays):
         begin, end = end, end + arrays[name].nbytes
         kind = dtypes.of(arrays[name])
-        header[name] = {
+        said[name] = {
             "dtype": _NAMES[kind],
             "shape": list(arrays[name].shape),
             "data_offsets": [begin, end],
         }
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(said, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for name in order:
+    return len(text).to_bytes(8, "little") + text
+
+
+def encode(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> Iterator[Any]:
+    """Yield the buffers that make a file: the header, then C-contiguous arrays on the host as they are."""
+    yield header(arrays, metadata)
+    for name in layout(arrays):
         yield as_bytes(arrays[name])
+
+
+def encode_hashed(
+    arrays: Mapping[str, Array], metadata: Callable[[Mapping[str, str]], Mapping[str, str]]
+) -> tuple[Iterator[Any], Callable[[], bytes]]:
+    """Return the buffers that make a file, and a function that gives its header once they are written.
+
+    So the checksums that the header holds are computed piece by piece as the file is written, in one pass over memory.
+
+    Args:
+        arrays: by name, C-contiguous and on the host.
+        metadata: of the header, as a function of the SHA-256 of each array; always as long.
+    """
+    sums = dict.fromkeys(arrays, "0" * 64)
+    preliminary = header(arrays, metadata(sums))
+
+    def chunks() -> Iterator[Any]:
+        yield preliminary
+        for name in layout(arrays):
+            data, sha = as_bytes(arrays[name]), hashlib.sha256()
+            for begin in range(0, len(data), _CHUNK):
+                chunk = data[begin : begin + _CHUNK]
+                sha.update(chunk)
+                yield chunk
+            sums[name] = sha.hexdigest()
+
+    return chunks(), lambda: header(arrays, metadata(sums))
 
 
 def as_bytes(array: Array) -> memoryview:
     """Return the memory of a C-contiguous array on the host."""
     return memoryview(array.reshape(-1).view(np.uint8))
-
-
-def digest(array: Array) -> str:
-    """Return the SHA-256 of a C-contiguous array on the host."""
-    return hashlib.sha256(as_bytes(array)).hexdigest()
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -130,6 +157,10 @@ class TensorFile:
         except ValueError as error:
             raise FileDamaged(str(error)) from None
         try:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(
+                    self._file, 0, 0, os.POSIX_FADV_SEQUENTIAL
+                )  # read ahead while checksums are computed
             self.size = os.fstat(self._file).st_size
             self.metadata, self.entries = self._read_header()
         except BaseException:

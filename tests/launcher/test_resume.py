@@ -160,7 +160,7 @@ def test_a_rank_that_is_killed_while_it_writes_leaves_nothing_to_be_seen(start, 
         dt.checkpoint.wait()
         if dt.distributed.get_rank() == int(sys.argv[1]):
             write = files.write_file
-            def killed(path, chunks):
+            def killed(path, chunks, *_):
                 def some():
                     yield next(chunks)
                     os.kill(os.getpid(), signal.SIGKILL)

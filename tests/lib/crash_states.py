@@ -50,6 +50,10 @@ class Recorder:
         self._note("write", self._paths[file], part)
         return os.write(file, part)
 
+    def pwrite(self, file: int, data: Any, at: int) -> int:
+        self._note("pwrite", self._paths[file], (at, bytes(data)))
+        return os.pwrite(file, data, at)
+
     def fsync(self, file: int) -> None:
         self._note("fsync", self._paths[file])
         os.fsync(file)
@@ -112,6 +116,10 @@ class Disk:
             parent.names[name] = Node(True)
         elif kind == "write":
             parent.names[name].content += extra
+        elif kind == "pwrite":
+            at, data = extra
+            node = parent.names[name]
+            node.content = node.content[:at] + data + node.content[at + len(data) :]
         elif kind == "fsync":
             node = self.top if name == "." else parent.names[name]
             node.synced, node.synced_names = node.content, dict(node.names)

@@ -74,7 +74,7 @@ def test_every_moment_under_every_model_leaves_a_whole_checkpoint(tmp_path, reco
 
     operations = list(record.operations)
     kinds = {kind for kind, *_ in operations}
-    assert kinds == {"create", "write", "fsync", "mkdir", "rename", "unlink", "rmdir"}
+    assert kinds == {"create", "write", "pwrite", "fsync", "mkdir", "rename", "unlink", "rmdir"}
     published = next(
         i
         for i, (kind, path, *new) in enumerate(operations)

@@ -140,7 +140,7 @@ def test_a_run_that_goes_back_is_continued_where_it_saved_last(tmp_path):
 def test_a_load_waits_for_the_save_of_the_same_job(tmp_path, monkeypatch):
     begun = threading.Event()
     write = files.write_file
-    monkeypatch.setattr(files, "write_file", lambda path, chunks: (begun.wait(1), write(path, chunks)))
+    monkeypatch.setattr(files, "write_file", lambda *args: (begun.wait(1), write(*args)))
     dt.checkpoint.save(tmp_path, step=1)
 
     assert dt.checkpoint.load(tmp_path).step == 1
@@ -149,7 +149,7 @@ def test_a_load_waits_for_the_save_of_the_same_job(tmp_path, monkeypatch):
 def test_the_snapshot_is_of_the_moment_of_the_save(tmp_path, monkeypatch):
     written = threading.Event()
     write = files.write_file
-    monkeypatch.setattr(files, "write_file", lambda path, chunks: (written.wait(30), write(path, chunks)))
+    monkeypatch.setattr(files, "write_file", lambda *args: (written.wait(30), write(*args)))
     model = nn.Linear(3, 3)
     expected = model.weight.detach().clone()
 
@@ -398,7 +398,7 @@ def test_a_save_that_fails_is_told_keeps_the_last_one_and_leaves_nothing(tmp_pat
 
 
 def test_a_full_disk_is_told_with_what_is_needed_and_free(tmp_path, monkeypatch):
-    def full(path, chunks):
+    def full(path, *_):
         raise OSError(28, "No space left on device", path)
 
     dt.checkpoint.save(tmp_path, step=100)
