@@ -32,6 +32,8 @@ from disttrain.checkpoint import folder
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = 3
+_ENDS = (-signal.SIGKILL, -signal.SIGTERM, 143, 75)
+"""How a launcher may end that was killed, told to stop before it had begun, before its script could save, and after."""
 PAUSE = (5.0, 15.0)
 """Seconds from one fault to the next."""
 TRAIN = """
@@ -233,7 +235,7 @@ def soak(job: Job, minutes: float, rng: random.Random) -> Counter[str]:
         if code == 0 and any("digest" in line for line in job.told()):
             return done
         if code is not None:
-            if code not in (-signal.SIGKILL, 75, 143) or time.monotonic() > end + 300:
+            if code not in _ENDS or time.monotonic() > end + 300:
                 raise SystemExit(f"the job ended with exit code {code}; see {job.journal.parent}/log")
             while job.processes():  # they die with their launcher
                 time.sleep(0.05)
