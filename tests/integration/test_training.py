@@ -89,6 +89,7 @@ def test_the_benchmark_agrees_with_pytorch():
             "--models",
             "MLP",
             "LSTM",
+            "regression",
             "--ranks",
             "1",
             "--steps",
@@ -99,7 +100,17 @@ def test_the_benchmark_agrees_with_pytorch():
     )
 
     assert "ERROR" not in out
-    assert out.count(" ms") == 4
+    assert out.count(" ms") == 2 * 4  # two MLPs
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_operations_agrees_with_pytorch():
+    pytest.importorskip("torch")
+
+    out = run([sys.executable, str(SCRIPTS / "bench_ops.py"), "--against", "torch", "--repeats", "1"])
+
+    assert "ERROR" not in out
+    assert "Adam" in out
 
 
 @pytest.mark.slow
