@@ -21,7 +21,7 @@ from typing import Any, overload
 import numpy
 
 from disttrain.kernels import cuda
-from disttrain.kernels.arrays import Array, get_array_module, is_array
+from disttrain.kernels.arrays import Array, get_array_module, on_gpu
 
 _MOST_INPUTS, _MOST_OUTPUTS, _MOST_SCALARS = 6, 3, 4
 
@@ -153,7 +153,7 @@ class Chain:
         self._function, self._arguments = function, arguments
 
     def __call__(self, *args: Any) -> Any:
-        if any(is_array(a) and not isinstance(a, numpy.ndarray) for a in args):
+        if any(map(on_gpu, args)):
             return self.launch(*args)
         return self._function(*args)
 

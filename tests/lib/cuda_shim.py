@@ -17,6 +17,8 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,53 @@ def shim(schedule):
         yield
     finally:
         cuda.load, cuda.device, cuda.empty, cuda.upload = kept
+
+
+class GpuArray(np.ndarray):
+    """Stands for CuPy's arrays: what is made of it is of its kind, and kernels' modules take it for one on a GPU."""
+
+
+@contextlib.contextmanager
+def stand_in(schedule, monkeypatch):
+    """Let a :class:`GpuArray` be taken for an array on a GPU; yield the names of the kernels that are launched."""
+
+    class Cupy(types.ModuleType):
+        ndarray = GpuArray
+
+        def __getattr__(self, name):
+            function = getattr(np, name)
+            return _of_gpu(function) if callable(function) and not isinstance(function, type) else function
+
+    launched = []
+    with shim(schedule):
+        load, empty = cuda.load, cuda.empty
+
+        def noted(program, variant, kernel):
+            run = load(program, variant, kernel)
+
+            def launch(grid, block, arguments):
+                launched.append(kernel)
+                run(grid, block, arguments)
+
+            return launch
+
+        device = object()  # so that no kernel is remembered from elsewhere
+        monkeypatch.setitem(sys.modules, "cupy", Cupy("cupy"))
+        monkeypatch.setattr(cuda, "load", noted)
+        monkeypatch.setattr(cuda, "device", lambda: device)
+        monkeypatch.setattr(cuda, "empty", lambda shape, dtype: empty(shape, dtype).view(GpuArray))
+        monkeypatch.setattr(cuda, "upload", lambda x: aligned(x).view(GpuArray))
+        yield launched
+        monkeypatch.undo()
+
+
+def _of_gpu(function):
+    @functools.wraps(function)
+    def wrapped(*args, **options):
+        result = function(*args, **options)
+        return result.view(GpuArray) if isinstance(result, np.ndarray) else result
+
+    return wrapped
 
 
 def poisoned(shape, dtype):
