@@ -34,6 +34,10 @@ _COMMANDS: Final = {
         "disttrain.launcher.audit:audit",
         "Prove that a script computes the same bits on any number of processes.",
     ),
+    "warmup": (
+        "disttrain.warmup:warmup",
+        "Compile the CPU kernels of usual networks ahead of the first run.",
+    ),
     "data": ("disttrain.data.command:data", "Pack, index and verify data sets of tar shards."),
     "compat": (
         "disttrain.compat.command:compat",

@@ -12,6 +12,7 @@ import numpy
 
 from disttrain.kernels import simd
 from disttrain.kernels.arrays import Array
+from disttrain.kernels.jit_cache import make_cache
 
 _logger = logging.getLogger("disttrain")
 
@@ -40,8 +41,12 @@ class Kernel:
         dispatcher = self._dispatcher or self._load()
         known = len(dispatcher.overloads)
         start = time.perf_counter()
-        result = dispatcher(*args)
-        if len(dispatcher.overloads) != known:
+        try:
+            result = dispatcher(*args)
+        except BaseException:
+            getattr(dispatcher._cache, "release", _nothing)()
+            raise
+        if len(dispatcher.overloads) != known and dispatcher.stats.cache_misses:
             _report(self._function.__name__, time.perf_counter() - start)
         return result
 
@@ -56,13 +61,17 @@ class Kernel:
                 register_jitable(forceinline=True)(_helpers.pop())
         _keep_freed_memory()
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": self._fastmath or False}
+        dispatcher = numba.njit(**options)(self._function)
         try:
-            dispatcher = numba.njit(cache=True, **options)(self._function)
+            dispatcher._cache = make_cache(self._function)
         except RuntimeError as error:  # no folder to write to
             _logger.warning("compiled kernels are not kept for the next run: %s; set NUMBA_CACHE_DIR", error)
-            dispatcher = numba.njit(**options)(self._function)
         self._dispatcher = dispatcher
         return dispatcher
+
+
+def _nothing() -> None:
+    pass
 
 
 def jit(function: Callable[..., Any] | None = None, *, fastmath: set[str] | None = None) -> Any:
@@ -95,6 +104,8 @@ def _keep_freed_memory() -> None:
     numpy.empty(31 << 20, numpy.uint8)
 
 
+compiled: list[str] = []
+"""The names of the kernels that this process has compiled, once for each combination of types."""
 _SLOW_S = 1.0
 _seconds_compiling = 0.0
 
@@ -102,6 +113,7 @@ _seconds_compiling = 0.0
 def _report(name: str, seconds: float) -> None:
     """Say once per process that time goes into compiling, when it is noticeable."""
     global _seconds_compiling
+    compiled.append(name)
     before = _seconds_compiling
     _seconds_compiling += seconds
     if before < _SLOW_S <= _seconds_compiling:

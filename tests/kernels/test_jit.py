@@ -1,12 +1,16 @@
 """What holds for all compiled kernels."""
 
+import os
 import platform
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from disttrain.kernels import jit as jit_module
 from disttrain.kernels.jit import jit, largest, total
 
 
@@ -61,3 +65,100 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     ).stdout
 
     assert int(faults) < 3900
+
+
+@pytest.fixture
+def package(tmp_path):
+    """Kernels in a copy of the package, and how to run a program with it: what it prints, and its files of code."""
+    source = Path(jit_module.__file__).resolve().parents[1]
+    shutil.copytree(source / "kernels", tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "disttrain").mkdir()
+    (tmp_path / "disttrain" / "__init__.py").touch()
+    (tmp_path / "disttrain" / "kernels").symlink_to("../kernels")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def start(code):
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment,
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(process):
+        out, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
+        return out.strip()
+
+    return tmp_path, start, finish
+
+
+HELPER = """
+from disttrain.kernels.jit import helper
+
+@helper
+def factor(x):
+    return x * {}
+"""
+KERNEL = """
+from disttrain.kernels.jit import jit
+from disttrain.kernels.part import factor
+
+@jit
+def scale(x, out):
+    for i in range(x.size):
+        out[i] = factor(x[i])
+"""
+RUN = """
+import numpy as np
+from disttrain.kernels import whole
+x = np.ones(3)
+whole.scale(x, x)
+print(x[0], sum(whole.scale._dispatcher.stats.cache_misses.values()))
+"""
+
+
+def test_a_kernel_is_compiled_again_when_what_it_calls_has_changed(package):
+    folder, start, finish = package
+    (folder / "kernels" / "whole.py").write_text(KERNEL)
+    (folder / "kernels" / "part.py").write_text(HELPER.format(2))
+
+    first, again = finish(start(RUN)), finish(start(RUN))
+    (folder / "kernels" / "part.py").write_text(HELPER.format(3))
+
+    assert (first, again, finish(start(RUN))) == ("2.0 1", "2.0 0", "3.0 1")
+
+
+def test_processes_that_begin_together_compile_once(package):
+    folder, start, finish = package
+    (folder / "kernels" / "whole.py").write_text(KERNEL)
+    (folder / "kernels" / "part.py").write_text(HELPER.format(2))
+
+    printed = [finish(process) for process in [start(RUN) for _ in range(4)]]
+
+    assert sorted(printed) == ["2.0 0", "2.0 0", "2.0 0", "2.0 1"]
+
+
+def test_a_process_that_ends_while_it_compiles_holds_nobody_up(package):
+    folder, start, finish = package
+    (folder / "kernels" / "whole.py").write_text(KERNEL)
+    (folder / "kernels" / "part.py").write_text(HELPER.format(2))
+    stuck = start(
+        "import sys\n"
+        "from disttrain.kernels import whole\n"
+        "cache = whole.scale._load()._cache\n"
+        "assert cache._acquire()\n"
+        "print('holds it', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    assert stuck.stdout.readline() == "holds it\n"
+    waiting = start(RUN)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(1)
+    stuck.kill()
+    stuck.communicate()
+
+    assert finish(waiting) == "2.0 1"
