@@ -281,6 +281,12 @@ def sigmoid(x: Any) -> Any:
 
 
 @fuse
+def sigmoid_grad(g: Any, y: Any) -> Any:
+    """The gradient of the input of :func:`sigmoid`, whose output is ``y``."""
+    return g * (y * (1 - y))
+
+
+@fuse
 def silu(x: Any) -> Any:
     """``x * sigmoid(x)`` (Elfwing et al. 2017)."""
     return x / (1 + exp(-x))

@@ -2,6 +2,7 @@
 
 import numpy
 
+from disttrain.kernels import elementwise
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import exp, jit
 
@@ -9,7 +10,7 @@ from disttrain.kernels.jit import exp, jit
 def sigmoid(x: Array) -> Array:
     """Return ``1 / (1 + e ** -x)``."""
     if get_array_module(x) is not numpy:
-        return sigmoid_reference(x)
+        return elementwise.sigmoid(x)
     out = numpy.empty_like(x)
     _sigmoid(x, out)
     return out
@@ -31,7 +32,7 @@ def _sigmoid(x, out):  # type: ignore[no-untyped-def]
 def sigmoid_grad(g: Array, y: Array) -> Array:
     """Return ``g * y * (1 - y)``: the gradient of the input of :func:`sigmoid`, whose output is ``y``."""
     if get_array_module(g) is not numpy:
-        return sigmoid_grad_reference(g, y)
+        return elementwise.sigmoid_grad(g, y)
     out = numpy.empty_like(g)
     _sigmoid_grad(g, y, out)
     return out
@@ -52,7 +53,7 @@ def _sigmoid_grad(g, y, out):  # type: ignore[no-untyped-def]
 def silu(x: Array) -> Array:
     """Return ``x * sigmoid(x)``."""
     if get_array_module(x) is not numpy:
-        return silu_reference(x)
+        return elementwise.silu(x)
     out = numpy.empty_like(x)
     _silu(x, out)
     return out
@@ -73,7 +74,7 @@ def _silu(x, out):  # type: ignore[no-untyped-def]
 def silu_grad(g: Array, x: Array) -> Array:
     """Return the gradient of the input of :func:`silu`."""
     if get_array_module(g) is not numpy:
-        return silu_grad_reference(g, x)
+        return elementwise.silu_grad(g, x)
     out = numpy.empty_like(g)
     _silu_grad(g, x, out)
     return out
@@ -96,7 +97,7 @@ def _silu_grad(g, x, out):  # type: ignore[no-untyped-def]
 def tanh_grad(g: Array, y: Array) -> Array:
     """Return ``g * (1 - y * y)``: the gradient of the input of the hyperbolic tangent, whose value is ``y``."""
     if get_array_module(g) is not numpy:
-        return tanh_grad_reference(g, y)
+        return elementwise.tanh_grad(g, y)
     out = numpy.empty_like(g)
     _tanh_grad(g, y, out)
     return out

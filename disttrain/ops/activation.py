@@ -9,6 +9,7 @@ from disttrain.kernels import gelu as gelu_kernels
 from disttrain.kernels import relu as relu_kernels
 from disttrain.kernels import sigmoid as sigmoid_kernels
 from disttrain.kernels import softmax as softmax_kernels
+from disttrain.kernels.arrays import on_gpu
 from disttrain.ops import elementwise, reduce, shape
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array
 
@@ -21,6 +22,16 @@ _SMALL = 4096
 def widen(x: Array) -> Array:
     """Return half-precision ``x`` as float32, anything else as it is."""
     return x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind in "fV" else x
+
+
+def for_kernel(x: Array) -> Array:
+    """Return ``x`` as a fused kernel takes it: as it is on a GPU, where kernels widen what they read, else widened."""
+    return x if on_gpu(x) else widen(x)
+
+
+def wide_type(x: Array) -> Any:
+    """Return the type in which ``x`` is calculated with: float32 for half precision, else its own."""
+    return np.dtype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind in "fV" else x.dtype
 
 
 def relu(x: Array) -> Result:
@@ -270,10 +281,10 @@ def _rows(kernel: Any, dim: int, *arrays: Array) -> Array:
     x = arrays[0]
     xp = get_array_module(x)
     if x.ndim == 0:
-        return kernel(*[widen(a).reshape(1, 1) for a in arrays]).reshape(()).astype(x.dtype, copy=False)
+        return kernel(*[for_kernel(a).reshape(1, 1) for a in arrays]).reshape(()).astype(x.dtype, copy=False)
     if not -x.ndim <= dim < x.ndim:
         raise IndexError(f"dim must be in [{-x.ndim}, {x.ndim}) for shape {x.shape}, got {dim}")
-    moved = [xp.moveaxis(widen(a), dim, -1) for a in arrays]
+    moved = [xp.moveaxis(for_kernel(a), dim, -1) for a in arrays]
     size = moved[0].shape
     if 0 in size:
         return x.copy()
@@ -286,7 +297,7 @@ def _flat(kernel: Any, *arrays: Array) -> Array:
     x = arrays[0]
     xp = get_array_module(x)
     axes = _memory_order(x)
-    flat = [xp.ascontiguousarray(widen(a).transpose(axes)).reshape(-1) for a in arrays]
+    flat = [xp.ascontiguousarray(for_kernel(a).transpose(axes)).reshape(-1) for a in arrays]
     back = tuple(int(i) for i in np.argsort(axes))
     out = kernel(*flat).reshape([x.shape[a] for a in axes]).transpose(back)
     return out.astype(x.dtype, copy=False)

@@ -7,7 +7,16 @@ import numpy as np
 
 from disttrain.kernels import softmax as kernels
 from disttrain.ops import elementwise, reduce
-from disttrain.ops.activation import log1p_exp, log_softmax, sigmoid, softmax, softplus, widen
+from disttrain.ops.activation import (
+    for_kernel,
+    log1p_exp,
+    log_softmax,
+    sigmoid,
+    softmax,
+    softplus,
+    wide_type,
+    widen,
+)
 from disttrain.ops.embedding import check_range
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array, no_vjp
 
@@ -52,15 +61,15 @@ def cross_entropy(
         return _cross_entropy_of_probabilities(x, target, weight, axis, reduction, label_smoothing)
     _check_classes("cross_entropy", x, target, axis, ignore_index)
     xp = get_array_module(x)
-    wide = widen(x)
-    rows, shape = _class_rows(wide, axis)
+    kind = wide_type(x)
+    rows, shape = _class_rows(for_kernel(x), axis)
     classes = xp.ascontiguousarray(target).reshape(-1).astype(np.int64, copy=False)
-    w = _class_weights(weight, wide, x.shape[axis])
+    w = _class_weights(weight, x, kind, x.shape[axis])
     loss, stats = kernels.cross_entropy(rows, classes, w, label_smoothing, ignore_index)
     total = _counted(classes, None if weight is None else w, ignore_index)
     out = _reduce(loss.reshape(shape), reduction, total)
     options = (axis, ignore_index, reduction, label_smoothing, total)
-    saved = (x, target, weight, stats, wide.dtype, *options)
+    saved = (x, target, weight, stats, kind, *options)
     return out.astype(x.dtype, copy=False), saved, cross_entropy_vjp
 
 
@@ -84,12 +93,11 @@ def cross_entropy_vjp(
     rest = (None,) * (len(needs) - 1)
     if is_array(x):
         xp = get_array_module(x)
-        wide = widen(x)
-        rows, shape = _class_rows(wide, axis)
+        rows, shape = _class_rows(for_kernel(x), axis)
         classes = xp.ascontiguousarray(target).reshape(-1).astype(np.int64, copy=False)
-        each = xp.empty(shape, wide.dtype)
+        each = xp.empty(shape, dtype)
         each[...] = g
-        w = _class_weights(weight, wide, x.shape[axis])
+        w = _class_weights(weight, x, dtype, x.shape[axis])
         gx = kernels.cross_entropy_grad(
             each.reshape(-1), rows, classes, w, label_smoothing, ignore_index, stats
         )
@@ -457,11 +465,11 @@ def _from_class_rows(rows: Array, shape: tuple[int, ...], axis: int) -> Array:
     return x if axis == x.ndim - 1 else get_array_module(rows).moveaxis(x, -1, axis)
 
 
-def _class_weights(weight: Array | None, like: Array, classes: int) -> Array:
+def _class_weights(weight: Array | None, like: Array, dtype: Any, classes: int) -> Array:
     xp = get_array_module(like)
     if weight is None:
-        return xp.ones(classes, like.dtype)
-    return xp.ascontiguousarray(weight.astype(like.dtype, copy=False))
+        return xp.ones(classes, dtype)
+    return xp.ascontiguousarray(weight.astype(dtype, copy=False))
 
 
 def _counted(classes: Array, weight: Array | None, ignore_index: int) -> float:

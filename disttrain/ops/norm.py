@@ -5,7 +5,7 @@ from typing import Any
 
 from disttrain.kernels import norm as kernels
 from disttrain.ops import reduce
-from disttrain.ops.activation import widen
+from disttrain.ops.activation import for_kernel, wide_type, widen
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array
 
 Needs = tuple[bool, ...]
@@ -53,8 +53,8 @@ def batch_norm(
                 f"batch_norm: {name} must have shape ({C},) for x of shape {x.shape}, got {a.shape}"
             )
     xp = get_array_module(x)
-    wide = widen(x)
-    rows = to_rows(wide)
+    kind = wide_type(x)
+    rows = to_rows(for_kernel(x))
     M = len(rows)
     if training and M:
         if M == 1:
@@ -76,7 +76,7 @@ def batch_norm(
     scale = rstd if weight is None else rstd * widen(weight)
     shift = xp.zeros(C) if bias is None else bias
     out = from_rows(kernels.channel_affine(rows, mean, scale, shift), x)
-    saved = (x, weight, mean.astype(wide.dtype), rstd.astype(wide.dtype), training, eps)
+    saved = (x, weight, mean.astype(kind), rstd.astype(kind), training, eps)
     return out.astype(x.dtype, copy=False), saved, batch_norm_vjp
 
 
@@ -87,7 +87,7 @@ def batch_norm_vjp(
     M = math.prod(x.shape[a] for a in axes)
     gx = gw = gb = None
     if is_array(g):
-        rows, seen = to_rows(widen(g)), to_rows(widen(x))
+        rows, seen = to_rows(for_kernel(g)), to_rows(for_kernel(x))
         total, dot = kernels.channel_grad_sums(rows, seen, mean)
         if needs[0]:
             a = rstd if weight is None else rstd * widen(weight)
@@ -159,10 +159,10 @@ def layer_norm(
     n = len(normalized_shape)
     xp = get_array_module(x)
     K = math.prod(normalized_shape)
-    wide = widen(x)
+    wide, kind = for_kernel(x), wide_type(x)
     rows = xp.ascontiguousarray(wide).reshape(math.prod(x.shape[:-n]), K)
-    w = xp.ones(K, wide.dtype) if weight is None else _as_row(weight, wide)
-    b = xp.zeros(K, wide.dtype) if bias is None else _as_row(bias, wide)
+    w = xp.ones(K, kind) if weight is None else _as_row(weight, kind)
+    b = xp.zeros(K, kind) if bias is None else _as_row(bias, kind)
     out, mean, rstd = kernels.layer_norm(rows, w, b, eps)
     saved = (x, weight, mean, rstd, n, eps)
     return out.reshape(x.shape).astype(x.dtype, copy=False), saved, layer_norm_vjp
@@ -175,10 +175,10 @@ def layer_norm_vjp(
     K = math.prod(inner)
     if is_array(g):
         xp = get_array_module(g)
-        wide = widen(x)
+        wide, kind = for_kernel(x), wide_type(x)
         rows = xp.ascontiguousarray(wide).reshape(-1, K) if x.size else wide.reshape(len(mean), K)
-        w = xp.ones(K, wide.dtype) if weight is None else _as_row(weight, wide)
-        up = xp.ascontiguousarray(widen(g)).reshape(rows.shape)
+        w = xp.ones(K, kind) if weight is None else _as_row(weight, kind)
+        up = xp.ascontiguousarray(for_kernel(g)).reshape(rows.shape)
         gx, gw, gb = kernels.layer_norm_grad(up, rows, w, mean, rstd)
         grads = (gx.reshape(shape).astype(x.dtype, copy=False), gw.reshape(inner), gb.reshape(inner))
         return tuple(v if need else None for v, need in zip(grads, needs, strict=False))
@@ -209,8 +209,8 @@ def _check_rows(name: str, x: Array, normalized_shape: tuple[int, ...], **factor
             raise RuntimeError(f"{name}: {what} must have shape {shape}, got {a.shape}")
 
 
-def _as_row(a: Array, like: Array) -> Array:
-    return get_array_module(a).ascontiguousarray(a.reshape(-1).astype(like.dtype, copy=False))
+def _as_row(a: Array, dtype: Any) -> Array:
+    return get_array_module(a).ascontiguousarray(a.reshape(-1).astype(dtype, copy=False))
 
 
 def rms_norm(
@@ -230,11 +230,11 @@ def rms_norm(
     _check_rows("rms_norm", x, normalized_shape, weight=weight)
     xp = get_array_module(x)
     K = math.prod(normalized_shape)
-    wide = widen(x)
+    wide, kind = for_kernel(x), wide_type(x)
     if eps is None:
-        eps = float(xp.finfo(wide.dtype).eps)
+        eps = float(xp.finfo(kind).eps)
     rows = xp.ascontiguousarray(wide).reshape(math.prod(x.shape[: -len(normalized_shape)]), K)
-    w = xp.ones(K, wide.dtype) if weight is None else _as_row(weight, wide)
+    w = xp.ones(K, kind) if weight is None else _as_row(weight, kind)
     out, rstd = kernels.rms_norm(rows, w, eps)
     saved = (x, weight, rstd, len(normalized_shape), eps)
     return out.reshape(x.shape).astype(x.dtype, copy=False), saved, rms_norm_vjp
@@ -245,10 +245,10 @@ def rms_norm_vjp(g: Any, needs: Needs, x: Any, weight: Any, rstd: Any, n: int, e
     K = math.prod(inner)
     if is_array(g):
         xp = get_array_module(g)
-        wide = widen(x)
+        wide, kind = for_kernel(x), wide_type(x)
         rows = xp.ascontiguousarray(wide).reshape(len(rstd), K)
-        w = xp.ones(K, wide.dtype) if weight is None else _as_row(weight, wide)
-        gx, gw = kernels.rms_norm_grad(xp.ascontiguousarray(widen(g)).reshape(rows.shape), rows, w, rstd)
+        w = xp.ones(K, kind) if weight is None else _as_row(weight, kind)
+        gx, gw = kernels.rms_norm_grad(xp.ascontiguousarray(for_kernel(g)).reshape(rows.shape), rows, w, rstd)
         grads = (gx.reshape(shape).astype(x.dtype, copy=False), gw.reshape(inner))
         return tuple(v if need else None for v, need in zip(grads, needs, strict=False))
     last = tuple(range(len(shape) - n, len(shape)))
