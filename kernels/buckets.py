@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy
 
@@ -32,7 +33,7 @@ def pack_reference(arrays: Sequence[Array], flat: Array, factor: Array | None = 
     """What :func:`pack` must equal."""
     begin = 0
     for a in arrays:
-        flat[begin : begin + a.size] = _times(a.reshape(-1), factor).astype(flat.dtype)
+        flat[begin : begin + a.size] = _times(a.reshape(-1), factor, flat.dtype)
         begin += a.size
 
 
@@ -52,7 +53,7 @@ def unpack_reference(flat: Array, arrays: Sequence[Array], factor: Array | None 
     """What :func:`unpack` must equal."""
     begin = 0
     for a in arrays:
-        a[...] = _times(flat[begin : begin + a.size], factor).astype(a.dtype).reshape(a.shape)
+        a[...] = _times(flat[begin : begin + a.size], factor, a.dtype).reshape(a.shape)
         begin += a.size
 
 
@@ -79,9 +80,11 @@ def fold_tree_reference(parts: Array, out: Array) -> None:
     out[...] = total(0, len(parts))
 
 
-def _times(x: Array, factor: Array | None) -> Array:
+def _times(x: Array, factor: Array | None, dtype: Any) -> Array:
+    """Return ``x`` times ``factor`` in another type; float64 becomes half precision by way of float32."""
     wide = x.astype(cuda.wide(x.dtype))
-    return wide if factor is None else wide * factor.astype(wide.dtype)
+    product = wide if factor is None else wide * factor.astype(wide.dtype)
+    return product.astype(cuda.wide(dtype)).astype(dtype)
 
 
 def _check(arrays: Sequence[Array], flat: Array) -> None:

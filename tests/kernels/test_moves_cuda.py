@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from cuda_cases import DTYPES, cast, near
+from cuda_cases import DTYPES, cast, kind, near
 
-from disttrain.kernels import buckets, columns, layout
+from disttrain.kernels import buckets, casts, columns, layout
 
 rng = np.random.default_rng(0)
 
@@ -32,6 +32,17 @@ def test_swap_middle(shape, dtype, shim):
     x = cast(rng.integers(0, 100, shape), dtype)
 
     np.testing.assert_array_equal(layout._swap_middle_cuda(x), layout.swap_middle(x))
+
+
+@pytest.mark.parametrize("before", DTYPES)
+@pytest.mark.parametrize("after", DTYPES)
+@pytest.mark.parametrize("shape", [(0,), (7,), (3, 4096)])
+def test_casts(shape, after, before, shim):
+    x = cast(rng.standard_normal(shape), before)
+    for key in (None, np.array([1, 2, 3, 4], np.uint64)):
+        ours, theirs = casts._cast_cuda(x, kind(after), key), casts.cast(x, kind(after), key)
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        assert ours.tobytes() == theirs.tobytes()
 
 
 @pytest.mark.parametrize("inside", DTYPES)

@@ -166,6 +166,7 @@ int shim_run(void (*kernel)(void*), void* arguments, const unsigned* grid, const
     volatile int failed = 1;
     if (!_setjmp(out)) {
         if (n % 32 || n > MOST) shim_fail("a block whose threads are no multiple of 32 up to 1024:", n);
+        if (grid[1] > 65535 || grid[2] > 65535) shim_fail("more blocks along y or z than a GPU has:", grid[1]);
         if (!stacks) {
             stacks = static_cast<char*>(mmap(nullptr, STACK * MOST, PROT_READ | PROT_WRITE,
                                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
