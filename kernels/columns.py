@@ -29,7 +29,7 @@ _program = cuda.Program(__file__, T=cuda.FLOATS)
 
 def _column_sums_cuda(x: Array) -> Array:
     M, C = x.shape
-    each = cuda.blocks(M, min(256, cuda.blocks(M, 64))) if M else 1
+    each = cuda.part(M)
     parts, T = cuda.blocks(M, each), cuda.c_type(x.dtype)
     part, out = cuda.empty((parts, C), cuda.wide(x.dtype)), cuda.empty(C, x.dtype)
     _program.launch("part_sums", (cuda.blocks(C, 32), parts), (32, 8), x, part, each, M, C, T=T)

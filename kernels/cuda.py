@@ -243,6 +243,11 @@ def aligned(*arrays: Array | None) -> int:
     return int(all(a is None or address(a) % 16 == 0 for a in arrays))
 
 
+def part(rows: int) -> int:
+    """Return how many rows are added up by themselves: by their number alone, so that every GPU gives the same bits."""
+    return max(1, blocks(rows, max(1, min(256, blocks(rows, 64)))))
+
+
 def blocks(count: int, each: int) -> int:
     """Return how many blocks of ``each`` cover ``count``."""
     return -(-count // each)

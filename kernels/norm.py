@@ -408,14 +408,12 @@ def _over_columns(kernel: str, x: Array, args: tuple[cuda.Argument, ...], parts:
     """Launch over the columns of ``x``, in ``parts`` of its rows."""
     M, C = x.shape
     grid, T = (cuda.blocks(C, 32), parts), cuda.c_type(x.dtype)
-    _program.launch(kernel, grid, (32, 8), *args, cuda.blocks(M, parts), M, C, T=T, BLOCK=32, VECTOR=0)
+    _program.launch(kernel, grid, (32, 8), *args, cuda.part(M), M, C, T=T, BLOCK=32, VECTOR=0)
 
 
 def _parts(x: Array) -> int:
-    """Return into how many parts the rows go: by the shape alone, so that sums have the same bits on every GPU."""
-    M = len(x)
-    each = cuda.blocks(M, min(256, cuda.blocks(M, 64)))
-    return cuda.blocks(M, each)
+    """Return into how many parts the rows go."""
+    return cuda.blocks(len(x), cuda.part(len(x)))
 
 
 def _sum_of_parts(part: Array, dtype: numpy.dtype[typing.Any]) -> Array:
@@ -475,7 +473,7 @@ def _channel_moments_cuda(x: Array) -> tuple[Array, Array]:
     means, squares = cuda.empty((parts, C), A), cuda.empty((parts, C), A)
     mean, var = cuda.empty(C, numpy.float64), cuda.empty(C, numpy.float64)
     _over_columns("channel_moments", x, (x, means, squares), parts)
-    args, T = (means, squares, mean, var, cuda.blocks(M, parts), M, C), cuda.c_type(x.dtype)
+    args, T = (means, squares, mean, var, cuda.part(M), M, C), cuda.c_type(x.dtype)
     _program.launch("merge_moments", (cuda.blocks(C, 256),), (256,), *args, T=T, BLOCK=32, VECTOR=0)
     return mean, var
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from disttrain.kernels import cuda
+from disttrain.kernels import columns, cuda
 from disttrain.kernels.arrays import Array, get_array_module
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) 
     O, c = w.shape[:2]  # noqa: E741
     OH, OW = window.out_size(H, W)
     out = cuda.empty((N, OH, OW, O), x.dtype)
+    if c == 1 and groups > 1:
+        _depthwise("depthwise", x, w, out, x, window, (OH, OW), O // groups, out.size)
+        return out if bias is None else out + bias
     for group, of in _groups(groups, O):
         kernel = _matrix(w[of])
         for images in _images(x, window, c):
@@ -39,6 +42,9 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Siz
     N, OH, OW, O = g.shape  # noqa: E741
     c = w.shape[1]
     gx = cuda.empty((N, *size, c * groups), g.dtype)
+    if c == 1 and groups > 1:
+        _depthwise("depthwise_input_grad", g, w, gx, gx, window, (OH, OW), O // groups, gx.size)
+        return gx
     for group, of in _groups(groups, O):
         kernel = _matrix(w[of])
         for images in _images(gx, window, c):
@@ -51,6 +57,8 @@ def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array
     """Return the gradient of ``w``, (O, C // groups, KH, KW), for ``g`` (N, OH, OW, O)."""
     _, OH, OW, O = g.shape  # noqa: E741
     c = x.shape[3] // groups
+    if c == 1 and groups > 1:
+        return _depthwise_weight_grad(g, x, window)
     gw = cuda.empty((O, c, *window.kernel), g.dtype)
     for group, of in _groups(groups, O):
         total = 0
@@ -110,3 +118,34 @@ def _launch(
     numbers = (n for pair in window for n in pair)
     args = (source, to, H, W, C, first, c, *out_size, *numbers, count)
     _program.launch(kernel, grid, (256,), *args, T=cuda.c_type(to.dtype), VECTOR=vector)
+
+
+def _depthwise(
+    kernel: str,
+    source: Array,
+    w: Array,
+    to: Array,
+    image: Array,
+    window: Window,
+    out_size: Sizes,
+    filters: int,
+    count: int,
+) -> None:
+    """Launch a convolution whose groups have one input channel and ``filters`` output channels each."""
+    numbers = (*image.shape[1:], *out_size, *(n for pair in window for n in pair), filters, count)
+    w = get_array_module(w).ascontiguousarray(w)
+    grid = (cuda.blocks(count, 256),)
+    _program.launch(kernel, grid, (256,), source, w, to, *numbers, T=cuda.c_type(to.dtype), VECTOR=0)
+
+
+def _depthwise_weight_grad(g: Array, x: Array, window: Window) -> Array:
+    N, OH, OW, O = g.shape  # noqa: E741
+    KH, KW = window.kernel
+    pixels = N * OH * OW
+    each = cuda.part(pixels)
+    part = cuda.empty((cuda.blocks(pixels, each), KH * KW, O), cuda.wide(g.dtype))
+    numbers = (*x.shape[1:], OH, OW, *(n for pair in window for n in pair), O // x.shape[3], each, pixels)
+    grid, T = (KH * KW * cuda.blocks(O, 32), len(part)), cuda.c_type(g.dtype)
+    _program.launch("depthwise_weight_grad", grid, (32, 8), g, x, part, *numbers, T=T, VECTOR=0)
+    gw = columns.column_sums(part.reshape(len(part), -1))
+    return gw.astype(g.dtype, copy=False).reshape(KH, KW, 1, O).transpose(3, 2, 0, 1)

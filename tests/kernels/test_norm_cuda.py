@@ -48,6 +48,16 @@ def test_over_rows(shape, dtype, shim):
     near(gw, expected[1], A, 4)
 
 
+def test_of_no_rows_there_is_nothing_to_add_up(shim):
+    none, c = np.zeros((0, 7), np.float32), some("float32", 7)
+
+    gx, gw, gb = norm._layer_norm_grad_cuda(none, none, c, c[:0], c[:0])
+
+    assert gx.shape == (0, 7)
+    assert not gw.any()
+    assert not gb.any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 40), (150, 33), (513, 8)])
 def test_over_columns(shape, dtype, shim):

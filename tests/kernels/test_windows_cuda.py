@@ -81,6 +81,23 @@ def test_patches_and_back(window, channels, dtype, shim):
     assert (np.delete(gx, np.s_[first : first + c], 3) == 7).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("groups", "filters"), [(5, 5), (4, 8), (33, 33)])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_depthwise_convolution(window, groups, filters, dtype, shim):
+    x = cast(rng.standard_normal((2, groups, 9, 8)), dtype)
+    w = cast(rng.standard_normal((filters, 1, *window.kernel)), dtype)
+    g = cast(rng.standard_normal((2, filters, *window.out_size(9, 8))), dtype)
+    last, g_last = (np.ascontiguousarray(a.transpose(0, 2, 3, 1)) for a in (x, g))
+
+    out = patches.conv2d(last, w, None, window, groups).transpose(0, 3, 1, 2)
+    near(out, conv.conv2d_reference(*exact(x, w), None, window, groups), dtype, 2)
+    gx = patches.conv2d_input_grad(g_last, w, window, groups, (9, 8)).transpose(0, 3, 1, 2)
+    near(gx, conv.conv2d_input_grad_reference(*exact(g, w), window, groups, (9, 8)), dtype, 2)
+    gw = patches.conv2d_weight_grad(g_last, last, window, groups)
+    near(gw, conv.conv2d_weight_grad_reference(*exact(g, x), window, groups), dtype, 2)
+
+
 def _at(i, j, window):
     only = np.zeros(window.kernel)
     only[i, j] = 1
