@@ -12,8 +12,7 @@ from disttrain.kernels import elementwise
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.elementwise import fuse
 from disttrain.kernels.jit import erf as scalar_erf
-from disttrain.kernels.jit import exp as scalar_exp
-from disttrain.kernels.jit import jit
+from disttrain.kernels.jit import exp_down, jit
 
 _ROOT_HALF = math.sqrt(0.5)
 _DENSITY = 1 / math.sqrt(2 * math.pi)
@@ -86,7 +85,7 @@ def _gelu_grad(g, x, root_half, density, out):  # type: ignore[no-untyped-def]
     for i in range(x.size):
         v = x[i]
         cdf = half * (one + scalar_erf(v * root_half))
-        out[i] = g[i] * (cdf + v * (density * scalar_exp(-half * v * v)))
+        out[i] = g[i] * (cdf + v * (density * exp_down(-half * v * v)))
 
 
 @fuse

@@ -9,7 +9,7 @@ import numpy
 
 from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
-from disttrain.kernels.jit import exp, jit, tanh
+from disttrain.kernels.jit import jit, sigmoid, tanh
 
 
 def _sigmoid(x: Array) -> Array:
@@ -104,18 +104,17 @@ def lstm_step_reference(gates: Array, recurrent: Array, c: Array, h: Array) -> N
 
 @jit
 def _lstm_step(gates, recurrent, c, h):  # type: ignore[no-untyped-def]
-    one = h.dtype.type(1)
     B, H = h.shape
     for b in range(B):
         a, r, cb, to = gates[b], recurrent[b], c[b], h[b]
         i, f, g, o = a[:H], a[H : 2 * H], a[2 * H : 3 * H], a[3 * H :]
         gr, or_ = r[2 * H : 3 * H], r[3 * H :]
         for j in range(2 * H):
-            a[j] = one / (one + exp(-(a[j] + r[j])))
+            a[j] = sigmoid(a[j] + r[j])
         for j in range(H):  # a loop from 0 over a part of the row vectorises, one from 2 * H does not
             g[j] = tanh(g[j] + gr[j])
         for j in range(H):
-            o[j] = one / (one + exp(-(o[j] + or_[j])))
+            o[j] = sigmoid(o[j] + or_[j])
         for j in range(H):
             cb[j] = f[j] * cb[j] + i[j] * g[j]
         for j in range(H):
@@ -201,12 +200,11 @@ def gru_step_reference(gates: Array, recurrent: Array, before: Array, h: Array) 
 
 @jit
 def _gru_step(gates, recurrent, before, h):  # type: ignore[no-untyped-def]
-    one = h.dtype.type(1)
     B, H = h.shape
     for b in range(B):
         a, s = gates[b], recurrent[b]
         for j in range(2 * H):
-            a[j] = one / (one + exp(-(a[j] + s[j])))
+            a[j] = sigmoid(a[j] + s[j])
         r, z, n, m = a[:H], a[H : 2 * H], a[2 * H :], s[2 * H :]
         for j in range(H):
             n[j] = tanh(n[j] + r[j] * m[j])

@@ -10,7 +10,7 @@ import numpy
 
 from disttrain.kernels import rnn
 from disttrain.kernels.arrays import Array, get_array_module
-from disttrain.kernels.jit import exp, helper, jit, tanh
+from disttrain.kernels.jit import helper, jit, sigmoid, tanh
 from disttrain.kernels.simd import LANES, multiply, pointer, shift, transpose
 
 
@@ -293,7 +293,6 @@ def _times(x, rows, K, packed, padded, out):  # type: ignore[no-untyped-def]
 
 @jit
 def _lstm(gates, w_hh, h, c, before, c_before, out, begins, sizes):  # type: ignore[no-untyped-def]
-    one = numpy.float32(1)
     H = h.shape[1]
     padded = -(-4 * H // LANES) * LANES
     packed = numpy.zeros(H * padded, numpy.float32)
@@ -310,7 +309,7 @@ def _lstm(gates, w_hh, h, c, before, c_before, out, begins, sizes):  # type: ign
             for j in range(4 * H):
                 s[j] = a[j] + s[j]
             for j in range(4 * H):
-                a[j] = one / (one + exp(-s[j]))
+                a[j] = sigmoid(s[j])
             n, sn = shift(a, 2 * H), shift(s, 2 * H)
             for j in range(H):
                 n[j] = tanh(sn[j])
@@ -366,7 +365,6 @@ def _lstm_grad(gates, w_hh, c_before, g, dh, dc, d, begins, sizes):  # type: ign
 
 @jit
 def _gru(gates, w_hh, bias, h, before, products, out, begins, sizes):  # type: ignore[no-untyped-def]
-    one = numpy.float32(1)
     H = h.shape[1]
     padded = -(-3 * H // LANES) * LANES
     packed = numpy.zeros(H * padded, numpy.float32)
@@ -382,7 +380,7 @@ def _gru(gates, w_hh, bias, h, before, products, out, begins, sizes):  # type: i
             for j in range(3 * H):
                 s[j] += added[j]
             for j in range(2 * H):
-                a[j] = one / (one + exp(-(a[j] + s[j])))
+                a[j] = sigmoid(a[j] + s[j])
             z, n, m, p = shift(a, H), shift(a, 2 * H), shift(s, 2 * H), pointer(products, row * H)
             for j in range(H):
                 p[j] = m[j]

@@ -4,7 +4,8 @@ import numpy
 
 from disttrain.kernels import elementwise
 from disttrain.kernels.arrays import Array, get_array_module
-from disttrain.kernels.jit import exp, jit
+from disttrain.kernels.jit import jit
+from disttrain.kernels.jit import sigmoid as scalar_sigmoid
 
 
 def sigmoid(x: Array) -> Array:
@@ -24,9 +25,8 @@ def sigmoid_reference(x: Array) -> Array:
 
 @jit
 def _sigmoid(x, out):  # type: ignore[no-untyped-def]
-    one = x.dtype.type(1)
     for i in range(x.size):
-        out[i] = one / (one + exp(-x[i]))
+        out[i] = scalar_sigmoid(x[i])
 
 
 def sigmoid_grad(g: Array, y: Array) -> Array:
@@ -66,9 +66,8 @@ def silu_reference(x: Array) -> Array:
 
 @jit
 def _silu(x, out):  # type: ignore[no-untyped-def]
-    one = x.dtype.type(1)
     for i in range(x.size):
-        out[i] = x[i] * (one / (one + exp(-x[i])))
+        out[i] = x[i] * scalar_sigmoid(x[i])
 
 
 def silu_grad(g: Array, x: Array) -> Array:
@@ -90,7 +89,7 @@ def silu_grad_reference(g: Array, x: Array) -> Array:
 def _silu_grad(g, x, out):  # type: ignore[no-untyped-def]
     one = g.dtype.type(1)
     for i in range(g.size):
-        s = one / (one + exp(-x[i]))
+        s = scalar_sigmoid(x[i])
         out[i] = g[i] * (s * (x[i] * (one - s) + one))
 
 

@@ -8,7 +8,7 @@ import numpy
 
 from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
-from disttrain.kernels.jit import exp, jit, largest, total
+from disttrain.kernels.jit import exp_down, jit, largest, total
 
 
 def softmax(x: Array) -> Array:
@@ -35,10 +35,10 @@ def _softmax(x, out):  # type: ignore[no-untyped-def]
         row, to = x[m], out[m]
         top = largest(row)
         for k in range(K):
-            to[k] = exp(row[k] - top)
-        whole = total(to)
+            to[k] = exp_down(row[k] - top)
+        share = x.dtype.type(1) / total(to)
         for k in range(K):
-            to[k] = to[k] / whole
+            to[k] = to[k] * share
 
 
 def softmax_grad(g: Array, y: Array) -> Array:
@@ -112,7 +112,7 @@ def _log_softmax_grad(g, y, out):  # type: ignore[no-untyped-def]
         gm, ym, to = g[m], y[m], out[m]
         all_of_it = total(gm)
         for k in range(K):
-            to[k] = gm[k] - exp(ym[k]) * all_of_it
+            to[k] = gm[k] - exp_down(ym[k]) * all_of_it
 
 
 def row_stats(x: Array) -> Array:
@@ -140,7 +140,7 @@ def _row_stats(x, stats):  # type: ignore[no-untyped-def]
         row = x[m]
         top = largest(row)
         for k in range(K):
-            scratch[k] = exp(row[k] - top)
+            scratch[k] = exp_down(row[k] - top)
         stats[0, m] = top
         stats[1, m] = numpy.log(total(scratch))
 
@@ -252,7 +252,10 @@ def _cross_entropy_grad(  # type: ignore[no-untyped-def]
         wanted = hot + each * weight_sum
         top, log_total, gm = stats[0, m], stats[1, m], g[m]
         for k in range(K):
-            to[k] = gm * (exp((row[k] - top) - log_total) * wanted - each * weight[k])
+            to[k] = exp_down((row[k] - top) - log_total) * (gm * wanted)
+        if smoothing != 0:
+            for k in range(K):
+                to[k] -= gm * each * weight[k]
         to[t] -= gm * hot
 
 

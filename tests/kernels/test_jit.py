@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from disttrain.kernels import jit as jit_module
-from disttrain.kernels.jit import jit, largest, total
+from disttrain.kernels.jit import exp, exp_down, jit, largest, sigmoid, total
 
 
 @jit
@@ -39,6 +39,67 @@ def test_sum_of_a_row_with_nan_is_nan(place):
     _fold(row, out)
 
     assert np.isnan(out[1])
+
+
+@jit
+def _exp(x, out):  # type: ignore[no-untyped-def]
+    for i in range(x.size):
+        out[i] = exp(x[i])
+
+
+@jit
+def _exp_down(x, out):  # type: ignore[no-untyped-def]
+    for i in range(x.size):
+        out[i] = exp_down(x[i])
+
+
+@jit
+def _sigmoid(x, out):  # type: ignore[no-untyped-def]
+    for i in range(x.size):
+        out[i] = sigmoid(x[i])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "highest", "function"),
+    [
+        (_exp, 88.7, np.exp),
+        (_exp_down, 64, np.exp),
+        (_sigmoid, 100, lambda x: 1 / (1 + np.exp(-x))),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exponentials_are_right_to_the_last_place(kernel, highest, function, dtype):
+    x = np.append(np.linspace(-87, highest, 100_001), np.geomspace(1e-30, 1, 1000)).astype(dtype)
+    y = np.empty_like(x)
+
+    kernel(x, y)
+
+    np.testing.assert_allclose(y, function(x.astype(np.float64)), 1.5e-7 if dtype == "float32" else 1e-15)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exponentials_at_the_ends_of_their_range(dtype):
+    x = np.array([-np.inf, -1000, -0.0, 0, 1000, np.inf, np.nan], dtype)
+    e, down, share = np.empty_like(x), np.empty_like(x[:4]), np.empty_like(x)
+
+    _exp(x, e)
+    _exp_down(x[:4], down)
+    _sigmoid(x, share)
+
+    np.testing.assert_array_equal(e, [0, 0, 1, 1, np.inf, np.inf, np.nan])
+    np.testing.assert_array_equal(down, [0, 0, 1, 1])
+    np.testing.assert_array_equal(share, [0, 0, 0.5, 0.5, 1, 1, np.nan])
+
+
+def test_exponentials_reach_the_smallest_float32():
+    x = np.linspace(-103.9, -87.4, 1000, dtype=np.float32)
+    e, down = np.empty_like(x), np.empty_like(x)
+
+    _exp(x, e)
+    _exp_down(x, down)
+
+    np.testing.assert_allclose(e, np.exp(x.astype(np.float64)), 0, 1.5e-45)
+    np.testing.assert_array_equal(down, e)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a property of glibc's malloc")
