@@ -175,9 +175,7 @@ def _overload_functions() -> None:
     f32 = np.float32
 
     @intrinsic
-    def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
-        """``a * b + c``: fused where the machine can, and the same for all elements, wherever they are in an array."""
-
+    def multiply_add(typing, a, b, c):  # type: ignore[no-untyped-def]
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()] * 3)
             return builder.call(
@@ -185,6 +183,8 @@ def _overload_functions() -> None:
             )
 
         return types.float32(types.float32, types.float32, types.float32), emit
+
+    fma: Any = multiply_add  # fused where the machine can, and the same for all elements of an array
 
     # Added to a float32 of less than 4 million this rounds it to a whole number n, and the lowest bits are those of n;
     # with an offset o those of n + o, which shifted to the exponent's place are 2 ** (n + o - 127) if this is normal.
