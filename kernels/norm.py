@@ -286,6 +286,7 @@ def layer_norm_grad_reference(
 @jit(fastmath={"reassoc", "contract", "nsz"})
 def _layer_norm_grad(g, x, weight, mean, rstd, gx, gw, gb):  # type: ignore[no-untyped-def]
     M, K = g.shape
+    T = g.dtype.type
     part_w, part_b = numpy.empty(K, g.dtype), numpy.empty(K, g.dtype)
     for begin in range(0, M, 16):  # sums of 16 rows in the arrays' own type, those in float64
         part_w[:] = 0
@@ -293,14 +294,12 @@ def _layer_norm_grad(g, x, weight, mean, rstd, gx, gw, gb):  # type: ignore[no-u
         for m in range(begin, min(begin + 16, M)):
             gm, xm, to = g[m], x[m], gx[m]
             mu, r = mean[m], rstd[m]
-            a = b = 0.0
+            a = b = T(0)
             for k in range(K):
                 h = gm[k] * weight[k]
                 a += h
                 b += h * ((xm[k] - mu) * r)
-            a /= K
-            b /= K
-            of_g, of_x = g.dtype.type(a), g.dtype.type(b)
+            of_g, of_x = a / T(K), b / T(K)
             for k in range(K):
                 xhat = (xm[k] - mu) * r
                 part_w[k] += gm[k] * xhat

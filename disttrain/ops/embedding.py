@@ -36,7 +36,8 @@ def embedding(
             raise ValueError(f"embedding: padding_idx must be in [{-rows}, {rows}), got {padding_idx}")
         padding_idx %= rows
     check_range(indices, rows, "embedding: index")
-    return weight[indices], (indices, rows, padding_idx, by_frequency), embedding_vjp
+    out = weight.take(indices, axis=0)  # faster than weight[indices]
+    return out, (indices, rows, padding_idx, by_frequency), embedding_vjp
 
 
 def embedding_vjp(
