@@ -1,19 +1,22 @@
 """Time CUDA kernels on the GPU of this machine: how near they come to a copy, and to PyTorch where it is installed.
 
     python scripts/bench_kernels.py
-    python scripts/bench_kernels.py --json kernels.json
+    python scripts/bench_kernels.py --rows kernels.jsonl
 
 Shapes are those of GPT-2 (8 x 1024 tokens). Times are medians of 20 launches between two events, after 3 that warm up.
 GB/s counts what must be read and written once; "of copy" is that over the bandwidth of copying 1 GiB, measured in the
-same run. The columns of PyTorch are its time over ours, eager and compiled: above 1 ours is quicker.
+same run. The columns of PyTorch are its time over ours, eager and compiled: above 1 ours is quicker. ``--rows`` appends
+what was measured as lines of JSON, as soon as it is known; a case that fails is such a line too, and the exit code is 1.
 """
 
 import argparse
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,41 +164,63 @@ def compare(torch: Any, case: Case) -> list[float]:
         return [on_torch(torch, lambda: peer(torch, *tensors)), on_torch(torch, lambda: fast(*tensors))]
 
 
-def main() -> None:
+def here(run: Callable[[], Any]) -> float:
+    """Return milliseconds without a GPU, for the tests."""
+    return measure(run, time.perf_counter, lambda start, end: (end - start) * 1e3)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--rows", type=Path, help="append what was measured to this file")
+    parser.add_argument("--stand-in", action="store_true", help=argparse.SUPPRESS)  # NumPy for CuPy
     args = parser.parse_args()
-    try:
-        import cupy
-    except ImportError:
-        sys.exit("bench_kernels needs CuPy and a GPU: CuPy is not installed")
-    if not cupy.is_available():
-        sys.exit("bench_kernels needs CuPy and a GPU: CuPy sees no GPU")
-    try:
-        import torch
-    except ImportError:
-        torch = None
-    import ml_dtypes
+    if args.stand_in:
+        timed, big = here, np.zeros(1 << 20, np.uint8)
+        found, torch = cases(np.float32, lambda x: x, shrink=128), None
+    else:
+        try:
+            import cupy
+        except ImportError:
+            sys.exit("bench_kernels needs CuPy and a GPU: CuPy is not installed")
+        if not cupy.is_available():
+            sys.exit("bench_kernels needs CuPy and a GPU: CuPy sees no GPU")
+        try:
+            import torch
+        except ImportError:
+            torch = None
+        import ml_dtypes
 
-    big = cupy.zeros(1 << 30, np.uint8)
-    copy = 2 * big.nbytes / on_cupy(big.copy) / 1e6
+        timed, big = on_cupy, cupy.zeros(1 << 30, np.uint8)
+        found = cases(ml_dtypes.bfloat16, cupy.asarray)
+
+    def tell(**row: Any) -> None:
+        if args.rows:
+            with open(args.rows, "a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    copy = 2 * big.nbytes / timed(big.copy) / 1e6
     del big
-    rows = []
+    tell(copy=copy)
+    wrong = 0
     print(f"copy: {copy:.0f} GB/s")
     print(f"{'bfloat16':34}{'ms':>9}{'GB/s':>8}{'of copy':>9}{'eager':>8}{'compiled':>10}")
-    for name, case in cases(ml_dtypes.bfloat16, cupy.asarray).items():
-        ms = on_cupy(lambda case=case: case.run(*case.arrays))
-        peers = compare(torch, case) if torch is not None and case.peer is not None else []
+    for name, case in found.items():
+        try:
+            ms = timed(lambda case=case: case.run(*case.arrays))
+            peers = compare(torch, case) if torch is not None and case.peer is not None else []
+        except Exception as error:  # the other cases are still to be measured
+            wrong += 1
+            tell(name=name, error="\n".join(f"{type(error).__name__}: {error}".splitlines()[:6]))
+            print(f"{name:34}{type(error).__name__}: {error}", flush=True)
+            continue
         rate = case.nbytes / ms / 1e6
-        rows.append({"name": name, "ms": ms, "of_copy": rate / copy, "torch": [t / ms for t in peers]})
+        tell(name=name, ms=ms, gb_per_s=rate, of_copy=rate / copy, torch=[t / ms for t in peers])
         ratios = "".join(f"{t / ms:>{w}.2f}" for t, w in zip(peers, (8, 10), strict=False))
         print(f"{name:34}{ms:9.4f}{rate:8.0f}{rate / copy:9.2f}{ratios}", flush=True)
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"copy": copy, "rows": rows}, file, indent=1)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -257,8 +257,8 @@ def arrays_for(row, rank):
     return weights, [make_batch(rng, shape) for _ in range(BATCHES)]
 
 
-def make_step(side, row, world_size, rank):
-    """Return a function that makes one training step and returns the loss."""
+def make_step(side, row, world_size, rank, device="cpu", compiled=False):
+    """Return a function that makes one training step and returns the loss; ``compiled`` is ``torch.compile``."""
     build, _, _, optimizer_name, options = MODELS[row]
     weights, batches = arrays_for(row, rank)
     if side == "torch":
@@ -271,11 +271,14 @@ def make_step(side, row, world_size, rank):
         from disttrain.nn.parallel import DistributedDataParallel
     model = build(lib.nn)
     model.load_state_dict(model.state_dict() | {k: lib.tensor(v) for k, v in weights.items()})
+    model = model.to(device)
+    if compiled:
+        model = lib.compile(model)
     if world_size > 1:
         lib.distributed.init_process_group("gloo")
         model = DistributedDataParallel(model)
     optimizer = getattr(lib.optim, optimizer_name)(model.parameters(), **options)
-    data = [(lib.tensor(x), lib.tensor(y)) for x, y in batches]
+    data = [(lib.tensor(x).to(device), lib.tensor(y).to(device)) for x, y in batches]
     loss_fn = (lib.nn.CrossEntropyLoss if batches[0][1].dtype.kind == "i" else lib.nn.MSELoss)()
     count = 0
 

@@ -1,30 +1,19 @@
 """The toolchain of CUDA kernels: all of them compile, what is compiled is kept, and the shim finds what is wrong."""
 
-import importlib
-import pkgutil
+import ctypes
+import sys
 import textwrap
 from pathlib import Path
 
 import cuda_shim
+import fake_cupy
 import ml_dtypes
 import numpy as np
 import pytest
+from cuda_cases import programs
 
 from disttrain import kernels
-from disttrain.kernels import cuda, elementwise, nvrtc
-
-
-def programs():
-    """Return every program of the package, by the name of its file and where it is the second of a file a number."""
-    found = {}
-    for module in pkgutil.walk_packages(kernels.__path__, "disttrain.kernels."):
-        for value in vars(importlib.import_module(module.name)).values():
-            for p in value.values() if isinstance(value, dict) else (value,):
-                p = p.program if isinstance(p, elementwise.Chain) else p
-                if isinstance(p, cuda.Program) and p not in found.values():
-                    same = sum(p.path == q.path for q in found.values())
-                    found[f"{p.path.name} {same + 1}" if same else p.path.name] = p
-    return found
+from disttrain.kernels import cuda, nvrtc
 
 
 @pytest.fixture
@@ -156,6 +145,28 @@ def test_conversions_to_half_precision_are_those_of_numpy(write, shim):
         program.launch("down", (1,), (32,), floats, out, floats.size, T=name)
         with np.errstate(over="ignore"):
             np.testing.assert_array_equal(out.view(np.uint16), floats.astype(kind).view(np.uint16))
+
+
+def test_a_kernel_on_a_gpu_gets_copies_as_they_lie_here(monkeypatch):
+    """What `_ThereAndBack` does, on the stand-in for CuPy: views, those that overlap, and what is empty."""
+    for name, module in fake_cupy.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    host = np.zeros(40, np.int64)
+    x, inner, empty = host[1:20], host[3:5], host[:0]
+    inner[:] = 7
+
+    def add_one(grid, block, arguments):
+        fake_cupy.get_current_stream().synchronize()
+        at, again, _, count = arguments
+        assert again - at == 16
+        there = np.ctypeslib.as_array((ctypes.c_int64 * count).from_address(int(at)))
+        assert there[2] == np.ctypeslib.as_array((ctypes.c_int64 * 1).from_address(int(again)))[0] == 7
+        there += 1
+
+    cuda_shim._ThereAndBack(add_one)((1,), (32,), (x, inner, empty, 19))
+
+    assert host.tolist() == [0, 1, 1, 8, 8, *[1] * 15, *[0] * 20]
+    assert fake_cupy.failures == []
 
 
 # ----------------------------------------------------------------------------------------------- planted mistakes

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cuda_cases import DTYPES, cast, kind, near
+from cuda_cases import DTYPES, arrays_at, cast, kind, near
 
 from disttrain.kernels import buckets, casts, columns, layout
 
@@ -47,17 +47,22 @@ def test_casts(shape, after, before, shim):
 
 @pytest.mark.parametrize("inside", DTYPES)
 @pytest.mark.parametrize("outside", DTYPES)
-def test_buckets(outside, inside, cpu_shim):  # on a GPU addresses of the host say nothing
+def test_buckets(outside, inside, shim):
+    upload, download = arrays_at(shim)  # the kernels are given addresses
     sizes = [(3,), (70, 60), (), (0, 4), (4096,), (5,)]
     arrays = [cast(rng.standard_normal(s), outside) for s in sizes]
     count, factor = sum(a.size for a in arrays), cast([0.3], "float32")
     for f in (None, factor):
         ours, theirs = cast(np.zeros(count), inside), cast(np.zeros(count), inside)
-        buckets._move_cuda("pack", arrays, ours, f)
+        there = upload(ours)
+        buckets._move_cuda("pack", [upload(a) for a in arrays], there, f)
+        ours = download(there)
         buckets.pack(arrays, theirs, f)
         assert ours.tobytes() == theirs.tobytes()
         back, expected = ([np.zeros_like(a) for a in arrays] for _ in range(2))
-        buckets._move_cuda("unpack", back, ours, f)
+        back = [upload(a) for a in back]
+        buckets._move_cuda("unpack", back, upload(ours), f)
+        back = [download(a) for a in back]
         buckets.unpack(theirs, expected, f)
         assert [a.tobytes() for a in back] == [a.tobytes() for a in expected]
 

@@ -45,20 +45,31 @@ def near(ours, theirs, dtype):
         np.testing.assert_allclose(a, b, limit, limit)
 
 
-def equal_to_reference(module, name, dtype, *args, **options):
-    def typed(a):
-        return a.astype(dtype) if isinstance(a, np.ndarray) and a.dtype == np.float64 else a
+@pytest.fixture
+def equal_to_reference(place):
+    """``equal_to_reference(module, name, dtype, *args, **options)``: on the CPU, and with CuPy's arrays on a GPU."""
+    upload, download = place
 
-    args, options = [typed(a) for a in args], {k: typed(a) for k, a in options.items()}
-    ours, theirs = (getattr(module, f"{name}{end}")(*args, **options) for end in ("", "_reference"))
+    def compare(module, name, dtype, *args, **options):
+        def typed(a):
+            return a.astype(dtype) if isinstance(a, np.ndarray) and a.dtype == np.float64 else a
 
-    near(ours, theirs, dtype)
+        def there(a):
+            return upload(a) if isinstance(a, np.ndarray) else a
+
+        args, options = [typed(a) for a in args], {k: typed(a) for k, a in options.items()}
+        ours = getattr(module, name)(*map(there, args), **{k: there(a) for k, a in options.items()})
+        theirs = getattr(module, f"{name}_reference")(*args, **options)
+
+        near(tuple(map(download, ours)) if isinstance(ours, tuple) else download(ours), theirs, dtype)
+
+    return compare
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_convolution(window, groups, dtype):
+def test_convolution(window, groups, dtype, equal_to_reference):
     x, w = some(3, 4, 9, 8), some(8, 4 // groups, *window.kernel)
     g = some(3, 8, *window.out_size(9, 8))
 
@@ -90,7 +101,7 @@ def test_layout_of_images(shape, dtype):
         conv.Window((1, 1, 1), (1, 1, 1), (0, 0, 0), (1, 1, 1)),
     ],
 )
-def test_convolution_of_volumes(window, groups, dtype):
+def test_convolution_of_volumes(window, groups, dtype, equal_to_reference):
     size = (5, 6, 7)
     x, w = some(2, 4, *size), some(6, 4 // groups, *window.kernel)
     g = some(2, 6, *window.out_size(*size))
@@ -102,7 +113,7 @@ def test_convolution_of_volumes(window, groups, dtype):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_maps_and_maxima_along_axes(axis, dtype):
+def test_maps_and_maxima_along_axes(axis, dtype, equal_to_reference):
     x = some(6, 6, 6)
     x[1, 2:4, 3] = np.nan
     spans = axes.Spans(np.array([0, 1, 4, 5]), np.array([6, 4, 4, 6]), 2)
@@ -116,7 +127,7 @@ def test_maps_and_maxima_along_axes(axis, dtype):
 
 @pytest.mark.parametrize("padding", [(0, 0), (1, 1), (2, 1), (0, 3)])
 @pytest.mark.parametrize(("c", "o"), [(16, 32), (144, 16)])
-def test_convolution_by_winograd(c, o, padding, monkeypatch):
+def test_convolution_by_winograd(c, o, padding, monkeypatch, equal_to_reference):
     monkeypatch.setattr(winograd, "_BLOCK_BYTES", 1)  # several blocks, which end inside an image
     window = conv.Window((3, 3), (1, 1), padding, (1, 1))
     x, w = some(4, c, 9, 8), some(o, c, 3, 3) / np.sqrt(9 * c)
@@ -169,7 +180,7 @@ def test_convolution_of_an_image_does_not_depend_on_the_others_of_its_batch():
         conv.Window((2, 9), (3, 2), (0, 4), (2, 1)),
     ],
 )
-def test_convolution_in_one_call(window, c, o, groups, monkeypatch):
+def test_convolution_in_one_call(window, c, o, groups, monkeypatch, equal_to_reference):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(direct, "_MIN_PIXELS", 16)  # several blocks, which end inside an image
     monkeypatch.setattr(direct, "_BLOCK_BYTES", 1)
@@ -184,7 +195,7 @@ def test_convolution_in_one_call(window, c, o, groups, monkeypatch):
 
 @pytest.mark.parametrize("c", [1, 3])
 @pytest.mark.parametrize("window", [*WINDOWS, conv.Window((3, 3), (1, 1), (1, 2), (1, 1))])
-def test_convolution_in_blocks_that_end_inside_an_image(window, c, monkeypatch):
+def test_convolution_in_blocks_that_end_inside_an_image(window, c, monkeypatch, equal_to_reference):
     monkeypatch.setattr(conv, "_BLOCK_PIXELS", 30)
     monkeypatch.setattr(conv, "_BLOCK_BYTES", 1)
     x, w = some(3, c, 9, 8), some(2, c, *window.kernel)
@@ -201,7 +212,7 @@ def test_convolution_in_blocks_that_end_inside_an_image(window, c, monkeypatch):
     "window",
     [*WINDOWS, *(conv.Window((3, 2), (1, 3), p, d) for p, d in (((2, 1), (3, 1)), ((9, 9), (2, 4))))],
 )
-def test_depthwise_convolution(window, c, dtype):
+def test_depthwise_convolution(window, c, dtype, equal_to_reference):
     x, w = some(3, c, 9, 8), some(c, 1, *window.kernel)
     g = some(3, c, *window.out_size(9, 8))
 
@@ -215,7 +226,7 @@ def test_depthwise_convolution(window, c, dtype):
     "window",
     [*WINDOWS, *(conv.Window((3, 3), (1, 1), p, d) for p, d in (((1, 2), (1, 1)), ((9, 9), (2, 4))))],
 )
-def test_convolution_of_one_channel(window, dtype):
+def test_convolution_of_one_channel(window, dtype, equal_to_reference):
     x, w = some(3, 1, 9, 8), some(2, 1, *window.kernel)
     g = some(3, 2, *window.out_size(9, 8))
 
@@ -225,7 +236,7 @@ def test_convolution_of_one_channel(window, dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("window", [*WINDOWS, conv.Window((2, 2), (2, 2), (1, 1), (1, 1))])
-def test_max_pooling(window, dtype):
+def test_max_pooling(window, dtype, equal_to_reference):
     x = rng.integers(0, 5, (2, 3, 9, 8)).astype(dtype)
     x[0, 0, 4, 4] = np.nan
     x[1, 1, 2:6, 2:6] = -np.inf
@@ -237,7 +248,7 @@ def test_max_pooling(window, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_normalisation(dtype):
+def test_normalisation(dtype, equal_to_reference):
     x, g, c = some(50, 7), some(50, 7), [some(7) for _ in range(4)]
 
     equal_to_reference(norm, "channel_moments", dtype, x)
@@ -258,7 +269,7 @@ def test_normalisation(dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("classes", [1, 10, 1000])
-def test_softmax_and_cross_entropy(classes, dtype):
+def test_softmax_and_cross_entropy(classes, dtype, equal_to_reference):
     x, g, weight = some(6, classes) * 5, some(6, classes), rng.random(classes)
     target = rng.integers(0, classes, 6)
     target[3] = -100
@@ -278,7 +289,7 @@ def test_softmax_and_cross_entropy(classes, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_relu(dtype):
+def test_relu(dtype, equal_to_reference):
     x = some(1000)
     x[5:8] = np.nan, np.inf, -np.inf
 
@@ -287,7 +298,7 @@ def test_relu(dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_gelu(dtype):
+def test_gelu(dtype, equal_to_reference):
     x = np.concatenate([np.linspace(-8, 8, 1001), [0.0, -100.0, 100.0]])
 
     equal_to_reference(gelu, "erf", dtype, x)
@@ -296,7 +307,7 @@ def test_gelu(dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_sigmoid_and_what_is_made_of_it(dtype):
+def test_sigmoid_and_what_is_made_of_it(dtype, equal_to_reference):
     x = np.concatenate([np.linspace(-8, 8, 1001), [0.0, -200.0, 200.0]])
     g, y = some(x.size), np.tanh(x)
 
@@ -308,7 +319,7 @@ def test_sigmoid_and_what_is_made_of_it(dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_special_functions(dtype):
+def test_special_functions(dtype, equal_to_reference):
     x = np.concatenate([np.linspace(-8.3, 8, 1001), [0.0, -0.0, 1.0, -3.0, 170.0, -np.inf, np.inf, np.nan]])
 
     equal_to_reference(special, "erfc", dtype, x)
@@ -317,7 +328,7 @@ def test_special_functions(dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("skip", [-1, 3])
-def test_embedding_gradient(skip, dtype):
+def test_embedding_gradient(skip, dtype, equal_to_reference):
     equal_to_reference(embedding, "add_rows", dtype, some(40, 5), rng.integers(0, 7, 40), 7, skip)
 
 

@@ -1,16 +1,57 @@
-"""What the tests of CUDA kernels share: types, arrays as a GPU's allocator places them, and how near is near."""
+"""What the tests of CUDA kernels share: all programs, types, arrays placed as on a GPU, and how near is near."""
+
+import functools
+import importlib
+import pkgutil
 
 import ml_dtypes
 import numpy as np
 from cuda_shim import aligned
 
+from disttrain import kernels
+from disttrain.kernels import cuda, elementwise
+
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
+_ANY_TYPE = {"clip", "words"}
+"""Kernels that are the same for each type of their program."""
 _LIMITS = {
     "float32": 2e-5,
     "float64": 1e-11,
     "float16": 2.0**-10,
     "bfloat16": 2.0**-7,
 }  # a unit of the last place
+
+
+@functools.cache
+def programs():
+    """Return every program of the package, by the name of its file and where it is the second of a file a number."""
+    found = {}
+    for module in pkgutil.walk_packages(kernels.__path__, "disttrain.kernels."):
+        for value in vars(importlib.import_module(module.name)).values():
+            for p in value.values() if isinstance(value, dict) else (value,):
+                p = p.program if isinstance(p, elementwise.Chain) else p
+                if isinstance(p, cuda.Program) and p not in found.values():
+                    same = sum(p.path == q.path for q in found.values())
+                    found[f"{p.path.name} {same + 1}" if same else p.path.name] = p
+    return found
+
+
+def kernel_of(program, variant, kernel):
+    """Return what the journal calls a kernel for one type, or None for a program of the tests."""
+    name = next((name for name, p in programs().items() if p is program), None)
+    if name is None or kernel in _ANY_TYPE:
+        return name and f"{program.path.name} {kernel}"
+    return f"{name} {kernel} {variant.get('T', '')}".rstrip()
+
+
+def every_kernel():
+    """Return what :func:`kernel_of` calls each kernel for each of its types."""
+    return {
+        kernel_of(program, variant, kernel)
+        for program in programs().values()
+        for variant in program.variants()
+        for kernel in program.kernels
+    }
 
 
 def kind(name):
@@ -26,6 +67,16 @@ def wide(name):
 def cast(x, dtype):
     """Return ``x`` in a type, placed as on a GPU."""
     return aligned(np.asarray(x).astype(kind(dtype)))
+
+
+def arrays_at(where):
+    """Return what moves an array of NumPy to where launches run, as one of CuPy if that is "gpu", and what brings it
+    back."""
+    if where != "gpu":
+        return lambda x: x, lambda x: x
+    import cupy
+
+    return cupy.asarray, cupy.asnumpy
 
 
 def exact(*arrays):

@@ -26,6 +26,8 @@ import numpy as np
 from disttrain.kernels import cuda
 
 SCHEDULES = ["round-robin", "greedy-warp"]
+launched: list[tuple[cuda.Program, dict[str, cuda.Constant], str]] = []
+"""Every launch under the latest :func:`shim`: the program, its constants, the kernel."""
 FOLDER = Path(__file__).parents[2] / ".pytest_cache" / "d" / "cuda_shim"
 _HERE = Path(__file__).parent
 _FLAGS = ["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-ffp-contract=off", "-shared", "-fPIC"]
@@ -56,9 +58,17 @@ def shim(schedule):
 
     def found(program, variant, kernel):
         if schedule == "gpu":
-            return _ThereAndBack(load(program, variant, kernel))
-        return _Kernel(program, variant, kernel, SCHEDULES.index(schedule))
+            run = _ThereAndBack(load(program, variant, kernel))
+        else:
+            run = _Kernel(program, variant, kernel, SCHEDULES.index(schedule))
 
+        def noted(grid, block, arguments):
+            launched.append((program, variant, kernel))
+            run(grid, block, arguments)
+
+        return noted
+
+    launched.clear()
     cuda.load = found
     cuda.device, cuda.empty, cuda.upload = (lambda: schedule), poisoned, aligned
     try:
@@ -185,10 +195,11 @@ class _ThereAndBack:
             for begin, end in regions
         ]
         devices = []
-        for (begin, _), host in zip(regions, hosts, strict=True):
-            memory = cupy.empty(host.size + 16, np.uint8)  # which begins at a multiple of 16
-            devices.append(memory[begin % 16 : begin % 16 + host.size])
-            devices[-1].set(host)
+        with cupy.cuda.using_allocator(None):  # no pool, in which compute-sanitizer sees one large block
+            for (begin, _), host in zip(regions, hosts, strict=True):
+                memory = cupy.empty(begin % 16 + host.size, np.uint8)  # which begins at a multiple of 16
+                devices.append(memory[begin % 16 :])
+                devices[-1].set(host)
 
         def moved(a):
             if not isinstance(a, np.ndarray):

@@ -510,6 +510,7 @@ def modules() -> dict[str, ModuleType]:
         get_current_stream=get_current_stream,
         runtime=runtime,
         nccl=nccl,
+        using_allocator=lambda allocator: contextlib.nullcontext(),
     )
     vars(runtime).update(
         memcpyAsync=memcpyAsync, memcpyHostToDevice=1, memcpyDeviceToHost=2,
