@@ -3,8 +3,8 @@
     python scripts/bench_gpu.py "GPT 4x128, T 128, batch 8, AdamW"
 
 The model is trained in float32 by disttrain, by PyTorch eagerly and under ``torch.compile``, from the same weights on
-the same batches; if the losses do not agree the row is an error. Times are wall time per step, the GPU waited for at the
-end of many. ``--rows FILE`` appends what was measured as lines of JSON, as soon as it is known.
+the same batches; if the losses do not agree the row is an error. Times are wall time per step, the GPU waited for at
+the end of many. ``--rows FILE`` appends what was measured as lines of JSON, as soon as it is known.
 """
 
 import argparse

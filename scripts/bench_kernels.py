@@ -6,7 +6,7 @@
 Shapes are those of GPT-2 (8 x 1024 tokens). Times are medians of 20 launches between two events, after 3 that warm up.
 GB/s counts what must be read and written once; "of copy" is that over the bandwidth of copying 1 GiB, measured in the
 same run. The columns of PyTorch are its time over ours, eager and compiled: above 1 ours is quicker. ``--rows`` appends
-what was measured as lines of JSON, as soon as it is known; a case that fails is such a line too, and the exit code is 1.
+what was measured as lines of JSON, as soon as it is known; a case that fails is such a line too, and the exit code 1.
 """
 
 import argparse
