@@ -114,7 +114,12 @@ _NAMES = {
     "disttrain.nn.functional.vision": "channel_shuffle pixel_shuffle pixel_unshuffle",
     "disttrain.printing": "set_printoptions",
     "disttrain.serialization": "load save",
-    "disttrain.amp": "GradScaler autocast is_autocast_available is_autocast_enabled",
+    "disttrain.amp": (
+        "GradScaler autocast clear_autocast_cache get_autocast_cpu_dtype get_autocast_dtype get_autocast_gpu_dtype "
+        "is_autocast_available is_autocast_cache_enabled is_autocast_cpu_enabled is_autocast_enabled "
+        "set_autocast_cache_enabled set_autocast_cpu_dtype set_autocast_cpu_enabled set_autocast_dtype "
+        "set_autocast_enabled set_autocast_gpu_dtype"
+    ),
     "disttrain.legacy": (
         "BFloat16Tensor BoolTensor ByteTensor CharTensor DoubleTensor FloatTensor HalfTensor IntTensor LongTensor "
         "ShortTensor set_default_tensor_type"

@@ -1,41 +1,52 @@
-"""Mixed precision by PyTorch's names: autocast, which does nothing yet, and the scaler of gradients, which works."""
+"""Mixed precision by PyTorch's names: ``autocast``, and the scaler of gradients.
+
+What autocast does to which function is in :mod:`disttrain.precision`.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import dtypes, missing
-from disttrain.devices import device as Device
+from disttrain import dtypes, missing, precision
 from disttrain.devices import is_available
 from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:
     from disttrain.optim.optimizer import Optimizer
 
-__all__ = ["GradScaler", "autocast", "is_autocast_available"]
+__all__ = [
+    "GradScaler",
+    "autocast",
+    "autocast_decorator",
+    "custom_bwd",
+    "custom_fwd",
+    "is_autocast_available",
+]
 
 
 class autocast:
-    """A block (or a decorated function) in mixed precision, as ``torch.autocast``: so far one that changes nothing.
+    """A block, or each call of a decorated function, in mixed precision, as ``torch.autocast``.
 
-    With ``enabled=False`` it is what PyTorch's is. For a device that is not there it warns and does nothing, as
-    PyTorch's.
+    Products of matrices and convolutions run in ``dtype``, sums and losses that need it in float32, all else in the
+    types of its arguments: the lists are PyTorch's. Parameters stay in float32, and so do their gradients; each is
+    cast once per outermost block. Tensors in float64, and those of other devices, are never cast. The state is that of
+    the thread. Backward does not see it: it computes in the types of forward.
 
     Args:
-        device_type: ``"cpu"`` or ``"cuda"``.
-        dtype: the type to compute in.
-        enabled: whether to do anything.
-        cache_enabled: accepted for PyTorch's sake.
+        device_type: ``"cpu"`` or ``"cuda"``. For a device that is not there it warns and does nothing, as PyTorch's.
+        dtype: bfloat16 or float16; by default :func:`get_autocast_dtype`.
+        enabled: with False, what is in the block runs as without autocast, also within another block.
+        cache_enabled: keep what a parameter was cast to until the outermost block ends; by default as outside.
 
     Raises:
-        NotImplementedError: mixed precision on a device that is there.
         RuntimeError: no such kind of device.
+        ValueError: ``device_type`` is no string.
     """
 
     def __init__(
@@ -47,12 +58,9 @@ class autocast:
     ) -> None:
         if not isinstance(device_type, str):
             raise ValueError(f"autocast: device_type is a string like 'cpu', got {device_type!r:.80}")
-        if device_type not in ("cpu", "cuda", "mps", "xpu"):
-            raise RuntimeError(f"autocast: there is no kind of device {device_type!r}; use 'cpu' or 'cuda'")
-        self.device = device_type
-        self.fast_dtype = dtypes.as_dtype(
-            (dtypes.bfloat16 if device_type == "cpu" else dtypes.float16) if dtype is None else dtype
-        )
+        self.device = _known(device_type)
+        self.fast_dtype = get_autocast_dtype(device_type) if dtype is None else dtypes.as_dtype(dtype)
+        self._cache_enabled = is_autocast_cache_enabled() if cache_enabled is None else cache_enabled
         if enabled and device_type != "cpu" and not (device_type == "cuda" and is_available()):
             warnings.warn(
                 f"autocast: device type {device_type!r} is not available; computing as if it were not there",
@@ -65,35 +73,201 @@ class autocast:
                 stacklevel=2,
             )
             enabled = False
-        if enabled:
-            raise NotImplementedError(
-                f"autocast to {self.fast_dtype} on {device_type!r} is not in disttrain yet; leave it out, or convert "
-                f"the model with model.to({self.fast_dtype})"
-            )
+        self._enabled = enabled
 
     def __enter__(self) -> autocast:
+        old = precision.state()
+        restored = (self.device, self.device in old.enabled, old.lower[self.device], old.caching)
+        new = old.switched(self.device, self._enabled).lowered(self.device, self.fast_dtype)
+        precision.put(
+            new._replace(
+                caching=self._cache_enabled,
+                blocks=(*old.blocks, restored),
+                cache=old.cache if old.blocks else {},
+            )
+        )
         return self
 
     def __exit__(self, *exc: object) -> None:
-        pass
+        now = precision.state()
+        *blocks, (device, enabled, dtype, caching) = now.blocks
+        old = (
+            now.switched(device, enabled)
+            .lowered(device, dtype)
+            ._replace(caching=caching, blocks=tuple(blocks))
+        )
+        if not blocks:
+            now.cache.clear()
+            old = old._replace(cache=precision.State().cache)
+        precision.put(old)
 
     def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(func)
-        def call(*args: Any, **kwargs: Any) -> Any:
+        if not callable(func):
+            raise TypeError(
+                f"autocast decorates a function, got {type(func).__name__}; write `with autocast(...):` for a block"
+            )
+        return autocast_decorator(self, func)
+
+
+def autocast_decorator(autocast_instance: autocast, func: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``func`` so that each call is a block of ``autocast_instance``, which threads may share."""
+
+    @functools.wraps(func)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with autocast_instance:
             return func(*args, **kwargs)
 
-        return call
+    return call
+
+
+def _known(device_type: str) -> str:
+    if device_type not in precision.DTYPES:
+        raise RuntimeError(
+            f"autocast: there is no mixed precision for a kind of device {device_type!r}; use 'cpu' or 'cuda'"
+        )
+    return device_type
 
 
 def is_autocast_available(device_type: str) -> bool:
-    """Return False: no device computes in mixed precision yet."""
-    Device(device_type)
-    return False
+    """Return whether :class:`autocast` takes this kind of device, there or not, as ``torch.amp``'s."""
+    return device_type in precision.DTYPES
 
 
 def is_autocast_enabled(device_type: str = "cuda") -> bool:
-    """Return False: no device computes in mixed precision yet."""
-    return False
+    """Return whether autocast is on in this thread for a kind of device."""
+    return _known(device_type) in precision.state().enabled
+
+
+def set_autocast_enabled(device_type: str | bool, enabled: bool | None = None) -> None:
+    """Switch autocast on or off in this thread; with a bool alone, for ``"cuda"``."""
+    if enabled is None:
+        device_type, enabled = "cuda", bool(device_type)
+    precision.put(precision.state().switched(_known(str(device_type)), enabled))
+
+
+def get_autocast_dtype(device_type: str) -> dtypes.dtype:
+    """Return the lower precision of a kind of device in this thread: bfloat16 on the CPU, float16 on GPUs."""
+    return precision.state().lower[_known(device_type)]
+
+
+def set_autocast_dtype(device_type: str, dtype: dtypes.dtype) -> None:
+    """Set the lower precision of a kind of device in this thread."""
+    precision.put(precision.state().lowered(_known(device_type), dtypes.as_dtype(dtype)))
+
+
+def is_autocast_cache_enabled() -> bool:
+    """Return whether what parameters are cast to is kept until the outermost block ends."""
+    return precision.state().caching
+
+
+def set_autocast_cache_enabled(enabled: bool) -> None:
+    """Set whether it is kept."""
+    precision.put(precision.state()._replace(caching=enabled))
+
+
+def clear_autocast_cache() -> None:
+    """Forget what parameters were cast to."""
+    precision.state().cache.clear()
+
+
+def is_autocast_cpu_enabled() -> bool:
+    """:func:`is_autocast_enabled` of ``"cpu"``; deprecated in PyTorch."""
+    return is_autocast_enabled("cpu")
+
+
+def set_autocast_cpu_enabled(enabled: bool) -> None:
+    """:func:`set_autocast_enabled` of ``"cpu"``; deprecated in PyTorch."""
+    set_autocast_enabled("cpu", enabled)
+
+
+def get_autocast_cpu_dtype() -> dtypes.dtype:
+    """:func:`get_autocast_dtype` of ``"cpu"``; deprecated in PyTorch."""
+    return get_autocast_dtype("cpu")
+
+
+def set_autocast_cpu_dtype(dtype: dtypes.dtype) -> None:
+    """:func:`set_autocast_dtype` of ``"cpu"``; deprecated in PyTorch."""
+    set_autocast_dtype("cpu", dtype)
+
+
+def get_autocast_gpu_dtype() -> dtypes.dtype:
+    """:func:`get_autocast_dtype` of ``"cuda"``; deprecated in PyTorch."""
+    return get_autocast_dtype("cuda")
+
+
+def set_autocast_gpu_dtype(dtype: dtypes.dtype) -> None:
+    """:func:`set_autocast_dtype` of ``"cuda"``; deprecated in PyTorch."""
+    set_autocast_dtype("cuda", dtype)
+
+
+def custom_fwd(
+    fwd: Callable[..., Any] | None = None, *, device_type: str, cast_inputs: dtypes.dtype | None = None
+) -> Callable[..., Any]:
+    """Decorate ``forward`` of an ``autograd.Function``, as ``torch.amp.custom_fwd``.
+
+    Args:
+        fwd: the function, whose first argument is the context.
+        device_type: where its tensors are.
+        cast_inputs: where autocast is on, cast floating point arguments but float64 to this type and run with autocast
+            off. Without it ``forward`` runs as autocast says.
+
+    Raises:
+        ValueError: ``device_type`` is no string.
+    """
+    if not isinstance(device_type, str):
+        raise ValueError(f"custom_fwd: device_type is a string like 'cpu', got {device_type!r:.80}")
+    if fwd is None:
+        return functools.partial(custom_fwd, device_type=device_type, cast_inputs=cast_inputs)
+    function = fwd
+
+    @functools.wraps(function)
+    def call(ctx: Any, *args: Any, **kwargs: Any) -> Any:
+        enabled = is_autocast_enabled(device_type)
+        ctx._dtype = get_autocast_dtype(device_type)
+        ctx._fwd_used_autocast = enabled and cast_inputs is None
+        if not enabled or cast_inputs is None:
+            return function(ctx, *args, **kwargs)
+        with autocast(device_type, enabled=False):
+            return function(
+                ctx, *_cast(args, device_type, cast_inputs), **_cast(kwargs, device_type, cast_inputs)
+            )
+
+    return call
+
+
+def custom_bwd(bwd: Callable[..., Any] | None = None, *, device_type: str) -> Callable[..., Any]:
+    """Decorate ``backward`` of an ``autograd.Function``: it runs with the autocast of its ``forward``.
+
+    Raises:
+        ValueError: ``device_type`` is no string.
+    """
+    if not isinstance(device_type, str):
+        raise ValueError(f"custom_bwd: device_type is a string like 'cpu', got {device_type!r:.80}")
+    if bwd is None:
+        return functools.partial(custom_bwd, device_type=device_type)
+    function = bwd
+
+    @functools.wraps(function)
+    def call(ctx: Any, *args: Any, **kwargs: Any) -> Any:
+        with autocast(device_type, enabled=ctx._fwd_used_autocast, dtype=ctx._dtype):
+            return function(ctx, *args, **kwargs)
+
+    return call
+
+
+def _cast(value: Any, device_type: str, dtype: dtypes.dtype) -> Any:
+    """Return ``value`` with the tensors in it, through lists, tuples, dicts and iterators, cast to ``dtype``."""
+    if isinstance(value, Tensor):
+        cast = value.is_floating_point() and value.dtype is not dtypes.float64
+        return value.to(dtype) if cast and value.device.type == device_type else value
+    if isinstance(value, str | bytes | np.ndarray):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _cast(v, device_type, dtype) for key, v in value.items()}
+    if isinstance(value, Iterable):
+        parts = (_cast(v, device_type, dtype) for v in value)
+        return type(value)(parts) if isinstance(value, list | tuple) else parts
+    return value
 
 
 class GradScaler:

@@ -69,6 +69,8 @@ grad_enabled: ContextVar[Any] = ContextVar("grad_enabled", default=True)
 
 By thread, as in PyTorch, and so not part of :class:`RankContext`.
 """
+autocast_state: ContextVar[Any] = ContextVar("autocast_state", default=None)
+"""What mixed precision does, by thread too: ``None`` for nothing, else a ``disttrain.precision.State``."""
 
 
 def current() -> RankContext:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain.context import grad_enabled
+from disttrain.context import autocast_state, grad_enabled
 from disttrain.errors import GradientError
 from disttrain.kernels.arrays import Array, get_array_module, is_array
 from disttrain.modes import (
@@ -474,6 +474,7 @@ def run_backward(
     running = Pass()
     before = grad_enabled.get()
     token, mode = _running.set(running), grad_enabled.set(changed(grad=create_graph))
+    casting = autocast_state.set(None)  # backward computes in the types of forward
     try:
         visit = _visit
         if not isinstance(before, bool) and before.watch is not None:
@@ -487,6 +488,7 @@ def run_backward(
             undo(error)
         raise
     finally:
+        autocast_state.reset(casting)
         grad_enabled.reset(mode)
         _running.reset(token)
 

@@ -11,6 +11,7 @@ from disttrain import dtypes, engine
 from disttrain.functions.common import floating, need_tensors, normalize_dim, numpy_names
 from disttrain.ops import activation, piecewise
 from disttrain.ops.types import Op
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -136,6 +137,7 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     return _apply(activation.gelu, "gelu", input, approximate=approximate)
 
 
+@autocasts
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """``log(1 + exp(beta * input)) / beta``, and ``input`` itself where ``beta * input`` is above ``threshold``."""
     return _apply(activation.softplus, "softplus", input, beta=beta, threshold=threshold)
@@ -236,6 +238,7 @@ def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
     return engine.write_in_place(input, piecewise.threshold, limit=threshold, value=value)
 
 
+@autocasts
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """``input`` where positive, else ``weight * input`` (He et al. 2015).
 
@@ -319,6 +322,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
 
 
 @numpy_names
+@autocasts
 def softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """``exp(input)`` over its sum along ``dim``.
 
@@ -334,6 +338,7 @@ def softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
 
 
 @numpy_names
+@autocasts
 def log_softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """The logarithm of :func:`softmax`, exact where that is near zero; same arguments and errors."""
     return _along(activation.log_softmax, "log_softmax", input, dim, dtype)

@@ -24,6 +24,7 @@ from disttrain.functions.common import (
 from disttrain.functions.elementwise import reciprocal
 from disttrain.ops import elementwise, special
 from disttrain.ops.types import Op
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -138,6 +139,7 @@ def fmod(input: Operand, other: Operand) -> Tensor:
     return _whole_division(elementwise.fmod, input, other)
 
 
+@autocasts
 def pow(input: Operand, exponent: Operand) -> Tensor:
     """``input ** exponent``.
 
@@ -171,6 +173,7 @@ def float_power(input: Operand, exponent: Operand) -> Tensor:
     return binary(elementwise.pow, *wide)
 
 
+@autocasts
 def atan2(input: Tensor, other: Tensor) -> Tensor:
     """The angle of the point ``(other, input)``, in radians."""
     need_tensors("atan2", input, other)
@@ -410,11 +413,13 @@ def check_lerp(input: Tensor, end: Tensor, weight: Operand) -> Operand:
     return weight
 
 
+@autocasts
 def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
     """``input + value * tensor1 * tensor2``."""
     return _add_scaled("addcmul", special.addcmul, input, tensor1, tensor2, value)
 
 
+@autocasts
 def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
     """``input + value * tensor1 / tensor2``.
 

@@ -16,6 +16,7 @@ import numpy as np
 from disttrain import context, dtypes, engine
 from disttrain.ops import elementwise, shape
 from disttrain.ops.types import Op
+from disttrain.precision import suspended
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -252,13 +253,13 @@ def in_place(x: Tensor, op: Op, *others: Operand) -> Tensor:
 
 
 def overwrite(x: Tensor, function: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
-    """Write ``function(x, *args)`` into ``x``, recorded.
+    """Write ``function(x, *args)`` into ``x``, recorded; autocast, as in PyTorch, has no part in it.
 
     Raises:
         GradientError: ``x`` is a leaf that requires a gradient, or a view of one.
         RuntimeError: the result has a type or shape that ``x`` cannot hold.
     """
-    result = function(engine.apply(shape.copy, x), *args, **options)
+    result = suspended(function, engine.apply(shape.copy, x), *args, **options)
     engine.check_in_place(x)
     return engine.adopt(x, result)
 

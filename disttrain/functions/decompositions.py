@@ -18,6 +18,7 @@ from disttrain.functions.linalg import matmul
 from disttrain.functions.shape import movedim
 from disttrain.kernels.arrays import to_host
 from disttrain.ops import decompositions as ops
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -126,6 +127,7 @@ _INDEFINITE = "the matrix is not positive-definite (or one of the batch is not)"
 # ------------------------------------------------------------------------------------------------ solving
 
 
+@autocasts
 def inv(A: Tensor) -> Tensor:
     """The inverses of square matrices.
 
@@ -136,11 +138,13 @@ def inv(A: Tensor) -> Tensor:
     return _try("linalg.inv", _SINGULAR, ops.inv, A)  # type: ignore[no-any-return]
 
 
+@autocasts
 def inverse(input: Tensor) -> Tensor:
     """:func:`inv`."""
     return inv(input)
 
 
+@autocasts
 def inv_ex(A: Tensor, *, check_errors: bool = False) -> WithInfo:
     """:func:`inv`, and for each matrix 0, or which pivot (counted from 1, int32) is zero; its inverse is nan then.
 
@@ -195,6 +199,7 @@ def _indefinite_minor(matrix: Any) -> int:
     return len(matrix)
 
 
+@autocasts
 def solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
     """``X`` with ``A @ X == B`` (``X @ A == B`` unless ``left``).
 
@@ -267,6 +272,7 @@ def solve_triangular(
     return engine.apply(ops.solve_triangular, T, B, upper=upper)  # type: ignore[no-any-return]
 
 
+@autocasts
 def triangular_solve(
     input: Tensor, A: Tensor, upper: bool = True, transpose: bool = False, unitriangular: bool = False
 ) -> Triangular:
@@ -279,6 +285,7 @@ def triangular_solve(
     return Triangular(x, A.clone())
 
 
+@autocasts
 def cholesky_solve(input: Tensor, input2: Tensor, upper: bool = False) -> Tensor:
     """``X`` with ``A @ X == input``, given the factor ``input2`` of ``A``.
 
@@ -294,6 +301,7 @@ def cholesky_solve(input: Tensor, input2: Tensor, upper: bool = False) -> Tensor
     return engine.apply(ops.cholesky_solve, input, input2, upper=upper)  # type: ignore[no-any-return]
 
 
+@autocasts
 def cholesky_inverse(input: Tensor, upper: bool = False) -> Tensor:
     """The inverse of ``input @ input.mT`` (``input.mT @ input`` if ``upper``)."""
     _matrices("cholesky_inverse", input, square=True)
@@ -317,6 +325,7 @@ def pinv(
     return engine.apply(ops.pinv, A, least=atol, share=rtol, symmetric=hermitian)  # type: ignore[no-any-return]
 
 
+@autocasts
 def pinverse(input: Tensor, rcond: float = 1e-15) -> Tensor:
     """:func:`pinv`."""
     return pinv(input, rtol=rcond)
@@ -332,6 +341,7 @@ def _tolerances(A: Tensor, atol: Any, rtol: Any) -> tuple[Any, Any]:
     return plain(0.0 if atol is None else atol), plain(rtol)
 
 
+@autocasts
 def matrix_rank(
     A: Tensor, tol: Any = None, hermitian: bool = False, *, atol: Any = None, rtol: Any = None
 ) -> Tensor:
@@ -349,6 +359,7 @@ def matrix_rank(
     return engine.Tensor_._of(np.asarray((s > limit[..., None]).sum(-1, dtype=np.int64)))  # type: ignore[no-any-return]
 
 
+@autocasts
 def lstsq(A: Tensor, B: Tensor, rcond: Any = None, *, driver: str | None = None) -> Lstsq:
     """The ``X`` of least norm among those that make ``A @ X - B`` smallest.
 
@@ -415,6 +426,7 @@ def logdet(input: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------ factorisations
 
 
+@autocasts
 def cholesky(A: Tensor, *, upper: bool = False) -> Tensor:
     """The triangular factor ``L`` of symmetric positive-definite ``A == L @ L.mT`` (``U.mT @ U`` if ``upper``).
 
@@ -431,6 +443,7 @@ def top_cholesky(input: Tensor, upper: bool = False) -> Tensor:
     return cholesky(input, upper=upper)
 
 
+@autocasts
 def cholesky_ex(A: Tensor, *, upper: bool = False, check_errors: bool = False) -> CholeskyWithInfo:
     """:func:`cholesky`, and for each matrix 0, or the order (int32) of its first leading minor that is not
     positive-definite; its factor is nan then.
@@ -446,6 +459,7 @@ def cholesky_ex(A: Tensor, *, upper: bool = False, check_errors: bool = False) -
     return CholeskyWithInfo(lower.mT if upper else lower, info)
 
 
+@autocasts
 def qr(A: Tensor, mode: str = "reduced") -> QR:
     """``Q @ R == A`` with orthonormal columns of ``Q`` and upper triangular ``R``.
 
@@ -487,6 +501,7 @@ def top_qr(input: Tensor, some: bool = True) -> QR:
     return qr(input, "reduced" if some else "complete")
 
 
+@autocasts
 def svd(A: Tensor, full_matrices: bool = True, *, driver: str | None = None) -> SVD:
     """``U @ diag(S) @ Vh == A`` with orthonormal ``U`` and ``Vh``, and ``S`` falling.
 
@@ -511,12 +526,14 @@ def top_svd(input: Tensor, some: bool = True, compute_uv: bool = True) -> TopSVD
     return TopSVD(u, s, vh.mT)
 
 
+@autocasts
 def svdvals(A: Tensor, *, driver: str | None = None) -> Tensor:
     """The singular values of matrices, falling."""
     _matrices("linalg.svdvals", A)
     return svd(A, full_matrices=False, driver=driver).S
 
 
+@autocasts
 def eigh(A: Tensor, UPLO: str = "L") -> Eigh:
     """Eigenvalues, rising, and eigenvectors as columns, of symmetric matrices.
 
@@ -531,6 +548,7 @@ def eigh(A: Tensor, UPLO: str = "L") -> Eigh:
     return Eigh(*_try("linalg.eigh", "it did not converge", ops.eigh, A, upper=upper))
 
 
+@autocasts
 def eigvalsh(A: Tensor, UPLO: str = "L") -> Tensor:
     """The eigenvalues of symmetric matrices, rising; see :func:`eigh`."""
     return eigh(A, UPLO).eigenvalues
@@ -572,6 +590,7 @@ def matrix_power(input: Tensor, n: int) -> Tensor:
     return result.clone() if result is input else result
 
 
+@autocasts
 def matrix_norm(
     A: Tensor, ord: Any = "fro", dim: Sequence[int] = (-2, -1), keepdim: bool = False, *, dtype: Any = None
 ) -> Tensor:
@@ -622,6 +641,7 @@ def _frobenius(x: Tensor, dims: tuple[int, int]) -> Tensor:
     return x.norm(2, dims)
 
 
+@autocasts
 def cond(A: Tensor, p: Any = None) -> Tensor:
     """Condition numbers: ``norm(A, p) * norm(inv(A), p)``; the ratio of singular values for 2, the default."""
     _matrices("linalg.cond", A)
@@ -638,6 +658,7 @@ def cond(A: Tensor, p: Any = None) -> Tensor:
     return matrix_norm(A, p) * matrix_norm(inverse_, p)
 
 
+@autocasts
 def tensorinv(A: Tensor, ind: int = 2) -> Tensor:
     """The inverse of ``A`` as a map from its dimensions behind ``ind`` to those before."""
     if ind <= 0:
@@ -651,6 +672,7 @@ def tensorinv(A: Tensor, ind: int = 2) -> Tensor:
     return inv(A.reshape(n, n)).reshape(*behind, *before)
 
 
+@autocasts
 def tensorsolve(A: Tensor, B: Tensor, dims: Sequence[int] | None = None) -> Tensor:
     """``X`` with ``tensordot(A, X, X.ndim) == B``; ``dims`` of ``A`` are moved to its end first."""
     x = A if dims is None else movedim(A, tuple(dims), tuple(range(A.ndim - len(dims), A.ndim)))

@@ -20,6 +20,7 @@ from disttrain.functions.shape import broadcast_to, clone
 from disttrain.layouts import need_strided
 from disttrain.ops import index as index_ops
 from disttrain.ops import shape as ops
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -78,6 +79,7 @@ def diagflat(input: Tensor, offset: int = 0) -> Tensor:
     return diag_embed(input.reshape(-1), offset)
 
 
+@autocasts
 def trace(input: Tensor) -> Tensor:
     """The sum of the diagonal of a matrix.
 

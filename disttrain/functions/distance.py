@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from disttrain.functions.arithmetic import where
 from disttrain.functions.common import need_tensors
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
 
 
+@autocasts
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
     """The ``p``-norm distances between each row of one and each row of the other.
 

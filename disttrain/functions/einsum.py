@@ -11,6 +11,7 @@ from disttrain.functions.common import need_tensors
 from disttrain.functions.diagonals import diagonal
 from disttrain.functions.linalg import matmul
 from disttrain.functions.shape import movedim, permute, reshape
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -22,6 +23,7 @@ _LETTERS = string.ascii_uppercase + string.ascii_lowercase
 _DOTS = None
 
 
+@autocasts
 def einsum(equation: Any, *operands: Any) -> Tensor:
     """Sums of products over the dimensions whose letters are not in the output.
 

@@ -14,6 +14,7 @@ from disttrain import dtypes, engine
 from disttrain.functions.common import floating, need_floats, need_tensors, refuse_bool, unary_float
 from disttrain.ops import activation, elementwise, special
 from disttrain.ops.types import Op
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -51,6 +52,7 @@ def abs(input: Tensor) -> Tensor:
     return engine.apply(elementwise.abs, input)  # type: ignore[no-any-return]
 
 
+@autocasts
 def reciprocal(input: Tensor) -> Tensor:
     """``1 / input``."""
     return unary_float(elementwise.reciprocal, input)
@@ -77,6 +79,7 @@ def rad2deg(input: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------ powers and logarithms
 
 
+@autocasts
 def exp(input: Tensor) -> Tensor:
     """``e ** input``."""
     return unary_float(elementwise.exp, input)
@@ -87,26 +90,31 @@ def exp2(input: Tensor) -> Tensor:
     return unary_float(elementwise.exp2, input)
 
 
+@autocasts
 def expm1(input: Tensor) -> Tensor:
     """``e ** input - 1``, exact near zero."""
     return unary_float(elementwise.expm1, input)
 
 
+@autocasts
 def log(input: Tensor) -> Tensor:
     """Natural logarithm; ``-inf`` at zero, nan below."""
     return unary_float(elementwise.log, input)
 
 
+@autocasts
 def log2(input: Tensor) -> Tensor:
     """Logarithm to base 2."""
     return unary_float(elementwise.log2, input)
 
 
+@autocasts
 def log10(input: Tensor) -> Tensor:
     """Logarithm to base 10."""
     return unary_float(elementwise.log10, input)
 
 
+@autocasts
 def log1p(input: Tensor) -> Tensor:
     """``log(1 + input)``, exact near zero."""
     return unary_float(elementwise.log1p, input)
@@ -117,6 +125,7 @@ def sqrt(input: Tensor) -> Tensor:
     return unary_float(elementwise.sqrt, input)
 
 
+@autocasts
 def rsqrt(input: Tensor) -> Tensor:
     """``1 / sqrt(input)``."""
     return unary_float(elementwise.rsqrt, input)
@@ -145,16 +154,19 @@ def cos(input: Tensor) -> Tensor:
     return unary_float(elementwise.cos, input)
 
 
+@autocasts
 def tan(input: Tensor) -> Tensor:
     """Tangent of ``input`` radians."""
     return unary_float(elementwise.tan, input)
 
 
+@autocasts
 def asin(input: Tensor) -> Tensor:
     """Arc sine, in radians; nan outside [-1, 1]."""
     return unary_float(special.asin, input)
 
 
+@autocasts
 def acos(input: Tensor) -> Tensor:
     """Arc cosine, in radians; nan outside [-1, 1]."""
     return unary_float(special.acos, input)
@@ -165,11 +177,13 @@ def atan(input: Tensor) -> Tensor:
     return unary_float(elementwise.atan, input)
 
 
+@autocasts
 def sinh(input: Tensor) -> Tensor:
     """Hyperbolic sine."""
     return unary_float(elementwise.sinh, input)
 
 
+@autocasts
 def cosh(input: Tensor) -> Tensor:
     """Hyperbolic cosine."""
     return unary_float(elementwise.cosh, input)
@@ -213,6 +227,7 @@ def erfc(input: Tensor) -> Tensor:
     return unary_float(special.erfc, input)
 
 
+@autocasts
 def erfinv(input: Tensor) -> Tensor:
     """Where :func:`erf` is ``input``; nan outside [-1, 1]."""
     return unary_float(special.erfinv, input)

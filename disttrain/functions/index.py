@@ -15,6 +15,7 @@ from disttrain.functions.shape import broadcast_tensors, expand
 from disttrain.kernels.arrays import is_array
 from disttrain.ops import index as ops
 from disttrain.ops import shape as shape_ops
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -211,6 +212,7 @@ def _key_of(indices: Sequence[Tensor | None], ndim: int) -> tuple[Any, ...]:
     return tuple(key) if any(map(is_array, key)) else (*key, Ellipsis, np.asarray(True))
 
 
+@autocasts
 def index_put(
     input: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Tensor:

@@ -21,6 +21,7 @@ from disttrain.functions.shape import (
     view,
 )
 from disttrain.ops import shape as ops
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -169,6 +170,7 @@ def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
 # ------------------------------------------------------------------------------------------------ put together
 
 
+@autocasts
 def cat(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None) -> Tensor:
     """The tensors one after the other along ``dim``, in their common type.
 
@@ -198,6 +200,7 @@ concat = concatenate = cat
 
 
 @numpy_names
+@autocasts
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """The tensors along a new dimension ``dim``, in their common type.
 

@@ -20,11 +20,13 @@ from disttrain.functions.common import (
 from disttrain.functions.rearrange import roll
 from disttrain.functions.shape import broadcast_tensors, clone, permute, reshape
 from disttrain.ops import linalg
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
 
 
+@autocasts
 def matmul(input: Tensor, other: Tensor) -> Tensor:
     """The product of two matrices, vectors, or batches of them (leading dimensions broadcast).
 
@@ -65,26 +67,31 @@ def _ranked(name: str, input: Tensor, other: Tensor, a: int, b: int) -> Tensor:
     return matmul(input, other)
 
 
+@autocasts
 def mm(input: Tensor, mat2: Tensor) -> Tensor:
     """The product of two matrices."""
     return _ranked("mm", input, mat2, 2, 2)
 
 
+@autocasts
 def mv(input: Tensor, vec: Tensor) -> Tensor:
     """The product of a matrix and a vector."""
     return _ranked("mv", input, vec, 2, 1)
 
 
+@autocasts
 def dot(input: Tensor, tensor: Tensor) -> Tensor:
     """The inner product of two vectors."""
     return _ranked("dot", input, tensor, 1, 1)
 
 
+@autocasts
 def vdot(input: Tensor, other: Tensor) -> Tensor:
     """The inner product of two vectors."""
     return _ranked("vdot", input, other, 1, 1)
 
 
+@autocasts
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     """The products of two batches of matrices.
 
@@ -110,6 +117,8 @@ def inner(input: Tensor, other: Tensor) -> Tensor:
         raise RuntimeError(
             f"inner(): the last dimensions must be equal, got shapes {list(input.shape)} and {list(other.shape)}"
         )
+    if input.ndim == 1 == other.ndim:
+        return dot(input, other)
     return tensordot(input, other, ((-1,), (-1,)))
 
 
@@ -168,6 +177,7 @@ def _fit(name: str, product: Tensor, input: Tensor) -> None:
         )
 
 
+@autocasts
 def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """``beta * input + alpha * (mat1 @ mat2)``; with ``beta`` 0, ``input`` does not count, be it nan.
 
@@ -177,11 +187,13 @@ def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: 
     return _add("addmm", input, mm, mat1, mat2, beta, alpha)
 
 
+@autocasts
 def addmv(input: Tensor, mat: Tensor, vec: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """``beta * input + alpha * (mat @ vec)``; see :func:`addmm`."""
     return _add("addmv", input, mv, mat, vec, beta, alpha)
 
 
+@autocasts
 def addr(input: Tensor, vec1: Tensor, vec2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """``beta * input + alpha * outer(vec1, vec2)``, in the common type; see :func:`addmm`."""
     need_tensors("addr", input)
@@ -200,11 +212,13 @@ def addr(input: Tensor, vec1: Tensor, vec2: Tensor, *, beta: float = 1, alpha: f
     return (input if beta == 1 else input * beta) + out
 
 
+@autocasts
 def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """``beta * input + alpha * bmm(batch1, batch2)``; see :func:`addmm`."""
     return _add("baddbmm", input, bmm, batch1, batch2, beta, alpha)
 
 
+@autocasts
 def addbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """``beta * input + alpha * bmm(batch1, batch2).sum(0)``; see :func:`addmm`."""
     need_tensors("addbmm", batch1, batch2)
@@ -249,6 +263,7 @@ def addbmm_(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, a
 # ------------------------------------------------------------------------------------------------ of tensors
 
 
+@autocasts
 def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     """The sums of products over pairs of dimensions.
 
@@ -305,6 +320,7 @@ def kron(input: Tensor, other: Tensor) -> Tensor:
 
 
 @numpy_names
+@autocasts
 def cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
     """The vectors that stand upright on those of both, along the first dimension of size 3 unless ``dim`` is given.
 
@@ -346,6 +362,7 @@ def linalg_cross(input: Tensor, other: Tensor, *, dim: int = -1) -> Tensor:
 
 
 @numpy_names
+@autocasts
 def vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
     """The sums of products along ``dim``; the others broadcast."""
     need_tensors("linalg.vecdot", x, y)
@@ -357,6 +374,7 @@ def vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
     return (x * y).sum(normalize_dim(dim, n))
 
 
+@autocasts
 def multi_dot(tensors: Sequence[Tensor]) -> Tensor:
     """The product of several matrices in the order that takes least work; the first and last may be vectors.
 
@@ -406,6 +424,7 @@ def _chain(factors: list[Tensor], cut: list[list[int]], i: int, j: int) -> Tenso
     return mm(_chain(factors, cut, i, k), _chain(factors, cut, k + 1, j))
 
 
+@autocasts
 def chain_matmul(*matrices: Tensor) -> Tensor:
     """The product of several matrices in the order that takes least work."""
     factors = (

@@ -17,6 +17,7 @@ from disttrain.functions.common import (
     overwrite,
 )
 from disttrain.ops import reduce
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -25,6 +26,7 @@ Dims = int | Sequence[int] | None
 
 
 @numpy_names
+@autocasts
 def vector_norm(
     x: Tensor, ord: float = 2, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Tensor:
@@ -75,6 +77,7 @@ def _of_matrices(x: Tensor, order: Any, dims: tuple[int, ...], keepdim: bool) ->
 
 
 @numpy_names
+@autocasts
 def linalg_norm(
     input: Tensor,
     ord: float | str | None = None,
@@ -107,6 +110,7 @@ def linalg_norm(
     return _vector_norm(name, input, ord, dims, keepdim, dtype)
 
 
+@autocasts
 def norm(
     input: Tensor,
     p: float | str | None = "fro",
@@ -136,12 +140,14 @@ def norm(
     return _vector_norm("norm", input, p, dims, keepdim, dtype)
 
 
+@autocasts
 def dist(input: Tensor, other: Tensor, p: float = 2) -> Tensor:
     """The ``p``-norm of ``input - other``, broadcast."""
     need_tensors("dist", input, other)
     return _vector_norm("dist", sub(input, other), p, None, False, None)
 
 
+@autocasts
 def renorm(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
     """``input`` with each slice at an index of ``dim`` scaled down to a ``p``-norm of at most ``maxnorm``.
 

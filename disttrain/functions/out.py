@@ -11,6 +11,7 @@ import numpy as np
 
 from disttrain import dtypes, engine
 from disttrain.modes import is_grad_enabled, no_grad
+from disttrain.precision import suspended
 
 _NAMES = """
 abs absolute acos acosh add addbmm addcdiv addcmul addmm addmv addr all amax amin aminmax angle any arange
@@ -90,7 +91,7 @@ def _write(function: Callable[..., Any], out: Any, args: tuple[Any, ...], option
     if name in TAKES_TYPE_OF_OUT:
         options = {**options, "dtype": _type_of_out(name, targets[0], options.get("dtype"))}
     with no_grad():
-        result = function(*args, **options)
+        result = suspended(function, *args, **options)
         results = list(result) if isinstance(result, tuple | list) else [result]
         if len(results) != len(targets):
             raise TypeError(f"{name}(): out must hold {len(results)} tensors, got {len(targets)}")

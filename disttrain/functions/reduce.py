@@ -18,6 +18,7 @@ from disttrain.functions.common import (
 )
 from disttrain.ops import elementwise, reduce
 from disttrain.ops.types import Op
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -58,6 +59,7 @@ def _one_dim(name: str, dim: Any) -> None:
 
 
 @numpy_names
+@autocasts
 def sum(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The sum over ``dim`` (all dimensions by default). Integers and booleans add up in int64.
 
@@ -184,6 +186,7 @@ def std_mean(
 
 
 @numpy_names
+@autocasts
 def prod(input: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The product over ``dim`` (all dimensions by default). Integers multiply in int64.
 
@@ -202,6 +205,7 @@ def count_nonzero(input: Tensor, dim: Dims = None) -> Tensor:
 
 
 @numpy_names
+@autocasts
 def logsumexp(input: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
     """``log(sum(exp(input)))`` over ``dim``, without overflow.
 

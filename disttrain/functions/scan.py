@@ -9,6 +9,7 @@ from disttrain.functions.common import Operand, need_tensors, normalize_dim, num
 from disttrain.functions.join import cat
 from disttrain.ops import scan
 from disttrain.ops.types import Op
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -36,6 +37,7 @@ def _accumulate(op: Op, input: Tensor, dim: int, dtype: Any) -> Tensor:
 
 
 @numpy_names
+@autocasts
 def cumsum(input: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     """The sums of the first 1, 2, 3 … elements along ``dim``. Integers add up in int64.
 
@@ -46,6 +48,7 @@ def cumsum(input: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
 
 
 @numpy_names
+@autocasts
 def cumprod(input: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     """The products of the first 1, 2, 3 … elements along ``dim``. Integers multiply in int64.
 

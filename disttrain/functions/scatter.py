@@ -19,6 +19,7 @@ from disttrain.functions.index import index_array, need_in_range
 from disttrain.functions.shape import broadcast_shapes, expand
 from disttrain.ops import index as index_ops
 from disttrain.ops import scatter as ops
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -160,6 +161,7 @@ def scatter(
 
 
 @numpy_names
+@autocasts
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """A copy of ``input`` with ``src`` added at ``index`` along ``dim``."""
     need_tensors("scatter_add", input, index, src)
@@ -263,6 +265,7 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
 
 
 @numpy_names
+@autocasts
 def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     """A copy of ``input`` with ``source`` written at the elements ``index`` (a vector) of dimension ``dim``."""
     need_tensors("index_copy", source)

@@ -13,6 +13,7 @@ from disttrain.functions.arithmetic import lerp
 from disttrain.functions.common import need_floats, need_tensors, normalize_dim, numpy_names, refuse_bool
 from disttrain.ops import sort as ops
 from disttrain.ops.types import Op
+from disttrain.precision import autocasts
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -153,6 +154,7 @@ def mode(input: Tensor, dim: int = -1, keepdim: bool = False) -> Sorted:
 
 
 @numpy_names
+@autocasts
 def quantile(
     input: Tensor,
     q: float | Sequence[float] | Tensor,
@@ -179,6 +181,7 @@ def quantile(
 
 
 @numpy_names
+@autocasts
 def nanquantile(
     input: Tensor,
     q: float | Sequence[float] | Tensor,

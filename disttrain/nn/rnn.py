@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from disttrain import engine
@@ -18,9 +20,12 @@ from disttrain.nn.parameter import Parameter
 from disttrain.nn.utils.rnn import PackedSequence
 from disttrain.ops import rnn as ops
 from disttrain.ops.types import Op
+from disttrain.precision import autocast_enabled, autocasts_as
 from disttrain.tensors import Tensor
 
 _OPS: dict[str, Op] = {"RNN_TANH": ops.rnn, "RNN_RELU": ops.rnn, "LSTM": ops.lstm, "GRU": ops.gru}
+_LISTED = {"RNN_TANH": "rnn", "RNN_RELU": "rnn", "LSTM": "lstm", "GRU": "gru"}
+"""Their names in the lists of autocast; those of single cells end with ``_cell``."""
 _GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
 _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
@@ -113,7 +118,7 @@ class RNNBase(Module):
             RuntimeError: another number of dimensions or features.
         """
         kind = getattr(self, self._all_weights[0][0]).dtype
-        if input.dtype is not kind:
+        if input.dtype is not kind and not autocast_enabled():
             raise ValueError(
                 f"{self._get_name()}: input is {input.dtype}, the weights are {kind}; convert one of them with .to()"
             )
@@ -187,7 +192,7 @@ class RNNBase(Module):
                 self.check_hidden_size(
                     state, shape, f"{self._get_name()}: {what} must have shape {{}}, got {{}}"
                 )
-                if state.dtype is not data.dtype:
+                if state.dtype is not data.dtype and not autocast_enabled():
                     raise RuntimeError(
                         f"{self._get_name()}: {what} must have the dtype of input, {data.dtype}, got {state.dtype}"
                     )
@@ -244,8 +249,7 @@ class RNNBase(Module):
             outs = []
             for direction in range(directions):
                 k = layer * directions + direction
-                out, *ends = engine.apply(
-                    _OPS[self.mode],
+                out, *ends = _runs(self.mode, "")(
                     rows,
                     *[s[k] for s in states],
                     *self._weights(k),
@@ -277,6 +281,23 @@ class RNNBase(Module):
         }
         words += [f"{n}={getattr(self, n)}" for n, default in defaults.items() if getattr(self, n) != default]
         return ", ".join(words)
+
+
+@functools.cache
+def _runs(mode: str, ending: str) -> Callable[..., tuple[Tensor, ...]]:
+    """Return the op as a function of Tensors, of a layer or (``ending`` is ``"_cell"``) of one step."""
+
+    @autocasts_as(_LISTED[mode] + ending)
+    def run(*tensors: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
+        kinds = {t.dtype for t in tensors if t is not None}
+        if len(kinds) > 1:
+            raise RuntimeError(
+                f"{_LISTED[mode]}{ending}: input, states and weights must have one dtype, and autocast does not make "
+                f"one of {', '.join(sorted(map(str, kinds)))}; convert them with .to()"
+            )
+        return engine.apply(_OPS[mode], *tensors, **options)  # type: ignore[no-any-return]
+
+    return run
 
 
 def _options(mode: str, direction: int) -> dict[str, Any]:
@@ -529,11 +550,10 @@ class RNNCellBase(Module):
                 raise RuntimeError(
                     f"{name}: hidden{k} must have {self.hidden_size} features (hidden_size), got {state.shape[1]}"
                 )
-        if any(t.dtype is not kind for t in (x, *states)):
+        if any(t.dtype is not kind for t in (x, *states)) and not autocast_enabled():
             got = ", ".join(str(t.dtype) for t in (x, *states))
             raise RuntimeError(f"{name}: input, state and weights must have one dtype, {kind}, got {got}")
-        outs = engine.apply(
-            _OPS[mode],
+        outs = _runs(mode, "_cell")(
             x,
             *states,
             self.weight_ih,

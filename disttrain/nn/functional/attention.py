@@ -15,9 +15,11 @@ from disttrain.nn.functional.dropout import dropout
 from disttrain.nn.functional.linear import linear
 from disttrain.nn.functional.padding import pad
 from disttrain.ops import attention as ops
+from disttrain.precision import autocasts
 from disttrain.tensors import Tensor
 
 
+@autocasts
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
@@ -266,7 +268,7 @@ def multi_head_attention_forward(
     weights = None
     if need_weights:
         scores = (q * math.sqrt(1 / D)) @ k.transpose(-2, -1)
-        weights = softmax(scores if mask is None else scores + mask, -1)
+        weights = softmax(scores if mask is None else scores + mask.to(scores.dtype), -1)
         if p:
             weights = dropout(weights, p)
         out = weights @ v

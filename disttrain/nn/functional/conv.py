@@ -10,11 +10,13 @@ from disttrain.kernels.conv import Window
 from disttrain.nn.functional.checks import AXES, batch, each
 from disttrain.nn.functional.padding import pad
 from disttrain.ops import conv
+from disttrain.precision import autocasts
 from disttrain.tensors import Tensor
 
 Sizes = int | Sequence[int]
 
 
+@autocasts
 def conv1d(
     input: Tensor,
     weight: Tensor,
@@ -28,6 +30,7 @@ def conv1d(
     return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
 
 
+@autocasts
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -59,6 +62,7 @@ def conv2d(
     return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 
 
+@autocasts
 def conv3d(
     input: Tensor,
     weight: Tensor,
@@ -72,6 +76,7 @@ def conv3d(
     return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
 
 
+@autocasts
 def conv_transpose1d(
     input: Tensor,
     weight: Tensor,
@@ -88,6 +93,7 @@ def conv_transpose1d(
     )
 
 
+@autocasts
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,
@@ -123,6 +129,7 @@ def conv_transpose2d(
     )
 
 
+@autocasts
 def conv_transpose3d(
     input: Tensor,
     weight: Tensor,

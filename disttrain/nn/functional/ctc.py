@@ -12,11 +12,13 @@ from disttrain.functions.activation import check_float
 from disttrain.kernels.arrays import to_host
 from disttrain.nn.functional.reduction import chosen
 from disttrain.ops import ctc
+from disttrain.precision import autocasts
 from disttrain.tensors import Tensor
 
 Lengths = Tensor | Sequence[int]
 
 
+@autocasts
 def ctc_loss(
     log_probs: Tensor,
     targets: Tensor,

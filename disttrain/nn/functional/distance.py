@@ -7,9 +7,11 @@ import numpy as np
 from disttrain.functions.common import floating, need_tensors, promote
 from disttrain.functions.norm import norm
 from disttrain.functions.shape import broadcast_tensors
+from disttrain.precision import autocasts
 from disttrain.tensors import Tensor
 
 
+@autocasts
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """The cosine of the angle between vectors: their product, over the product of their lengths.
 
@@ -49,6 +51,7 @@ def pairwise_distance(
     return norm(floating(x1 - x2) + eps, p, -1 if max(x1.ndim, x2.ndim) else None, keepdim)
 
 
+@autocasts
 def pdist(input: Tensor, p: float = 2.0) -> Tensor:
     """The ``p``-norms of the differences of all pairs of rows: (0, 1), (0, 2) … (1, 2) …
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from disttrain import engine
 from disttrain.functions.linalg import matmul
 from disttrain.ops import linalg
+from disttrain.precision import autocasts
 from disttrain.tensors import Tensor
 
 
+@autocasts
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``input @ weight.T + bias``.
 
@@ -58,6 +60,7 @@ def _check(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Non
         )
 
 
+@autocasts
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``y[k] = sum_ij input1[i] * weight[k, i, j] * input2[j] + bias[k]``.
 

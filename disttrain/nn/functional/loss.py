@@ -15,9 +15,11 @@ from disttrain.functions.arithmetic import where
 from disttrain.functions.common import need_tensors, promote
 from disttrain.nn.functional.reduction import chosen, reduced
 from disttrain.ops import loss
+from disttrain.precision import autocasts
 from disttrain.tensors import Tensor
 
 
+@autocasts
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -60,6 +62,7 @@ def cross_entropy(
     )
 
 
+@autocasts
 def nll_loss(
     input: Tensor,
     target: Tensor,
@@ -78,6 +81,7 @@ def nll_loss(
     )
 
 
+@autocasts
 def binary_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -114,6 +118,7 @@ def binary_cross_entropy(
     )
 
 
+@autocasts
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
@@ -148,6 +153,7 @@ def binary_cross_entropy_with_logits(
     )
 
 
+@autocasts
 def kl_div(
     input: Tensor,
     target: Tensor,

@@ -12,6 +12,7 @@ from disttrain.functions.out import with_out
 from disttrain.kernels.axes import spans
 from disttrain.nn.functional.checks import check_affine, check_kind
 from disttrain.ops import axes, norm
+from disttrain.precision import autocasts
 from disttrain.tensors import Tensor
 
 
@@ -69,6 +70,7 @@ def batch_norm(
     return out  # type: ignore[no-any-return]
 
 
+@autocasts
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -97,6 +99,7 @@ def layer_norm(
     )
 
 
+@autocasts
 def rms_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -128,6 +131,7 @@ def _sizes(name: str, normalized_shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(normalized_shape)
 
 
+@autocasts
 def group_norm(
     input: Tensor,
     num_groups: int,

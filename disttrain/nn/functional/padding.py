@@ -13,6 +13,7 @@ from disttrain.kernels.axes import AxisMap, selection
 from disttrain.nn.functional.checks import check_kind
 from disttrain.ops import axes as axes_ops
 from disttrain.ops import shape as ops
+from disttrain.precision import autocasts_as
 from disttrain.tensors import Tensor
 
 
@@ -70,6 +71,14 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     maps = tuple(
         (first + i, _map(mode, n, *pair)) for i, (n, pair) in enumerate(zip(sizes, pairs, strict=True))
     )
+    if mode == "circular" or (mode == "reflect" and len(pairs) == 3):
+        return engine.apply(axes_ops.map_axes, input, maps=maps)  # type: ignore[no-any-return]
+    return _by_copies(input, maps)
+
+
+@autocasts_as("pad_by_copies")
+def _by_copies(input: Tensor, maps: tuple[tuple[int, AxisMap], ...]) -> Tensor:
+    """Return ``input`` with copies of its elements around it, by the functions that are in autocast's lists."""
     return engine.apply(axes_ops.map_axes, input, maps=maps)  # type: ignore[no-any-return]
 
 

@@ -13,6 +13,7 @@ from disttrain.functions.random import rand
 from disttrain.kernels.conv import Window
 from disttrain.nn.functional.checks import batch, check_kind, each
 from disttrain.ops import pool
+from disttrain.precision import autocasts, autocasts_as
 from disttrain.tensors import Tensor
 
 Sizes = int | Sequence[int]
@@ -62,6 +63,7 @@ def max_pool2d(
     )
 
 
+@autocasts
 def max_pool3d(
     input: Tensor,
     kernel_size: Sizes,
@@ -159,6 +161,7 @@ def avg_pool2d(
     )
 
 
+@autocasts
 def avg_pool3d(
     input: Tensor,
     kernel_size: Sizes,
@@ -290,6 +293,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     return _adaptive_avg_pool("adaptive_avg_pool2d", 2, input, output_size)
 
 
+@autocasts
 def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
     """Means over an even division of volumes ``(N, C, D, H, W)``; otherwise as :func:`adaptive_avg_pool2d`."""
     return _adaptive_avg_pool("adaptive_avg_pool3d", 3, input, output_size)
@@ -342,6 +346,7 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
     return _adaptive_max_pool("adaptive_max_pool2d", 2, input, output_size, return_indices)
 
 
+@autocasts
 def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """Maxima over an even division of volumes ``(N, C, D, H, W)``; otherwise as :func:`adaptive_max_pool2d`."""
     return _adaptive_max_pool("adaptive_max_pool3d", 3, input, output_size, return_indices)
@@ -356,6 +361,7 @@ def _adaptive_max_pool(name: str, n: int, input: Tensor, output_size: Any, retur
     return _with_places(out, where, batched, return_indices)
 
 
+@autocasts_as("max_unpool2d")
 def max_unpool1d(
     input: Tensor,
     indices: Tensor,
@@ -368,6 +374,7 @@ def max_unpool1d(
     return _max_unpool("max_unpool1d", 1, input, indices, kernel_size, stride, padding, output_size)
 
 
+@autocasts
 def max_unpool2d(
     input: Tensor,
     indices: Tensor,
@@ -393,6 +400,7 @@ def max_unpool2d(
     return _max_unpool("max_unpool2d", 2, input, indices, kernel_size, stride, padding, output_size)
 
 
+@autocasts
 def max_unpool3d(
     input: Tensor,
     indices: Tensor,
@@ -460,6 +468,7 @@ def _unpooled_size(
     return size
 
 
+@autocasts
 def fractional_max_pool2d(
     input: Tensor,
     kernel_size: Sizes,
@@ -494,6 +503,7 @@ def fractional_max_pool2d(
     )
 
 
+@autocasts
 def fractional_max_pool3d(
     input: Tensor,
     kernel_size: Sizes,

@@ -12,9 +12,11 @@ from disttrain.functions.creation import arange, zeros_like
 from disttrain.nn.functional.distance import pairwise_distance
 from disttrain.nn.functional.reduction import chosen, reduced
 from disttrain.ops.embedding import check_range
+from disttrain.precision import autocasts
 from disttrain.tensors import Tensor
 
 
+@autocasts
 def hinge_embedding_loss(
     input: Tensor,
     target: Tensor,
@@ -31,6 +33,7 @@ def hinge_embedding_loss(
     return reduced(far + near, reduction)
 
 
+@autocasts
 def margin_ranking_loss(
     input1: Tensor,
     input2: Tensor,
@@ -56,6 +59,7 @@ def margin_ranking_loss(
     return reduced((-target * (input1 - input2) + float(margin)).clamp(min=0), reduction)
 
 
+@autocasts
 def soft_margin_loss(
     input: Tensor,
     target: Tensor,
@@ -73,6 +77,7 @@ def soft_margin_loss(
     return reduced(-logsigmoid(target * input), reduction)
 
 
+@autocasts
 def cosine_embedding_loss(
     input1: Tensor,
     input2: Tensor,
@@ -118,6 +123,7 @@ def cosine_embedding_loss(
     return reduced(near + far, reduction)
 
 
+@autocasts
 def multi_margin_loss(
     input: Tensor,
     target: Tensor,
@@ -168,6 +174,7 @@ def multi_margin_loss(
     return reduced(each if input.ndim > 1 else each.reshape(target.shape), reduction)
 
 
+@autocasts
 def multilabel_margin_loss(
     input: Tensor,
     target: Tensor,
@@ -251,6 +258,7 @@ def multilabel_soft_margin_loss(
     return reduced(each.sum(-1) / input.shape[-1], reduction)
 
 
+@autocasts
 def triplet_margin_loss(
     anchor: Tensor,
     positive: Tensor,

@@ -10,9 +10,11 @@ from disttrain.functions.common import need_tensors, promote
 from disttrain.functions.shape import broadcast_tensors
 from disttrain.nn.functional.reduction import chosen, reduced
 from disttrain.ops import loss
+from disttrain.precision import autocasts
 from disttrain.tensors import Tensor
 
 
+@autocasts
 def mse_loss(
     input: Tensor,
     target: Tensor,
@@ -42,6 +44,7 @@ def mse_loss(
     return _weighted((a - b) ** 2, input, weight, reduction)
 
 
+@autocasts
 def l1_loss(
     input: Tensor,
     target: Tensor,
@@ -57,6 +60,7 @@ def l1_loss(
     return reduced(each, reduction) if weight is None else _weighted(each, input, weight, reduction)
 
 
+@autocasts
 def smooth_l1_loss(
     input: Tensor,
     target: Tensor,
@@ -80,6 +84,7 @@ def smooth_l1_loss(
     return reduced(engine.apply(loss.smooth_l1, a - b, beta=beta), reduction)
 
 
+@autocasts
 def huber_loss(
     input: Tensor,
     target: Tensor,
@@ -179,6 +184,7 @@ def gaussian_nll_loss(
     return reduced(each + 0.5 * math.log(2 * math.pi) if full else each, reduction)
 
 
+@autocasts
 def poisson_nll_loss(
     input: Tensor,
     target: Tensor,

@@ -16,6 +16,7 @@ from disttrain.nn.functional.checks import check_kind, each
 from disttrain.nn.functional.pooling import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 from disttrain.ops import axes as axes_ops
 from disttrain.ops.pool import gather_pixels
+from disttrain.precision import autocasts, autocasts_as
 from disttrain.tensors import Tensor
 
 _DIMENSIONS = {"linear": 1, "bilinear": 2, "bicubic": 2, "lanczos": 2, "trilinear": 3}
@@ -92,6 +93,11 @@ def interpolate(
     )
     if input._array.dtype == np.uint8 and not mode.startswith("nearest"):
         return _resize_bytes(input, maps)
+    return _resized(input, maps)
+
+
+@autocasts_as("resize")
+def _resized(input: Tensor, maps: Maps) -> Tensor:
     return engine.apply(axes_ops.map_axes, input, maps=maps)  # type: ignore[no-any-return]
 
 
@@ -352,6 +358,7 @@ def _steps(n: int, align_corners: bool) -> Any:
     return steps if align_corners else steps * ((n - 1) / n)
 
 
+@autocasts
 def grid_sample(
     input: Tensor,
     grid: Tensor,
