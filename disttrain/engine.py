@@ -34,7 +34,7 @@ from disttrain.modes import (
 )
 from disttrain.nodes import AFTER, BEFORE, Edge, Node, Packed, PackedTensor
 from disttrain.ops.shape import sum_to_shape, view_scatter, view_scatter_vjp
-from disttrain.ops.types import SAVED_FOR, Op, Vjp, call, no_vjp
+from disttrain.ops.types import SAVED_FOR, WRITES, Op, Vjp, call, no_vjp
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -71,7 +71,7 @@ Tensor_: Any = None  # the class Tensor, put here by disttrain.tensors, whose me
 class Slot:
     """A stretch of a flat buffer where the gradient of one leaf lives, given by an optimizer or a parallel wrapper."""
 
-    __slots__ = ("_alone", "array", "flat", "offset", "scale")
+    __slots__ = ("_alone", "array", "flat", "offered", "offset", "scale")
 
     def __init__(self, flat: Array, offset: int, shape: tuple[int, ...]) -> None:
         self.flat = flat
@@ -79,6 +79,8 @@ class Slot:
         self.array = flat[offset : offset + int(np.prod(shape, dtype=np.int64))].reshape(shape)
         self.scale = 1.0
         """Factor of every gradient that is accumulated here: the weight of this rank's samples."""
+        self.offered: Array | None = None
+        """The array over this memory into which the backward pass lets a gradient be written; see :func:`_offer`."""
         self._alone = sys.getrefcount(self.array)
 
     def is_held(self, leaf: Tensor) -> bool:
@@ -86,6 +88,15 @@ class Slot:
         given = leaf._given_grad() if leaf._given_grad is not None else None
         known = self._alone + (given is not None and given._array is self.array)
         return sys.getrefcount(self.array) > known
+
+    def vacate(self, leaf: Tensor) -> bool:
+        """Return whether the memory may be written; who kept the Tensor that was the last gradient gets a copy."""
+        if self.is_held(leaf):
+            return False
+        given = leaf._given_grad() if leaf._given_grad is not None else None
+        if given is not None and given._array is self.array:
+            given._array = self.array.copy()
+        return True
 
 
 # ---------------------------------------------------------------------------------------------- recording
@@ -574,7 +585,10 @@ def _walk(
             if useful is None or node in useful:
                 if node.hooks and BEFORE in node.hooks:
                     gs = _run_node_hooks(node, BEFORE, create_graph, gs)
-                grads = visit(node, gs if node.outputs > 1 else gs[0], create_graph, receivers)
+                into = None
+                if node.vjp in WRITES and wanted is None and not create_graph:
+                    into = _offer(node, users, buffers)
+                grads = visit(node, gs if node.outputs > 1 else gs[0], create_graph, receivers, into)
                 if node.hooks and AFTER in node.hooks:
                     grads = _run_node_hooks(node, AFTER, create_graph, grads, gs)
                 if not retain_graph:
@@ -681,8 +695,34 @@ def _run_node_hooks(
     return [g if g is None or create_graph else g._array for g in now]
 
 
-def _visit(node: Node, g: Any, create_graph: bool, receivers: set[Any] | None) -> Sequence[Any]:
-    """Return the gradients of the node's arguments."""
+def _offer(node: Node, users: dict[Any, int], buffers: dict[Any, list[Any]]) -> Array | None:
+    """Return where a gradient that ``node`` makes is to be kept: the slot of a leaf that gets no other in this pass."""
+    argument = WRITES[node.vjp]
+    edge = node.edges[argument]
+    if edge is None or isinstance(edge[0], Node) or node.hooks:
+        return None
+    leaf = edge[0]
+    slot = leaf._slot
+    if (
+        slot is None
+        or slot.scale == 0.0
+        or leaf._grad is not None
+        or leaf._hooks
+        or leaf._after_hooks
+        or users[leaf] != 1
+        or leaf in buffers
+        or node.inputs[argument] != (slot.array.shape, slot.array.dtype)
+        or not slot.vacate(leaf)
+    ):
+        return None
+    slot.offered = slot.array.view()
+    return slot.offered
+
+
+def _visit(
+    node: Node, g: Any, create_graph: bool, receivers: set[Any] | None, into: Array | None
+) -> Sequence[Any]:
+    """Return the gradients of the node's arguments, one of them written to ``into`` if the node can."""
     needs = tuple([e is not None and (receivers is None or e[0] in receivers) for e in node.edges])
     saved = node.saved
     if saved is _FREED:
@@ -703,7 +743,7 @@ def _visit(node: Node, g: Any, create_graph: bool, receivers: set[Any] | None) -
             )
     if create_graph:
         saved = _as_tensors(node, saved)
-    return node.vjp(g, needs, *saved)
+    return node.vjp(g, needs, *saved) if into is None else node.vjp(g, needs, *saved, into=into)
 
 
 def _as_tensors(node: Node, saved: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -742,16 +782,15 @@ def accumulate_grad(leaf: Tensor, g: Any) -> None:
             g = g * np.asarray(slot.scale, g.dtype)
         get_array_module(g).add(into, g, out=into)
         leaf._grad._version_counter[0] += 1
-    elif slot is None or slot.is_held(leaf):
+    elif slot is None or not slot.vacate(leaf):
         leaf._grad = Tensor_._of(g.copy())  # never g itself: other leaves may have got the same array
         if slot is not None and slot.scale != 1.0:
             leaf._grad._array *= np.asarray(slot.scale, g.dtype)
     else:
-        given = leaf._given_grad() if leaf._given_grad is not None else None
-        if given is not None and given._array is slot.array:
-            given._array = slot.array.copy()  # somebody kept the last gradient: it stays what it was
-        if slot.scale == 1.0:
-            slot.array[...] = g
-        else:
+        written = g is slot.offered
+        slot.offered = None
+        if slot.scale != 1.0:
             get_array_module(g).multiply(g, np.asarray(slot.scale, g.dtype), out=slot.array)
+        elif not written:
+            slot.array[...] = g
         leaf._give_slot()

@@ -7,19 +7,19 @@ import numpy as np
 
 from disttrain.kernels import gemm
 from disttrain.ops import shape
-from disttrain.ops.types import Array, Result, call, get_array_module, saved_for
+from disttrain.ops.types import Array, Result, call, get_array_module, saved_for, writes
 
 Needs = tuple[bool, ...]
 Grads = tuple[Any, ...]
 Shape = tuple[int, ...]
 
 
-def _dot(x: Array, y: Array, bias: Array | None = None) -> Array:
+def _dot(x: Array, y: Array, bias: Array | None = None, into: Array | None = None) -> Array:
     if x.dtype.kind in "fV" and x.dtype.itemsize == 2:
         out = np.asarray(_dot(x.astype(np.float32), y.astype(np.float32))).astype(x.dtype)
         return out if bias is None else out + bias
     if x.ndim >= 2 and y.ndim == 2:  # one product of all rows: up to six times as fast as one for each matrix
-        out = get_array_module(x).empty((*x.shape[:-1], y.shape[1]), x.dtype)
+        out = get_array_module(x).empty((*x.shape[:-1], y.shape[1]), x.dtype) if into is None else into
         rows = math.prod(x.shape[:-1])
         gemm.matmul(x.reshape(rows, x.shape[-1]), y, out.reshape(rows, y.shape[1]), bias)
         return out
@@ -77,11 +77,17 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Result:
     return _dot(x, weight.T, bias), (x, weight), linear_vjp
 
 
+@writes(1)
 @saved_for((1,), (0,))
-def linear_vjp(g: Any, needs: Needs, x: Any, weight: Any) -> Grads:
+def linear_vjp(g: Any, needs: Needs, x: Any, weight: Any, into: Array | None = None) -> Grads:
     gx = gw = None
     if needs[0]:
         gx = call(matmul, g, weight)
     if needs[1]:
-        gw = call(matmul, _swap(_rows(g)), _rows(x)) if g.ndim != 1 else g[:, None] * x
+        if g.ndim == 1:
+            gw = g[:, None] * x
+        elif into is None:
+            gw = call(matmul, _swap(_rows(g)), _rows(x))
+        else:
+            gw = _dot(_swap(_rows(g)), _rows(x), into=into)
     return gx, gw, g if needs[2] else None

@@ -22,7 +22,18 @@ Vjp = Callable[..., tuple[Any, ...]]
 Result = tuple[Any, tuple[Any, ...], Vjp]
 Op = Callable[..., Result]
 
-__all__ = ["Array", "Op", "Result", "Vjp", "call", "get_array_module", "is_array", "no_vjp", "saved_for"]
+__all__ = [
+    "Array",
+    "Op",
+    "Result",
+    "Vjp",
+    "call",
+    "get_array_module",
+    "is_array",
+    "no_vjp",
+    "saved_for",
+    "writes",
+]
 
 SAVED_FOR: dict[Vjp, tuple[tuple[int, ...], ...]] = {}
 """For a ``vjp``, whose gradients need each saved value; see :func:`saved_for`."""
@@ -37,6 +48,24 @@ def saved_for(*arguments: tuple[int, ...]) -> Callable[[Vjp], Vjp]:
 
     def declare(vjp: Vjp) -> Vjp:
         SAVED_FOR[vjp] = arguments
+        return vjp
+
+    return declare
+
+
+WRITES: dict[Vjp, int] = {}
+"""For a ``vjp``, the argument whose gradient it can write where the engine wants it; see :func:`writes`."""
+
+
+def writes(argument: int) -> Callable[[Vjp], Vjp]:
+    """Declare that a ``vjp`` takes ``into``: an array of the shape and type of this argument, or ``None``.
+
+    Its memory is where the gradient will be kept. The ``vjp`` may write the gradient there and return that very array:
+    a large weight's gradient is then not copied.
+    """
+
+    def declare(vjp: Vjp) -> Vjp:
+        WRITES[vjp] = argument
         return vjp
 
     return declare

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 import disttrain as dt
+from disttrain.engine import Slot
 from disttrain.errors import GradientError
+from disttrain.nn.functional import linear
+from disttrain.ops.types import WRITES
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
 
@@ -346,3 +349,95 @@ def test_a_script_sees_no_warning_of_numpys_but_its_own() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stderr.count("RuntimeWarning") == 1
+
+
+def _once(x, weight):
+    return linear(x, weight).square().sum()
+
+
+def _twice(x, weight):
+    return (linear(x, weight).square() + linear(2 * x, weight)).sum()
+
+
+def _also_elsewhere(x, weight):
+    return linear(x, weight).square().sum() + weight.sum()
+
+
+@pytest.mark.parametrize("loss", [_once, _twice, _also_elsewhere])
+@pytest.mark.parametrize("scale", [1.0, 0.25, 0.0])
+def test_gradient_of_a_weight_with_a_slot(loss, scale):
+    rng = np.random.default_rng(0)
+    x, values = dt.tensor(rng.standard_normal((3, 4))), rng.standard_normal((5, 4))
+    plain, weight = (dt.tensor(values).requires_grad_() for _ in range(2))
+    flat = np.full(30, np.nan)
+    weight._slot = Slot(flat, 6, (5, 4))
+    weight._slot.scale = scale
+
+    loss(x, plain).backward()
+    loss(x, weight).backward()
+
+    np.testing.assert_array_equal(weight.grad.numpy(), plain.grad.numpy() * scale)
+    assert np.shares_memory(weight.grad.numpy(), flat)
+    assert np.isnan(flat[:6]).all()
+    assert np.isnan(flat[26:]).all()
+
+
+def test_gradient_in_a_slot_is_the_product_itself():
+    x, weight = dt.ones(3, 4), dt.ones(5, 4).requires_grad_()
+    weight._slot = Slot(np.zeros(20, np.float32), 0, (5, 4))
+    out = linear(x, weight).sum()
+    node = out._node.edges[0][0]
+    returned = []
+    vjp = node.vjp
+
+    def seen(*args, **options):
+        grads = vjp(*args, **options)
+        returned.append(np.shares_memory(grads[1], weight._slot.flat))
+        return grads
+
+    WRITES[seen] = WRITES[vjp]
+    try:
+        node.vjp = seen
+        out.backward()
+    finally:
+        del WRITES[seen]
+
+    assert returned == [True]
+
+
+def test_gradient_that_somebody_kept_stays_when_a_slot_is_written_again():
+    x, weight = dt.ones(3, 4), dt.ones(5, 4).requires_grad_()
+    weight._slot = Slot(np.zeros(20, np.float32), 0, (5, 4))
+    linear(x, weight).sum().backward()
+    kept, memory = weight.grad, weight.grad.detach()
+
+    weight.grad = None
+    linear(2 * x, weight).sum().backward()
+
+    assert kept[0, 0].item() == memory[0, 0].item() == 3
+    assert weight.grad[0, 0].item() == 6
+
+
+def test_gradient_in_a_slot_is_added_to():
+    x, weight = dt.ones(3, 4), dt.ones(5, 4).requires_grad_()
+    weight._slot = Slot(np.zeros(20, np.float32), 0, (5, 4))
+
+    linear(x, weight).sum().backward()
+    linear(x, weight).sum().backward()
+
+    assert weight.grad[0, 0].item() == 6
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_a_leaf_with_a_slot_see_its_gradient(register):
+    x, weight = dt.ones(3, 4), dt.ones(5, 4).requires_grad_()
+    weight._slot = Slot(np.zeros(20, np.float32), 0, (5, 4))
+    seen = []
+
+    getattr(weight, register)(
+        lambda t: seen.append((t if register == "register_hook" else t.grad)[0, 0].item())
+    )
+    linear(x, weight).sum().backward()
+
+    assert seen == [3]
+    assert weight.grad[0, 0].item() == 3
