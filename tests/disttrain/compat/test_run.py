@@ -266,7 +266,7 @@ def test_whole_models_are_saved_and_loaded(run):
     lines = out.splitlines()
     assert lines[0] == "True True True"
     assert "bad.pt is a pickle or a PyTorch file" in lines[1]
-    assert "safetensors.torch.save_file(torch.load(" in lines[1]
+    assert "disttrain.checkpoint.read_foreign(path)" in lines[1]
 
 
 DDP = """
