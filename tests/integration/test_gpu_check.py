@@ -149,6 +149,9 @@ def test_kills_its_process():
 def test_loses_the_gpu():
     raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
 
+def test_needs_what_is_not_there():
+    import cudnn
+
 def test_runs_in_another_process():
     assert open(FIRST).read() != str(os.getpid())
     open(FIRST, "w").write("again")
@@ -176,6 +179,8 @@ def test_after_that():
     assert "test_loses_the_gpu: RuntimeError: cudaErrorIllegalAddress" in report
     assert "test_hangs: the process was cut after 8 s in this test" in report
     assert "1 tests were not run any more" in report
+    assert "* 1 tests: ModuleNotFoundError: No module named 'cudnn'" in report
+    assert "test_needs_what_is_not_there" not in report
     assert first.read_text() == "again"
     assert not Path("/proc", (tmp_path / "first.child").read_text()).exists()
 

@@ -33,8 +33,17 @@ def shim(request):
         pytest.skip(reason)
     with cuda_shim.shim(where):
         yield where
-    names = {cuda_cases.kernel_of(*launch) for launch in cuda_shim.launched}
-    request.node.user_properties.append(("kernels", sorted(names - {None})))
+    kernels, forms, threads = set(), set(), 0
+    for program, variant, kernel, size in cuda_shim.launched:
+        if name := cuda_cases.kernel_of(program, variant, kernel):
+            kernels.add(name)
+            forms.add(cuda_cases.form_of(program, variant, kernel))
+            threads += size
+    request.node.user_properties += [
+        ("kernels", sorted(kernels)),
+        ("forms", sorted(forms)),
+        ("threads", threads),
+    ]
 
 
 @pytest.fixture(params=cuda_shim.SCHEDULES)

@@ -44,6 +44,12 @@ def kernel_of(program, variant, kernel):
     return f"{name} {kernel} {variant.get('T', '')}".rstrip()
 
 
+def form_of(program, variant, kernel):
+    """Return a name for a kernel with its constants but for types: those decide how threads work together."""
+    name = next(name for name, p in programs().items() if p is program)
+    return " ".join([name, kernel, *(f"{k}={v}" for k, v in variant.items() if isinstance(v, int))])
+
+
 def every_kernel():
     """Return what :func:`kernel_of` calls each kernel for each of its types."""
     return {

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -26,8 +27,8 @@ import numpy as np
 from disttrain.kernels import cuda
 
 SCHEDULES = ["round-robin", "greedy-warp"]
-launched: list[tuple[cuda.Program, dict[str, cuda.Constant], str]] = []
-"""Every launch under the latest :func:`shim`: the program, its constants, the kernel."""
+launched: list[tuple[cuda.Program, dict[str, cuda.Constant], str, int]] = []
+"""Every launch under the latest :func:`shim`: the program, its constants, the kernel, the number of threads."""
 FOLDER = Path(__file__).parents[2] / ".pytest_cache" / "d" / "cuda_shim"
 _HERE = Path(__file__).parent
 _FLAGS = ["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-ffp-contract=off", "-shared", "-fPIC"]
@@ -63,7 +64,7 @@ def shim(schedule):
             run = _Kernel(program, variant, kernel, SCHEDULES.index(schedule))
 
         def noted(grid, block, arguments):
-            launched.append((program, variant, kernel))
+            launched.append((program, variant, kernel, math.prod((*grid, *block))))
             run(grid, block, arguments)
 
         return noted
