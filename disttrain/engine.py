@@ -176,15 +176,17 @@ def _record(
     node = Node(op, options, vjp, saved, edges, arrays, len(outs))
     kept = saved
     for k, s in enumerate(saved):
-        if not is_array(s):
+        if type(s) is not np.ndarray and not is_array(s):
             continue
         for j, a in enumerate(arrays):
             if s is a:
                 if isinstance(inputs[j], Tensor_):
                     counter = inputs[j]._version_counter
-                    if isinstance(counter, Lender):
+                    if type(counter) is list:
+                        pass
+                    elif isinstance(counter, Lender):
                         saved = (*saved[:k], counter.lend(s), *saved[k + 1 :])
-                    elif type(counter) is not list:
+                    else:
                         raise GradientError(
                             f"{op.__name__} has to keep its argument {j} for backward, "
                             f"of shape {list(a.shape)}, which was made in inference_mode(); clone() it first, or use "

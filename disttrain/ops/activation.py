@@ -284,17 +284,22 @@ def _rows(kernel: Any, dim: int, *arrays: Array) -> Array:
         return kernel(*[for_kernel(a).reshape(1, 1) for a in arrays]).reshape(()).astype(x.dtype, copy=False)
     if not -x.ndim <= dim < x.ndim:
         raise IndexError(f"dim must be in [{-x.ndim}, {x.ndim}) for shape {x.shape}, got {dim}")
-    moved = [xp.moveaxis(for_kernel(a), dim, -1) for a in arrays]
+    last = dim in (-1, x.ndim - 1)
+    moved = [for_kernel(a) if last else xp.moveaxis(for_kernel(a), dim, -1) for a in arrays]
     size = moved[0].shape
     if 0 in size:
         return x.copy()
     out = kernel(*[xp.ascontiguousarray(a).reshape(-1, size[-1]) for a in moved])
-    return shape.row_major(xp.moveaxis(out.reshape(size), -1, dim).astype(x.dtype, copy=False))
+    out = out.reshape(size).astype(x.dtype, copy=False)
+    return out if last else shape.row_major(xp.moveaxis(out, -1, dim))
 
 
 def _flat(kernel: Any, *arrays: Array) -> Array:
     """Run a kernel of flat arrays, elementwise, and keep the layout of the first."""
     x = arrays[0]
+    if all([a.flags.c_contiguous for a in arrays]):  # below is longer than a small kernel
+        out = kernel(*[for_kernel(a).reshape(-1) for a in arrays])
+        return out.reshape(x.shape).astype(x.dtype, copy=False)
     xp = get_array_module(x)
     axes = _memory_order(x)
     flat = [xp.ascontiguousarray(for_kernel(a).transpose(axes)).reshape(-1) for a in arrays]

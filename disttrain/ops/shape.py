@@ -55,7 +55,9 @@ def sum_to_shape(x: Array, *, shape: tuple[int, ...]) -> Result:
     if axes:
         with np.errstate(all="ignore"):
             out = x.sum(axis=axes, dtype=np.float32 if x.dtype.itemsize == 2 else None)
-    return np.reshape(out, shape).astype(x.dtype, copy=False), (x.shape,), sum_to_shape_vjp
+    if out.shape != shape or not shape:  # an array without dimensions where the sum is a scalar of NumPy's
+        out = np.reshape(out, shape)
+    return out.astype(x.dtype, copy=False), (x.shape,), sum_to_shape_vjp
 
 
 def sum_to_shape_vjp(g: Any, needs: tuple[bool, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
