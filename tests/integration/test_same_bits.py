@@ -85,6 +85,17 @@ def test_a_cnn_a_transformer_and_an_lstm_are_the_same_bits(undisturbed, processe
 
 
 @pytest.mark.mpi
+def test_mixed_precision_is_the_same_bits(undisturbed):
+    pytest.importorskip("mpi4py")
+    expected = run(["debug", "-n", "4"], "--autocast")
+
+    assert len(expected) == len(undisturbed)
+    assert not set(expected) & set(undisturbed)
+    for processes in (1, 2, 3):
+        assert run(launch(processes), "--autocast") == expected
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 3), (1, 4)])
 def test_another_number_of_processes_in_mid_run_changes_nothing(undisturbed, before, after, tmp_path):
     pytest.importorskip("mpi4py")

@@ -1,6 +1,6 @@
 """Trains a CNN, a transformer and an LSTM for two epochs each; prints the loss of each step and a hash of all state.
 
-    same_bits.py [--epochs FIRST LAST] [--save DIR] [--resume DIR]
+    same_bits.py [--epochs FIRST LAST] [--save DIR] [--resume DIR] [--autocast]
 
 With Dropout, BatchNorm over a rank and over all ranks, clipping, a scheduler, and an uneven last batch.
 """
@@ -74,6 +74,7 @@ def main():
     parser.add_argument("--epochs", type=int, nargs=2, default=[0, 2])
     parser.add_argument("--save")
     parser.add_argument("--resume")
+    parser.add_argument("--autocast", action="store_true", help="forward in mixed precision, with bfloat16")
     args = parser.parse_args()
     rank = dt.distributed.get_rank()
     for name, build in {"cnn": CNN, "transformer": Transformer, "lstm": LSTM}.items():
@@ -92,7 +93,8 @@ def main():
             loader.set_epoch(epoch)
             for x, y in loader:
                 optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(model(x), y)
+                with dt.autocast("cpu", enabled=args.autocast):
+                    loss = nn.functional.cross_entropy(model(x), y)
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
                 optimizer.step()
