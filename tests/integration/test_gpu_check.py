@@ -166,15 +166,25 @@ def test_after_that():
     pass
 """
     )
+    (tmp_path / "test_broken.py").write_text("raise RuntimeError('not to be imported')")
     first = tmp_path / "first"
 
     job, report = gpu_check(
-        *("--only", "tests", "--limit", "tests=8", "--gpu-tests", tmp_path / "test_planted.py"),
+        *(
+            "--only",
+            "tests",
+            "--limit",
+            "tests=8",
+            "--gpu-tests",
+            tmp_path / "test_broken.py",
+            tmp_path / "test_planted.py",
+        ),
         FIRST=str(first),
     )
 
     assert job.returncode == 1
     assert "**Failed: tests.**" in report
+    assert "not to be imported" in report
     assert "test_kills_its_process: the process was killed by SIGKILL in this test" in report
     assert "test_loses_the_gpu: RuntimeError: cudaErrorIllegalAddress" in report
     assert "test_hangs: the process was cut after 8 s in this test" in report

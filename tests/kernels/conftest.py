@@ -9,7 +9,7 @@ def pytest_generate_tests(metafunc):
     gpu = (
         [pytest.param("gpu", marks=pytest.mark.gpu)] if stands_in(metafunc) or not cuda_shim.no_gpu() else []
     )
-    for name, places in (("shim", cuda_shim.SCHEDULES), ("place", ["cpu"])):
+    for name, places in (("shim", cuda_shim.SCHEDULES), ("movers", ["cpu"])):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, [*places, *gpu], indirect=True)
 
@@ -20,7 +20,7 @@ def stands_in(request):
 
 
 @pytest.fixture
-def place(request):
+def movers(request):
     """What brings an array to the CPU, or the GPU where there is one, and what brings it back."""
     return cuda_cases.arrays_at("cpu" if stands_in(request) else request.param)
 

@@ -46,9 +46,9 @@ def near(ours, theirs, dtype):
 
 
 @pytest.fixture
-def equal_to_reference(place):
+def equal_to_reference(movers):
     """``equal_to_reference(module, name, dtype, *args, **options)``: on the CPU, and with CuPy's arrays on a GPU."""
-    upload, download = place
+    upload, download = movers
 
     def compare(module, name, dtype, *args, **options):
         def typed(a):
