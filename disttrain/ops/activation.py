@@ -297,7 +297,7 @@ def _rows(kernel: Any, dim: int, *arrays: Array) -> Array:
 def _flat(kernel: Any, *arrays: Array) -> Array:
     """Run a kernel of flat arrays, elementwise, and keep the layout of the first."""
     x = arrays[0]
-    if all([a.flags.c_contiguous for a in arrays]):  # below is longer than a small kernel
+    if all(a.flags.c_contiguous for a in arrays):  # below is longer than a small kernel
         out = kernel(*[for_kernel(a).reshape(-1) for a in arrays])
         return out.reshape(x.shape).astype(x.dtype, copy=False)
     xp = get_array_module(x)
