@@ -105,11 +105,16 @@ def outcome_of(body: Callable[[], None]) -> Outcome:
 
 def leave_fork(outcome: Outcome) -> None:
     """End a fork of the script, which has come to its end: it says what Python would say, and is no rank."""
+    say(outcome)
+    control.leave(outcome.code)
+
+
+def say(outcome: Outcome) -> None:
+    """Print what Python would print at such an end."""
     if outcome.traceback:
         sys.stderr.write(outcome.traceback)
     elif outcome.message:
         sys.stderr.write(outcome.message + "\n")
-    control.leave(outcome.code)
 
 
 def describe(e: BaseException) -> Outcome:

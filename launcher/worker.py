@@ -7,13 +7,14 @@ import ctypes
 import faulthandler
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
 
 from disttrain.collectives import control, ledger, signals, stacks
 from disttrain.collectives.env import WorkerEnv
-from disttrain.launcher.program import Outcome, Program, leave_fork, outcome_of, run_for_torch
+from disttrain.launcher.program import Outcome, Program, leave_fork, outcome_of, run_for_torch, say
 
 _PR_SET_PDEATHSIG = 1
 
@@ -28,7 +29,7 @@ def die_with_parent(parent: int) -> None:
 def main(argv: list[str]) -> None:
     die_with_parent(int(argv[0]))
     signal.signal(signal.SIGUSR1, signals.forward)
-    faulthandler.enable()  # a crash in native code then says where
+    faulthandler.enable(all_threads=False)  # a crash in native code then says where
     for stream in (sys.stdout, sys.stderr):
         # By lines also under PYTHONUNBUFFERED, which would send a line in pieces that others can get between.
         stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
@@ -73,22 +74,34 @@ def finish(env: WorkerEnv, outcomes: dict[int, Outcome]) -> None:
             stream.flush()
         except (OSError, ValueError):
             continue
+    _lift_limits()
     for rank, o in sorted(outcomes.items(), key=lambda item: item[1].code == 0):
-        control.post_end(
-            env.control,
-            run=env.run_id,
-            generation=env.generation,
-            process=env.process,
-            rank=rank,
-            code=o.code,
-            error=o.error,
-            message=o.message,
-            traceback=o.traceback,
-            follower=o.follower,
-        )
+        try:
+            control.post_end(
+                env.control,
+                run=env.run_id,
+                generation=env.generation,
+                process=env.process,
+                rank=rank,
+                code=o.code,
+                error=o.error,
+                message=o.message,
+                traceback=o.traceback,
+                follower=o.follower,
+            )
+        except Exception:  # for want of memory or files; its own error is not the one to be read
+            say(o)
+            control.leave(o.code or 1)
     code = max(o.code for o in outcomes.values())
     if code != 0:
         control.leave(next(o.code for o in outcomes.values() if o.code != 0))
+
+
+def _lift_limits() -> None:
+    """Raise the limits on memory and files as far as they go: a script that has used them up is to be reported."""
+    for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_NOFILE):
+        hard = resource.getrlimit(limit)[1]
+        resource.setrlimit(limit, (hard, hard))
 
 
 def _show_notices() -> None:

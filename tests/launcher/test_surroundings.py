@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import textwrap
 
 import pytest
 
@@ -84,6 +85,50 @@ def test_too_little_address_space_is_a_memory_error_of_the_rank(start):
     assert code == 1
     assert "rank 1 (host " in err
     assert "raised MemoryError" in err
+
+
+USE_UP = {
+    "MemoryError": """
+        with open("/proc/self/statm") as file:
+            number = int(file.read().split()[0]) * resource.getpagesize() + (1 << 20)  # little more than is in use
+        limit(resource.RLIMIT_AS, number)
+        bytearray(2 << 30)
+        """,
+    "OSError": """
+        limit(resource.RLIMIT_NOFILE, 40)
+        held = []
+        while True:
+            held.append(open("/dev/null"))
+        """,
+}
+
+
+@pytest.mark.parametrize("error", USE_UP)
+def test_a_script_that_has_used_up_a_limit_is_told_with_its_own_error(start, error):
+    limit = "limit = lambda which, number: resource.setrlimit(which, (number, resource.getrlimit(which)[1]))"
+    job = start(f"import resource\n{limit}\n" + textwrap.dedent(USE_UP[error]), "launch", "-n", "2")
+
+    code, _, err = job.end()
+
+    assert code == 1
+    report = err[err.index("disttrain: rank 0 (host ") :]
+    assert f"raised {error}" in report
+    assert "the same on rank 1" in report
+
+
+@pytest.mark.parametrize(("error", "loaded"), [("MemoryError", "sys"), ("OSError", "zmq")])
+def test_an_error_that_cannot_be_reported_is_printed(start, error, loaded):
+    limit = "limit = lambda which, number: resource.setrlimit(which, (number, number))"  # nobody may lift it
+    job = start(f"import resource, {loaded}\n{limit}\n" + textwrap.dedent(USE_UP[error]), "launch", "-n", "2")
+
+    code, _, err = job.end()
+
+    assert code == 1
+    report = err[err.index("disttrain: rank 0 (host ") :]
+    assert "left with code 1 before the end" in report
+    assert f"    {error}" in report
+    assert "zmq" not in err.replace("import resource, zmq", "")
+    assert "launcher/worker.py" not in err
 
 
 def test_a_million_lines_of_a_rank_all_come(start):
