@@ -47,6 +47,8 @@ class Remote:
         """Why this agent ends; empty while it does not."""
         self._signals: list[int] = []
         self._workers: dict[int, WorkerState] = {}
+        self._savers: set[int] = set()
+        """Processes whose ranks have all said how to save, as the launcher knows."""
         self._worlds: dict[int, socket.socket] = {}
         self._logs: dict[tuple[int, bool], int] = {}
         self._closing: list[Callable[[], None]] = [self._link.close]
@@ -87,6 +89,7 @@ class Remote:
                         self._ended = f"nothing heard of the launcher for {now - self._heard:.0f} s"
                     self._link.send("beat")
                     self._tell_stopped()
+                    self._tell_savers()
                     if now - paces_at >= STRIDE:
                         self._send("paces", -1, marks=[astuple(mark) for mark in self._node.marks])
                         paces_at = now
@@ -104,6 +107,13 @@ class Remote:
         for process, worker in self._workers.items():
             if worker.stopped != before[process]:
                 self._send("stopped", process, seconds=worker.stopped)
+
+    def _tell_savers(self) -> None:
+        """Hand over the ledgers of workers that can save now: a signal asks for that at once, and cannot look first."""
+        for process, worker in self._workers.items():
+            if process not in self._savers and all(reading.can_save for reading in worker.readings()):
+                self._savers.add(process)
+                self._send_look(worker)
 
     def _catch_signals(self) -> None:
         read, write = os.pipe()
@@ -283,6 +293,7 @@ class Remote:
             os.close(fd)
         self._logs.clear()
         self._workers.clear()
+        self._savers.clear()
         self._node.forget()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -309,6 +310,38 @@ def test_ctrl_c_ends_the_ranks_of_all_hosts(cluster):
     assert job.returncode == 130, err
     assert "stopped by SIGINT" in err
     assert cluster.left() == {}
+
+
+def test_ranks_of_all_hosts_save_on_a_signal_though_nobody_has_looked_at_the_job(cluster):
+    job = cluster.launch(
+        """
+        import disttrain as dt
+
+        model = dt.nn.parallel.DistributedDataParallel(dt.nn.Linear(4, 1))
+        optimizer = dt.optim.SGD(model.parameters(), lr=1e-4)
+        dt.on_save(lambda: print("saved", flush=True))
+        print("ready", flush=True)
+        while True:
+            model(dt.ones(2, 4)).sum().backward()
+            optimizer.step()
+        """,
+        nodes="1,1",
+    )
+    cluster.wait_for(job, "ready", times=2)
+    assert job.stderr is not None
+
+    told = ""
+    for _ in range(2000):  # the launcher hears within a second that the ranks of the other host can save
+        cluster.hosts.signal(0, "disttrain launch", signal.SIGUSR1)
+        while "SIGUSR1" not in (line := job.stderr.readline()):
+            assert line, told
+        told += line
+        if "SIGUSR1: the ranks save" in line:
+            break
+    out, err = job.communicate(timeout=30)
+
+    assert job.returncode == 75, told + err
+    assert unfold(out).count("saved") == 2
 
 
 def test_nothing_is_left_when_the_launcher_is_killed(cluster):
