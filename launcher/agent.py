@@ -5,6 +5,7 @@ One loop in the main thread waits for everything at once: exits (pidfd), message
 """
 
 import json
+import math
 import os
 import selectors
 import signal
@@ -52,6 +53,8 @@ if TYPE_CHECKING:  # what several hosts need takes longer to load than all else 
     from disttrain.launcher.fleet import Fleet, RemoteNode
     from disttrain.launcher.hosts import Cluster
 
+ONE_EVENT: Final = 2.0
+"""Seconds within which a signal of an agent and the same one of this process's own are of one event."""
 GRACE: Final = 2.0
 """Seconds between SIGTERM and SIGKILL when the user stops the job."""
 SETTLE_DEATH: Final = 0.1
@@ -92,6 +95,10 @@ class Agent:
         self._used: dict[int, list[int]] = {}
         """Node → the places on it that this generation uses, from 0: process after process."""
         self._signals: list[signal.Signals] = []
+        self._signalled: set[signal.Signals] = set()
+        """What this process has been sent itself."""
+        self._passed_on: dict[signal.Signals, float] = {}
+        """When agents have passed a signal on, by the monotonic clock."""
         self._stopped_by: signal.Signals | None = None
         self._preempted: signal.Signals | None = None
         """The signal on which the ranks were asked to save and stop."""
@@ -230,7 +237,7 @@ class Agent:
             on_report=self._on_report,
             on_exit=self._on_exit,
             on_lost=self._on_lost,
-            on_signal=lambda number: self._take_signal(signal.Signals(number)),
+            on_signal=lambda number: self._take_signal_of_agents(signal.Signals(number)),
             on_history=self._commands.keep,
             notice=lambda text: self._logs.notice(text),
             guard=self._here.guard,
@@ -580,6 +587,15 @@ class Agent:
             return
         signals, self._signals = self._signals, []
         for s in signals:
+            first = s not in self._signalled
+            self._signalled.add(s)
+            if not first or time.monotonic() - self._passed_on.get(s, -math.inf) > ONE_EVENT:
+                self._take_signal(s)
+
+    def _take_signal_of_agents(self, s: signal.Signals) -> None:
+        """Take what agents have been sent: a batch system tells them and the launcher of one event."""
+        self._passed_on[s] = time.monotonic()
+        if s not in self._signalled:
             self._take_signal(s)
 
     def _take_signal(self, s: signal.Signals) -> None:
