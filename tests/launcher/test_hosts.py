@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -93,12 +94,13 @@ def cluster(network: tuple[hosts.Hosts, str, Path]) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def breakable(tmp_path: Path) -> Iterator[Cluster]:
+def breakable() -> Iterator[Cluster]:
     """Hosts of this test alone, which may break them."""
     if reason := hosts.why_no_ssh():
         pytest.skip(reason)
-    with hosts.Hosts(3, tmp_path) as several:
-        broken = Cluster(several, several.serve_ssh(), tmp_path)
+    # In a folder of a short name: there will be sockets.
+    with tempfile.TemporaryDirectory(prefix="dt-") as folder, hosts.Hosts(3, Path(folder)) as several:
+        broken = Cluster(several, several.serve_ssh(), Path(folder))
         yield broken
         for job in broken.jobs:
             job.kill()

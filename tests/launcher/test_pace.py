@@ -89,6 +89,8 @@ def test_slow_ranks_are_named_while_their_jobs_run(start):
             on_stderr=True,
         )
         job.process.terminate()
+    for job in jobs.values():  # before either looks for what is left: they share a folder
+        job.process.wait(30)
     assert [job.end()[0] for job in jobs.values()] == [143, 143]
     told = [json.loads((d / "report.json").read_text())["slow"] for d in jobs[1, "compute"].run_directories()]
     assert [(slow["rank"], slow["why"]) for (slow,) in told] == [(1, "compute")]
