@@ -359,7 +359,7 @@ class Fleet:
         """Start the agents.
 
         Raises:
-            ConfigError: a host cannot be resolved, or the command is not there.
+            ConfigError: the command is not there.
         """
         groups = [self.nodes] if srun else [[node] for node in self.nodes]
         for group in groups:
@@ -383,9 +383,9 @@ class Fleet:
         try:
             address = address_towards(host.reached_at)
         except OSError as e:
-            raise ConfigError(
-                f"the host {host.name!r} cannot be reached: {e.strerror}; check its name"
-            ) from None
+            for node in group:
+                self._lose(node, f"it cannot be reached: {e.strerror}; check its name")
+            return
         letter = {
             "endpoint": self.hub.listen(address),
             "server": self.hub.server.public,

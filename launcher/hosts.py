@@ -320,7 +320,7 @@ def is_here(host: Host) -> bool:
         family, kind, _, _, address = socket.getaddrinfo(host.reached_at, 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as s:
             s.bind(address)
-    except OSError:
+    except (OSError, UnicodeError):  # the second: no name of a host
         return False
     return True
 

@@ -6,6 +6,7 @@ chosen, at the address that leads to its nodes. Messages are JSON of the closed 
 """
 
 import base64
+import errno
 import ipaddress
 import socket
 import zlib
@@ -125,7 +126,10 @@ def address_towards(host: str) -> str:
     Raises:
         OSError: ``host`` cannot be resolved, or there is no way to it.
     """
-    family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    except UnicodeError as error:
+        raise OSError(errno.EINVAL, f"no name of a host: {error}") from error
     with socket.socket(family, kind) as s:
         s.connect(address)
         found: str = s.getsockname()[0]

@@ -454,6 +454,19 @@ def test_a_job_goes_on_with_the_hosts_that_are_left(breakable):
     assert breakable.left() == {}
 
 
+@pytest.mark.parametrize(("fewest", "code"), [(1, 0), (2, 2)])
+def test_a_host_whose_name_is_wrong_is_one_that_is_not_there(cluster, fewest, code):
+    here = cluster.hosts.addresses[0]
+    job = cluster.launch("print('ran')", "--nnodes", f"{fewest}:2", "--hosts", f"{here}:1,no..such..host:1")
+
+    out, err = job.communicate(timeout=WITHIN)
+
+    assert job.returncode == code, err
+    assert unfold(out).count("ran") == (code == 0)
+    assert "it cannot be reached" in err
+    assert "check its name" in err
+
+
 def test_a_host_that_chaos_cuts_off_is_lost(cluster):
     job = cluster.launch(
         """
