@@ -22,7 +22,6 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import stat
 import sys
 from collections import OrderedDict
@@ -39,6 +38,7 @@ from disttrain.devices import device as Device
 from disttrain.errors import FileDamaged
 from disttrain.kernels.arrays import to_host
 from disttrain.tensors import Size, Tensor
+from disttrain.whole_files import replacing
 
 _VERSION = "1"
 _MAX_HEADER = 100_000_000
@@ -85,7 +85,8 @@ def save(
     if not isinstance(f, str | os.PathLike):
         f.write(content)
         return
-    write_whole(os.fspath(f), content)
+    with replacing(f) as file:
+        file.write(content)
 
 
 def load(
@@ -124,36 +125,6 @@ def add_safe_globals(safe_globals: Sequence[Any]) -> None:
 def safe_globals(safe_globals: Sequence[Any]) -> Iterator[None]:
     """Nothing, as ``torch.serialization.safe_globals`` for any list: no file can run code here."""
     yield
-
-
-def write_whole(path: str, content: bytes) -> None:
-    """Replace the file at ``path`` so that it is whole at every moment, the old one or the new one."""
-    path = os.path.realpath(path)  # a link stays a link
-    if os.path.exists(path) and not os.path.isfile(path):
-        with open(path, "wb") as file:  # a pipe or /dev/null is written to, not replaced; a folder is refused
-            file.write(content)
-        return
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(error, OSError):  # which may name no file, or the temporary one
-            raise OSError(error.errno, error.strerror, path) from error
-        raise
-    entry = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(entry)
-    finally:
-        os.close(entry)
 
 
 def describe(obj: Any, prefix: str = "") -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
 import tarfile
 import zlib
 from collections import OrderedDict
@@ -26,6 +25,7 @@ from disttrain.data.files import Part, StrPath
 from disttrain.data.sampler import epoch_order
 from disttrain.errors import FileDamaged, SampleDamaged
 from disttrain.kernels.arrays import Array
+from disttrain.whole_files import replacing
 
 INDEX: Final = "index.npz"
 _VERSION: Final = 1
@@ -87,28 +87,20 @@ class Index:
     def save(self, folder: Path) -> None:
         """Write it beside the shards, whole or not at all."""
         keys = [key.encode() for key in self.keys]
-        new = folder / f".{INDEX}.{os.getpid()}.tmp"
-        try:
-            with open(new, "wb") as file:
-                np.savez(
-                    file,
-                    version=np.array(_VERSION),
-                    shards=np.array(self.shards),
-                    shard_bytes=self.shard_bytes,
-                    fields=np.array(self.fields),
-                    keys=np.frombuffer(b"".join(keys), np.uint8),
-                    key_ends=np.cumsum([len(key) for key in keys], dtype=np.int64),
-                    shard=self.shard,
-                    offsets=self.offsets,
-                    sizes=self.sizes,
-                    checksums=self.checksums,
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, folder / INDEX)
-        finally:
-            new.unlink(missing_ok=True)
-        _sync(folder)
+        with replacing(folder / INDEX) as file:
+            np.savez(
+                file,
+                version=np.array(_VERSION),
+                shards=np.array(self.shards),
+                shard_bytes=self.shard_bytes,
+                fields=np.array(self.fields),
+                keys=np.frombuffer(b"".join(keys), np.uint8),
+                key_ends=np.cumsum([len(key) for key in keys], dtype=np.int64),
+                shard=self.shard,
+                offsets=self.offsets,
+                sizes=self.sizes,
+                checksums=self.checksums,
+            )
 
     @classmethod
     def load(cls, folder: Path) -> Index:
@@ -477,24 +469,11 @@ def _shares(
 
 def _write_shard(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
     """Write a shard, whole or not at all."""
-    new = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(new, "wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                for name, data in members:
-                    member = tarfile.TarInfo(name)
-                    member.size, member.mtime = len(data), _FROM_1980
-                    tar.addfile(member, io.BytesIO(data))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with (
+        replacing(path) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = len(data), _FROM_1980
+            tar.addfile(member, io.BytesIO(data))

@@ -12,6 +12,7 @@ import numpy as np
 
 from disttrain.data.files import StrPath
 from disttrain.errors import FileDamaged
+from disttrain.whole_files import replacing
 
 if TYPE_CHECKING:
     import tokenizers
@@ -42,12 +43,8 @@ class TextTokenizer:
 
     def save(self, path: StrPath) -> None:
         """Write a ``tokenizer.json``, whole or not at all."""
-        new = Path(f"{path}.{os.getpid()}.tmp")
-        try:
-            new.write_text(self.inner.to_str(), encoding="utf-8")
-            os.replace(new, path)
-        finally:
-            new.unlink(missing_ok=True)
+        with replacing(path) as file:
+            file.write(self.inner.to_str().encode())
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text."""
@@ -145,20 +142,13 @@ def write_tokens(
     dtype = token_dtype(tokenizer)
     end = [] if end_of_text is None else [tokenizer.token(end_of_text)]
     count = 0
-    new = Path(f"{path}.{os.getpid()}.tmp")
     lines = _lines(texts)
-    try:
-        with open(new, "wb") as file:
-            while some := list(itertools.islice(lines, _LINES)):
-                for encoded in tokenizer.inner.encode_batch(some):
-                    tokens = np.array([*encoded.ids, *end], dtype)
-                    file.write(tokens.tobytes())
-                    count += tokens.size
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
+    with replacing(path) as file:
+        while some := list(itertools.islice(lines, _LINES)):
+            for encoded in tokenizer.inner.encode_batch(some):
+                tokens = np.array([*encoded.ids, *end], dtype)
+                file.write(tokens.tobytes())
+                count += tokens.size
     return count
 
 
