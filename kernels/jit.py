@@ -36,6 +36,9 @@ class Kernel:
         self._function = function
         self._fastmath = fastmath
         self._dispatcher: Any = None
+        self._cache: Any = None
+        """Of the compiled code on disk, once the kernel is known to Numba; None if there is no place for it."""
+        self._misses = 0
 
     def __call__(self, *args: Any) -> Any:
         dispatcher = self._dispatcher or self._load()
@@ -44,10 +47,14 @@ class Kernel:
         try:
             result = dispatcher(*args)
         except BaseException:
-            getattr(dispatcher._cache, "release", _nothing)()
+            if self._cache is not None:
+                self._cache.release()
             raise
-        if len(dispatcher.overloads) != known and dispatcher.stats.cache_misses:
-            _report(self._function.__name__, time.perf_counter() - start)
+        if len(dispatcher.overloads) != known:
+            misses = sum(dispatcher.stats.cache_misses.values())
+            if misses > self._misses:  # else it came from the disk
+                self._misses = misses
+                _report(self._function.__name__, time.perf_counter() - start)
         return result
 
     def _load(self) -> Any:
@@ -63,15 +70,11 @@ class Kernel:
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": self._fastmath or False}
         dispatcher = numba.njit(**options)(self._function)
         try:
-            dispatcher._cache = make_cache(self._function)
+            self._cache = dispatcher._cache = make_cache(self._function)
         except RuntimeError as error:  # no folder to write to
             _logger.warning("compiled kernels are not kept for the next run: %s; set NUMBA_CACHE_DIR", error)
         self._dispatcher = dispatcher
         return dispatcher
-
-
-def _nothing() -> None:
-    pass
 
 
 def jit(function: Callable[..., Any] | None = None, *, fastmath: set[str] | None = None) -> Any:

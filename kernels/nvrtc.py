@@ -19,7 +19,7 @@ class CompilerMissing(RuntimeError):
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
+def load_library() -> ctypes.CDLL:
     """Return NVRTC: that of the wheel ``nvidia-cuda-nvrtc``, else what the system's loader finds.
 
     Raises:
@@ -54,7 +54,7 @@ def version() -> tuple[int, int]:
         CompilerMissing: there is none.
     """
     major, minor = ctypes.c_int(), ctypes.c_int()
-    _check(library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+    _check(load_library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
     return major.value, minor.value
 
 
@@ -71,7 +71,7 @@ def compile_source(text: str, name: str, options: Sequence[str], *, ptx: bool = 
         CompilationError: the compiler refuses it.
         CompilerMissing: there is no compiler.
     """
-    lib, program = library(), ctypes.c_void_p()
+    lib, program = load_library(), ctypes.c_void_p()
     _check(
         lib.nvrtcCreateProgram(ctypes.byref(program), text.encode(), name.encode(), 0, None, None), "create"
     )
@@ -100,4 +100,4 @@ def _content(size_of: Any, read: Any, program: ctypes.c_void_p) -> bytes:
 
 def _check(status: int, what: str = "call") -> None:
     if status:
-        raise RuntimeError(f"NVRTC failed to {what}: {library().nvrtcGetErrorString(status).decode()}")
+        raise RuntimeError(f"NVRTC failed to {what}: {load_library().nvrtcGetErrorString(status).decode()}")

@@ -19,7 +19,7 @@ from disttrain.kernels import cuda, nvrtc
 @pytest.fixture
 def compiler():
     try:
-        nvrtc.library()
+        nvrtc.load_library()
     except nvrtc.CompilerMissing as error:
         pytest.skip(str(error))
 
