@@ -134,8 +134,10 @@ class Group:
 
     def _submit(self, lane: Hashable, calls: Sequence[Call], steps: Verb, stay: bool) -> None:
         progress = self.host.progress
-        operation = Operation(lane, calls, steps(self, calls))
-        (progress.run if stay else progress.submit)(operation)
+        if stay:
+            progress.run(lane, calls, steps(self, calls))
+        else:
+            progress.submit(Operation(lane, calls, steps(self, calls)))
 
     def _note(self, call: Call) -> None:
         call.group = self

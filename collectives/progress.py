@@ -43,6 +43,12 @@ class Operation:
         self.since = 0.0
         """When it began to wait for what it waits for, by ``time.monotonic()``; 0 before it has begun."""
 
+    def wait(self, test: Request, patient: bool) -> None:
+        """Go on once ``test`` says so; ``patient``: that is up to another rank."""
+        self.test = test
+        self.patient = patient
+        self.since = time.monotonic()
+
     def finish(self, error: BaseException | None) -> None:
         """Mark the calls as finished, each with an error of its own: they are raised in different threads."""
         self.over = True
@@ -94,31 +100,31 @@ class Progress:
         if self._thread is not None and self._some() and not self._waiting:
             self._wake.set()
 
-    def run(self, operation: Operation) -> None:
-        """:meth:`submit`, and stay with ``operation`` for a moment if nothing else is in flight.
+    def run(self, lane: Hashable, calls: Sequence[Call], steps: Steps) -> None:
+        """:meth:`submit`, and stay with the operation for a moment if nothing else is in flight.
 
         A call that the other ranks make at the same time is over before the machinery of lanes would have begun.
         """
         if self._inbox or self._lanes or not self.lock.acquire(False):
-            self.submit(operation)
+            self.submit(Operation(lane, calls, steps))
             return
         try:
             if self._inbox or self._lanes:  # came in between
-                self._inbox.append(operation)
+                self._inbox.append(Operation(lane, calls, steps))
                 self._poll()
                 return
-            until = 0.0
-            while not operation.over:
-                if self._advance(operation):
-                    until = 0.0
-                    continue
-                now = time.monotonic()
-                if until == 0.0:
-                    until = now + _SPIN_S
-                elif now > until:
-                    self._lanes[operation.lane] = deque([operation])
+            for test, patient in steps:
+                if not test() and not _comes_soon(test):
+                    operation = Operation(lane, calls, steps)
+                    operation.wait(test, patient)
+                    self._lanes[lane] = deque([operation])
                     return
-                os.sched_yield()
+            for call in calls:
+                call.finish()
+        except BaseException as error:
+            Operation(lane, calls, steps).finish(error)
+            if not isinstance(error, Exception):
+                raise
         finally:
             self.lock.release()
 
@@ -231,8 +237,7 @@ class Progress:
         try:
             if operation.test is not None and not operation.test():
                 return False
-            operation.test, operation.patient = next(operation.steps)
-            operation.since = time.monotonic()
+            operation.wait(*next(operation.steps))
         except StopIteration:
             operation.finish(None)
         except BaseException as error:
@@ -259,6 +264,17 @@ class _Pause:
         self._quiet_since = time.monotonic()
         if pace is Pace.BUSY:
             os.sched_yield()
+
+
+def _comes_soon(test: Request) -> bool:
+    """Return whether what is waited for comes in a moment."""
+    until = time.monotonic() + _SPIN_S
+    while True:
+        os.sched_yield()
+        if test():
+            return True
+        if time.monotonic() > until:
+            return False
 
 
 def _copy(error: BaseException) -> BaseException:

@@ -18,6 +18,8 @@ from disttrain.collectives.shared import SharedChannel
 from disttrain.collectives.shared_reduce import enclose, reduce_enclosed, reduce_shared
 from disttrain.kernels.arrays import Array
 
+_UNEQUAL = b"\xff" * HEADER_BYTES
+
 
 def collective(group: Group, calls: Sequence[Call]) -> Steps:
     """Agree with all ranks of the group on the call, then do it."""
@@ -31,11 +33,15 @@ def collective(group: Group, calls: Sequence[Call]) -> Steps:
     verb, channel = calls[0].verb, group.channel
     if isinstance(channel, SharedChannel) and verb == "all_reduce":
         enclosed = enclose(group, channel, calls)
-        yield from _agree(group, calls)
+        header = _header(calls)
+        request, everyone = channel.gather_headers(header)
+        yield request, True
+        if everyone != header * channel.size or header is _UNEQUAL:
+            yield from _disagree(group, calls)
         if enclosed is not None:
             reduce_enclosed(group, calls, enclosed)
         else:
-            yield from reduce_shared(group, channel, calls)
+            yield from reduce_shared(group, channel, calls, channel.offered())
         return
     yield from _agree(group, calls)
     if verb == "all_to_all_v":
@@ -47,7 +53,7 @@ def _move(group: Group, calls: Sequence[Call]) -> Steps:
     """Do what all ranks of the group have agreed on."""
     verb, channel = calls[0].verb, group.channel
     if isinstance(channel, SharedChannel) and verb == "all_reduce":
-        yield from reduce_shared(group, channel, calls)
+        yield from reduce_shared(group, channel, calls)  # of copies in other memory
         return
     if isinstance(channel, SharedChannel) and verb in shared_moves.VERBS:
         steps = shared_moves.VERBS[verb]
@@ -114,18 +120,23 @@ def _agree(group: Group, calls: Sequence[Call]) -> Steps:
     Raises:
         CollectiveMismatch: on every rank alike, if they differ.
     """
-    header = calls[0].header()
-    equal = all(call.header() == header for call in calls[1:])
-    if group.channel.size == 1:
-        if equal:
-            return
+    header = _header(calls)
+    size = group.channel.size
+    if size > 1:
+        request, everyone = group.channel.gather_headers(header)
+        yield request, True
+        if everyone != header * size or header is _UNEQUAL:
+            yield from _disagree(group, calls)
+    elif header is _UNEQUAL:
         raise mismatch(calls[0].number, group.ranks, [call.record() for call in calls])
-    mine = header if equal else b"\xff" * HEADER_BYTES
-    request, everyone = group.channel.gather_headers(mine)
-    yield request, True
-    if equal and everyone == header * group.channel.size:
-        return
-    yield from _disagree(group, calls)
+
+
+def _header(calls: Sequence[Call]) -> bytes:
+    """Return what the calls of the ranks here have in common, or what says that they differ."""
+    header = calls[0].header()
+    if len(calls) > 1 and any(call.header() != header for call in calls[1:]):
+        return _UNEQUAL
+    return header
 
 
 def _agree_on_counts(group: Group, calls: Sequence[Call]) -> Steps:

@@ -20,7 +20,6 @@ _logger = logging.getLogger("disttrain")
 _SLOT_BYTES = 256
 _PLACES = struct.Struct("<2q")
 _PLACES_AT = _SLOT_BYTES - _PLACES.size
-_NOWHERE = _PLACES.pack(-1, -1)
 _CONTROL_BYTES = 4096
 
 
@@ -72,7 +71,7 @@ class SharedChannel(MpiChannel):
         self.stages = [[b[stage + i * stage_bytes :][:stage_bytes] for i in (0, 1)] for b in blocks]
         """By process: the two places for pieces of larger arrays."""
         self._steps = 0
-        self._offered = _NOWHERE
+        self._cuts: dict[int, list[list[memoryview]]] = {}
         self._slot = 0
         self.headers = 0
         """How many headers were gathered so far; the next one goes with ``small[...][headers & 1]``."""
@@ -94,26 +93,29 @@ class SharedChannel(MpiChannel):
     def gather_headers(self, mine: bytes) -> tuple[Request, bytearray]:
         self._slot = slot = self.headers & 1
         self.headers += 1
-        length = len(mine)
-        own = self._slots[self.index][slot]
-        own[:length] = mine
-        own[_PLACES_AT:] = self._offered
-        self._offered = _NOWHERE
+        places = self._cuts.get(len(mine)) or self._cut(len(mine))
+        places[slot][self.index][:] = mine
         everyone = bytearray()
         all_have = self.step()
 
         def gathered() -> bool:
             if not all_have():
                 return False
-            for slots in self._slots:
-                everyone.extend(slots[slot][:length])
+            for place in places[slot]:
+                everyone.extend(place)
             return True
 
         return gathered, everyone
 
-    def offer(self, x: Array, out: Array) -> None:
-        """Tell with the next header where in shared memory two arrays begin, if they do."""
-        self._offered = _PLACES.pack(self.memory.offset_of(x), self.memory.offset_of(out))
+    def _cut(self, length: int) -> list[list[memoryview]]:
+        """Return where headers of a length lie: by slot and process."""
+        cuts = self._cuts[length] = [[slots[i][:length] for slots in self._slots] for i in (0, 1)]
+        return cuts
+
+    def offer(self, x: Array | None, out: Array | None) -> None:
+        """Tell with the next header where in shared memory two arrays begin, if they do; None: there are none."""
+        at = (-1, -1) if x is None or out is None else (self.memory.offset_of(x), self.memory.offset_of(out))
+        _PLACES.pack_into(self._slots[self.index][self.headers & 1], _PLACES_AT, *at)
 
     def offered(self) -> list[tuple[int, int]]:
         """Return what the processes have told with the header that was gathered last; -1 is nowhere."""

@@ -62,8 +62,8 @@ def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Encl
     x = flat(calls[0].x, calls[0].op)
     dtype = accumulator(x.dtype)
     if x.size * dtype.itemsize * group.most_subtrees > SMALL_BYTES:
-        if len(calls) == 1:
-            channel.offer(calls[0].x, calls[0].out)
+        several = len(calls) > 1
+        channel.offer(None if several else calls[0].x, None if several else calls[0].out)
         return None
     if len(calls) > 1 and any((y.x.size, y.x.dtype) != (x.size, calls[0].x.dtype) for y in calls):
         return None  # a mismatch, as will be found
@@ -107,12 +107,13 @@ def _parts(group: Group, process: int, place: Array, count: int, dtype: Dtype) -
     }
 
 
-def reduce_shared(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Steps:
-    """All-reduce of arrays that are too large for the header."""
+def reduce_shared(
+    group: Group, channel: SharedChannel, calls: Sequence[Call], places: Sequence[tuple[int, int]] = ()
+) -> Steps:
+    """All-reduce of arrays that are too large for the header; ``places``: where the processes say that theirs lie."""
     xs, op = operands(calls), operation(calls[0])
     outs = [flat(call.out, op) for call in calls]
-    places = channel.offered()
-    if min(min(pair) for pair in places) >= 0:
+    if min((min(pair) for pair in places), default=-1) >= 0:
         yield from _reduce_in_place(group, channel, outs[0], places, op)
     else:
         yield from _reduce_in_stages(group, channel, xs, outs[0], op)
