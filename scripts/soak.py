@@ -7,7 +7,7 @@ A job of three ranks trains, saves every few steps, and is restarted by its laun
 happens to it, drawn from the seed: a rank is killed, ends by itself, is stopped for good or for a moment; the launcher
 is killed, or told to save and stop, and started again; the latest checkpoint is damaged. Afterwards the same training
 runs undisturbed. The last lines say what happened and what it cost; the exit code is 0 if the parameters are equal to
-the last bit, no step that was on the disk was lost, and nothing is left of the job.
+the last bit, each sample was used once in every epoch, and nothing is left of the job.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 
 import psutil
 
+from disttrain import checkpoint
 from disttrain.checkpoint import folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +75,7 @@ while step < steps:
         nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
         time.sleep(0.01)  # a step takes a while
-        if step % 20 == 0:
+        if step % 20 == 0 or step == steps:
             save()
         tell(step=step)
         if step == steps:
@@ -297,11 +298,14 @@ def report(job: Job, calm: Job, done: Counter[str], took: float, needed: float, 
     print(f"steps: {reached}, {lost} made again; damaged checkpoints: {len(job.damaged)}")
     print(f"effective training time: {100 * needed / took:.1f} % of {took:.0f} s")
     print(f"processes left: {left}")
+    samples = checkpoint.ledgers(job.checkpoints)["loader"]
+    for line in samples.lines():
+        print(f"samples: {line}")
     print(
         "parameters: "
         + ("equal to the undisturbed run's" if equal else "DIFFERENT from the undisturbed run's")
     )
-    return 0 if equal and not left else 1
+    return 0 if equal and samples.whole and not left else 1
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 from disttrain.checkpoint.cost import interval
 from disttrain.checkpoint.foreign import read_foreign
-from disttrain.checkpoint.loading import Checkpoint, load, read
+from disttrain.checkpoint.loading import Checkpoint, ledgers, load, read
 from disttrain.checkpoint.saving import close, save, wait
 
-__all__ = ["Checkpoint", "close", "interval", "load", "read", "read_foreign", "save", "wait"]
+__all__ = ["Checkpoint", "close", "interval", "ledgers", "load", "read", "read_foreign", "save", "wait"]

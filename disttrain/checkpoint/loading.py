@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from disttrain import collectives
@@ -15,6 +16,7 @@ from disttrain.checkpoint.manifest import Manifest
 from disttrain.checkpoint.reading import Reader
 from disttrain.checkpoint.saving import exchange, wait
 from disttrain.checkpoint.states import ModulePart, ObjectPart, Part, ValuePart, Wanted, make_parts
+from disttrain.data.ledger import Account, Use
 from disttrain.errors import CheckpointMismatch, FileDamaged
 from disttrain.kernels.arrays import Array
 from disttrain.random import Generator, current_generator
@@ -301,6 +303,44 @@ def read(path: str | os.PathLike[str], parts: Iterable[str] | None = None) -> di
     with Reader(place) as reader:
         names = list(reader.manifest.parts) if parts is None else list(parts)
         return {name: _read_part(reader, name) for name in names}
+
+
+def ledgers(path: str | os.PathLike[str]) -> dict[str, Account]:
+    """Return what the sample ledgers of the loaders in a checkpoint say: of all ranks, and all restarts before it.
+
+    Args:
+        path: of a checkpoint, or of a folder of them, of which it is the latest.
+
+    Returns:
+        By the names of the loaders.
+
+    Raises:
+        FileDamaged: it is not what was written.
+        FileNotFoundError: there is none.
+    """
+    place = find(os.fspath(path))
+    with Reader(place) as reader:
+        loaders = [name for name, said in reader.manifest.parts.items() if "ledger" in said]
+        return {name: _account(reader, name) for name in loaders}
+
+
+def _account(reader: Reader, name: str) -> Account:
+    state = read_object(reader, name)
+    try:
+        with _understanding(reader.path):
+            said = reader.manifest.parts[name]
+            given, shuffled = said["order"] == "given", said["order"] == "shuffled"
+            return Account(
+                said["samples"],
+                state["epoch"],
+                [Use.decode(told, said["samples"]) for told in chain.from_iterable(said["ledger"].values())],
+                None if given else state["position"],
+                state["seed"] if shuffled else None,
+            )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FileDamaged(
+            f"{reader.path} is damaged: the ledger of {name} makes no sense ({error!s:.200})"
+        ) from None
 
 
 def find(path: str) -> str:

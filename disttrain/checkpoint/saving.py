@@ -29,7 +29,7 @@ from disttrain.checkpoint.manifest import (
     name_in_file,
     part_name,
 )
-from disttrain.checkpoint.states import Item, make_parts
+from disttrain.checkpoint.states import OWN, Item, make_parts
 from disttrain.checkpoint.tensorfile import TensorFile, encode_hashed, layout
 from disttrain.collectives.env import current_env
 from disttrain.distributed.objects import all_gather_object
@@ -230,7 +230,7 @@ class _Writer:
         mine, crc = _share_out(items, names, self._comm.rank, self._comm.size)
         told = {
             "crc": crc,
-            "owned": {n: said["owned"] for n, said in parts.items() if said.get("owned")},
+            "own": {n: {k: said[k] for k in OWN if said.get(k)} for n, said in parts.items()},
             "random": _state_of(random),
             "nbytes": sum(items[n].array.nbytes for n in mine),
             **(self._begin(step) if self._comm.rank == 0 else {}),
@@ -246,8 +246,9 @@ class _Writer:
                 f"{self._comm.rank} in names, types or shapes of tensors"
             )
         for h in heard:
-            for n, owned in h["owned"].items():
-                parts[n]["owned"].update(owned)
+            for n, own in h["own"].items():
+                for key, value in own.items():
+                    parts[n][key].update(value)
         manifest = Manifest(
             id=heard[0]["id"],
             step=step,

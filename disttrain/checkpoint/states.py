@@ -13,10 +13,15 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, Final
 
 from disttrain import dtypes
 from disttrain.checkpoint.manifest import Manifest
+from disttrain.collectives.env import current_env
+from disttrain.data.dataset import IterableDataset
+from disttrain.data.ledger import SampleLedger
+from disttrain.data.loader import DataLoader
 from disttrain.kernels.arrays import Array
 from disttrain.nn.module import Module
 from disttrain.optim.optimizer import Optimizer
@@ -28,6 +33,8 @@ from disttrain.serialization import describe, rebuild
 from disttrain.tensors import Tensor
 
 Span = tuple[int, int]
+OWN: Final = ("owned", "ledger")
+"""What parts say that each rank has something of: dicts, of which a checkpoint has the union."""
 
 
 @dataclass(frozen=True)
@@ -348,6 +355,39 @@ class ObjectPart(Part):
             self.thing.load_state_dict(self._before)
 
 
+class LoaderPart(ObjectPart):
+    """A DataLoader: its state, which all ranks have alike, and what each of them has used."""
+
+    def __init__(self, name: str, thing: DataLoader) -> None:
+        super().__init__(name, thing)
+        self._ledger = thing.ledger
+
+    def save(self) -> tuple[dict[str, Item], dict[str, Any]]:
+        items, said = super().save()
+        uses = self.thing.ledger.state_dict()
+        order = (
+            "given" if self.thing._user_order else "shuffled" if self.thing._epochs.shuffle else "by index"
+        )
+        mine = {"ledger": {str(current_env().rank): uses}}
+        return items, said | {"order": order, "samples": _size(self.thing.dataset)} | mine
+
+    def apply(self, said: Mapping[str, Any], arrays: Mapping[str, Array], source: str) -> None:
+        super().apply(said, arrays, source)
+        self.thing.ledger = ledger = SampleLedger()
+        if current_env().rank == 0:  # so that the sum over the ranks is that of the checkpoint
+            ledger.load_state_dict(
+                chain.from_iterable(said.get("ledger", {}).values()), _size(self.thing.dataset)
+            )
+
+    def undo(self) -> None:
+        super().undo()
+        self.thing.ledger = self._ledger
+
+
+def _size(dataset: Any) -> int:
+    return 0 if isinstance(dataset, IterableDataset) else len(dataset)
+
+
 class ValuePart(Part):
     """A number, a text, a tensor, or dicts and lists of those; a load returns it."""
 
@@ -375,7 +415,8 @@ def make_parts(things: Mapping[str, Any]) -> list[Part]:
     for name, thing in things.items():
         if not isinstance(thing, Module | Optimizer):
             stateful = hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
-            rest.append((ObjectPart if stateful else ValuePart)(name, thing))
+            of_object = LoaderPart if isinstance(thing, DataLoader) else ObjectPart
+            rest.append((of_object if stateful else ValuePart)(name, thing))
     return rest + optimizers + list[Part](modules)
 
 

@@ -1,4 +1,4 @@
-"""``disttrain data``: pack, index and verify data sets of tar shards."""
+"""``disttrain data``: pack, index and verify data sets of tar shards; which samples a run has used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_NAMED = 20
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def data() -> None:
-    """Data sets of tar shards in the layout of WebDataset, read with disttrain.data.TarDataset."""
+    """Data sets of tar shards in the layout of WebDataset, and which samples of any data set a run has used."""
 
 
 @data.command()
@@ -65,6 +65,29 @@ def verify(folder: Path) -> None:
     if count:
         raise click.ClickException(f"{count} fields of {len(dataset)} samples are damaged")
     click.echo(f"{len(dataset)} samples, all as they were indexed")
+
+
+@data.command()
+@click.argument("path", type=click.Path(exists=True, file_okay=False))
+def ledger(path: str) -> None:
+    """Prove that a run has used each sample once in every epoch, or list those it has not.
+
+    PATH is a checkpoint, or a folder of them, of which the latest is meant; it has the ledger of the DataLoader that
+    was saved with it, of all ranks and all restarts before. The exit code is 1 if a sample was used again or never.
+    """
+    from disttrain.checkpoint.loading import ledgers
+
+    try:
+        accounts = ledgers(path)
+    except (FileDamaged, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    if not accounts:
+        raise click.ClickException(f"{path} has no DataLoader; give it to dt.checkpoint.save(loader=...)")
+    for name, account in accounts.items():
+        for line in account.lines(_MOST_NAMED):
+            click.echo(f"{name}: {line}")
+    if not all(account.whole for account in accounts.values()):
+        raise click.ClickException("not every sample was used once")
 
 
 def _print(folder: Path, index: Index) -> None:

@@ -9,13 +9,16 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from disttrain import context
 from disttrain.collectives.env import current_env, hosted_env
 from disttrain.data.collate import default_collate, default_convert
 from disttrain.data.dataset import IterableDataset
 from disttrain.data.fetch import EndOfStream, Fetch, make_fetch
+from disttrain.data.ledger import SampleLedger, Use
 from disttrain.data.sampler import (
     BatchSampler,
     EpochSampler,
@@ -25,6 +28,7 @@ from disttrain.data.sampler import (
     ShardedBatchSampler,
     ShardedSampler,
 )
+from disttrain.data.sharding import share, steps
 from disttrain.data.workers import Job, WorkerPool
 from disttrain.random import ORDER, philox
 from disttrain.steering import meter
@@ -138,6 +142,8 @@ class DataLoader:
         """The epoch that was begun last."""
         self._skip = 0
         """How many batches of the next epoch a run that was interrupted has used, in an order of the user's."""
+        self.ledger = SampleLedger()
+        """What this rank has used, to be compared with what it should have: see ``disttrain data ledger``."""
         self._reported_length: int | None = None
         if pin_memory:
             _announce("pin_memory=True has no effect yet: batches are in ordinary host memory")
@@ -270,9 +276,16 @@ class DataLoader:
             self._reported_length,
             start,
             skip,
+            None if self._user_order else self._places(start),
+            None if isinstance(self.dataset, IterableDataset) else self.ledger,
         )
         self._running = weakref.ref(begun)
         return begun
+
+    def _places(self, start: int) -> _Places:
+        """Return where in an epoch of which ``start`` samples are used this rank's batches are."""
+        env, size = current_env(), 1 if self.batch_size is None else self.batch_size
+        return _Places(start, len(self.dataset) - start, size, env.world_size, env.rank, self.drop_last)
 
     def _batches(self, indices: _Drawn, epoch: int, key: tuple[int, int] | None) -> Iterator[tuple[Any, int]]:
         """Return what reads the batches of an epoch."""
@@ -340,6 +353,28 @@ class _Drawn:
         return index
 
 
+class _Places(NamedTuple):
+    """Where in the order of an epoch a rank's batches are."""
+
+    start: int
+    """Positions that were used before the epoch was resumed."""
+    left: int
+    batch_size: int
+    ranks: int
+    rank: int
+    drop_last: bool
+
+    def first(self, batch: int) -> int:
+        """Return the first position of a batch, counted from ``start``."""
+        return self.start + share(self.left, self.batch_size, self.ranks, self.rank, batch).start
+
+    @property
+    def dropped(self) -> int:
+        """How many positions at the end no rank gets."""
+        size = self.batch_size * self.ranks
+        return max(0, self.left - steps(self.left, self.batch_size, self.ranks, self.drop_last) * size)
+
+
 class _Epoch:
     """What ``iter(loader)`` is: hands out batches, and notes in the rank's context what it dealt.
 
@@ -353,6 +388,8 @@ class _Epoch:
         reported_length: what the data set says, if it is a stream.
         start: how many samples of it all ranks had used before it was resumed.
         skipped: how many batches of it this rank had used then, if the order is not the loader's.
+        places: of the batches, if the order is the loader's.
+        ledger: in which the samples are noted, if the data set is a map.
     """
 
     def __init__(
@@ -364,6 +401,8 @@ class _Epoch:
         reported_length: int | None,
         start: int,
         skipped: int,
+        places: _Places | None,
+        ledger: SampleLedger | None,
     ) -> None:
         self._batches = batches
         self._drawn = drawn
@@ -374,7 +413,13 @@ class _Epoch:
         self._key = key
         self._skipped = skipped
         self._reported_length = reported_length
+        self._places = places
+        self._ledger = ledger
+        self._use: Use | None = None
+        """What the ledger says of this epoch, once there is anything to say."""
         self._handed_out = 0
+        self._failed = 0
+        """Batches that raised in place of being handed out: their samples are not dealt again."""
         self._dealt: context.Dealt | None = None
         self._around: weakref.ref[_Epoch] | None = None
         """The loop over another loader in whose body this one runs."""
@@ -384,8 +429,8 @@ class _Epoch:
 
     @property
     def used(self) -> int:
-        """How many batches of the epoch this rank has been given; of the loader's own order those since ``start``."""
-        return self._skipped + self._handed_out
+        """How many batches of the epoch this rank is through with; of the loader's own order those since ``start``."""
+        return self._skipped + self._handed_out + self._failed
 
     def __next__(self) -> Any:
         rank = context.current()
@@ -397,6 +442,8 @@ class _Epoch:
         try:
             batch, samples = next(self._batches)
         except StopIteration:
+            if not self.ended:
+                self._close()
             self.ended = True
             outer = self._around() if self._around is not None else None
             rank.loop = self._around if outer is not None else None
@@ -405,6 +452,7 @@ class _Epoch:
         except Exception:
             if self._drawn.waiting:
                 self._drawn.waiting.popleft()
+                self._failed += 1
             raise
         finally:
             counter.end_reading(since, samples)
@@ -419,10 +467,37 @@ class _Epoch:
         indices = self._drawn.waiting.popleft() if self._drawn.waiting else None
         position = (self.epoch, self._handed_out) if self._key is not None else None
         known = isinstance(indices, Sequence) and not isinstance(indices, NoShare)
+        self._note(indices, samples)
         self._dealt = rank.dealt = context.Dealt(samples, indices if known else None, position, self._key)
         rank.loop = weakref.ref(self)
         self._handed_out += 1
         return batch
+
+    def _note(self, indices: Any, samples: int) -> None:
+        """Enter the batch that is handed out into the ledger."""
+        if self._ledger is None or isinstance(indices, NoShare):
+            return
+        used = indices if isinstance(indices, list | tuple) else (indices,)
+        first = None
+        if self._places is not None:
+            first = self._places.first(self._handed_out + self._failed)
+        elif not all(isinstance(index, int | np.integer) for index in used):
+            return  # a sampler of the user's may give anything
+        if self._use is None:
+            self._use = self._ledger.open(self.epoch)
+        self._use.add(first, used, samples)
+
+    def _close(self) -> None:
+        """Tell the ledger that the epoch has ended."""
+        if self._ledger is None:
+            return
+        dropped = self._places.dropped if self._places is not None else 0
+        if self._use is None and dropped:
+            self._use = self._ledger.open(self.epoch)
+        if self._use is not None:
+            self._use.dropped = dropped
+            self._ledger.close(self._use)
+            self._use = None
 
 
 def _check_workers(

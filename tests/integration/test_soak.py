@@ -26,4 +26,5 @@ def test_a_job_that_is_injured_all_the_time_ends_with_the_same_parameters():
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\nfaults: " in done.stdout
     assert "parameters: equal to the undisturbed run's" in done.stdout
+    assert "samples: each sample was used once: epoch" in done.stdout
     assert "processes left: 0" in done.stdout
