@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from disttrain.devices import device as Device
+from disttrain.kernels import cublaslt
 from disttrain.kernels.threads import threads
 
 __all__ = [
@@ -33,7 +34,9 @@ _settings = _Settings()
 
 
 def set_float32_matmul_precision(precision: str) -> None:
-    """Keep ``"highest"``, ``"high"`` or ``"medium"``; products are always of full precision, which none forbids.
+    """Say how precise products of float32 matrices are: ``"highest"``, or ``"high"`` or ``"medium"`` for TF32 on a GPU.
+
+    On the CPU they are always of full precision, which none forbids.
 
     Raises:
         ValueError: another word.
@@ -41,6 +44,7 @@ def set_float32_matmul_precision(precision: str) -> None:
     if precision not in ("highest", "high", "medium"):
         raise ValueError(f"precision must be 'highest', 'high' or 'medium', got {precision!r}")
     _settings.precision = precision
+    cublaslt.settings.tf32 = precision != "highest"
 
 
 def get_float32_matmul_precision() -> str:

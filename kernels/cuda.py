@@ -147,6 +147,13 @@ def device() -> int:
     return int(cupy.cuda.runtime.getDevice())
 
 
+def stream() -> int:
+    """Return the address of the current stream."""
+    import cupy
+
+    return int(cupy.cuda.get_current_stream().ptr)
+
+
 def load(program: Program, variant: dict[str, Constant], kernel: str) -> Callable[..., None]:
     """Return a kernel on the current GPU, a callable that takes grid, block and arguments."""
     import cupy

@@ -1,20 +1,26 @@
-"""Products of float32 matrices, a tile of the result after the other (Goto and van de Geijn 2008).
+"""Products of matrices: on a GPU by cuBLASLt, on the CPU float32 by a kernel of our own, the rest by NumPy.
 
-M rows and N columns of the result, K terms of each sum. The right factor is packed into panels as wide as a tile, which
-stay in the second cache; the left one is read where it is. Each element is summed in the order of k, in blocks whose
-size follows from K alone: it does not depend on how many rows and columns there are beside it.
+The kernel makes a tile of the result after the other (Goto and van de Geijn 2008). M rows and N columns of the result,
+K terms of each sum. The right factor is packed into panels as wide as a tile, which stay in the second cache; the left
+one is read where it is. Each element is summed in the order of k, in blocks whose size follows from K alone: it does
+not depend on how many rows and columns there are beside it.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 
 import numpy
 
-from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.kernels import columns, cublaslt, cuda
+from disttrain.kernels.arrays import Array, get_array_module, on_gpu
 from disttrain.kernels.jit import jit
+from disttrain.kernels.libraries import LibraryMissing
 from disttrain.kernels.simd import LANES, load, multiply, pointer, store, transpose
 from disttrain.kernels.threads import threads
+
+_logger = logging.getLogger("disttrain")
 
 _FROM = 1 << 18
 """Terms of all sums from which packing pays; smaller products are NumPy's."""
@@ -32,7 +38,7 @@ def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = No
     """Return ``a @ b + bias`` for matrices.
 
     Args:
-        a: (M, K), float32 or float64.
+        a: (M, K), float32 or float64; on a GPU float16 or bfloat16 too, summed in float32.
         b: (K, N), of the same type.
         out: where the result goes: (M, N), C-contiguous, overlapping no argument; made if ``None``.
         bias: (N,), of the same type; or ``None``.
@@ -43,6 +49,8 @@ def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = No
     (M, K), N = a.shape, b.shape[1]
     if out is None:
         out = get_array_module(a).empty((M, N), a.dtype)
+    if on_gpu(a):
+        return _matmul_cuda(a, b, out, bias)
     if M * N * K < _FROM or not _is_ours(a, b, out):
         get_array_module(a).matmul(a, b, out=out)
         if bias is not None:
@@ -60,6 +68,103 @@ def matmul_reference(a: Array, b: Array, out: Array | None = None, bias: Array |
         return product
     out[...] = product
     return out
+
+
+def batched(a: Array, b: Array, out: Array | None = None) -> Array:
+    """Return ``a @ b`` for matrices (..., M, K) and (..., K, N), whose leading axes are broadcast.
+
+    On the CPU this is NumPy's product, which is as quick as any for small ones; on a GPU one of cuBLASLt for all.
+    """
+    if not on_gpu(a):
+        return numpy.matmul(a, b, out=out)
+    if out is None:
+        lead = numpy.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        out = get_array_module(a).empty((*lead, a.shape[-2], b.shape[-1]), a.dtype)
+    return _matmul_cuda(a, b, out, None)
+
+
+def weight_grad(g: Array, x: Array, out: Array | None = None) -> tuple[Array, Array]:
+    """Return the gradients of the weight and the bias of ``x @ weight.T + bias`` on a GPU: ``g.T @ x``, ``g.sum(0)``.
+
+    Args:
+        g: (rows, outputs).
+        x: (rows, inputs), of the same type.
+        out: where the first goes: (outputs, inputs), C-contiguous; made if ``None``.
+    """
+    xp = get_array_module(g)
+    if out is None:
+        out = xp.empty((g.shape[1], x.shape[1]), g.dtype)
+    total = xp.empty(g.shape[1], g.dtype)
+    if x.size and _serves(g):
+        try:
+            epilogue = cublaslt.Epilogue.BGRADB
+            cublaslt.multiply(g.T, x, out, epilogue=epilogue, bias=total, tf32=cublaslt.settings.tf32)
+            return out, total
+        except cublaslt.Unsupported as error:
+            _say(f"the sums of a gradient's columns are made apart from its product: {error}")
+    return _matmul_cuda(g.T, x, out, None), columns.column_sums(xp.ascontiguousarray(g))
+
+
+def weight_grad_reference(g: Array, x: Array) -> tuple[Array, Array]:
+    """What :func:`weight_grad` must equal up to rounding."""
+    return g.T @ x, g.sum(0)
+
+
+def _matmul_cuda(a: Array, b: Array, out: Array, bias: Array | None) -> Array:
+    fused = (
+        bias is not None and out.ndim == 2 and a.dtype != numpy.float64
+    )  # the library has no such epilogue for it
+    if a.size and b.size and _serves(a) and out.flags.c_contiguous:
+        try:
+            epilogue = cublaslt.Epilogue.BIAS if fused else cublaslt.Epilogue.DEFAULT
+            cublaslt.multiply(
+                *(a, b, out),
+                epilogue=epilogue,
+                bias=get_array_module(a).ascontiguousarray(bias) if fused else None,
+                tf32=cublaslt.settings.tf32,
+            )
+        except cublaslt.Unsupported as error:
+            _say(f"a product of matrices goes through cupy.matmul: {error}")
+        else:
+            if bias is not None and not fused:
+                out += bias
+            return out
+    _through_cupy(a, b, out)
+    if bias is not None:
+        out += bias
+    return out
+
+
+def _through_cupy(a: Array, b: Array, out: Array) -> None:
+    """Multiply as CuPy does; half precision in float32, as its batched products of that are slow or broken (14.2)."""
+    xp = get_array_module(a)
+    if a.itemsize == 2 and a.dtype.kind in "fV":
+        out[...] = xp.matmul(a.astype(numpy.float32), b.astype(numpy.float32)).astype(out.dtype)
+    elif out.flags.c_contiguous:
+        xp.matmul(a, b, out=out)
+    else:
+        out[...] = xp.matmul(a, b)
+
+
+def _serves(x: Array) -> bool:
+    """Return whether cuBLASLt can be used for arrays of this type."""
+    return x.dtype.name in cublaslt.DATA_TYPES and _is_there(cuda.device())
+
+
+@functools.cache
+def _is_there(device: int) -> bool:
+    try:
+        cublaslt.handle(device)
+    except (LibraryMissing, cublaslt.LtError) as error:
+        _say(f"products of matrices on the GPU go through cupy.matmul, which no graph can capture: {error}")
+        return False
+    return True
+
+
+@functools.cache
+def _say(what: str) -> None:
+    """Warn, once."""
+    _logger.warning("%s", what)
 
 
 def _is_ours(a: Array, b: Array, out: Array) -> bool:

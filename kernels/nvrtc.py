@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from disttrain.kernels.libraries import LibraryMissing, open_library
 
 
 class CompilationError(RuntimeError):
@@ -25,26 +25,15 @@ def load_library() -> ctypes.CDLL:
     Raises:
         CompilerMissing: there is none.
     """
-    nvidia = importlib.util.find_spec("nvidia")
-    folders = [Path(p) for p in (nvidia.submodule_search_locations or [])] if nvidia is not None else []
-    wheels = sorted(str(p) for folder in folders for p in folder.glob("*/lib/libnvrtc.so.*"))
-    tried = []
-    for name in (*wheels[::-1], "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"):
-        try:
-            for builtins in Path(name).parent.glob(
-                "libnvrtc-builtins.so.*"
-            ):  # which NVRTC opens by its bare name
-                ctypes.CDLL(str(builtins))
-            loaded = ctypes.CDLL(name)
-        except OSError as error:
-            tried.append(str(error))
-            continue
-        loaded.nvrtcGetErrorString.restype = ctypes.c_char_p
-        return loaded
-    raise CompilerMissing(
-        "CUDA kernels need NVRTC: install disttrain[cuda13] or disttrain[cuda12], or the wheel "
-        f"nvidia-cuda-nvrtc; tried: {'; '.join(tried)}"
-    )
+    try:
+        loaded = open_library("libnvrtc", (13, 12), beside="libnvrtc-builtins")
+    except LibraryMissing as error:
+        raise CompilerMissing(
+            "CUDA kernels need NVRTC: install disttrain[cuda13] or disttrain[cuda12], or the wheel "
+            f"nvidia-cuda-nvrtc; tried: {error}"
+        ) from error
+    loaded.nvrtcGetErrorString.restype = ctypes.c_char_p
+    return loaded
 
 
 def version() -> tuple[int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from disttrain.kernels import columns, cuda
+from disttrain.kernels import columns, cuda, gemm
 from disttrain.kernels.arrays import Array, get_array_module
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) 
         kernel = _matrix(w[of])
         for images in _images(x, window, c):
             cols = im2col(x[images], window, (OH, OW), group * c, c)
-            out[images, :, :, of] = (cols @ kernel.T).reshape(-1, OH, OW, kernel.shape[0])
+            out[images, :, :, of] = gemm.batched(cols, kernel.T).reshape(-1, OH, OW, kernel.shape[0])
     if bias is not None:
         out += bias
     return out
@@ -49,7 +49,7 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Siz
         kernel = _matrix(w[of])
         for images in _images(gx, window, c):
             rows = g[images, :, :, of].reshape(-1, kernel.shape[0])
-            col2im(rows @ kernel, gx[images], window, (OH, OW), group * c, c)
+            col2im(gemm.batched(rows, kernel), gx[images], window, (OH, OW), group * c, c)
     return gx
 
 
@@ -64,7 +64,7 @@ def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array
         total = 0
         for images in _images(x, window, c):
             rows = g[images, :, :, of].reshape(-1, O // groups)
-            total = total + rows.T @ im2col(x[images], window, (OH, OW), group * c, c)
+            total = total + gemm.batched(rows.T, im2col(x[images], window, (OH, OW), group * c, c))
         gw[of] = total.reshape(-1, *window.kernel, c).transpose(0, 3, 1, 2)  # type: ignore[attr-defined]
     return gw
 

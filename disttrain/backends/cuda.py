@@ -1,10 +1,10 @@
-"""``torch.backends.cuda``: settings that are kept, and that nothing reads."""
+"""``torch.backends.cuda``: settings, of which only ``matmul.allow_tf32`` is read."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from disttrain import missing
+from disttrain import missing, settings
 
 
 class _MatMul:
@@ -12,20 +12,27 @@ class _MatMul:
         "allow_bf16_reduced_precision_reduction",
         "allow_fp16_accumulation",
         "allow_fp16_reduced_precision_reduction",
-        "allow_tf32",
         "fp32_precision",
     )
 
     def __init__(self) -> None:
-        self.allow_tf32 = False
         self.allow_fp16_accumulation = False
         self.allow_fp16_reduced_precision_reduction = True
         self.allow_bf16_reduced_precision_reduction = True
         self.fp32_precision = "none"
 
+    @property
+    def allow_tf32(self) -> bool:
+        """Whether GPUs may round factors in float32 to TF32, as ``disttrain.set_float32_matmul_precision`` says too."""
+        return settings.get_float32_matmul_precision() != "highest"
+
+    @allow_tf32.setter
+    def allow_tf32(self, allowed: bool) -> None:
+        settings.set_float32_matmul_precision("high" if allowed else "highest")
+
 
 matmul = _MatMul()
-"""How GPUs multiply matrices in PyTorch; here float32 is float32, and half precision is summed in float32."""
+"""How GPUs multiply matrices. Half precision is always summed in float32: only ``allow_tf32`` is read."""
 
 _attention = {"flash": True, "mem_efficient": True, "math": True, "cudnn": True}
 

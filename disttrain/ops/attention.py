@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from disttrain.kernels import attention as kernels
-from disttrain.kernels import heads
+from disttrain.kernels import gemm, heads
 from disttrain.ops import activation, elementwise, linalg, reduce, shape
 from disttrain.ops.activation import widen
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array
@@ -73,7 +73,7 @@ def attention(
         lse[at.queries] = sums.reshape(scores.shape[:-1])
         _drop(scores, a, at, p)
         into = out[at.queries]
-        xp.matmul(scores, widen(a.v[at.keys]), out=into)
+        gemm.batched(scores, widen(a.v[at.keys]), into)
         into *= share.reshape(*scores.shape[:-1], 1)
     result = out.astype(q.dtype, copy=False).reshape(*q.shape[:-1], v.shape[-1])
     kept = out if result.dtype != kind else result  # as precise as it was computed
@@ -128,7 +128,7 @@ def attention_vjp(
         )
         g_block = up[at.queries]
         if want_q or want_k or gm is not None:
-            gs = g_block @ widen(a.v[at.keys]).swapaxes(-1, -2)
+            gs = gemm.batched(g_block, widen(a.v[at.keys]).swapaxes(-1, -2))
             _drop(gs, a, at, p)
             kernels.softmax_grad(gs.reshape(M, S), flat, dot[at.queries].reshape(M))
             if gm is not None:
@@ -136,12 +136,12 @@ def attention_vjp(
                 into += shape.sum_to_shape(gs[None], shape=into.shape)[0]
             gs *= kind.type(scale)
             if want_q:
-                xp.matmul(gs, widen(a.k[at.keys]), out=gq[at.queries])
+                gemm.batched(gs, widen(a.k[at.keys]), gq[at.queries])
             if want_k:
-                gk[at.keys] += gs.swapaxes(-1, -2) @ widen(a.q[at.queries])
+                gk[at.keys] += gemm.batched(gs.swapaxes(-1, -2), widen(a.q[at.queries]))
         if want_v:
             _drop(probabilities, a, at, p)
-            gv[at.keys] += probabilities.swapaxes(-1, -2) @ g_block
+            gv[at.keys] += gemm.batched(probabilities.swapaxes(-1, -2), g_block)
     grads = [
         x.astype(to.dtype, copy=False).reshape(to.shape) if need else None
         for x, to, need in zip((gq, gk, gv), (q, k, v), needs, strict=False)
@@ -226,7 +226,7 @@ def _factors(a: _Views, scale: float) -> tuple[float, float]:
 
 def _scores(a: _Views, at: _Block, factor: float) -> Array:
     """Return the scores of a block (heads, queries, keys), times ``factor`` and plus the mask."""
-    scores = widen(a.q[at.queries]) @ widen(a.k[at.keys]).swapaxes(-1, -2)
+    scores = gemm.batched(widen(a.q[at.queries]), widen(a.k[at.keys]).swapaxes(-1, -2))
     if factor != 1.0:
         scores *= scores.dtype.type(factor)
     if a.mask is not None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from disttrain.kernels import gemm
+from disttrain.kernels.arrays import on_gpu
 from disttrain.ops import shape
 from disttrain.ops.types import Array, Result, call, get_array_module, saved_for, writes
 
@@ -15,7 +16,11 @@ Shape = tuple[int, ...]
 
 
 def _dot(x: Array, y: Array, bias: Array | None = None, into: Array | None = None) -> Array:
-    if x.dtype.kind in "fV" and x.dtype.itemsize == 2:
+    half = x.dtype.kind in "fV" and x.dtype.itemsize == 2
+    if on_gpu(x):
+        if x.ndim == 1 or y.ndim == 1:
+            return _dot_vectors(x, y, bias)
+    elif half:
         out = np.asarray(_dot(x.astype(np.float32), y.astype(np.float32))).astype(x.dtype)
         return out if bias is None else out + bias
     if x.ndim >= 2 and y.ndim == 2:  # one product of all rows: up to six times as fast as one for each matrix
@@ -23,7 +28,18 @@ def _dot(x: Array, y: Array, bias: Array | None = None, into: Array | None = Non
         rows = math.prod(x.shape[:-1])
         gemm.matmul(x.reshape(rows, x.shape[-1]), y, out.reshape(rows, y.shape[1]), bias)
         return out
-    out = shape.row_major(x @ y)
+    out = gemm.batched(x, y) if on_gpu(x) else shape.row_major(x @ y)
+    return out if bias is None else out + bias
+
+
+def _dot_vectors(x: Array, y: Array, bias: Array | None) -> Array:
+    """Return the product of a vector with a vector or matrices on a GPU, as one of matrices."""
+    a = x[None] if x.ndim == 1 else x
+    out = _dot(a, y[:, None] if y.ndim == 1 else y)
+    if y.ndim == 1:
+        out = out[..., 0]
+    if x.ndim == 1:
+        out = out[..., 0, :] if y.ndim > 1 else out[..., 0]
     return out if bias is None else out + bias
 
 
@@ -86,6 +102,8 @@ def linear_vjp(g: Any, needs: Needs, x: Any, weight: Any, into: Array | None = N
     if needs[1]:
         if g.ndim == 1:
             gw = g[:, None] * x
+        elif on_gpu(g) and needs[2]:
+            return gx, *gemm.weight_grad(_rows(g), _rows(x), into)
         elif into is None:
             gw = call(matmul, _swap(_rows(g)), _rows(x))
         else:

@@ -58,7 +58,7 @@ def rnn(
     out, before = xp.empty_like(gates), xp.empty_like(gates)
     for rows, b in _steps(batch_sizes, reverse):
         before[rows] = h[:b]
-        kernels.rnn_step(gates[rows], h[:b] @ product_weight, relu, out[rows])
+        kernels.rnn_step(gates[rows], gemm.batched(h[:b], product_weight), relu, out[rows])
         h[:b] = out[rows]
     saved = (x, h0, w_ih, w_hh, b_ih, b_hh, gates, before, tuple(batch_sizes), reverse, relu)
     return (out.astype(x.dtype, copy=False), h.astype(x.dtype, copy=False)), saved, rnn_vjp
@@ -88,7 +88,7 @@ def rnn_vjp(
         if g_out is not None:
             dh[:b] += g_out[rows]
         kernels.rnn_step_grad(y[rows], dh[:b], relu, d[rows])
-        dh[:b] = d[rows] @ w
+        dh[:b] = gemm.batched(d[rows], w)
     dx, dw_ih, dw_hh, db = _products(needs, (0, 2, 3, 4, 5), x, w_ih, before, d, d)
     return _of_types(needs, (dx, dh, dw_ih, dw_hh, db, db), (x, h0, w_ih, w_hh, b_ih, b_hh))
 
@@ -136,8 +136,8 @@ def lstm(
         projection, product_weight, hidden = widen(w_hr).T, _across(w_hh, batch_sizes), xp.empty_like(c)
         for rows, b in _steps(batch_sizes, reverse):
             before[rows], c_before[rows] = h[:b], c[:b]
-            kernels.lstm_step(gates[rows], h[:b] @ product_weight, c[:b], hidden[:b])
-            out[rows] = hidden[:b] @ projection
+            kernels.lstm_step(gates[rows], gemm.batched(h[:b], product_weight), c[:b], hidden[:b])
+            out[rows] = gemm.batched(hidden[:b], projection)
             h[:b] = out[rows]
     saved = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, gates, before, c_before, tuple(batch_sizes), reverse)
     outs = tuple(a.astype(x.dtype, copy=False) for a in (out, h, c))
@@ -177,13 +177,15 @@ def lstm_vjp(
             if g_out is not None:
                 dh[:b] += g_out[rows]
             projected[rows] = dh[:b]
-            kernels.lstm_step_grad(gates[rows], c_before[rows], dh[:b] @ projection, dc[:b], d[rows])
-            dh[:b] = d[rows] @ w
+            kernels.lstm_step_grad(
+                gates[rows], c_before[rows], gemm.batched(dh[:b], projection), dc[:b], d[rows]
+            )
+            dh[:b] = gemm.batched(d[rows], w)
     dx, dw_ih, dw_hh, db = _products(needs, (0, 3, 4, 5, 6), x, w_ih, before, d, d)
     dw_hr = None
     if projected is not None and needs[7]:
         i, f, n, o = (_part(gates, k, 4) for k in range(4))
-        dw_hr = projected.T @ (o * xp.tanh(f * c_before + i * n))
+        dw_hr = gemm.batched(projected.T, o * xp.tanh(f * c_before + i * n))
     grads = (dx, dh, dc, dw_ih, dw_hh, db, db, dw_hr)
     return _of_types(needs, grads, (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr))
 

@@ -55,7 +55,7 @@ def missing():
 @contextlib.contextmanager
 def shim(schedule):
     """Let launches of kernels run on NumPy arrays: in one of the SCHEDULES, or with "gpu" on a GPU, there and back."""
-    kept = load, *_ = cuda.load, cuda.device, cuda.empty, cuda.upload
+    kept = load, *_ = cuda.load, cuda.device, cuda.empty, cuda.upload, cuda.stream
 
     def found(program, variant, kernel):
         if schedule == "gpu":
@@ -71,11 +71,11 @@ def shim(schedule):
 
     launched.clear()
     cuda.load = found
-    cuda.device, cuda.empty, cuda.upload = (lambda: schedule), poisoned, aligned
+    cuda.device, cuda.empty, cuda.upload, cuda.stream = (lambda: schedule), poisoned, aligned, (lambda: 0)
     try:
         yield
     finally:
-        cuda.load, cuda.device, cuda.empty, cuda.upload = kept
+        cuda.load, cuda.device, cuda.empty, cuda.upload, cuda.stream = kept
 
 
 class GpuArray(np.ndarray):
