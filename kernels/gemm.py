@@ -17,7 +17,7 @@ from disttrain.kernels import columns, cublaslt, cuda
 from disttrain.kernels.arrays import Array, get_array_module, on_gpu
 from disttrain.kernels.jit import jit
 from disttrain.kernels.libraries import LibraryMissing
-from disttrain.kernels.simd import LANES, load, multiply, pointer, store, transpose
+from disttrain.kernels.simd import LANES, load, load_part, multiply, pointer, store, store_part, transpose
 from disttrain.kernels.threads import threads
 
 _logger = logging.getLogger("disttrain")
@@ -262,18 +262,22 @@ def _product(a, a_row, a_step, b, b_row, b_step, M, N, K, bias, out):  # type: i
                     else:
                         multiply(1, 4, left, a_row, a_step, right, wide, length, of, start_row, to, N)
                 for j in range(wides, columns, lanes):
-                    here = min(lanes, columns - j)
-                    for r in range(rows):
-                        for c in range(here):
-                            edges[r * lanes + c] = start[start_row * (i + r) + j0 + j + c]
-                    right = pointer(packed, j * length)
+                    right, to = pointer(packed, j * length), pointer(out, corner + j)
+                    of, of_row, to_row = pointer(start, start_row * i + j0 + j), start_row, N
+                    if j == whole:  # the last columns, which are no whole vector
+                        if k0:
+                            for r in range(rows):
+                                store(edge, r * lanes, load_part(of, r * N, columns - j))
+                            of, of_row = edge, lanes
+                        to, to_row = edge, lanes
                     if rows == 6:
-                        multiply(6, 1, left, a_row, a_step, right, lanes, length, edge, lanes, edge, lanes)
+                        multiply(6, 1, left, a_row, a_step, right, lanes, length, of, of_row, to, to_row)
                     elif rows == 5:
-                        multiply(5, 1, left, a_row, a_step, right, lanes, length, edge, lanes, edge, lanes)
+                        multiply(5, 1, left, a_row, a_step, right, lanes, length, of, of_row, to, to_row)
                     else:
-                        multiply(1, 1, left, a_row, a_step, right, lanes, length, edge, lanes, edge, lanes)
-                    for r in range(rows):
-                        for c in range(here):
-                            out[corner + r * N + j + c] = edges[r * lanes + c]
+                        multiply(1, 1, left, a_row, a_step, right, lanes, length, of, of_row, to, to_row)
+                    if j == whole:
+                        result = pointer(out, corner + j)
+                        for r in range(rows):
+                            store_part(result, r * N, load(edge, r * lanes), columns - j)
                 i += rows

@@ -11,7 +11,18 @@ import numpy
 from disttrain.kernels import rnn
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import helper, jit, sigmoid, tanh
-from disttrain.kernels.simd import LANES, multiply, pointer, shift, transpose
+from disttrain.kernels.simd import (
+    LANES,
+    broadcast,
+    load,
+    load_part,
+    multiply,
+    pointer,
+    shift,
+    store,
+    store_part,
+    transpose,
+)
 
 
 def _is_ours(gates: Array, h: Array) -> bool:
@@ -257,8 +268,8 @@ def _pack_transposed(w, packed, padded):  # type: ignore[no-untyped-def]
 
 
 @helper
-def _times(x, rows, K, packed, padded, out):  # type: ignore[no-untyped-def]
-    """Write the product of ``rows`` rows of ``K`` elements with a packed weight, rows of ``padded`` elements."""
+def _times(x, stride, rows, K, packed, padded, out):  # type: ignore[no-untyped-def]
+    """Write the product of rows of ``K`` elements, ``stride`` apart, with a packed weight of ``padded`` columns."""
     nothing = numpy.zeros(LANES * 4, numpy.float32)
     fives = (-rows) % 6
     if 5 * fives > rows:
@@ -268,142 +279,200 @@ def _times(x, rows, K, packed, padded, out):  # type: ignore[no-untyped-def]
     while i < rows:
         step = 6 if n < sixes else 5 if n < sixes + fives else 1
         n += 1
-        left = shift(x, i * K)
+        left = shift(x, i * stride)
         j = 0
         while j < padded:
             zero, to = pointer(nothing, 0), pointer(out, i * padded + j)
             if j + 64 <= padded:
                 if step == 6:
-                    multiply(6, 4, left, K, 1, pointer(packed, j), padded, K, zero, 0, to, padded)
+                    multiply(6, 4, left, stride, 1, pointer(packed, j), padded, K, zero, 0, to, padded)
                 elif step == 5:
-                    multiply(5, 4, left, K, 1, pointer(packed, j), padded, K, zero, 0, to, padded)
+                    multiply(5, 4, left, stride, 1, pointer(packed, j), padded, K, zero, 0, to, padded)
                 else:
-                    multiply(1, 4, left, K, 1, pointer(packed, j), padded, K, zero, 0, to, padded)
+                    multiply(1, 4, left, stride, 1, pointer(packed, j), padded, K, zero, 0, to, padded)
                 j += 64
             else:
                 if step == 6:
-                    multiply(6, 1, left, K, 1, pointer(packed, j), padded, K, zero, 0, to, padded)
+                    multiply(6, 1, left, stride, 1, pointer(packed, j), padded, K, zero, 0, to, padded)
                 elif step == 5:
-                    multiply(5, 1, left, K, 1, pointer(packed, j), padded, K, zero, 0, to, padded)
+                    multiply(5, 1, left, stride, 1, pointer(packed, j), padded, K, zero, 0, to, padded)
                 else:
-                    multiply(1, 1, left, K, 1, pointer(packed, j), padded, K, zero, 0, to, padded)
+                    multiply(1, 1, left, stride, 1, pointer(packed, j), padded, K, zero, 0, to, padded)
                 j += LANES
         i += step
 
 
+@helper
+def _whole(n):  # type: ignore[no-untyped-def]
+    """Return the elements of the vectors that hold ``n``."""
+    return -(-n // LANES) * LANES
+
+
+@helper
+def _copy(of, i, to, j, size):  # type: ignore[no-untyped-def]
+    for k in range(0, size, LANES):
+        store_part(to, j + k, load_part(of, i + k, size - k), size - k)
+
+
+@helper
+def _pack(w, packed, padded):  # type: ignore[no-untyped-def]
+    """Write the rows of ``w`` as rows of ``padded`` elements."""
+    rows, columns = w.shape
+    for k in range(rows):
+        _copy(pointer(w, 0), k * columns, pointer(packed, 0), k * padded, columns)
+
+
+# In what follows rows that are computed with are padded to whole vectors: what LLVM makes of a loop, like that over a
+# tanh, has no remainder then, and each remainder takes as long as a vector. Lanes of no hidden unit hold other gates.
+
+
 @jit
 def _lstm(gates, w_hh, h, c, before, c_before, out, begins, sizes):  # type: ignore[no-untyped-def]
-    H = h.shape[1]
-    padded = -(-4 * H // LANES) * LANES
+    B, H = h.shape
+    padded, wide, pair = _whole(4 * H), _whole(H), _whole(2 * H)
     packed = numpy.zeros(H * padded, numpy.float32)
-    sums = numpy.empty(h.shape[0] * padded, numpy.float32)
+    sums = numpy.zeros(B * padded + LANES, numpy.float32)
+    states, cells = numpy.zeros(B * wide, numpy.float32), numpy.zeros(B * wide, numpy.float32)
+    opened = numpy.zeros(pair + LANES, numpy.float32)
+    news, outs = numpy.zeros(wide, numpy.float32), numpy.zeros(wide, numpy.float32)
     _pack_transposed(w_hh, packed, padded)
+    for r in range(B):
+        _copy(pointer(h, 0), r * H, pointer(states, 0), r * wide, H)
+        _copy(pointer(c, 0), r * H, pointer(cells, 0), r * wide, H)
+    first, news_at, outs_at = pointer(opened, 0), pointer(news, 0), pointer(outs, 0)
     for t in range(begins.size):
         begin, b = begins[t], sizes[t]
-        before[begin : begin + b] = h[:b]
-        c_before[begin : begin + b] = c[:b]
-        _times(pointer(before, begin * H), b, H, packed, padded, sums)
+        for r in range(b):
+            _copy(pointer(states, 0), r * wide, pointer(before, 0), (begin + r) * H, H)
+            _copy(pointer(cells, 0), r * wide, pointer(c_before, 0), (begin + r) * H, H)
+        _times(pointer(states, 0), wide, b, H, packed, padded, sums)
         for r in range(b):
             a, s = pointer(gates, (begin + r) * 4 * H), pointer(sums, r * padded)
-            cb, hb, to = pointer(c, r * H), pointer(h, r * H), pointer(out, (begin + r) * H)
-            for j in range(4 * H):
-                s[j] = a[j] + s[j]
-            for j in range(4 * H):
-                a[j] = sigmoid(s[j])
-            n, sn = shift(a, 2 * H), shift(s, 2 * H)
-            for j in range(H):
-                n[j] = tanh(sn[j])
-            f, o = shift(a, H), shift(a, 3 * H)
-            for j in range(H):
-                cb[j] = f[j] * cb[j] + a[j] * n[j]
-            for j in range(H):
-                hb[j] = o[j] * tanh(cb[j])
-            for j in range(H):
-                to[j] = hb[j]
+            for j in range(0, 4 * H, LANES):
+                store(s, j, load(s, j) + load_part(a, j, 4 * H - j))
+            sn, so = shift(s, 2 * H), shift(s, 3 * H)
+            for j in range(pair):
+                first[j] = sigmoid(s[j])
+            for j in range(wide):
+                news_at[j] = tanh(sn[j])
+            for j in range(wide):
+                outs_at[j] = sigmoid(so[j])
+            cell, state = pointer(cells, r * wide), pointer(states, r * wide)
+            for j in range(0, wide, LANES):
+                store(cell, j, load(first, H + j) * load(cell, j) + load(first, j) * load(news_at, j))
+            for j in range(wide):
+                state[j] = tanh(cell[j])
+            for j in range(0, wide, LANES):
+                store(state, j, load(state, j) * load(outs_at, j))
+            _copy(first, 0, a, 0, 2 * H)
+            _copy(news_at, 0, a, 2 * H, H)
+            _copy(outs_at, 0, a, 3 * H, H)
+            _copy(state, 0, pointer(out, 0), (begin + r) * H, H)
+    for r in range(B):
+        _copy(pointer(states, 0), r * wide, pointer(h, 0), r * H, H)
+        _copy(pointer(cells, 0), r * wide, pointer(c, 0), r * H, H)
 
 
 @jit
 def _lstm_grad(gates, w_hh, c_before, g, dh, dc, d, begins, sizes):  # type: ignore[no-untyped-def]
-    one = numpy.float32(1)
+    one = broadcast(numpy.float32(1))
     B, H = dh.shape
-    padded = -(-H // LANES) * LANES
-    packed, state = numpy.zeros(4 * H * padded, numpy.float32), numpy.empty(B * padded, numpy.float32)
-    for k in range(4 * H):
-        for j in range(H):
-            packed[k * padded + j] = w_hh[k, j]
+    wide = _whole(H)
+    packed, cells = numpy.zeros(4 * H * wide, numpy.float32), numpy.empty(wide, numpy.float32)
+    states = numpy.zeros(B * wide, numpy.float32)
+    _pack(w_hh, packed, wide)
+    for r in range(B):
+        _copy(pointer(dh, 0), r * H, pointer(states, 0), r * wide, H)
+    cell = pointer(cells, 0)
     for t in range(begins.size - 1, -1, -1):
         begin, b = begins[t], sizes[t]
         for r in range(b):
             row = begin + r
             i, u, gc = pointer(gates, row * 4 * H), pointer(c_before, row * H), pointer(dc, r * H)
-            f, n, o, gh = shift(i, H), shift(i, 2 * H), shift(i, 3 * H), pointer(dh, r * H)
+            f, n, o, gh = shift(i, H), shift(i, 2 * H), shift(i, 3 * H), pointer(states, r * wide)
             di = pointer(d, row * 4 * H)
             df, dn, do = shift(di, H), shift(di, 2 * H), shift(di, 3 * H)
-            if g.size:
-                up = pointer(g, row * H)
-                for j in range(H):
-                    gh[j] += up[j]
-            for j in range(H):
-                do[j] = tanh(f[j] * u[j] + i[j] * n[j])
-            for j in range(H):
-                gc[j] += gh[j] * o[j] * (one - do[j] * do[j])
-            for j in range(H):
-                do[j] = gh[j] * do[j] * o[j] * (one - o[j])
-            for j in range(H):
-                di[j] = gc[j] * n[j] * i[j] * (one - i[j])
-            for j in range(H):
-                df[j] = gc[j] * u[j] * f[j] * (one - f[j])
-            for j in range(H):
-                dn[j] = gc[j] * i[j] * (one - n[j] * n[j])
-            for j in range(H):
-                gc[j] *= f[j]
-        _times(pointer(d, begin * 4 * H), b, 4 * H, packed, padded, state)
-        for r in range(b):
-            for j in range(H):
-                dh[r, j] = state[r * padded + j]
+            for j in range(0, H, LANES):
+                k = H - j
+                kept, new = load_part(f, j, k) * load_part(u, j, k), load_part(i, j, k) * load_part(n, j, k)
+                store(cell, j, kept + new)
+            for j in range(wide):
+                cell[j] = tanh(cell[j])
+            for j in range(0, H, LANES):
+                k = H - j
+                iv, fv, nv, ov = (
+                    load_part(i, j, k),
+                    load_part(f, j, k),
+                    load_part(n, j, k),
+                    load_part(o, j, k),
+                )
+                up, th = load(gh, j), load(cell, j)
+                if g.size:
+                    up = up + load_part(pointer(g, row * H), j, k)
+                inner = load_part(gc, j, k) + up * ov * (one - th * th)
+                store_part(di, j, inner * nv * iv * (one - iv), k)
+                store_part(df, j, inner * load_part(u, j, k) * fv * (one - fv), k)
+                store_part(dn, j, inner * iv * (one - nv * nv), k)
+                store_part(do, j, up * th * ov * (one - ov), k)
+                store_part(gc, j, inner * fv, k)
+        _times(pointer(d, begin * 4 * H), 4 * H, b, 4 * H, packed, wide, states)
+    for r in range(B):
+        _copy(pointer(states, 0), r * wide, pointer(dh, 0), r * H, H)
 
 
 @jit
 def _gru(gates, w_hh, bias, h, before, products, out, begins, sizes):  # type: ignore[no-untyped-def]
-    H = h.shape[1]
-    padded = -(-3 * H // LANES) * LANES
+    B, H = h.shape
+    padded, wide, pair = _whole(3 * H), _whole(H), _whole(2 * H)
     packed = numpy.zeros(H * padded, numpy.float32)
-    sums = numpy.empty(h.shape[0] * padded, numpy.float32)
+    sums = numpy.empty(B * padded, numpy.float32)
+    states = numpy.zeros(B * wide, numpy.float32)
+    opened, news = numpy.zeros(pair + LANES, numpy.float32), numpy.zeros(wide, numpy.float32)
     _pack_transposed(w_hh, packed, padded)
+    for r in range(B):
+        _copy(pointer(h, 0), r * H, pointer(states, 0), r * wide, H)
+    first, new = pointer(opened, 0), pointer(news, 0)
     for t in range(begins.size):
         begin, b = begins[t], sizes[t]
-        before[begin : begin + b] = h[:b]
-        _times(pointer(before, begin * H), b, H, packed, padded, sums)
+        for r in range(b):
+            _copy(pointer(states, 0), r * wide, pointer(before, 0), (begin + r) * H, H)
+        _times(pointer(states, 0), wide, b, H, packed, padded, sums)
         for r in range(b):
             row = begin + r
             a, s, added = pointer(gates, row * 3 * H), pointer(sums, r * padded), pointer(bias, 0)
-            for j in range(3 * H):
-                s[j] += added[j]
-            for j in range(2 * H):
-                a[j] = sigmoid(a[j] + s[j])
-            z, n, m, p = shift(a, H), shift(a, 2 * H), shift(s, 2 * H), pointer(products, row * H)
-            for j in range(H):
-                p[j] = m[j]
-            for j in range(H):
-                n[j] = tanh(n[j] + a[j] * m[j])
-            hb, to = pointer(h, r * H), pointer(out, row * H)
-            for j in range(H):
-                hb[j] = n[j] + z[j] * (hb[j] - n[j])
-            for j in range(H):
-                to[j] = hb[j]
+            for j in range(0, 3 * H, LANES):
+                store(s, j, load(s, j) + load_part(added, j, 3 * H - j))
+            for j in range(0, pair, LANES):
+                store(first, j, load_part(a, j, 2 * H - j) + load(s, j))
+            for j in range(pair):
+                first[j] = sigmoid(first[j])
+            an, m, p = shift(a, 2 * H), shift(s, 2 * H), pointer(products, row * H)
+            for j in range(0, H, LANES):
+                product = load_part(m, j, H - j)
+                store_part(p, j, product, H - j)
+                store(new, j, load_part(an, j, H - j) + load(first, j) * product)
+            for j in range(wide):
+                new[j] = tanh(new[j])
+            state = pointer(states, r * wide)
+            for j in range(0, wide, LANES):
+                n = load(new, j)
+                store(state, j, n + load(first, H + j) * (load(state, j) - n))
+            _copy(first, 0, a, 0, 2 * H)
+            _copy(new, 0, a, 2 * H, H)
+            _copy(state, 0, pointer(out, 0), row * H, H)
+    for r in range(B):
+        _copy(pointer(states, 0), r * wide, pointer(h, 0), r * H, H)
 
 
 @jit
 def _gru_grad(  # type: ignore[no-untyped-def]
     gates, w_hh, products, before, g, dh, d_input, d_recurrent, begins, sizes
 ):
-    one = numpy.float32(1)
+    one = broadcast(numpy.float32(1))
     B, H = dh.shape
-    padded = -(-H // LANES) * LANES
-    packed, state = numpy.zeros(3 * H * padded, numpy.float32), numpy.empty(B * padded, numpy.float32)
-    for k in range(3 * H):
-        for j in range(H):
-            packed[k * padded + j] = w_hh[k, j]
+    wide = _whole(H)
+    packed, sums = numpy.zeros(3 * H * wide, numpy.float32), numpy.empty(B * wide, numpy.float32)
+    _pack(w_hh, packed, wide)
     for t in range(begins.size - 1, -1, -1):
         begin, b = begins[t], sizes[t]
         for r in range(b):
@@ -411,24 +480,29 @@ def _gru_grad(  # type: ignore[no-untyped-def]
             a, p, u = pointer(gates, row * 3 * H), pointer(products, row * H), pointer(before, row * H)
             z, n, gh = shift(a, H), shift(a, 2 * H), pointer(dh, r * H)
             dr, to = pointer(d_input, row * 3 * H), pointer(d_recurrent, row * 3 * H)
-            dz, dn, dm = shift(dr, H), shift(dr, 2 * H), shift(to, 2 * H)
-            if g.size:
-                up = pointer(g, row * H)
-                for j in range(H):
-                    gh[j] += up[j]
-            for j in range(H):
-                dn[j] = gh[j] * (one - z[j]) * (one - n[j] * n[j])
-            for j in range(H):
-                dr[j] = dn[j] * p[j] * a[j] * (one - a[j])
-            for j in range(H):
-                dz[j] = gh[j] * (u[j] - n[j]) * z[j] * (one - z[j])
-            for j in range(H):
-                dm[j] = dn[j] * a[j]
-            for j in range(2 * H):
-                to[j] = dr[j]
-            for j in range(H):
-                gh[j] *= z[j]
-        _times(pointer(d_recurrent, begin * 3 * H), b, 3 * H, packed, padded, state)
+            dz, dn, to_z, to_n = shift(dr, H), shift(dr, 2 * H), shift(to, H), shift(to, 2 * H)
+            for j in range(0, H, LANES):
+                k = H - j
+                rv, zv, nv, up = (
+                    load_part(a, j, k),
+                    load_part(z, j, k),
+                    load_part(n, j, k),
+                    load_part(gh, j, k),
+                )
+                if g.size:
+                    up = up + load_part(pointer(g, row * H), j, k)
+                new = up * (one - zv) * (one - nv * nv)
+                reset = new * load_part(p, j, k) * rv * (one - rv)
+                update = up * (load_part(u, j, k) - nv) * zv * (one - zv)
+                store_part(dr, j, reset, k)
+                store_part(to, j, reset, k)
+                store_part(dz, j, update, k)
+                store_part(to_z, j, update, k)
+                store_part(dn, j, new, k)
+                store_part(to_n, j, new * rv, k)
+                store_part(gh, j, up * zv, k)
+        _times(pointer(d_recurrent, begin * 3 * H), 3 * H, b, 3 * H, packed, wide, sums)
         for r in range(b):
-            for j in range(H):
-                dh[r, j] += state[r * padded + j]
+            gh = pointer(dh, r * H)
+            for j in range(0, H, LANES):
+                store_part(gh, j, load_part(gh, j, H - j) + load(pointer(sums, r * wide), j), H - j)

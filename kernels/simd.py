@@ -38,6 +38,16 @@ def store(p: Any, i: int, v: Any) -> None:
     raise NotImplementedError("store() exists in compiled kernels only")
 
 
+def load_part(p: Any, i: int, count: int) -> Any:
+    """Return ``p[i : i + count]`` and zeros, or 16 elements if ``count`` is larger; what is beyond is not touched."""
+    raise NotImplementedError("load_part() exists in compiled kernels only")
+
+
+def store_part(p: Any, i: int, v: Any, count: int) -> None:
+    """Set ``p[i : i + count]``, at most 16 elements, and touch nothing beyond."""
+    raise NotImplementedError("store_part() exists in compiled kernels only")
+
+
 def broadcast(x: Any) -> Any:
     """Return a vector of one float32 number."""
     raise NotImplementedError("broadcast() exists in compiled kernels only")
@@ -148,6 +158,8 @@ def define() -> None:
     type_callable(maximum)(lambda context: lambda v, w: vector)
     type_callable(highest)(lambda context: lambda v: types.float32)
     type_callable(add_up)(lambda context: lambda v: types.float32)
+    type_callable(load_part)(lambda context: lambda p, i, count: vector)
+    type_callable(store_part)(lambda context: lambda p, i, v, count: types.none)
     type_callable(broadcast)(lambda context: lambda x: vector)
     type_callable(multiply_tile)(lambda context: lambda a, am, ak, b, bk, c, cm, K, add: types.none)
 
@@ -162,6 +174,30 @@ def define() -> None:
 
     def emit_store(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         store_vector(builder, builder.gep(args[0], [args[1]]), args[2])
+        return context.get_dummy_value()
+
+    def first(builder: Any, count: Any) -> Any:
+        """Return which lanes are among the first ``count``."""
+        lane = ir.VectorType(count.type, LANES)
+        one = builder.insert_element(ir.Constant(lane, ir.Undefined), count, ir.Constant(ir.IntType(32), 0))
+        order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        all_ = builder.shuffle_vector(one, ir.Constant(lane, ir.Undefined), order)
+        return builder.icmp_signed("<", ir.Constant(lane, list(range(LANES))), all_)
+
+    def masked(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+        kind = ir.FunctionType(result, [a.type for a in arguments])
+        full = f"llvm.masked.{name}.v{LANES}f32.p0"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, full), arguments)
+
+    def emit_load_part(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = builder.bitcast(builder.gep(args[0], [args[1]]), lanes.as_pointer())
+        zeros, align = ir.Constant(lanes, [0.0] * LANES), ir.Constant(ir.IntType(32), 4)
+        return masked(builder, "load", lanes, [at, align, first(builder, args[2]), zeros])
+
+    def emit_store_part(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = builder.bitcast(builder.gep(args[0], [args[1]]), lanes.as_pointer())
+        align = ir.Constant(ir.IntType(32), 4)
+        masked(builder, "store", ir.VoidType(), [args[2], at, align, first(builder, args[3])])
         return context.get_dummy_value()
 
     def emit_broadcast(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -221,6 +257,8 @@ def define() -> None:
     lower_builtin(shift, floats, integer)(emit_shift)
     lower_builtin(load, floats, integer)(emit_load)
     lower_builtin(store, floats, integer, Vector)(emit_store)
+    lower_builtin(load_part, floats, integer, integer)(emit_load_part)
+    lower_builtin(store_part, floats, integer, Vector, integer)(emit_store_part)
     lower_builtin(broadcast, types.Float)(emit_broadcast)
     lower_builtin(maximum, Vector, Vector)(emit_maximum)
     lower_builtin(highest, Vector)(emit_fold(larger))

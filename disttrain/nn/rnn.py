@@ -184,8 +184,9 @@ class RNNBase(Module):
         self.check_input(data, batch_sizes)
         expected = self.get_expected_hidden_size(data, batch_sizes)
         shapes = [expected, (*expected[:2], self.hidden_size)] if cells else [expected]
-        if states is None:
-            states = [zeros(*shape, dtype=data.dtype, device=data.device) for shape in shapes]
+        if states is None:  # the same zeros for all layers: nothing writes to them
+            nothing = [zeros(*shape[1:], dtype=data.dtype, device=data.device) for shape in shapes]
+            of_layers = [nothing] * expected[0]
         else:
             for k, (state, shape) in enumerate(zip(states, shapes, strict=True)):
                 what = f"hidden[{k}]" if cells else "hidden"
@@ -198,6 +199,7 @@ class RNNBase(Module):
                     )
             if order is not None:
                 states = [index_select(s, 1, order) for s in states]
+            of_layers = [[s[k] for s in states] for k in range(expected[0])]
         if packed:
             rows, sizes = data, tuple(batch_sizes.tolist())
         else:
@@ -208,7 +210,7 @@ class RNNBase(Module):
                     f"{self._get_name()}: the sequences have no steps, got shape {tuple(input.shape)}"
                 )
             rows, sizes = data.reshape(steps * batch, self.input_size), (batch,) * steps
-        rows, last = self._layers(rows, states, sizes)
+        rows, last = self._layers(rows, of_layers, sizes)
         if back is not None:
             last = [index_select(s, 1, back) for s in last]
         if packed:
@@ -240,10 +242,10 @@ class RNNBase(Module):
         return [s.unsqueeze(1) for s in states] if single else states
 
     def _layers(
-        self, rows: Tensor, states: list[Tensor], sizes: tuple[int, ...]
+        self, rows: Tensor, states: list[list[Tensor]], sizes: tuple[int, ...]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the rows that the last layer gives, and the last states of all layers."""
-        last: list[list[Tensor]] = [[] for _ in states]
+        """Return the rows that the last layer gives, and the last states of all layers, given the first of each."""
+        last: list[list[Tensor]] = [[] for _ in states[0]]
         directions = 1 + self.bidirectional
         for layer in range(self.num_layers):
             outs = []
@@ -251,7 +253,7 @@ class RNNBase(Module):
                 k = layer * directions + direction
                 out, *ends = _runs(self.mode, "")(
                     rows,
-                    *[s[k] for s in states],
+                    *states[k],
                     *self._weights(k),
                     batch_sizes=sizes,
                     **_options(self.mode, direction),

@@ -8,6 +8,7 @@ R rows in all, B rows of the first step, I input features, H hidden units, K gat
 (H, or less where an LSTM projects it).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -130,7 +131,7 @@ def lstm(
     c_before, before = xp.empty((R, H), gates.dtype), xp.empty((R, P), gates.dtype)
     out = xp.empty((R, P), gates.dtype)
     if w_hr is None:
-        places = _places(batch_sizes, reverse)
+        places = _places(tuple(batch_sizes), reverse)
         sequences.lstm(gates, widen(w_hh), h, c, before, c_before, out, *places)
     else:
         projection, product_weight, hidden = widen(w_hr).T, _across(w_hh, batch_sizes), xp.empty_like(c)
@@ -221,7 +222,8 @@ def gru(
     R, H = len(gates), h0.shape[1]
     out, before, products = (xp.empty((R, H), gates.dtype) for _ in range(3))
     bias = None if b_hh is None else widen(b_hh)
-    sequences.gru(gates, widen(w_hh), bias, h, before, products, out, *_places(batch_sizes, reverse))
+    places = _places(tuple(batch_sizes), reverse)
+    sequences.gru(gates, widen(w_hh), bias, h, before, products, out, *places)
     saved = (x, h0, w_ih, w_hh, b_ih, b_hh, gates, products, before, tuple(batch_sizes), reverse)
     return (out.astype(x.dtype, copy=False), h.astype(x.dtype, copy=False)), saved, gru_vjp
 
@@ -295,8 +297,12 @@ def _sum_of(a: Any, b: Any) -> Any:
     return b if a is None else a if b is None else a + b
 
 
-def _places(batch_sizes: Sequence[int], reverse: bool) -> tuple[Array, Array]:
-    """Return the first row of each time step and their number, in the order in which the layer takes them."""
+@functools.lru_cache(maxsize=64)
+def _places(batch_sizes: tuple[int, ...], reverse: bool) -> tuple[Array, Array]:
+    """Return the first row of each time step and their number, in the order in which the layer takes them.
+
+    Whoever asks for the same gets the same arrays: they are to be read only.
+    """
     sizes = np.array(batch_sizes, np.int64)
     begins = np.cumsum(sizes) - sizes
     return (begins[::-1].copy(), sizes[::-1].copy()) if reverse else (begins, sizes)

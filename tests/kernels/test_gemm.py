@@ -52,6 +52,20 @@ def test_parts_of_matrices_are_copied_first():
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("size", SHAPES)
+def test_nothing_beside_the_result_is_written(size):
+    M, N, K = size
+    rng = np.random.default_rng(0)
+    a, b = matrix(rng, M, K, False), matrix(rng, K, N, False)
+    memory = np.full(M * N + 128, np.float32(7))
+
+    gemm.matmul(a, b, memory[64:-64].reshape(M, N))
+
+    assert (memory[:64] == 7).all()
+    assert (memory[-64:] == 7).all()
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_an_element_does_not_depend_on_what_is_beside_it():
     rng = np.random.default_rng(0)
     a, b = matrix(rng, 100, 700, False), matrix(rng, 700, 200, False)

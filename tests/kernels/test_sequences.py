@@ -16,11 +16,22 @@ def some(rng, *shape):
     return rng.standard_normal(shape)
 
 
+GUARD = np.full(64, 7.0)
+
+
+def guarded(a, dtype):
+    """Return a copy of an array with other memory on both sides, and that memory."""
+    memory = np.concatenate([GUARD, a.reshape(-1), GUARD]).astype(dtype)
+    return memory[64:-64].reshape(a.shape), memory
+
+
 def run(function, arrays, places, dtype):
-    """Return all arrays after a call: those that it writes are among them."""
-    arrays = [None if a is None else a.astype(dtype) for a in arrays]
-    function(*arrays, *(np.array(p, np.int64) for p in places))
-    return [a for a in arrays if a is not None]
+    """Return all arrays after a call: those that it writes are among them. Beside them it writes nothing."""
+    arrays = [(None, None) if a is None else guarded(a, dtype) for a in arrays]
+    function(*(a for a, _ in arrays), *(np.array(p, np.int64) for p in places))
+    for a, memory in arrays:
+        assert a is None or ((memory[:64] == 7).all() and (memory[-64:] == 7).all())
+    return [a for a, _ in arrays if a is not None]
 
 
 def check(name, arrays, places):
