@@ -56,7 +56,7 @@ class WorkerEnv:
     fixed_order: bool = False
     """Reduce in the one fixed binary tree, whatever hosts the ranks (``--ranks``, debug mode)."""
     transport: str = "auto"
-    """``auto``, ``local``, ``mpi`` or ``nccl``."""
+    """``auto``, ``local``, ``shm``, ``mpi`` or ``nccl``."""
     run_id: str = ""
     """Names everything that the job leaves on a machine; empty outside the launcher."""
     generation: int = 0
@@ -148,6 +148,7 @@ class WorkerEnv:
                 local_rank=int(local_rank) if local_rank.isdecimal() else int(rank),
                 # Unknown is not "all of them": ranks of other nodes are then looked for too.
                 local_world_size=int(local_size) if local_size.isdecimal() else 1,
+                transport=environ.get(_PREFIX + "TRANSPORT", "auto"),
                 ledger=_own_ledger(),
             )
         return cls()

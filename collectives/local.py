@@ -5,48 +5,17 @@ import ctypes
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
+from disttrain.collectives.alone import AloneChannel
 from disttrain.collectives.env import HostedRank, WorkerEnv, enter_rank
 from disttrain.collectives.errors import RankFailed, TransportUnavailable
 from disttrain.collectives.memory import NodeMemory
-from disttrain.collectives.transport import Channel, Mailbox, Request
+from disttrain.collectives.transport import Channel, Mailbox
 from disttrain.collectives.world import close_host, open_host
-from disttrain.kernels.arrays import Array
 
 T = TypeVar("T")
-
-
-def _at_once() -> bool:
-    return True
-
-
-class LocalChannel:
-    """A channel of one process: whatever would go to other processes has nowhere to go."""
-
-    index = 0
-    size = 1
-
-    def gather_headers(self, mine: bytes) -> tuple[Request, bytearray]:
-        return _at_once, bytearray(mine)
-
-    def all_reduce(self, x: Array, op: str) -> Request:
-        return _at_once
-
-    def exchange(
-        self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]], lane: int = 0
-    ) -> Request:
-        return _at_once
-
-    def narrow(self, processes: Sequence[int]) -> tuple[Request, Callable[[], Channel]]:
-        return _at_once, lambda: self
-
-    def leave(self) -> Request:
-        return _at_once
-
-    def close(self) -> None:
-        pass
 
 
 class LocalTransport:
@@ -56,7 +25,7 @@ class LocalTransport:
     memory: NodeMemory | None = None
 
     def __init__(self, env: WorkerEnv) -> None:
-        self.world: Channel = LocalChannel()
+        self.world: Channel = AloneChannel()
         self.hosts = [range(env.rank, env.rank + env.hosted)]
         self.nodes = [0]
 

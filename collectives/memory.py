@@ -13,16 +13,23 @@ import weakref
 from bisect import insort
 from collections import deque
 from collections.abc import Sequence
+from struct import Struct
 from typing import Any
 
 import numpy
 
+from disttrain.collectives.transport import Gather
 from disttrain.kernels.arrays import Array
 
+SPARE_BYTES = 1 << 30
+"""What of a part is not for arrays: channels need places when arrays have taken all else. It costs no memory unused."""
 _PAGE = mmap.PAGESIZE
 _TOKEN_BYTES = 16
+_PLACE = Struct(f"=qq{_TOKEN_BYTES}s")
+"""Where the others find a part: pid, descriptor, and what its first bytes are then."""
 _GIVE_BACK_BYTES = 1 << 20
 """Free memory of this size goes back to the system at once."""
+USED_UP = "the memory that the processes of this node share is used up"
 
 
 class Unshared(RuntimeError):
@@ -32,18 +39,22 @@ class Unshared(RuntimeError):
 class NodeMemory:
     """The parts of all processes of a group on one node, as this process maps them.
 
+    All of them make this together.
+
     Args:
-        comm: an MPI communicator over the processes; all of them make this together.
+        index: which of the processes this is.
+        gather: tells bytes to all of them, and returns those of all.
         nbytes: the size of a part. It takes no memory before it is written.
+        spare: so much of it :meth:`empty` leaves for :meth:`take`.
 
     Raises:
         Unshared: on all processes alike, if one of them cannot reach the part of another.
     """
 
-    def __init__(self, comm: Any, nbytes: int) -> None:
+    def __init__(self, index: int, gather: Gather, nbytes: int, spare: int = 0) -> None:
         self._process = os.getpid()
-        self.index: int = comm.Get_rank()
-        self.size: int = comm.Get_size()
+        self.index = index
+        self._spare = spare
         self._nbytes = -(-nbytes // _PAGE) * _PAGE
         self._freed: deque[tuple[int, int]] = deque()
         self._free = [(_PAGE, self._nbytes - _PAGE)]  # the first page holds the token
@@ -52,27 +63,23 @@ class NodeMemory:
         self._maps: list[mmap.mmap] = []
         reason = ""
         descriptor = -1
-        told = numpy.zeros(2 + _TOKEN_BYTES // 8, numpy.int64)
+        token = os.urandom(_TOKEN_BYTES)
         try:
             descriptor = _anonymous_file(self._nbytes)
-            told[:] = [os.getpid(), descriptor, *numpy.frombuffer(os.urandom(_TOKEN_BYTES), numpy.int64)]
-            os.pwrite(descriptor, told[2:].tobytes(), 0)
+            os.pwrite(descriptor, token, 0)
         except (OSError, Unshared) as error:
             reason = str(error)
-        everyone = numpy.empty((self.size, told.size), numpy.int64)
-        comm.Allgather(told, everyone)
-        for pid, theirs, *token in everyone.tolist():
+        for told in gather(_PLACE.pack(os.getpid(), descriptor, token)):
+            pid, theirs, token = _PLACE.unpack(told)
             try:
-                self._maps.append(_map(pid, theirs, self._nbytes, numpy.array(token, numpy.int64).tobytes()))
+                self._maps.append(_map(pid, theirs, self._nbytes, token))
             except (OSError, ValueError, Unshared) as error:
                 reason = reason or str(error)
-        reached = numpy.array([not reason], numpy.int64)
-        by_all = numpy.empty(self.size, numpy.int64)
-        comm.Allgather(reached, by_all)  # also: nobody closes what another has still to open
+        reached = gather(b"no" if reason else b"ok")  # also: nobody closes what another has still to open
         if descriptor >= 0:
             os.close(descriptor)
-        if not by_all.all():
-            raise Unshared(reason or f"process {int(by_all.argmin())} could not map the others' memory")
+        if b"no" in reached:
+            raise Unshared(reason or f"process {reached.index(b'no')} could not map the others' memory")
         self._parts = [numpy.frombuffer(m, numpy.uint8) for m in self._maps]
         self._base = self._parts[self.index].__array_interface__["data"][0]
 
@@ -90,10 +97,28 @@ class NodeMemory:
         if os.getpid() != self._process:
             return None  # a forked child: its parent hands out this memory
         dtype = numpy.dtype(dtype)
-        count = int(numpy.prod(shape, dtype=numpy.int64))
-        size = max(1, -(-count * dtype.itemsize // _PAGE)) * _PAGE
+        nbytes = int(numpy.prod(shape, dtype=numpy.int64)) * dtype.itemsize
+        memory = self._take(nbytes, self._spare)
+        return None if memory is None else memory[:nbytes].view(dtype).reshape(shape)
+
+    def take(self, nbytes: int) -> Array:
+        """Return bytes of this process's part, of which :meth:`empty` has left some.
+
+        Raises:
+            MemoryError: none are left.
+        """
+        memory = self._take(nbytes, 0)
+        if memory is None:
+            raise MemoryError(USED_UP)
+        return memory[:nbytes]
+
+    def _take(self, nbytes: int, spare: int) -> Array | None:
+        """Return so many bytes, in whole pages, if as many as ``spare`` are left then."""
+        size = max(1, -(-nbytes // _PAGE)) * _PAGE
         with self._lock:
             self._collect()
+            if spare and sum(free for _, free in self._free) < size + spare:
+                return None
             for i, (offset, free) in enumerate(self._free):
                 if free >= size:
                     self._free[i : i + 1] = [(offset + size, free - size)] * (free > size)
@@ -103,7 +128,7 @@ class NodeMemory:
         memory = numpy.frombuffer(memoryview(self._maps[self.index])[offset : offset + size], numpy.uint8)
         # Views of an array keep the array, so this is called when the last of them has gone.
         weakref.finalize(memory, self._freed.append, (offset, size)).atexit = False
-        return memory[: count * dtype.itemsize].view(dtype).reshape(shape)
+        return memory
 
     def keep(self, x: Array) -> None:
         """Do not free ``x``, whatever becomes of it here, before :meth:`release`."""
@@ -137,8 +162,16 @@ def _anonymous_file(nbytes: int) -> int:
     if not hasattr(os, "memfd_create"):
         raise Unshared("this system has no memfd_create()")
     descriptor = os.memfd_create("disttrain")
+    os.fchmod(descriptor, 0o600)
     os.ftruncate(descriptor, nbytes)
     return descriptor
+
+
+def part_bytes(processes: int) -> int:
+    """Return the size of a process's part where so many share a machine: its share of what the machine has, and more
+    for channels.
+    """
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes + SPARE_BYTES
 
 
 def _map(pid: int, descriptor: int, nbytes: int, token: bytes) -> mmap.mmap:

@@ -25,6 +25,7 @@ from disttrain.collectives.reduction import (
     ufunc,
     widened,
 )
+from disttrain.collectives.transport import Request
 from disttrain.collectives.tree import is_leaf
 from disttrain.kernels.arrays import Array, copy_into, overlap
 
@@ -54,18 +55,21 @@ def reduce_piece(group: Group, xs: Parts, out: Array, op: str) -> Steps:
             accumulated in.
     """
     dtype = accumulator(out.dtype)
-    # MPI leaves min and max of NaN open; ours keep it, so that a vote on "is it finite" can be a max.
-    native = not group.in_order and (op not in ("min", "max") or dtype.kind != "f")
-    native = (
-        native and next(iter(xs.values())).dtype == dtype
-    )  # in order, half precision stays half on the way
-    if native and group.channel.size > 1:
-        yield from _reduce_natively(group, xs, out, op)
+    reduce = None if group.in_order or group.channel.size == 1 else group.channel.all_reduce
+    if op in ("min", "max") and dtype.kind == "f":
+        reduce = (
+            None  # MPI leaves NaN open there; ours keep it, so that a vote on "is it finite" can be a max
+        )
+    # In order, half precision stays half on the way.
+    if reduce is not None and next(iter(xs.values())).dtype == dtype:
+        yield from _reduce_natively(group, xs, out, op, reduce)
     else:
         yield from _reduce_in_order(group, xs, out, op)
 
 
-def _reduce_natively(group: Group, xs: Parts, out: Array, op: str) -> Steps:
+def _reduce_natively(
+    group: Group, xs: Parts, out: Array, op: str, reduce: Callable[[Array, str], Request]
+) -> Steps:
     dtype = accumulator(out.dtype)
     first, *rest = (fold_hosted(group, node, xs, op, dtype) for node in group.subtrees[group.channel.index])
     total = first
@@ -76,7 +80,7 @@ def _reduce_natively(group: Group, xs: Parts, out: Array, op: str) -> Steps:
     with numpy.errstate(all="ignore"):
         for part in rest:
             ufunc(op, total)(total, part, out=total)
-    yield group.channel.all_reduce(total, op), False
+    yield reduce(total, op), False
     if total is not out:
         round_into(total, out)
 

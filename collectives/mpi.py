@@ -1,15 +1,7 @@
 """The MPI transport: one MPI process per process of the job, non-blocking calls, no half precision types."""
 
-import contextlib
-import fcntl
 import logging
-import os
-import stat
-import struct
-import sys
-import termios
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -20,8 +12,9 @@ from disttrain.collectives import mpi_library
 from disttrain.collectives.control import MAX_BYTES
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.errors import PeerFailed, TransportUnavailable
-from disttrain.collectives.memory import NodeMemory, Unshared
-from disttrain.collectives.transport import Channel, Mailbox, Request
+from disttrain.collectives.memory import SPARE_BYTES, NodeMemory, Unshared, part_bytes
+from disttrain.collectives.output import let_output_be_read
+from disttrain.collectives.transport import Channel, Gather, Mailbox, Request, exchange_hosts
 from disttrain.kernels.arrays import Array
 
 PIECE_BYTES = 4 << 20
@@ -93,6 +86,17 @@ class MpiChannel:
         self._comm.Free()
 
 
+def gather_over(mpi: Any, comm: Any) -> Gather:
+    """Return what tells bytes to all processes of ``comm``."""
+
+    def gather(mine: bytes) -> list[bytes]:
+        everyone = bytearray(len(mine) * comm.Get_size())
+        comm.Allgather([mine, len(mine), mpi.BYTE], [everyone, len(mine), mpi.BYTE])
+        return [bytes(everyone[i : i + len(mine)]) for i in range(0, len(everyone), len(mine))]
+
+    return gather
+
+
 class MpiMailbox:
     """Letters over an MPI communicator of their own."""
 
@@ -156,7 +160,7 @@ class MpiTransport:
                 f"{mpi_library.CURE}"
             )
         self._comm = mpi.COMM_WORLD.Split(0, env.process)
-        self.hosts = self._exchange_hosts(env)
+        self.hosts = exchange_hosts(env, gather_over(mpi, self._comm))
         self.memory: NodeMemory | None = None
         self.nodes: list[int] = []
         self.world = self._connect(env)
@@ -178,7 +182,8 @@ class MpiTransport:
         home: Home | None = None
         if len(set(firsts)) < size:
             try:
-                self.memory = NodeMemory(node, _part_bytes(node.Get_size()))
+                gather = gather_over(self._mpi, node)
+                self.memory = NodeMemory(node.Get_rank(), gather, part_bytes(node.Get_size()), SPARE_BYTES)
                 home = Home(self.nodes, places, self.memory)
             except Unshared as error:
                 reason = str(error)
@@ -198,51 +203,19 @@ class MpiTransport:
         self._comm.Allreduce(self._mpi.IN_PLACE, found, self._mpi.MAX)
         return bool(found[0])
 
-    def _exchange_hosts(self, env: WorkerEnv) -> list[range]:
-        mine = numpy.array([env.process, env.rank, env.hosted, env.world_size], numpy.int64)
-        everyone = numpy.empty((env.processes, mine.size), numpy.int64)
-        self._comm.Allgather(mine, everyone)
-        told = [tuple(row) for row in everyone.tolist()]
-        hosts = [range(rank, rank + hosted) for _, rank, hosted, _ in told]
-        if [p for p, *_ in told] != list(range(env.processes)) or [r for h in hosts for r in h] != list(
-            range(env.world_size)
-        ):
-            raise RuntimeError(
-                f"the processes of this job do not agree on who they are; "
-                f"(process, rank, hosted, world size): {told}. Start the job with `disttrain launch`"
-            )
-        return hosts
-
     def open_mailbox(self) -> Mailbox:
         return MpiMailbox(self._mpi, self._comm.Dup())
 
     def abort(self, code: int) -> None:
-        _let_output_be_read()
+        let_output_be_read()
         self._mpi.COMM_WORLD.Abort(code)
 
     def close(self) -> None:
         self.world.close()
+        if not isinstance(self.world, MpiChannel):
+            self._comm.Free()
         if self._finalize and not self._mpi.Is_finalized():
             self._mpi.Finalize()
-
-
-def _part_bytes(processes: int) -> int:
-    """Return the size of a process's part of shared memory: its share of what the machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
-
-
-def _let_output_be_read(patience_s: float = 0.5) -> None:
-    """Wait for the reader of stdout and stderr: mpiexec drops what is left in the pipes of an aborted job."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    deadline = time.monotonic() + patience_s
-    for fd in (1, 2):
-        with contextlib.suppress(OSError):  # closed, or nothing that can be asked
-            while stat.S_ISFIFO(os.fstat(fd).st_mode) and time.monotonic() < deadline:
-                (unread,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))
-                if not unread:
-                    break
-                time.sleep(1e-3)
 
 
 def _pieces(arrays: Sequence[tuple[int, Array]]) -> Iterator[tuple[int, Array]]:

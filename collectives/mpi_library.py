@@ -31,8 +31,7 @@ def load() -> Any:
         from mpi4py import MPI
     except (ImportError, RuntimeError, OSError) as error:
         raise TransportUnavailable(
-            f"the mpi transport finds no MPI library ({error}); "
-            f'install one with `pip install "disttrain[mpi]"`'
+            f'there is no MPI library ({error}); install one with `pip install "disttrain[mpi]"`'
         ) from error
     return MPI
 

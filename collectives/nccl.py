@@ -234,15 +234,13 @@ def _errors(nccl: Any, where: str) -> Iterator[None]:
 class NcclChannel:
     """A channel whose arrays are on GPUs. What is not, headers above all, goes through the ``control`` channel."""
 
+    all_reduce = None  # what may have an order of its own NCCL does as a whole (`on_gpu`)
+
     def __init__(self, control: Channel, link: Link) -> None:
         self.index = control.index
         self.size = control.size
         self.link = link
         self._control = control
-
-    def all_reduce(self, x: Array, op: str) -> Request:
-        self.link.all_reduce(x, op)
-        return _at_once
 
     def exchange(
         self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]], lane: int = 0

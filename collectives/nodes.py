@@ -8,8 +8,8 @@ from typing import Any
 import numpy
 
 from disttrain.collectives.memory import NodeMemory
-from disttrain.collectives.mpi import MpiChannel
-from disttrain.collectives.shared import STAGE_BYTES, SharedChannel
+from disttrain.collectives.mpi import MpiChannel, gather_over
+from disttrain.collectives.shared import STAGE_BYTES, SharedChannel, open_shared
 from disttrain.collectives.transport import Channel
 
 NETWORK_STAGE_BYTES = 4 * STAGE_BYTES
@@ -62,7 +62,10 @@ class NodesChannel(MpiChannel):
         """The column that this process is in, in the order of ``nodes``; ``None`` if it is in none."""
 
     def _make(self, comm: Any, processes: Sequence[int]) -> Channel:
-        return connect(self._mpi, comm, self._home.of(processes))
+        made = connect(self._mpi, comm, self._home.of(processes))
+        if isinstance(made, SharedChannel):
+            comm.Free()  # nothing goes through it any more
+        return made
 
     def close(self) -> None:
         self.inside.close()
@@ -76,7 +79,7 @@ def connect(mpi: Any, comm: Any, home: Home) -> Channel:
     nodes = set(home.nodes)
     try:
         if len(nodes) == 1 < len(home.nodes):
-            return SharedChannel(mpi, comm, home.memory, home.places)
+            return open_shared(home.memory, home.places, gather_over(mpi, comm))
         if 1 < len(nodes) < len(home.nodes):
             return NodesChannel(mpi, comm, home)
     except MemoryError as error:
@@ -91,9 +94,10 @@ def _inside(mpi: Any, comm: Any, home: Home, here: Sequence[int], node: int) -> 
     made: SharedChannel | None = None
     try:
         members = [home.places[p] for p in here]
-        made = SharedChannel(mpi, own, home.memory, members, NETWORK_STAGE_BYTES)
+        made = open_shared(home.memory, members, gather_over(mpi, own), NETWORK_STAGE_BYTES)
     except MemoryError:
-        own.Free()
+        pass  # which all are told
+    own.Free()
     has = numpy.array([made is not None], numpy.int64)
     have = numpy.empty(comm.Get_size(), numpy.int64)
     comm.Allgather(has, have)

@@ -194,10 +194,11 @@ def _split(group: Group, calls: Sequence[Call]) -> Steps:
 
 
 def _close(group: Group, calls: Sequence[Call]) -> Steps:
-    if group is not group.host.world:
-        if group.on_gpu:
-            yield on_gpu.settled(group), False
-        yield group.channel.leave(), False
+    world = group is group.host.world  # which the transport closes
+    if group.on_gpu and not world:
+        yield on_gpu.settled(group), False
+    yield group.channel.leave(), False
+    if not world:
         if group.on_gpu:
             on_gpu.close(group)
         group.channel.close()

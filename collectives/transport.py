@@ -3,14 +3,21 @@
 Everything else (headers, matching, order of reduction, timeouts) is written once, on top of these.
 """
 
+import struct
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from disttrain.collectives.memory import NodeMemory
+from disttrain.collectives.env import WorkerEnv
 from disttrain.kernels.arrays import Array
+
+if TYPE_CHECKING:
+    from disttrain.collectives.memory import NodeMemory
 
 Request = Callable[[], bool]
 """Something in flight: call it to make progress; returns whether it has completed. Not called after that."""
+Gather = Callable[[bytes], list[bytes]]
+"""Tells bytes, of one length, to all of some processes and returns those of all of them in their order."""
+_IDENTITY = struct.Struct("=4q")
 
 
 class Channel(Protocol):
@@ -24,10 +31,12 @@ class Channel(Protocol):
     def gather_headers(self, mine: bytes) -> tuple[Request, bytearray]:
         """Send ``mine`` to every process; the buffer holds all of them, in process order, once complete."""
 
-    def all_reduce(self, x: Array, op: str) -> Request:
-        """Reduce the flat array ``x`` in place, in whatever order the transport finds fastest.
+    @property
+    def all_reduce(self) -> Callable[[Array, str], Request] | None:
+        """Reduce the flat array ``x`` in place, in whatever order the transport finds fastest: ``all_reduce(x, op)``.
 
         ``x`` is of an integer type, float32 or float64; ``op`` is one of ``OPS`` or, for integers, ``BIT_OPS``.
+        ``None`` where the channel only moves bytes.
         """
 
     def exchange(
@@ -75,7 +84,7 @@ class Transport(Protocol):
     """The ranks that each process hosts, by process."""
     nodes: list[int]
     """The node of each process, numbered from 0 in the order of their first processes."""
-    memory: NodeMemory | None
+    memory: "NodeMemory | None"
     """What the processes of this node share, if they do."""
 
     def open_mailbox(self) -> Mailbox:
@@ -86,3 +95,21 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """End communication; all processes take part, and nothing can be sent afterwards."""
+
+
+def exchange_hosts(env: WorkerEnv, gather: Gather) -> list[range]:
+    """Return the ranks that each process hosts, once all processes have told who they are.
+
+    Raises:
+        RuntimeError: they are not the processes of one job.
+    """
+    mine = env.process, env.rank, env.hosted, env.world_size
+    told = [_IDENTITY.unpack(theirs) for theirs in gather(_IDENTITY.pack(*mine))]
+    hosts = [range(rank, rank + hosted) for _, rank, hosted, _ in told]
+    in_order = [process for process, *_ in told] == list(range(env.processes))
+    if not in_order or [rank for host in hosts for rank in host] != list(range(env.world_size)):
+        raise RuntimeError(
+            f"the processes of this job do not agree on who they are; "
+            f"(process, rank, hosted, world size): {told}. Start the job with `disttrain launch`"
+        )
+    return hosts

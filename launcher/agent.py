@@ -204,12 +204,14 @@ class Agent:
         return pmi.PmiServer([share for _, share in self._config.shares], name)
 
     def _new_open_mpi(self) -> openmpi.World | None:
-        """Return the world of ranks that load Open MPI; None if they load another MPI.
+        """Return the world of ranks that load Open MPI; None if they load another MPI, or need none.
 
         Raises:
             ConfigError: they are on several nodes.
         """
-        if self._config.processes == 1 or (mpiexec := openmpi.find_mpiexec()) is None:
+        if self._config.processes == 1 or self._config.transport == "shm":
+            return None
+        if (mpiexec := openmpi.find_mpiexec()) is None:
             return None
         if len(self._config.shares) > 1:
             raise ConfigError(

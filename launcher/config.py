@@ -11,7 +11,7 @@ from typing import Final
 from disttrain.collectives.chaos import BadChaos, Fault, parse
 from disttrain.collectives.env import WorkerEnv
 
-TRANSPORTS: Final = ("auto", "local", "mpi", "nccl")
+TRANSPORTS: Final = ("auto", "local", "shm", "mpi", "nccl")
 REHEARSAL: Final = "disttrain.launcher.rehearsal"
 """The program of ours that ranks of several nodes run first."""
 ONE_THREAD: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -76,7 +76,12 @@ class LaunchConfig:
         if self.transport == "local" and self.processes > 1:
             raise ConfigError(
                 f"--transport local connects ranks of one process, got -n {self.processes}; "
-                f"use -n 1 --ranks {self.processes}, or --transport mpi"
+                f"use -n 1 --ranks {self.processes}, or --transport auto"
+            )
+        if self.transport == "shm" and len(self.shares) > 1:
+            raise ConfigError(
+                f"--transport shm connects processes of one host, and this job has {len(self.shares)}; "
+                f"use --transport mpi, or auto"
             )
         if self.transport == "nccl":
             _check_gpus(dict(self.shares).get(0, 0))  # other nodes have their own

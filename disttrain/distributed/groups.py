@@ -124,7 +124,7 @@ def group_rank(
     return get_group_rank(group, rank)
 
 
-_BACKENDS = (None, "auto", "gloo", "mpi", "local", "nccl")
+_BACKENDS = (None, "auto", "gloo", "shm", "mpi", "local", "nccl")
 
 
 def init_process_group(
@@ -141,8 +141,9 @@ def init_process_group(
     """Connect the ranks of the job. All that is needed to find them comes from the launcher.
 
     Args:
-        backend: ``None``, ``"auto"`` and ``"gloo"`` take the transport that the launcher chose; ``"mpi"`` and
-            ``"local"`` insist on that one, ``"nccl"`` on NCCL for arrays on GPUs (others have their own way).
+        backend: ``None``, ``"auto"`` and ``"gloo"`` take the transport that the launcher chose; ``"shm"``,
+            ``"mpi"`` and ``"local"`` insist on that one, ``"nccl"`` on NCCL for arrays on GPUs (others have their own
+            way).
         timeout: how long a rank waits in a collective; by default what the launcher says.
         world_size: if given, must be the number of ranks that the launcher started; so must ``rank``.
 
@@ -161,7 +162,7 @@ def init_process_group(
     communicator = collectives.connect()
     if backend == "nccl" and communicator.size > 1:
         communicator.require_nccl()
-    elif backend in ("mpi", "local") and communicator.transport != backend and communicator.size > 1:
+    elif backend in ("shm", "mpi", "local") and communicator.transport != backend and communicator.size > 1:
         raise TransportUnavailable(
             f"the ranks are connected by {communicator.transport}, not by {backend}; "
             f"use `disttrain launch --transport {backend}`"

@@ -28,7 +28,7 @@ def test_verbs_and_the_same_bits_as_on_threads(load_program, on_hosts, processes
 
 
 def test_a_group_for_which_a_host_has_no_room_goes_through_mpi_on_all(on_hosts):
-    job = on_hosts([2, 2], "faults.py", "no_room")
+    job = on_hosts([2, 2], "faults.py", "no_room_on_a_node")
 
     assert (job.returncode, job.stdout) == (0, "")
     assert job.stderr == (

@@ -13,22 +13,14 @@ from disttrain.collectives.memory import NodeMemory, Unshared
 PAGE = mmap.PAGESIZE
 
 
-class Alone:
-    """A communicator of one process."""
-
-    def Get_rank(self):
-        return 0
-
-    def Get_size(self):
-        return 1
-
-    def Allgather(self, mine, everyone):
-        everyone[...] = mine
+def alone(nbytes, spare=0):
+    """The memory of one process, which tells itself what it tells all."""
+    return NodeMemory(0, lambda mine: [mine], nbytes, spare)
 
 
 @pytest.fixture
 def shared():
-    return NodeMemory(Alone(), 9 * PAGE)  # one page is taken
+    return alone(9 * PAGE)  # one page is taken
 
 
 def test_arrays_lie_in_the_part_and_are_seen_by_their_offset(shared):
@@ -73,7 +65,7 @@ def test_a_view_keeps_the_memory(shared):
 
 
 def test_arrays_outlive_the_memory_object():
-    x = NodeMemory(Alone(), 2 * PAGE).empty(3, np.float64)
+    x = alone(2 * PAGE).empty(3, np.float64)
     gc.collect()
 
     x[...] = 5
@@ -106,7 +98,7 @@ def test_why_it_cannot_be_is_said(monkeypatch):
     monkeypatch.setattr(memory.platform, "machine", lambda: "aarch64")
 
     with pytest.raises(Unshared, match="order of stores of x86-64, and this is aarch64"):
-        NodeMemory(Alone(), PAGE)
+        alone(PAGE)
 
 
 def test_what_is_kept_is_not_free_before_it_is_released(shared):
@@ -121,3 +113,23 @@ def test_what_is_kept_is_not_free_before_it_is_released(shared):
     gc.collect()
 
     assert shared.empty(PAGE * 8, np.uint8) is not None
+
+
+def test_arrays_leave_what_is_spared_for_channels():
+    shared = alone(9 * PAGE, spare=3 * PAGE)
+
+    assert shared.empty(PAGE * 6, np.uint8) is None
+    arrays = [shared.empty(PAGE * k, np.uint8) for k in (2, 3)]
+    assert shared.empty(1, np.uint8) is None
+    assert [x.size for x in arrays] == [PAGE * 2, PAGE * 3]
+    taken = shared.take(PAGE * 3)
+    assert shared.offset_of(taken) >= 0
+    with pytest.raises(MemoryError, match="the memory that the processes of this node share is used up"):
+        shared.take(1)
+
+
+def test_others_than_its_user_cannot_open_the_memory():
+    descriptor = memory._anonymous_file(PAGE)
+
+    assert os.fstat(descriptor).st_mode & 0o777 == 0o600
+    os.close(descriptor)

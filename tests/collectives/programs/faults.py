@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -369,19 +370,48 @@ def first() -> None:
         assert path.read_text() == "by rank 0"
 
 
-def no_room() -> None:
-    """Rank 1 has used up its part of the memory that the processes share: a new group goes through MPI."""
-    comm = connect()
+def use_up_what_is_shared(comm: Communicator) -> list[np.ndarray]:
+    """Take all of a rank's part but 1 to 2 MiB, too little for a channel; free again once nobody has the result."""
     memory = comm._host.transport.memory
     assert memory is not None
-    if comm.rank == 1:
-        memory._free.clear()
+    taken = []
+    for nbytes in (1 << 30, 1 << 20):
+        with suppress(MemoryError):
+            while True:
+                taken.append(memory.take(nbytes))
+    taken.pop()
+    return taken
+
+
+def no_room() -> None:
+    """Rank 1 has used up its part of the memory that the processes share: all are told, and groups are made later."""
+    comm = connect()
+    taken = use_up_what_is_shared(comm) if comm.rank == 1 else []
+    try:
+        comm.split(0)
+        raise AssertionError("a group was made without memory")
+    except MemoryError as error:
+        report(comm.rank, str(error))
+    taken.clear()
+    comm.barrier()
+    group = comm.split(0)
+    assert group is not None
+    x = np.ones(3)
+    group.all_reduce(x, x)
+    assert set(x.tolist()) == {comm.size}
+
+
+def no_room_on_a_node() -> None:
+    """Rank 1 has used up its part of the memory of its node: a new group goes through MPI."""
+    comm = connect()
+    taken = use_up_what_is_shared(comm) if comm.rank == 1 else []
     group = comm.split(0)
     assert group is not None
     x = group.empty(100_000, np.float32)
     x[...] = comm.rank
     group.all_reduce(x, x)
     assert set(x.tolist()) == {sum(range(comm.size))}
+    taken.clear()
     group.close()
 
 

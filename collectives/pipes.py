@@ -1,0 +1,175 @@
+"""Messages between processes that share memory: a stream of bytes for each direction and lane.
+
+A stream goes through a ring in the part of its sender, who alone writes how many bytes it has put there; the receiver
+alone writes how many it has taken (x86-64 keeps stores in order, so the bytes are there before their number is). Both
+know how long each array is, so nothing but the arrays' bytes goes through.
+
+A ring is made when its sender first has something to send. The rings from one process to another are a chain, and the
+receiver follows it until it comes to the lane that it looks for.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy
+
+from disttrain.collectives.memory import NodeMemory
+from disttrain.collectives.transport import Request
+from disttrain.kernels.arrays import Array
+
+RING_BYTES = 256 << 10
+"""What the caches hold of both processes."""
+_STEP_BYTES = RING_BYTES // 4
+"""How much is copied before the other side is told: it copies that while this one copies the next."""
+_TURN_BYTES = 4 * RING_BYTES
+"""How much of a message goes through at most before others have their turn."""
+_HEAD_BYTES = 256
+# Words of the head, each written by one process, and in a cache line of its own where the other one polls it.
+_WRITTEN, _TAKEN, _LANE, _NEXT = 0, 8, 16, 17
+
+
+class _Ring:
+    """One stream, as its sender or its receiver sees it."""
+
+    def __init__(self, block: Array) -> None:
+        self._head = memoryview(block[:_HEAD_BYTES]).cast("q")
+        self._bytes = block[_HEAD_BYTES:]
+        self._written = self._head[_WRITTEN : _WRITTEN + 1]
+        self._taken = self._head[_TAKEN : _TAKEN + 1]
+        self._at = 0
+        """How many bytes have gone through this end."""
+        self.lane = self._head[_LANE]
+        self.next = self._head[_NEXT : _NEXT + 1]
+        """Where the next ring of the chain begins in the same part; 0 if there is none yet."""
+
+    def put(self, data: Array) -> int:
+        """Copy as much as there is room for, at most a step; return how many bytes."""
+        count: int = min(data.size, RING_BYTES - self._at + self._taken[0], _STEP_BYTES)
+        for ours, theirs in self._places(count):
+            self._bytes[ours] = data[theirs]
+        self._at += count
+        self._written[0] = self._at
+        return count
+
+    def take(self, data: Array) -> int:
+        """Copy as much as has come, at most a step; return how many bytes."""
+        count: int = min(data.size, self._written[0] - self._at, _STEP_BYTES)
+        for ours, theirs in self._places(count):
+            data[theirs] = self._bytes[ours]
+        self._at += count
+        self._taken[0] = self._at
+        return count
+
+    def _places(self, count: int) -> list[tuple[slice, slice]]:
+        """Return where the next ``count`` bytes are in the ring, and where among themselves."""
+        if not count:
+            return []
+        begin = self._at % RING_BYTES
+        first = min(count, RING_BYTES - begin)
+        places = [(slice(begin, begin + first), slice(0, first))]
+        if first < count:
+            places.append((slice(0, count - first), slice(first, count)))
+        return places
+
+
+class Pipes:
+    """The streams between this process and the others of a channel.
+
+    Args:
+        members: the processes of ``memory`` that the channel connects, in its order.
+        chains: of each of them, a word for each process: where the chain of rings to it begins, 0 at first.
+    """
+
+    def __init__(self, memory: NodeMemory, members: Sequence[int], chains: Sequence[memoryview]) -> None:
+        self._memory = memory
+        self._members = members
+        self._index = members.index(memory.index)
+        self._own: list[Array] = []
+        self._ends = [chain[self._index : self._index + 1] for chain in chains]
+        """By process: the word that will say where the next ring from there begins."""
+        self._tips = [chains[self._index][p : p + 1] for p in range(len(members))]
+        """By process: the word in which to say where the next ring to it begins."""
+        self._sending: dict[tuple[int, int], _Ring] = {}
+        self._receiving: dict[tuple[int, int], _Ring] = {}
+        self._closed = False
+
+    def exchange(
+        self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]], lane: int
+    ) -> Request:
+        """See :meth:`.Channel.exchange`.
+
+        Raises:
+            MemoryError: there is no room for another ring.
+        """
+        out = {p: (self._ring_to(p, lane).put, data) for p, data in _by_process(sends).items()}
+        into = _by_process(receives)
+
+        def all_moved() -> bool:
+            if self._closed:
+                return False  # as any other call on a closed group, that of a message never ends
+            for p, (put, data) in list(out.items()):
+                if _advance(put, data):
+                    del out[p]
+            for p, data in list(into.items()):
+                ring = self._ring_from(p, lane)
+                if ring is not None and _advance(ring.take, data):
+                    del into[p]
+            return not out and not into
+
+        return (lambda: True) if all_moved() else all_moved
+
+    def stop(self) -> None:
+        """Leave the others' memory alone from now on: they may free it."""
+        self._closed = True
+
+    def close(self) -> None:
+        """Free the rings of this process; all processes have stopped."""
+        for block in self._own:
+            self._memory.release(block)
+
+    def _ring_to(self, process: int, lane: int) -> _Ring:
+        ring = self._sending.get((process, lane))
+        if ring is None:
+            block = self._memory.take(_HEAD_BYTES + RING_BYTES)
+            block[:_HEAD_BYTES] = 0
+            memoryview(block[:_HEAD_BYTES]).cast("q")[_LANE] = lane
+            self._memory.keep(block)
+            self._own.append(block)
+            ring = self._sending[process, lane] = _Ring(block)
+            self._tips[process][0] = self._memory.offset_of(block)
+            self._tips[process] = ring.next
+        return ring
+
+    def _ring_from(self, process: int, lane: int) -> _Ring | None:
+        """Return the ring through which a process sends on a lane, if it has made it already."""
+        ring = self._receiving.get((process, lane))
+        while ring is None and (offset := self._ends[process][0]):
+            found = _Ring(self._memory.part(self._members[process], offset, _HEAD_BYTES + RING_BYTES))
+            self._ends[process] = found.next
+            self._receiving[process, found.lane] = found
+            ring = self._receiving.get((process, lane))
+        return ring
+
+
+def _by_process(arrays: Sequence[tuple[int, Array]]) -> dict[int, deque[Array]]:
+    """Return the bytes of the arrays that go to, or come from, each process; nothing of empty ones."""
+    found: dict[int, deque[Array]] = {}
+    for p, x in arrays:
+        if x.size:
+            found.setdefault(p, deque()).append(x.view(numpy.uint8))
+    return found
+
+
+def _advance(move: Callable[[Array], int], data: deque[Array]) -> bool:
+    """Move what can be moved now, within bounds; return whether that was the last of it."""
+    left = _TURN_BYTES
+    while data and left > 0:
+        count = move(data[0])
+        if not count:
+            return False
+        left -= count
+        if count == data[0].size:
+            data.popleft()
+        else:
+            data[0] = data[0][count:]
+    return not data
