@@ -4,14 +4,21 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from disttrain.collectives.env import WorkerEnv
-from disttrain.launcher.config import TRANSPORTS, ConfigError, LaunchConfig, parse_env, parse_nproc
+from disttrain.launcher.config import (
+    TRANSPORTS,
+    ConfigError,
+    LaunchConfig,
+    count_gpus,
+    parse_env,
+    parse_nproc,
+)
 
 if TYPE_CHECKING:
     from disttrain.launcher.hosts import Cluster
@@ -109,11 +116,11 @@ def launch(
             env=parse_env(env),
             rehearse=not no_rehearsal,
         )
+        if dry_run:
+            show(config, cluster)
+            return
     except ConfigError as e:
         raise click.UsageError(str(e)) from None
-    if dry_run:
-        show(config, cluster)
-        return
     sys.exit(run(config, cluster))
 
 
@@ -202,33 +209,52 @@ def find_cluster(
 
 
 def show(config: LaunchConfig, cluster: "Cluster | None" = None) -> None:
-    """Print what would run where."""
-    from disttrain.launcher.placement import Machine, table
+    """Print what would run where.
 
-    if cluster is None:
-        ranks = f"{config.world_size} rank{'s' * (config.world_size > 1)}"
-        click.echo(f"{ranks}, transport {config.transport}, would run: {shlex.join(config.program_argv)}")
+    Raises:
+        ConfigError: the nodes have more processes than ``--ranks``.
+    """
+    from disttrain.launcher.placement import UNKNOWN, Machine, table
+
+    names, told = {0: socket.gethostname()}, True
+    if cluster is not None:
+        counts = {}
+        for index, host in enumerate(cluster.hosts, 0 if cluster.here else 1):
+            # Of others we do not know; what then comes of that is below 1.
+            gpus, cores = (count_gpus(), len(os.sched_getaffinity(0))) if index == 0 else (-1, -1)
+            names[index] = names[0] if index == 0 else host.name
+            counts[index] = host.slots or cluster.each(gpus, cores, host.name)
+        told = min(counts.values()) > 0
+        if told:
+            config = replace(config, processes=sum(counts.values()), nodes=tuple(counts.items()))
+    ranks = f"{config.world_size} rank{'s' * (config.world_size > 1)}, " if told else ""
+    click.echo(f"{ranks}transport {config.transport}, would run: {shlex.join(config.program_argv)}")
+    if told:
         machine = Machine.look()
         environ = {**config.thread_limits(), **os.environ, **config.env}
-        places = [machine.place(env, environ) for env in config.placements(run_id="", control="")]
-        rows = [(socket.gethostname(), place.words) for place in places]
+        places = [(env.node, machine.place(env, environ)) for env in config.placements(run_id="", control="")]
+        rows = [(names[n], place.words if n == 0 else place.words[:2] + UNKNOWN) for n, place in places]
         click.echo("\n".join(table(rows)))
-        for fault in config.faults():
-            click.echo(f"chaos: {fault}")
-        return
-    click.echo(f"would run: {shlex.join(config.program_argv)}")
-    for i, host in enumerate(cluster.hosts):
-        how = (
-            "here"
-            if cluster.here and i == 0
-            else "through srun"
-            if cluster.srun
-            else f"through {cluster.ssh}"
-        )
-        count = host.slots if host.slots is not None else cluster.nproc or "one a GPU, or one"
-        if cluster.fewest:
-            count = f"{count}, {cluster.fewest} at least"
-        click.echo(f"{host.name}: processes: {count}, {how}")
+    if cluster is not None:
+        for line in _joining(cluster, counts):
+            click.echo(line)
+    for fault in config.faults([name for index, name in names.items() if index > 0]):
+        click.echo(f"chaos: {fault}")
+
+
+def _joining(cluster: "Cluster", counts: Mapping[int, int]) -> Iterator[str]:
+    """Say how the nodes are reached, and what the job cannot do without."""
+    others = [(host, counts[i]) for i, host in enumerate(cluster.hosts, 0 if cluster.here else 1) if i > 0]
+    if others:
+        names = ", ".join(host.name for host, _ in others)
+        yield f"reached through {'srun' if cluster.srun else cluster.ssh}: {names}; they decide where it says ?"
+    for host, count in others:
+        if count <= 0:
+            yield f"{host.name}: " + (f"-n {cluster.nproc}" if cluster.nproc else "a process a GPU, or one")
+    if cluster.least < len(cluster.hosts):
+        yield f"at least {cluster.least} of {len(cluster.hosts)} nodes"
+    if cluster.fewest:
+        yield f"at least {cluster.fewest} process{'es' * (cluster.fewest > 1)} on each node"
 
 
 def run(config: LaunchConfig, cluster: "Cluster | None" = None) -> int:

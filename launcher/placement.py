@@ -109,6 +109,8 @@ class Place:
         )
 
 
+UNKNOWN: Final = ("?", "?", "?", "?")
+"""GPU, NUMA, threads and cores of a process whose host has not been asked."""
 _HEADINGS: Final = ("rank", "process", "host", "GPU", "NUMA", "threads", "cores")
 
 

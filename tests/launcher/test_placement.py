@@ -155,6 +155,40 @@ def test_a_dry_run_shows_the_table_and_starts_nothing(start, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "ranks", "below"),
+    [
+        (["-n", "1:2"], ["0 0", "1 1"], ["at least 1 process on each node"]),
+        (
+            ["--hosts", "localhost:1,b:2", "--nnodes", "1:2", "--chaos", "cut:b@3"],
+            ["0 0", "1 1 b ? ? ? ?", "2 2 b ? ? ? ?"],
+            ["reached through ssh ", "at least 1 of 2 nodes", "chaos: cut:b@step=3"],
+        ),
+        (["--hosts", "a,b", "-n", "gpu"], [], ["reached through ssh ", "a: -n gpu", "b: -n gpu"]),
+    ],
+)
+def test_a_dry_run_shows_what_it_can_know_of_nodes(start, options, ranks, below):
+    code, out, err = start("", "launch", *options, "--dry-run").end()
+
+    assert (code, err) == (0, "")
+    first, *lines = out.splitlines()
+    assert first.endswith("would run: script.py")
+    assert first.startswith(f"{len(ranks)} ranks, " if ranks else "transport auto")
+    if ranks:
+        assert lines.pop(0).split()[:3] == ["rank", "process", "host"]
+    for line, wanted in zip(lines[: len(ranks)], ranks, strict=True):
+        assert " ".join(line.split()).startswith(wanted)
+    for line, wanted in zip(lines[len(ranks) :], below, strict=True):
+        assert line.startswith(wanted)
+
+
+def test_a_dry_run_refuses_what_a_run_would(start):
+    code, _, err = start("", "launch", "--hosts", "a:2,b:2", "--ranks", "2", "--dry-run").end()
+
+    assert code == 2
+    assert "--ranks 2 is fewer than the 4 processes" in err
+
+
 def test_workers_run_on_the_cores_of_the_table(start):
     """On a machine with four cores or more; else all cores are shared."""
     job = start(
