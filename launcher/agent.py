@@ -92,6 +92,8 @@ class Agent:
         """Node and place on it, -1 for all of the node → how many generations have failed because of it."""
         self._tired: list[tuple[int, int]] = []
         """Those that have failed too often, in the order in which they came to it."""
+        self._said_away: list[str] = []
+        """What was last said of nodes and processes that are left out."""
         self._used: dict[int, list[int]] = {}
         """Node → the places on it that this generation uses, from 0: process after process."""
         self._signals: list[signal.Signals] = []
@@ -333,7 +335,9 @@ class Agent:
                 "\n  ".join([f"the job needs {cluster.least} node{s}, {len(slots)} are there", *away])
             )
         for line in away:
-            self._logs.notice(f"disttrain: going on without {line}")
+            if line not in self._said_away:
+                self._logs.notice(f"disttrain: going on without {line}")
+        self._said_away = away
         self._used = slots
         self._config = replace(
             self._config,

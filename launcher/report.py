@@ -126,7 +126,7 @@ class Attempt:
         """Return who failed, and how."""
         first = self.failures[0]
         where = f"(host {first.host}, pid {first.pid})"
-        return f"disttrain: {name_ranks(first.ranks)} {where} {_headline(first.what)}"
+        return f"disttrain: {name_ranks(first.ranks)} {where} {_headline(_agreeing(first))}"
 
     def text(self) -> str:
         """Return what the user reads: the root cause with its traceback, all else in a line each."""
@@ -145,7 +145,7 @@ class Attempt:
             lines.append(f"  the same on {name_ranks(same)}")
         for f in others:
             if f.what != first.what and not f.follower:
-                lines.append(f"  {name_ranks(f.ranks)} also {_headline(f.what)}")
+                lines.append(f"  {name_ranks(f.ranks)} also {_headline(_agreeing(f))}")
         followers = [r for f in others if f.what != first.what and f.follower for r in f.ranks]
         if followers:
             lines.append(f"  {name_ranks(followers)} could not go on without it")
@@ -250,6 +250,12 @@ def describe_end(error: str, message: str, code: int) -> str:
     if error:
         return f"raised {error}" + (f": {message}" if message else "")
     return f"left with exit code {code} (sys.exit)"
+
+
+def _agreeing(failure: Failure) -> str:
+    """Return what happened, for the number of ranks that it happened to."""
+    what = failure.what
+    return f"were {what.removeprefix('was ')}" if len(failure.ranks) > 1 and what.startswith("was ") else what
 
 
 def describe_signal(number: int, why: str = "") -> str:

@@ -50,6 +50,12 @@ def test_ranks_that_failed_alike_are_one_failure_of_the_lowest():
     ]
 
 
+def test_ranks_of_one_process_are_spoken_of_as_several():
+    failures = order([Failure((0, 1), 0, "h", 100, 1.0, "was killed by SIGKILL", 1), failure(2, 2.0)])
+
+    assert report(failures).text().startswith("disttrain: ranks 0-1 (host h, pid 100) were killed by SIGKILL")
+
+
 def report(failures) -> RunReport:
     return RunReport("id", 0, ("x.py",), 4, 2.5, 1, failures)
 
