@@ -1,20 +1,21 @@
 """One rank's part in one call: what it asks for, the header that is compared, and the words of an error."""
 
 import contextlib
+import math
 import os
 import struct
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy
 
 from disttrain.collectives.errors import CollectiveMismatch
 from disttrain.collectives.ledger import NO_TAG as _NO_TAG
-from disttrain.collectives.ledger import Page, describe, place
+from disttrain.collectives.ledger import Page, describe, noted, place
 from disttrain.kernels.arrays import Array, on_gpu
 
 Tag = tuple[int, int, int]
@@ -57,8 +58,9 @@ _ON_GPU = 1 << 8
 _DTYPE_CODE = {dtype: i for i, dtype in enumerate(DTYPES)}
 _OP_CODE = {"": -1} | {op: i for i, op in enumerate(OPS + BIT_OPS)}
 _VERB_CODE = {verb: i for i, verb in enumerate(VERBS)}
-_HEADER = struct.Struct("<11q")
-HEADER_BYTES = _HEADER.size
+_MADE = struct.Struct("<5q")
+_FORM = struct.Struct("<6q")
+HEADER_BYTES = _MADE.size + _FORM.size
 RECORD_BYTES = 512
 """Size of the description that each rank sends once headers differ."""
 
@@ -79,11 +81,22 @@ class Call:
     ``pair`` the sender and the receiver of a message (group indices); ``sends`` and ``receives`` how many elements go
     to and come from each rank, where that is not the same for all."""
 
-    __slots__ = (
-        *("verb", "x", "out", "like", "op", "root", "tag", "pair", "source", "generation", "number", "index"),
-        *("finished", "error", "result", "awaited", "sends", "receives", "group", "page", "entry"),
-        *("ready", "passed"),
-    )
+    number = -1
+    index = -1
+    generation = 0
+    finished = False
+    error: BaseException | None = None
+    result: Any = None
+    ready: Any = None
+    """Of arrays on a GPU: the event after which they may be read and written, made by the caller."""
+    passed: Any = None
+    """Of arrays on a GPU: the event after which the call is over there; ``finished`` says that this is known."""
+    awaited: str | None = None
+    """What rank 0 does for as long as it takes while this call waits for it."""
+    group: Any = None
+    page: Page | None = None
+    """Where it is noted in the ledger, and there as which ``entry``."""
+    entry = -1
 
     def __init__(
         self,
@@ -102,7 +115,9 @@ class Call:
         self.verb = verb
         self.x: Any = x
         self.out: Any = out
-        self.like: Any = x if like is None else like
+        if like is None:
+            like = x
+        self.like: Any = like
         self.op = op
         self.root = root
         self.tag = tag
@@ -110,22 +125,10 @@ class Call:
         self.sends = sends
         self.receives = receives
         self.source = _caller()
-        self.number = -1
-        self.index = -1
-        self.generation = 0
-        self.finished = False
-        self.error: BaseException | None = None
-        self.result: Any = None
-        self.ready: Any = None
-        """Of arrays on a GPU: the event after which they may be read and written, made by the caller."""
-        self.passed: Any = None
-        """Of arrays on a GPU: the event after which the call is over there; ``finished`` says that this is known."""
-        self.awaited: str | None = None
-        """What rank 0 does for as long as it takes while this call waits for it."""
-        self.group: Any = None
-        self.page: Page | None = None
-        """Where it is noted in the ledger, and there as which ``entry``."""
-        self.entry = -1
+        if like is None:
+            self.form = _form(verb, op, None, (), root, x is not None, pair)
+        else:
+            self.form = _form(verb, op, like.dtype, like.shape, root, x is not None, pair)
 
     def finish(self, error: BaseException | None = None) -> None:
         """Mark the call as over, and what it failed with."""
@@ -136,25 +139,19 @@ class Call:
             self.page.end(self.entry, failed=error is not None)
         self.finished = True
 
-    def codes(self) -> tuple[int, int, int]:
-        """Return the numbers of verb, operation and dtype in the tables of this module; -1 for none."""
-        dtype = -1 if self.like is None else _DTYPE_CODE[self.like.dtype]
-        return _VERB_CODE[self.verb], _OP_CODE[self.op], dtype
-
     def header(self) -> bytes:
         """Return what must be equal on all ranks of the group."""
-        verb, op, dtype = self.codes()
-        count, shape = 0, 0
+        made = _MADE.pack(self.generation, self.number, *self.tag)
+        if self.ready is None and not self.receives:
+            return made + self.form.compared
+        verb, op, dtype, count, shape, root = _FORM.unpack(self.form.compared)
         if self.ready is not None:
             dtype += _ON_GPU
-        if self.like is not None:
-            if self.sends:  # all_to_all_v: the counts differ, and are compared pair by pair
-                pass
-            elif self.receives:  # all_gather_v
-                count, shape = sum(self.receives), _shape_code(self.receives)
-            else:
-                count, shape = self.like.size, _shape_code(self.like.shape)
-        return _HEADER.pack(self.generation, self.number, *self.tag, verb, op, dtype, count, shape, self.root)
+        if self.sends:  # all_to_all_v: the counts differ, and are compared pair by pair
+            count, shape = 0, 0
+        elif self.receives:  # all_gather_v
+            count, shape = sum(self.receives), _shape_code(self.receives)
+        return made + _FORM.pack(verb, op, dtype, count, shape, root)
 
     def record(self) -> bytes:
         """Return the call in words, padded to a fixed size; too long a path loses its beginning."""
@@ -204,9 +201,33 @@ def _shortened(counts: Sequence[int]) -> str:
     return f"[{first}{', …' if len(counts) > 16 else ''}]"
 
 
-@lru_cache(maxsize=1024)
 def _shape_code(shape: tuple[int, ...]) -> int:
     return zlib.crc32(repr(shape).encode())
+
+
+class Form(NamedTuple):
+    """What calls that are made alike have in common, as it is written down for others."""
+
+    compared: bytes
+    """The part of the header."""
+    noted: bytes
+    """The part of the record in the ledger."""
+
+
+@lru_cache(maxsize=1024)
+def _form(
+    verb: str,
+    op: str,
+    dtype: Any,
+    shape: tuple[int, ...],
+    root: int,
+    sends: bool,
+    pair: tuple[int, int] | None,
+) -> Form:
+    which, how = _VERB_CODE[verb], _OP_CODE[op]
+    of = -1 if dtype is None else _DTYPE_CODE[dtype]
+    extent = (0, 0) if dtype is None else (math.prod(shape), _shape_code(shape))
+    return Form(_FORM.pack(which, how, of, *extent, root), noted(which, how, of, shape, root, sends, pair))
 
 
 def _caller() -> tuple[str, int]:

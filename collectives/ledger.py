@@ -15,7 +15,6 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -30,9 +29,10 @@ _OF_BUCKET: Final = 1 << 62
 _FILE: Final = "disttrain ledger"
 _DIMS: Final = 6
 """Of an array with more dimensions the first ones are noted."""
-# began and ended (ns of the monotonic clock; 0: not yet, negative: failed), number, tag, shape, group, file, line,
-# root, sender and receiver, verb, operation, dtype, dimensions
-_RECORD: Final = struct.Struct(f"=qqqqqq{8 * _DIMS}siiiiiibbbb")
+# began and ended (ns of the monotonic clock; 0: not yet, negative: failed), number, tag, group, file, line
+_FRONT: Final = struct.Struct("=qqqqqqiii")
+# root, sender and receiver, verb, operation, dtype, dimensions, shape
+_FORM: Final = struct.Struct(f"=iiibbbb{8 * _DIMS}s")
 _RECORD_BYTES: Final = 128
 _HEAD_BYTES: Final = 4096
 _STACKS_AT: Final = 32
@@ -161,31 +161,14 @@ class Page:
     def enter(self, call: "Call", group: int) -> None:
         """Note that the rank makes ``call`` on the group of that :meth:`Ledger.text`."""
         entry = self.made
-        verb, op, dtype = call.codes()
-        ndim, dims = (0, b"") if dtype < 0 else _packed(call.like.shape)
+        at = self._at + entry % LENGTH * _RECORD_BYTES
         file, line = call.source
-        root, source, target = call.root, -1, -1
-        if call.pair is not None:
-            root, (source, target) = _SENDS if call.x is not None else _RECEIVES, call.pair
-        _RECORD.pack_into(
-            self._memory,
-            self._at + entry % LENGTH * _RECORD_BYTES,
-            time.monotonic_ns(),
-            0,
-            call.number,
-            *call.tag,
-            dims,
-            group,
-            self._ledger.text(file),
-            line,
-            root,
-            source,
-            target,
-            verb,
-            op,
-            dtype,
-            ndim,
+        tag = call.tag
+        memory = self._memory
+        _FRONT.pack_into(
+            memory, at, time.monotonic_ns(), 0, call.number, *tag, group, self._ledger.text(file), line
         )
+        memory[at + _FRONT.size : at + _FRONT.size + _FORM.size] = call.form.noted
         self.made = self._words[0] = entry + 1
         call.page, call.entry = self, entry
 
@@ -260,9 +243,26 @@ class Ledger:
         return len(self._texts)
 
 
-@lru_cache(maxsize=1024)
-def _packed(shape: tuple[int, ...]) -> tuple[int, bytes]:
-    return len(shape), struct.pack(f"={len(shape[:_DIMS])}q", *shape[:_DIMS])
+def noted(
+    verb: int,
+    op: int,
+    dtype: int,
+    shape: tuple[int, ...],
+    root: int,
+    sends: bool,
+    pair: tuple[int, int] | None,
+) -> bytes:
+    """Return what a record holds of a call, but for when and where it was made.
+
+    Args:
+        verb: as ``op`` and ``dtype``, the number in the tables that the ledger has begun with; -1 for none.
+        sends: which end of the message it is, if it is between a ``pair``.
+    """
+    source, target = (-1, -1) if pair is None else pair
+    if pair is not None:
+        root = _SENDS if sends else _RECEIVES
+    dims = struct.pack(f"={len(shape[:_DIMS])}q", *shape[:_DIMS])
+    return _FORM.pack(root, source, target, verb, op, dtype, len(shape), dims)
 
 
 def is_ours(descriptor: int) -> bool:
@@ -382,10 +382,9 @@ def _entries(
     page: bytes, which: range, tables: Mapping[str, Any], texts: Sequence[str], now: int
 ) -> Iterator[Entry]:
     for k in which:
-        fields = _RECORD.unpack_from(page, PAGE_HEAD_BYTES + k % LENGTH * _RECORD_BYTES)
-        began, ended, number, *tag, dims, group, file, line, root, source, target, verb, op, dtype, ndim = (
-            fields
-        )
+        at = PAGE_HEAD_BYTES + k % LENGTH * _RECORD_BYTES
+        began, ended, number, *tag, group, file, line = _FRONT.unpack_from(page, at)
+        root, source, target, verb, op, dtype, ndim, dims = _FORM.unpack_from(page, at + _FRONT.size)
         shape = struct.unpack(f"={min(ndim, _DIMS)}q", dims[: 8 * min(ndim, _DIMS)])
         name = tables["verbs"][verb]
         pair = None
