@@ -124,7 +124,7 @@ class Call:
         self.pair = pair
         self.sends = sends
         self.receives = receives
-        self.source = _caller()
+        self.source = caller()
         if like is None:
             self.form = _form(verb, op, None, (), root, x is not None, pair)
         else:
@@ -141,9 +141,9 @@ class Call:
 
     def header(self) -> bytes:
         """Return what must be equal on all ranks of the group."""
-        made = _MADE.pack(self.generation, self.number, *self.tag)
+        first = made(self.generation, self.number, self.tag)
         if self.ready is None and not self.receives:
-            return made + self.form.compared
+            return first + self.form.compared
         verb, op, dtype, count, shape, root = _FORM.unpack(self.form.compared)
         if self.ready is not None:
             dtype += _ON_GPU
@@ -151,7 +151,7 @@ class Call:
             count, shape = 0, 0
         elif self.receives:  # all_gather_v
             count, shape = sum(self.receives), _shape_code(self.receives)
-        return made + _FORM.pack(verb, op, dtype, count, shape, root)
+        return first + _FORM.pack(verb, op, dtype, count, shape, root)
 
     def record(self) -> bytes:
         """Return the call in words, padded to a fixed size; too long a path loses its beginning."""
@@ -205,11 +205,16 @@ def _shape_code(shape: tuple[int, ...]) -> int:
     return zlib.crc32(repr(shape).encode())
 
 
+def made(generation: int, number: int, tag: Tag) -> bytes:
+    """Return the first part of a header: which call it is."""
+    return _MADE.pack(generation, number, *tag)
+
+
 class Form(NamedTuple):
     """What calls that are made alike have in common, as it is written down for others."""
 
     compared: bytes
-    """The part of the header."""
+    """The second part of the header: what is called."""
     noted: bytes
     """The part of the record in the ledger."""
 
@@ -230,8 +235,9 @@ def _form(
     return Form(_FORM.pack(which, how, of, *extent, root), noted(which, how, of, shape, root, sends, pair))
 
 
-def _caller() -> tuple[str, int]:
-    frame = first = sys._getframe(2)
+def caller(above: int = 2) -> tuple[str, int]:
+    """Return file and line of the call outside this package; that many frames ``above`` are surely inside it."""
+    frame = first = sys._getframe(above)
     while frame.f_code.co_filename.startswith(NOT_THE_CALLER):
         if frame.f_back is None:
             frame = first

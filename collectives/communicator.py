@@ -13,6 +13,7 @@ from disttrain.collectives.errors import TransportUnavailable
 from disttrain.collectives.host import Group, Host
 from disttrain.collectives.ledger import Entry, read
 from disttrain.collectives.protocol import collective, message
+from disttrain.collectives.repeated import Repeated
 from disttrain.kernels.arrays import Array, address, get_array_module, is_array, on_gpu, overlap
 
 _SUPPORTED = frozenset(DTYPES)
@@ -55,10 +56,7 @@ class Work:
             Deadlock: all ranks of this process wait for calls that none of them will make.
             PeerFailed: another rank failed first.
         """
-        if not self._call.finished:
-            self._host.wait(self._rank, self._call)
-        if self.error is not None:
-            raise self.error
+        self._host.finish(self._rank, self._call)
         if self._call.passed is not None:
             self._host.gpu.follow(self._call.passed)
 
@@ -82,6 +80,7 @@ class Communicator:
         self._group = group
         self._host = group.host
         self._world_rank = group.ranks[index]
+        self._repeated = Repeated.of(group, self._world_rank)
         self.rank = index
         """This rank's number in the group, from 0."""
 
@@ -158,7 +157,12 @@ class Communicator:
         Half precision is reduced in float32 and rounded once (by NCCL, if no order is fixed, in its own way). All
         ranks receive the same bits.
         """
-        self._run(self._all_reduce(x, out, op, tag))
+        repeated = self._repeated
+        if repeated is not None and out is x and repeated.all_reduce(x, op, tag):
+            return
+        call = self._run(self._all_reduce(x, out, op, tag))
+        if repeated is not None:
+            repeated.learn(call)
 
     def start_reduce(
         self, x: Array, out: Array | None, root: int = 0, *, op: str = "sum", tag: Tag = NO_TAG

@@ -11,10 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from disttrain.collectives.call import AT_THE_END, BIT_OPS, DTYPES, OPS, VERBS, Call, name_ranks
+from disttrain.collectives.call import (
+    AT_THE_END,
+    BIT_OPS,
+    DTYPES,
+    OPS,
+    VERBS,
+    Call,
+    Form,
+    Tag,
+    name_ranks,
+)
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.errors import CollectiveError, CollectiveTimeout
-from disttrain.collectives.ledger import Ledger
+from disttrain.collectives.ledger import Ledger, Page
 from disttrain.collectives.progress import Operation, Progress, Steps
 from disttrain.collectives.scheduler import Baton
 from disttrain.collectives.scratch import Scratch
@@ -141,7 +151,17 @@ class Group:
 
     def _note(self, call: Call) -> None:
         call.group = self
-        self.host.ledger.pages[self.ranks[call.index]].enter(call, self._text)
+        call.page = page = self.host.ledger.pages[self.ranks[call.index]]
+        call.entry = page.enter(call.number, call.tag, call.source, self._text, call.form.noted)
+
+    def note(self, tag: Tag, source: tuple[str, int], form: Form) -> tuple[int, Page, int]:
+        """Count and note a collective of the one rank here; return its number, and where it is noted as which entry."""
+        (index,) = self.here
+        page = self.host.ledger.pages[self.ranks[index]]
+        with self.host.lock:
+            number = self._made[index]
+            self._made[index] = number + 1
+            return number, page, page.enter(number, tag, source, self._text, form.noted)
 
 
 class Host:
@@ -216,6 +236,14 @@ class Host:
                 self.baton.wait(rank, call)
             else:
                 self.progress.drive(lambda: call.finished)
+
+    def finish(self, rank: int, call: Call) -> None:
+        """Return once ``call`` of ``rank`` has finished, and raise what it failed with."""
+        if not call.finished:
+            self.wait(rank, call)
+        if call.error is not None:
+            self.told.add(rank)
+            raise call.error
 
     @contextmanager
     def _waiting(self, rank: int, call: Call) -> Iterator[None]:

@@ -15,10 +15,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from disttrain.collectives.call import Call
+from typing import Any, Final
 
 LENGTH: Final = 128
 """Calls of a rank that are kept. A power of two."""
@@ -158,19 +155,25 @@ class Page:
         """Say which thread is the rank's."""
         self._words[2] = native_id
 
-    def enter(self, call: "Call", group: int) -> None:
-        """Note that the rank makes ``call`` on the group of that :meth:`Ledger.text`."""
+    def enter(self, number: int, tag: Sequence[int], source: tuple[str, int], group: int, form: bytes) -> int:
+        """Note that the rank makes a call; return as which entry.
+
+        Args:
+            number: of the call in its group.
+            source: file and line.
+            group: of :meth:`Ledger.text`.
+            form: of :func:`noted`.
+        """
         entry = self.made
         at = self._at + entry % LENGTH * _RECORD_BYTES
-        file, line = call.source
-        tag = call.tag
+        file, line = source
         memory = self._memory
         _FRONT.pack_into(
-            memory, at, time.monotonic_ns(), 0, call.number, *tag, group, self._ledger.text(file), line
+            memory, at, time.monotonic_ns(), 0, number, *tag, group, self._ledger.text(file), line
         )
-        memory[at + _FRONT.size : at + _FRONT.size + _FORM.size] = call.form.noted
+        memory[at + _FRONT.size : at + _FRONT.size + _FORM.size] = form
         self.made = self._words[0] = entry + 1
-        call.page, call.entry = self, entry
+        return entry
 
     def end(self, entry: int, *, failed: bool) -> None:
         """Note that the call has ended; a reader knows it by its number in the order of this rank's calls."""

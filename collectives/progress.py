@@ -24,6 +24,8 @@ Steps = Generator[Wait, None, None]
 
 _SPIN_S = 200e-6
 """A rank that comes this soon is met without the cost of a sleep."""
+_AT_ONCE = 16
+"""So often we look before we yield the core, which costs more than to look."""
 _SLEEP_SHARE, _SLEEP_MAX_S = 0.02, 2e-3
 """After that a sleep is this share of the time waited so far: it delays no call by more."""
 
@@ -100,24 +102,33 @@ class Progress:
         if self._thread is not None and self._some() and not self._waiting:
             self._wake.set()
 
+    def enter(self) -> bool:
+        """Take the lock if nobody has it and nothing is in flight; the caller has to release it."""
+        if self._inbox or self._lanes or not self.lock.acquire(False):
+            return False
+        if self._inbox or self._lanes:  # came in between
+            self.lock.release()
+            return False
+        return True
+
+    def take(self, operation: Operation) -> None:
+        """Drive ``operation`` from now on, the only one in flight; the caller holds the lock."""
+        self._lanes[operation.lane] = deque([operation])
+
     def run(self, lane: Hashable, calls: Sequence[Call], steps: Steps) -> None:
         """:meth:`submit`, and stay with the operation for a moment if nothing else is in flight.
 
         A call that the other ranks make at the same time is over before the machinery of lanes would have begun.
         """
-        if self._inbox or self._lanes or not self.lock.acquire(False):
+        if not self.enter():
             self.submit(Operation(lane, calls, steps))
             return
         try:
-            if self._inbox or self._lanes:  # came in between
-                self._inbox.append(Operation(lane, calls, steps))
-                self._poll()
-                return
             for test, patient in steps:
-                if not test() and not _comes_soon(test):
+                if not comes_soon(test):
                     operation = Operation(lane, calls, steps)
                     operation.wait(test, patient)
-                    self._lanes[lane] = deque([operation])
+                    self.take(operation)
                     return
             for call in calls:
                 call.finish()
@@ -266,15 +277,17 @@ class _Pause:
             os.sched_yield()
 
 
-def _comes_soon(test: Request) -> bool:
+def comes_soon(test: Request) -> bool:
     """Return whether what is waited for comes in a moment."""
+    for _ in range(_AT_ONCE):
+        if test():
+            return True
     until = time.monotonic() + _SPIN_S
-    while True:
+    while time.monotonic() < until:
         os.sched_yield()
         if test():
             return True
-        if time.monotonic() > until:
-            return False
+    return False
 
 
 def _copy(error: BaseException) -> BaseException:

@@ -15,7 +15,7 @@ from disttrain.collectives.nodes import NodesChannel
 from disttrain.collectives.progress import Steps
 from disttrain.collectives.reduction import flat
 from disttrain.collectives.shared import SharedChannel
-from disttrain.collectives.shared_reduce import enclose, reduce_enclosed, reduce_shared
+from disttrain.collectives.shared_reduce import Enclosed, enclose, reduce_enclosed, reduce_shared
 from disttrain.kernels.arrays import Array
 
 _UNEQUAL = b"\xff" * HEADER_BYTES
@@ -36,17 +36,30 @@ def collective(group: Group, calls: Sequence[Call]) -> Steps:
         header = _header(calls)
         request, everyone = channel.gather_headers(header)
         yield request, True
-        if everyone != header * channel.size or header is _UNEQUAL:
-            yield from _disagree(group, calls)
-        if enclosed is not None:
-            reduce_enclosed(group, calls, enclosed)
-        else:
-            yield from reduce_shared(group, channel, calls, channel.offered())
+        yield from after_headers(group, calls, enclosed, header, everyone)
         return
     yield from _agree(group, calls)
     if verb == "all_to_all_v":
         yield from _agree_on_counts(group, calls)
     yield from _move(group, calls)
+
+
+def after_headers(
+    group: Group, calls: Sequence[Call], enclosed: Enclosed | None, header: bytes, everyone: bytearray
+) -> Steps:
+    """Go on with an all-reduce between processes that share memory: ``everyone``'s headers are there.
+
+    Raises:
+        CollectiveMismatch: on every rank alike, if one is not as this process's ``header``.
+    """
+    channel = group.channel
+    assert isinstance(channel, SharedChannel)
+    if everyone != header * channel.size or header is _UNEQUAL:
+        yield from _disagree(group, calls)
+    if enclosed is not None:
+        reduce_enclosed(group, calls, enclosed)
+    else:
+        yield from reduce_shared(group, channel, calls, channel.offered())
 
 
 def _move(group: Group, calls: Sequence[Call]) -> Steps:

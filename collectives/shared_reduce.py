@@ -37,12 +37,14 @@ _KEPT = 64
 class Enclosed:
     """The places of small arrays of one size and type, beside one of the two headers, and how they are folded."""
 
-    __slots__ = ("steps", "targets", "total")
+    __slots__ = ("steps", "target", "targets", "total")
 
     def __init__(self, group: Group, channel: SharedChannel, place: int, count: int, dtype: Dtype) -> None:
         by_process = [_parts(group, p, channel.small[p][place], count, dtype) for p in range(channel.size)]
         self.targets = by_process[channel.index]
         """Where this process puts the sums of the subtrees that it folds by itself."""
+        self.target = next(iter(self.targets.values()))
+        """The first of them: the only one if this process has one rank."""
         self.total = numpy.empty(count, dtype)
         self.steps: list[tuple[Array, Array, Array]] = []
         """What to reduce in turn: left, right and where to; the last one is :attr:`total`."""
@@ -54,32 +56,39 @@ class Enclosed:
         fold((0, group.size), parts, note, lambda: numpy.empty(count, dtype), self.total)
 
 
+def places_of(group: Group, channel: SharedChannel, slot: int, count: int, dtype: Dtype) -> Enclosed | None:
+    """Return the places of arrays of ``count`` elements of ``dtype`` beside a header; None if they are not small."""
+    key = (slot, count, dtype)
+    enclosed: Enclosed | None = group.enclosed.get(key)
+    if enclosed is None:
+        wide = accumulator(dtype)
+        if count * wide.itemsize * group.most_subtrees > SMALL_BYTES:
+            return None
+        if len(group.enclosed) >= _KEPT:
+            group.enclosed.clear()
+        enclosed = group.enclosed[key] = Enclosed(group, channel, slot, count, wide)
+    return enclosed
+
+
 def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Enclosed | None:
     """Put the arrays beside the header that is sent next if they are small, and return where they are.
 
     Of larger ones the header tells where they are.
     """
     x = flat(calls[0].x, calls[0].op)
-    dtype = accumulator(x.dtype)
-    if x.size * dtype.itemsize * group.most_subtrees > SMALL_BYTES:
-        several = len(calls) > 1
+    enclosed = places_of(group, channel, channel.headers & 1, x.size, x.dtype)
+    several = len(calls) > 1
+    if enclosed is None:
         channel.offer(None if several else calls[0].x, None if several else calls[0].out)
         return None
-    if len(calls) > 1 and any((y.x.size, y.x.dtype) != (x.size, calls[0].x.dtype) for y in calls):
-        return None  # a mismatch, as will be found
-    key = (channel.headers & 1, x.size, dtype)
-    enclosed: Enclosed | None = group.enclosed.get(key)
-    if enclosed is None:
-        if len(group.enclosed) >= _KEPT:
-            group.enclosed.clear()
-        enclosed = group.enclosed[key] = Enclosed(group, channel, *key)
-    if len(calls) == 1:
-        (target,) = enclosed.targets.values()
-        target[...] = x
+    if not several:
+        enclosed.target[...] = x
         return enclosed
+    if any((y.x.size, y.x.dtype) != (x.size, calls[0].x.dtype) for y in calls):
+        return None  # a mismatch, as will be found
     xs, op = operands(calls), operation(calls[0])
     for node, target in enclosed.targets.items():
-        numpy.copyto(target, fold_hosted(group, node, xs, op, dtype))
+        numpy.copyto(target, fold_hosted(group, node, xs, op, enclosed.total.dtype))
     return enclosed
 
 

@@ -29,8 +29,8 @@ def standings(descriptor: int) -> list[Standing]:
 
 
 def note(ledger: Ledger, rank: int, call: Call, number: int, group: str = "the world") -> Call:
-    call.number = number
-    ledger.pages[rank].enter(call, ledger.text(group))
+    call.page = page = ledger.pages[rank]
+    call.entry = page.enter(number, call.tag, call.source, ledger.text(group), call.form.noted)
     return call
 
 

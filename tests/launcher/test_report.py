@@ -112,7 +112,10 @@ def test_ranks_in_the_same_call_are_one_place():
         if rank != 2:
             call = Call("barrier")
             call.number = 7
-            ledger.pages[rank].enter(call, ledger.text("the world"))
+            call.page = page = ledger.pages[rank]
+            call.entry = page.enter(
+                call.number, call.tag, call.source, ledger.text("the world"), call.form.noted
+            )
             ledger.pages[rank].wait(call.entry)
         standings += read(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
         os.close(descriptor)

@@ -1,0 +1,46 @@
+"""Small all-reduces that have been made before go a shorter way, and nobody can tell but by the time."""
+
+import json
+
+import pytest
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_calls_made_again_are_as_the_first(mpiexec, processes):
+    done = mpiexec(processes, "repeated.py")
+
+    assert done.returncode == 0, done.stderr
+    text = json.loads(done.stdout)
+    assert "made different calls" in text
+    assert "tag (0, 1, 0)" in text
+    assert "tag (0, 2, 0)" in text
+
+
+@pytest.mark.mpi
+def test_the_short_way_is_taken(mpiexec, tmp_path):
+    """Else the test above would say nothing."""
+    program = tmp_path / "program.py"
+    program.write_text(COUNTS)
+
+    done = mpiexec(2, str(program))
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["3", "3"]
+
+
+COUNTS = """
+import numpy as np
+from disttrain.collectives import connect
+from disttrain.collectives.repeated import Repeated
+
+taken = []
+short = Repeated.all_reduce
+Repeated.all_reduce = lambda *args: taken.append(short(*args)) or taken[-1]
+comm = connect()
+x = np.ones(5, np.float32)
+for _ in range(4):
+    comm.barrier()
+    comm.all_reduce(x, x)
+print(sum(taken))
+"""
