@@ -2,7 +2,8 @@
 
 * 3 x 3 filters of stride 1 over whole multiples of 16 channels in float32: :mod:`~disttrain.kernels.winograd`;
 * filters of one pixel: a product of matrices, without a copy;
-* one filter for each channel: a loop over the image;
+* groups of one, 2, 4 or 8 channels in float32: :mod:`~disttrain.kernels.grouped`;
+* one filter for each channel in float64: a loop over the image;
 * other filters in float32 on one thread: :mod:`~disttrain.kernels.direct`;
 * all others: im2col in blocks of about the L2 cache, then the BLAS library's product.
 
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from disttrain.kernels import direct, gemm, patches, winograd
+from disttrain.kernels import direct, gemm, grouped, patches, winograd
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 from disttrain.kernels.simd import LANES, pointer, transpose
@@ -81,6 +82,9 @@ def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) 
     if _is_winograd(x.dtype, window, groups, x.shape[3], (N, OH, OW, O)):
         return winograd.convolve(x, w, bias, _pair(window.padding)).transpose(0, 3, 1, 2)
     out = (numpy.zeros if _is_depthwise(w, groups) else numpy.empty)((N, OH, OW, O), x.dtype)
+    if grouped.serves(x.dtype, groups, w.shape[1], O // groups):
+        grouped.convolve(x, w, bias, out, _flat(window))
+        return out.transpose(0, 3, 1, 2)
     if _is_depthwise(w, groups):
         _depthwise(x, out, _by_tap(w), _flat(window), _OUT)
     elif _is_pointwise(window) and groups == 1:
@@ -116,9 +120,13 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Siz
         and _is_winograd(g.dtype, window, groups, O, (N, *size, c))
     ):
         return winograd.convolve(g, w, None, (2 - ph, 2 - pw), turned=True).transpose(0, 3, 1, 2)
+    o = O // groups
+    if grouped.serves(g.dtype, groups, c, o):
+        gx = numpy.empty((N, *size, O), g.dtype)
+        grouped.input_grad(g, w, gx, _flat(window))
+        return gx.transpose(0, 3, 1, 2)
     g_rows = g.reshape(-1, O)
     kernel = w.transpose(0, 2, 3, 1).reshape(O, -1)
-    o = O // groups
     if _is_pointwise(window) and size == (OH, OW):
         gx = numpy.empty((N, *size, c * groups), g.dtype)
         if groups == 1:
@@ -156,6 +164,8 @@ def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array
     o, c = O // groups, x.shape[3] // groups
     if _is_winograd(x.dtype, window, groups, c, g.shape) and window.out_size(*x.shape[1:3]) == (OH, OW):
         return winograd.weight_grad(g, x, _pair(window.padding))
+    if grouped.serves(x.dtype, groups, c, o):
+        return grouped.weight_grad(g, x, _flat(window), c)
     if o == c == 1 and groups > 1:
         parts = numpy.zeros((len(g), *window.kernel, O), g.dtype)  # image by image: long sums lose digits
         for image, out, part in zip(x, g, parts, strict=True):

@@ -53,6 +53,16 @@ def broadcast(x: Any) -> Any:
     raise NotImplementedError("broadcast() exists in compiled kernels only")
 
 
+def fused(u: Any, v: Any, w: Any) -> Any:
+    """Return ``u * v + w`` for vectors, rounded once where the machine can."""
+    raise NotImplementedError("fused() exists in compiled kernels only")
+
+
+def twist(v: Any, k: int) -> Any:
+    """Return what has the element of lane c ^ k in lane c; of each vector, given a tuple. ``k`` is a literal."""
+    raise NotImplementedError("twist() exists in compiled kernels only")
+
+
 def maximum(v: Any, w: Any) -> Any:
     """Return the larger of the elements of two vectors, lane by lane; that of ``v`` where one of them is NaN."""
     raise NotImplementedError("maximum() exists in compiled kernels only")
@@ -155,6 +165,7 @@ def define() -> None:
     type_callable(shift)(lambda context: lambda p, i: floats)
     type_callable(load)(lambda context: lambda p, i: vector)
     type_callable(store)(lambda context: lambda p, i, v: types.none)
+    type_callable(fused)(lambda context: lambda u, v, w: vector)
     type_callable(maximum)(lambda context: lambda v, w: vector)
     type_callable(highest)(lambda context: lambda v: types.float32)
     type_callable(add_up)(lambda context: lambda v: types.float32)
@@ -202,6 +213,11 @@ def define() -> None:
 
     def emit_broadcast(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return spread(builder, context.cast(builder, args[0], sig.args[0], types.float32))
+
+    def emit_fused(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(lanes, [lanes] * 3)
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
+        return builder.call(function, args)
 
     def larger(builder: Any, v: Any, w: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", w, v), w, v)
@@ -260,6 +276,7 @@ def define() -> None:
     lower_builtin(load_part, floats, integer, integer)(emit_load_part)
     lower_builtin(store_part, floats, integer, Vector, integer)(emit_store_part)
     lower_builtin(broadcast, types.Float)(emit_broadcast)
+    lower_builtin(fused, Vector, Vector, Vector)(emit_fused)
     lower_builtin(maximum, Vector, Vector)(emit_maximum)
     lower_builtin(highest, Vector)(emit_fold(larger))
     lower_builtin(add_up, Vector)(emit_fold(lambda builder, v, w: builder.fadd(v, w)))
@@ -328,6 +345,35 @@ def define() -> None:
 
         def implementation(rows, vectors, a, am, ak, b, bk, K, start, sm, out, om):  # type: ignore[no-untyped-def]
             fixed(a, am, ak, b, bk, K, start, sm, out, om)
+
+        return implementation
+
+    @functools.cache
+    def twist_by(k: int) -> Any:
+        @intrinsic
+        def _twist(typing, v):  # type: ignore[no-untyped-def]
+            return v(v), emit
+
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            (v,), none = args, ir.Constant(lanes, ir.Undefined)
+            order = ir.Constant(places, [lane ^ k for lane in range(LANES)])
+            if isinstance(sig.return_type, Vector):
+                return builder.shuffle_vector(v, none, order)
+            for i in range(sig.return_type.count):
+                turned = builder.shuffle_vector(builder.extract_value(v, i), none, order)
+                v = builder.insert_value(v, turned, i)
+            return v
+
+        return _twist
+
+    @overload(twist, prefer_literal=True)
+    def _twist(v, k):  # type: ignore[no-untyped-def]
+        if not isinstance(k, types.IntegerLiteral):
+            return None
+        fixed: Any = twist_by(k.literal_value)
+
+        def implementation(v, k):  # type: ignore[no-untyped-def]
+            return fixed(v)
 
         return implementation
 
