@@ -5,11 +5,12 @@
 * groups of one, 2, 4 or 8 channels in float32: :mod:`~disttrain.kernels.grouped`;
 * one filter for each channel in float64: a loop over the image;
 * other filters in float32 on one thread: :mod:`~disttrain.kernels.direct`;
-* all others: im2col in blocks of about the L2 cache, then the BLAS library's product.
+* all others: im2col in blocks of about the L2 cache, then the BLAS library's product;
+* on a GPU: cuDNN, or :mod:`~disttrain.kernels.patches` where that is not there.
 
 ``x`` is (N, C, H, W), ``w`` is (O, C // groups, KH, KW), ``out`` and its gradient ``g`` are (N, O, OH, OW).
 These are shapes only: any memory layout is accepted, images come back as views of (N, H, W, C) memory.
-Arrays are float32 or float64, all of one type.
+Arrays are float32 or float64, on a GPU also float16 or bfloat16, all of one type.
 """
 
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from disttrain.kernels import direct, gemm, grouped, patches, winograd
-from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.kernels import cudnn, direct, gemm, grouped, patches, winograd
+from disttrain.kernels.arrays import Array, get_array_module, on_gpu
 from disttrain.kernels.jit import jit
 from disttrain.kernels.simd import LANES, pointer, transpose
 from disttrain.kernels.threads import threads
@@ -73,9 +74,12 @@ def _to_channels_last(x, out, N, C, P):  # type: ignore[no-untyped-def]
 
 def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) -> Array:
     """Return the cross-correlation of ``x`` with ``w``, plus ``bias`` (O,)"""
-    if get_array_module(x, w) is not numpy:
-        return patches.conv2d(to_channels_last(x), w, bias, window, groups).transpose(0, 3, 1, 2)
     x = to_channels_last(x)
+    if on_gpu(x):
+        out = cudnn.convolution(x, w, bias, window, groups)
+        if out is None:
+            out = patches.conv2d(x, w, bias, window, groups)
+        return out.transpose(0, 3, 1, 2)
     N, H, W, _ = x.shape
     OH, OW = window.out_size(H, W)
     O = w.shape[0]  # noqa: E741
@@ -108,9 +112,12 @@ def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) 
 
 def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Sizes) -> Array:
     """Return the gradient of the input, an image of ``size`` = (H, W)."""
-    if get_array_module(g, w) is not numpy:
-        return patches.conv2d_input_grad(to_channels_last(g), w, window, groups, size).transpose(0, 3, 1, 2)
     g = to_channels_last(g)
+    if on_gpu(g):
+        gx = cudnn.convolution_input_grad(g, w, window, groups, size)
+        if gx is None:
+            gx = patches.conv2d_input_grad(g, w, window, groups, size)
+        return gx.transpose(0, 3, 1, 2)
     N, OH, OW, O = g.shape  # noqa: E741
     c = w.shape[1]
     ph, pw = _pair(window.padding)
@@ -157,9 +164,10 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Siz
 
 def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array:
     """Return the gradient of the weight, (O, C // groups, KH, KW)."""
-    if get_array_module(g, x) is not numpy:
-        return patches.conv2d_weight_grad(to_channels_last(g), to_channels_last(x), window, groups)
     g, x = to_channels_last(g), to_channels_last(x)
+    if on_gpu(g):
+        gw = cudnn.convolution_weight_grad(g, x, window, groups)
+        return patches.conv2d_weight_grad(g, x, window, groups) if gw is None else gw
     _, OH, OW, O = g.shape  # noqa: E741
     o, c = O // groups, x.shape[3] // groups
     if _is_winograd(x.dtype, window, groups, c, g.shape) and window.out_size(*x.shape[1:3]) == (OH, OW):

@@ -64,7 +64,8 @@ def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array
         total = 0
         for images in _images(x, window, c):
             rows = g[images, :, :, of].reshape(-1, O // groups)
-            total = total + gemm.batched(rows.T, im2col(x[images], window, (OH, OW), group * c, c))
+            part = gemm.batched(rows.T, im2col(x[images], window, (OH, OW), group * c, c))
+            total = total + part.astype(cuda.wide(part.dtype), copy=False)
         gw[of] = total.reshape(-1, *window.kernel, c).transpose(0, 3, 1, 2)  # type: ignore[attr-defined]
     return gw
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from disttrain.kernels import attention as kernels
-from disttrain.kernels import gemm, heads
+from disttrain.kernels import cudnn, gemm, heads
+from disttrain.kernels.arrays import on_gpu
 from disttrain.ops import activation, elementwise, linalg, reduce, shape
 from disttrain.ops.activation import widen
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array
@@ -24,6 +25,8 @@ Grads = tuple[Any, ...]
 
 _BLOCK = 1 << 18
 """Scores in one block: they fit the second cache with what they are made of."""
+_GPU_BLOCK = 1 << 26
+"""The same on a GPU: enough work for each kernel."""
 _ROWS = 128
 """Fewest queries in a block of one head: products of fewer rows are slow."""
 
@@ -56,6 +59,12 @@ def attention(
         (*, L, F), laid out in memory as ``q``.
     """
     a = _views(q, k, v, mask, keep)
+    if _by_library(a, causal):
+        fused = _fused(a, scale, causal)
+        if fused is not None:
+            out, lse = fused
+            result = out.reshape(*q.shape[:-1], v.shape[-1])
+            return result, (q, k, v, mask, keep, result, lse, scale, causal, p), attention_vjp
     xp = get_array_module(q)
     kind = widen(q).dtype
     out = _empty_like(a.q, a.v.shape[-1], kind)
@@ -97,6 +106,14 @@ def attention_vjp(
     if not is_array(g):
         return _recorded(g, needs, q, k, v, mask, keep, scale, causal, p)
     a = _views(q, k, v, mask, keep)
+    if out.dtype.itemsize == 2 and not (
+        mask is not None and needs[3]
+    ):  # as cuDNN's results are, and no others
+        fused = _fused_grad(g, a, out, lse, scale, causal)
+        if fused is not None:
+            all_three = [x.reshape(to.shape) for x, to in zip(fused, (q, k, v), strict=True)]
+            wanted = [x if need else None for x, need in zip(all_three, needs, strict=False)]
+            return (*wanted, None, None)[: len(needs)]
     xp = get_array_module(q)
     kind = lse.dtype
     up = widen(g).reshape(*a.q.shape[:-1], g.shape[-1])
@@ -196,12 +213,67 @@ def _in_one_call(a: _Views, scale: float) -> bool:
     return a.mask is None and a.keep is None and scale > 0 and heads.fits(a.q, a.k, a.v)
 
 
+def _by_library(a: _Views, causal: bool) -> bool:
+    """Return whether cuDNN's attention is for these arguments: what dropout keeps is drawn by us, as on the CPU."""
+    return (
+        on_gpu(a.q)
+        and a.keep is None
+        and not (causal and a.mask is not None)
+        and cudnn.attends(a.q, a.k, a.v)
+    )
+
+
+def _fused(a: _Views, scale: float, causal: bool) -> tuple[Array, Array] | None:
+    """Return the result and the logarithms of the sums as cuDNN makes them; None where it cannot."""
+    xp = get_array_module(a.q)
+    out = _empty_like(a.q, a.v.shape[-1], a.q.dtype)
+    lse = xp.empty(a.q.shape[:-1], np.float32)
+    mask, blind = _additive(a)
+    if not cudnn.attention(a.q, a.k, a.v, mask, scale, causal, out, lse):
+        return None
+    if blind is not None:
+        xp.copyto(out, out.dtype.type(0), where=blind)
+    return out, lse
+
+
+def _fused_grad(
+    g: Array, a: _Views, out: Array, lse: Array, scale: float, causal: bool
+) -> tuple[Array, Array, Array] | None:
+    """Return the gradients of queries, keys and values as cuDNN makes them; None where it cannot."""
+    xp = get_array_module(a.q)
+    g, out = (x.reshape(*a.q.shape[:-1], x.shape[-1]) for x in (g, out))
+    mask, blind = _additive(a)
+    if blind is not None:
+        g = xp.where(blind, g.dtype.type(0), g)
+    gq, gk, gv = (_empty_like(x, x.shape[-1], x.dtype) for x in (a.q, a.k, a.v))
+    grads = gq, gk, gv
+    made = cudnn.attention_grad(g, a.q, a.k, a.v, mask, scale, causal, out, lse, grads)
+    return grads if made else None
+
+
+def _additive(a: _Views) -> tuple[Array | None, Array | None]:
+    """Return the mask as cuDNN wants it, finite and added to the scores, and which queries see no key at all."""
+    mask, kind = a.mask, a.q.dtype
+    if mask is None:
+        return None, None
+    xp = get_array_module(a.q)
+    least = kind.type(-3e4)  # hides a key as well as minus infinity, which would make a row without keys NaN
+    if mask.dtype == np.bool_:
+        added, blind = xp.where(mask, kind.type(0), least), ~mask.any(-1, keepdims=True)
+    else:
+        added, blind = mask.astype(kind, copy=False), xp.isneginf(mask.max(-1, keepdims=True))
+        added = xp.where(added < least, least, added)
+    whole = (*added.shape[:2], a.q.shape[2], a.k.shape[2])
+    return xp.ascontiguousarray(xp.broadcast_to(added, whole)), blind
+
+
 def _blocks(a: _Views, causal: bool) -> Iterator[_Block]:
     """Yield the parts one after the other: some heads whole, or some queries of one head."""
     B, H, L, _ = a.q.shape
     S = a.k.shape[2]
-    heads = min(max(_BLOCK // max(L * S, 1), 1), max(H, 1))
-    rows = L if heads > 1 else min(L, max(_BLOCK // max(S, 1), _ROWS))
+    block = _GPU_BLOCK if on_gpu(a.q) else _BLOCK
+    heads = min(max(block // max(L * S, 1), 1), max(H, 1))
+    rows = L if heads > 1 else min(L, max(block // max(S, 1), _ROWS))
     for b in range(B):
         for h in range(0, H, heads):
             for first in range(0, L, max(rows, 1)):

@@ -7,6 +7,7 @@ from typing import Any
 
 from disttrain.kernels import conv as images
 from disttrain.kernels import conv3d as volumes
+from disttrain.kernels.arrays import on_gpu
 from disttrain.kernels.conv import Sizes, Window
 from disttrain.ops import reduce, shape
 from disttrain.ops.activation import widen
@@ -40,8 +41,13 @@ def convolution(x: Array, w: Array, b: Array | None = None, *, window: Window, g
             f"{tuple(x.shape[2:])} with padding {window.padding}"
         )
     kernel = images.conv2d if x.ndim == 4 else volumes.conv3d
-    out = kernel(widen(x), widen(w), None if b is None else widen(b), window, groups)
+    out = kernel(*_wide(x, w), None if b is None else _wide(x, b)[1], window, groups)
     return out.astype(x.dtype, copy=False), (x, w, window, groups), convolution_vjp
+
+
+def _wide(x: Array, other: Array) -> tuple[Array, Array]:
+    """Return both in the type that convolution computes in: float32 for half precision, but for images on a GPU."""
+    return (x, other) if on_gpu(x) and x.ndim == 4 else (widen(x), widen(other))
 
 
 def convolution_vjp(g: Any, needs: Needs, x: Any, w: Any, window: Window, groups: int) -> Grads:
@@ -74,7 +80,7 @@ def convolution_input_grad(g: Array, w: Array, *, window: Window, groups: int, s
     This is also the transposed convolution.
     """
     kernel = images.conv2d_input_grad if g.ndim == 4 else volumes.conv3d_input_grad
-    gx = kernel(widen(g), widen(w), window, groups, size)
+    gx = kernel(*_wide(g, w), window, groups, size)
     return gx.astype(g.dtype, copy=False), (g, w, window, groups), convolution_input_grad_vjp
 
 
@@ -92,7 +98,7 @@ def convolution_input_grad_vjp(h: Any, needs: Needs, g: Any, w: Any, window: Win
 def convolution_weight_grad(g: Array, x: Array, *, window: Window, groups: int) -> Result:
     """The gradient of the filters of :func:`convolution`, given that of its output and its images."""
     kernel = images.conv2d_weight_grad if g.ndim == 4 else volumes.conv3d_weight_grad
-    gw = kernel(widen(g), widen(x), window, groups)
+    gw = kernel(*_wide(g, x), window, groups)
     return gw.astype(g.dtype, copy=False), (g, x, window, groups), convolution_weight_grad_vjp
 
 
@@ -130,9 +136,9 @@ def conv_transpose(
             f"padding {window.padding}"
         )
     kernel = images.conv2d_input_grad if x.ndim == 4 else volumes.conv3d_input_grad
-    out = kernel(widen(x), widen(w), window, groups, size)
+    out = kernel(*_wide(x, w), window, groups, size)
     if b is not None:
-        out += widen(b).reshape(-1, *[1] * len(size))
+        out += b.astype(out.dtype, copy=False).reshape(-1, *[1] * len(size))
     return out.astype(x.dtype, copy=False), (x, w, window, groups), conv_transpose_vjp
 
 
