@@ -41,6 +41,7 @@ class Pmi:
         self._unread = b""
         self._deadline = 0.0
         self._gathered = 0
+        self._in_use = False
         try:
             self._ask("init pmi_version=1 pmi_subversion=1", "response_to_init")
             self._table = self._ask("get_my_kvsname", "my_kvsname")["kvsname"]
@@ -56,6 +57,7 @@ class Pmi:
             CollectiveTimeout: that took longer than ``timeout`` seconds.
             PeerFailed: a process connects in another way, or the server has gone.
         """
+        self._in_use = True
         self._deadline = time.monotonic() + timeout
         key = f"disttrain-{self._gathered}"
         self._gathered += 1
@@ -63,8 +65,14 @@ class Pmi:
         self._ask("barrier_in", "barrier_out")
         return [mine if p == self.index else self._get(f"{key}-{p}", p) for p in range(self.size)]
 
+    def release(self) -> None:
+        """Note that the world for which this was needed has come to a good end."""
+        self._in_use = False
+
     def finalize(self) -> None:
-        """Tell the server that the end of this process, from now on, is no failure."""
+        """Tell the server that the end of this process is no failure, unless its world has not come to a good end."""
+        if self._in_use:
+            return
         with suppress(OSError, PeerFailed, CollectiveTimeout):  # it has gone, or MPI has told it
             self._deadline = time.monotonic() + 1.0
             self._ask("finalize", "finalize_ack")

@@ -31,9 +31,9 @@ class ShmTransport:
                 f"the shm transport connects processes of one host, and of the {env.world_size} ranks of this job "
                 f"{env.local_world_size} are on this one; use --transport mpi"
             )
-        connection = pmi.of_process()
-        pmi.check_size(connection, env)
-        gather = partial(connection.gather, timeout=env.timeout)
+        self._connection = pmi.of_process()
+        pmi.check_size(self._connection, env)
+        gather = partial(self._connection.gather, timeout=env.timeout)
         self.hosts = exchange_hosts(env, gather)
         self.nodes = [0] * env.processes
         try:
@@ -57,3 +57,4 @@ class ShmTransport:
 
     def close(self) -> None:
         self.world.close()
+        self._connection.release()

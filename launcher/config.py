@@ -78,11 +78,6 @@ class LaunchConfig:
                 f"--transport local connects ranks of one process, got -n {self.processes}; "
                 f"use -n 1 --ranks {self.processes}, or --transport auto"
             )
-        if self.transport == "shm" and len(self.shares) > 1:
-            raise ConfigError(
-                f"--transport shm connects processes of one host, and this job has {len(self.shares)}; "
-                f"use --transport mpi, or auto"
-            )
         if self.transport == "nccl":
             _check_gpus(dict(self.shares).get(0, 0))  # other nodes have their own
         if self.max_restarts < 0:

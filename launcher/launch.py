@@ -101,6 +101,11 @@ def launch(
             be_rank(mine, where_said, transport, timeout, parse_env(env), module, compat, (program, *args))
             return
         cluster = find_cluster(nproc=nproc, nnodes=nnodes, hosts=hosts, hostfile=hostfile, ssh=ssh)
+        if transport == "shm" and cluster is not None and len(cluster.hosts) > 1:
+            raise ConfigError(
+                f"--transport shm connects processes of one host, and this job has {len(cluster.hosts)}; "
+                f"use --transport mpi, or auto"
+            )
         config = LaunchConfig(
             program=program,
             args=args,

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import fake_cupy
 import hosts
+import processes
 import pytest
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -34,11 +35,10 @@ def environment() -> dict[str, str]:
 def mpiexec() -> Callable[..., subprocess.CompletedProcess[str]]:
     """``mpiexec(n, program, *args)`` runs a file of ``programs/`` on ``n`` processes; none survives it.
 
-    ``env`` adds to the environment; ``within`` is the command that starts mpiexec.
+    ``env`` adds to the environment; ``within`` is the command that starts mpiexec. With the word ``without-mpi`` among
+    the arguments there is no MPI, and no mpiexec either.
     """
     path = find_mpiexec()
-    if path is None:
-        pytest.skip('no mpiexec beside the interpreter; pip install "disttrain[mpi]"')
 
     def run(
         n: int,
@@ -49,7 +49,12 @@ def mpiexec() -> Callable[..., subprocess.CompletedProcess[str]]:
         env: dict[str, str] | None = None,
         within: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[str]:
-        command = [*within, path, "-n", str(n), sys.executable, "-W", "error", str(PROGRAMS / program), *args]
+        program_argv = [sys.executable, "-W", "error", str(PROGRAMS / program), *args]
+        if processes.WITHOUT_MPI in args:
+            return processes.run(n, [*within, *program_argv], environment() | (env or {}), cwd, timeout)
+        if path is None:
+            pytest.skip('no mpiexec beside the interpreter; pip install "disttrain[mpi]"')
+        command = [*within, path, "-n", str(n), *program_argv]
         job = subprocess.Popen(
             command, env=environment() | (env or {}), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, start_new_session=True,

@@ -68,7 +68,9 @@ def test_on_threads(load_program, ranks):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("options", [[], ["without-shared-memory"]], ids=["shared", "mpi"])
+@pytest.mark.parametrize(
+    "options", [[], ["without-mpi"], ["without-shared-memory"]], ids=["shared", "shm", "mpi"]
+)
 @pytest.mark.parametrize(
     ("case", "processes", "ranks"),
     [("mismatch", 2, 2), ("mismatch", 3, 3), ("mismatch", 4, 4), ("mixed", 2, 4)],

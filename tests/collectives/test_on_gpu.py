@@ -185,6 +185,26 @@ def test_auto_says_once_which_way_arrays_go_and_why(mpiexec):
 
 
 @pytest.mark.mpi
+def test_nccl_needs_no_mpi(mpiexec):
+    asked_for = mpiexec(2, "gpu_faults.py", "told", "gpu=nccl", "without-mpi", timeout=30,
+                        env={"DISTTRAIN_TRANSPORT": "nccl"})  # fmt: skip
+    auto = mpiexec(2, "gpu_faults.py", "told", "gpu=nccl", "without-mpi", timeout=30)
+
+    over_nccl = "GPU arrays go over nccl 2.28.9 (a GPU for each process)\n"
+    why = r"there is no MPI library \(this test does without MPI\); install one with .*"
+    assert re.fullmatch(
+        rf"communicating over nccl for GPU arrays and shm for others, shared memory \(asked for; {why}\)\n"
+        + re.escape(over_nccl),
+        asked_for.stderr,
+    )
+    assert re.fullmatch(
+        rf"communicating over shm, shared memory \(NumPy arrays between 2 processes; {why}\)\n"
+        + re.escape(over_nccl),
+        auto.stderr,
+    )
+
+
+@pytest.mark.mpi
 def test_arrays_on_a_gpu_and_on_the_host_do_not_match(mpiexec):
     job = mpiexec(2, "gpu_faults.py", "on_one_host_and_one_gpu", "gpu=nccl", timeout=30)
 

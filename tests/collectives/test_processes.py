@@ -44,10 +44,31 @@ def test_bare_mpiexec_begins_and_ends_silently(mpiexec, tmp_path, n):
     assert reports(tmp_path, n, job) == [[rank, n, "mpi", [n - 1] * 2] for rank in range(n)]
 
 
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_processes_connect_without_mpi(mpiexec, tmp_path, n):
+    job = mpiexec(n, "faults.py", "clean", str(tmp_path), "without-mpi", timeout=20)
+
+    assert (job.returncode, job.stdout, job.stderr) == (0, "", "")
+    assert reports(tmp_path, n, job) == [[rank, n, "shm", [n - 1] * 2] for rank in range(n)]
+
+
+def test_shm_asked_for_by_name_is_used_where_there_is_mpi_too(mpiexec, tmp_path):
+    job = mpiexec(2, "faults.py", "clean", str(tmp_path), timeout=20, env={"DISTTRAIN_TRANSPORT": "shm"})
+
+    assert (job.returncode, job.stdout, job.stderr) == (0, "", "")
+    assert [transport for *_, transport, _ in reports(tmp_path, 2, job)] == ["shm"] * 2
+
+
 TRANSPORTS = pytest.mark.parametrize(
     "options",
-    [[], ["without-shared-memory"], ["without-shared-memory", "far"], ["without-shared-memory", "far-pairs"]],
-    ids=["shared", "mpi", "nodes of one", "nodes of two"],
+    [
+        [],
+        ["without-mpi"],
+        ["without-shared-memory"],
+        ["without-shared-memory", "far"],
+        ["without-shared-memory", "far-pairs"],
+    ],
+    ids=["shared", "shm", "mpi", "nodes of one", "nodes of two"],
 )
 """``far``: as if the processes could not see each other, so that they have to ask; ``far-pairs``: but in pairs."""
 
@@ -88,11 +109,12 @@ def test_a_message_that_does_not_come_is_named_in_time(mpiexec, tmp_path, option
     [
         (2, []),
         (8, []),
+        (3, ["without-mpi"]),
         (3, ["without-shared-memory"]),
         (3, ["without-shared-memory", "far"]),
         (4, ["without-shared-memory", "far-pairs"]),
     ],
-    ids=["2 shared", "8 shared", "3 mpi", "3 nodes of one", "2 nodes of two"],
+    ids=["2 shared", "8 shared", "3 shm", "3 mpi", "3 nodes of one", "2 nodes of two"],
 )
 @pytest.mark.parametrize(
     ("case", "where"),
@@ -186,17 +208,22 @@ def test_rank_0_may_take_as_long_as_it_needs_to_go_first(mpiexec, tmp_path, n):
     assert "rank 0: making the file, " in job.stderr
 
 
+EITHER_WAY = pytest.mark.parametrize("options", [[], ["without-mpi"]], ids=["mpi", "shm"])
+
+
+@EITHER_WAY
 @pytest.mark.usefixtures("_no_shared_memory_is_left")
-def test_an_uncaught_exception_ends_the_world(mpiexec):
-    job = mpiexec(2, "faults.py", "uncaught", timeout=20)
+def test_an_uncaught_exception_ends_the_world(mpiexec, options):
+    job = mpiexec(2, "faults.py", "uncaught", *options, timeout=20)
 
     assert job.returncode != 0
     assert "LookupError: the planted error" in job.stderr
 
 
+@EITHER_WAY
 @pytest.mark.parametrize("case", ["system_exit", "early_end"])
-def test_a_rank_that_leaves_early_is_named(mpiexec, case):
-    job = mpiexec(2, "faults.py", case, timeout=20)
+def test_a_rank_that_leaves_early_is_named(mpiexec, case, options):
+    job = mpiexec(2, "faults.py", case, *options, timeout=20)
 
     assert job.returncode != 0
     assert re.search(
@@ -204,18 +231,21 @@ def test_a_rank_that_leaves_early_is_named(mpiexec, case):
     )
 
 
+@EITHER_WAY
 @pytest.mark.usefixtures("_no_shared_memory_is_left")
-def test_killed_processes_leave_no_shared_memory(mpiexec):
-    job = mpiexec(4, "faults.py", "killed", timeout=20)
+def test_killed_processes_leave_no_shared_memory(mpiexec, options):
+    job = mpiexec(4, "faults.py", "killed", *options, timeout=20)
 
-    assert job.returncode == 9
+    assert abs(job.returncode) == 9
 
 
-def test_a_world_of_another_size_is_refused_with_the_cure(mpiexec, tmp_path):
-    job = mpiexec(2, "faults.py", "wrong_world", str(tmp_path), timeout=20)
+@EITHER_WAY
+def test_a_world_of_another_size_is_refused_with_the_cure(mpiexec, tmp_path, options):
+    job = mpiexec(2, "faults.py", "wrong_world", str(tmp_path), *options, timeout=20)
 
-    for text in reports(tmp_path, 2, job):
-        assert "MPI connected 2 processes, but the job has 3" in text
+    for rank, text in enumerate(reports(tmp_path, 2, job)):
+        said = f"this is process 0 of 3 of the job, and process {rank} of 2 for whoever has started it"
+        assert (said if options else "MPI connected 2 processes, but the job has 3") in text
         assert "disttrain launch" in text
 
 
@@ -292,6 +322,34 @@ def test_too_little_shared_memory_is_refused_with_the_cure(mpiexec, tmp_path, si
         f"TransportUnavailable: MPICH needs 6.4 MiB in /dev/shm/ for 4 processes of a node, and it {has}; "
         "start the container with --shm-size=1g or --ipc=host"
     ) in job.stderr
+
+
+@pytest.mark.parametrize(
+    ("environ", "text"),
+    [
+        ({"DISTTRAIN_TRANSPORT": "shm"}, r"whoever has started them did not say how \(PMI_FD is not set\)"),
+        ({"DISTTRAIN_TRANSPORT": "shm", "PMI_FD": "99"}, r"whoever has started this process does not answer"),
+        (
+            {"DISTTRAIN_TRANSPORT": "shm", "MPI_LOCALNRANKS": "2"},
+            r"of the 4 ranks of this job 2 are on this one",
+        ),
+    ],
+    ids=["no server", "a server that has gone", "several hosts"],
+)
+def test_where_shm_cannot_be_used_it_says_why(environ, text):
+    code = "from disttrain.collectives import connect; connect()"
+    started = {"PMI_RANK": "0", "PMI_SIZE": "4", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "4"}
+
+    job = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, **started, **environ},
+    )
+
+    assert job.returncode == 1
+    assert re.search(rf"TransportUnavailable: .*{text}", job.stderr), job.stderr
 
 
 def test_importing_collectives_loads_neither_arrays_nor_mpi():

@@ -23,13 +23,18 @@ def test_on_threads(load_program, ranks):
     [
         (n, transport)
         for n in (2, 3, 4, 8)
-        for transport in ("shared", "mpi", "nodes")
+        for transport in ("shared", "shm", "mpi", "nodes")
         if (n, transport) != (2, "nodes")  # two nodes of one process each are nothing but MPI
     ],
 )
 def test_on_processes(mpiexec, processes, transport):
     halves = ",".join(str(int(p >= processes // 2)) for p in range(processes))
-    options = {"shared": [], "mpi": ["without-shared-memory"], "nodes": ["--nodes", halves]}[transport]
+    options = {
+        "shared": [],
+        "shm": ["without-mpi"],
+        "mpi": ["without-shared-memory"],
+        "nodes": ["--nodes", halves],
+    }[transport]
     job = mpiexec(
         processes, "random_programs.py", "0", "60" if processes < 8 else "15", *options, timeout=110
     )
@@ -38,12 +43,14 @@ def test_on_processes(mpiexec, processes, transport):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("processes", [2, 3, 4])
-@pytest.mark.parametrize("transport", ["nccl", "mpi"])
-def test_on_the_gpus_of_processes(mpiexec, processes, transport):
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [*[(n, [f"gpu={way}"]) for n in (2, 3, 4) for way in ("nccl", "mpi")], (3, ["gpu=nccl", "without-mpi"])],
+)
+def test_on_the_gpus_of_processes(mpiexec, processes, options):
     """With the stand-in for GPUs, whose streams dawdle so that nothing is there before it is waited for."""
     env = {"FAKE_GPU_JITTER_S": "0.001"}
 
-    job = mpiexec(processes, "random_programs.py", "0", "30", f"gpu={transport}", timeout=110, env=env)
+    job = mpiexec(processes, "random_programs.py", "0", "30", *options, timeout=110, env=env)
 
     assert job.returncode == 0, job.stdout + job.stderr

@@ -6,11 +6,14 @@ from on_gpu import OnGpu
 from disttrain.collectives import connect, run_ranks
 from disttrain.collectives.env import WorkerEnv
 
+WITHOUT_MPI = [(2, ["without-mpi"]), (4, ["--brief", "without-mpi"])]
+"""The same channels, whose processes have found each other in another way."""
 THROUGH_MPI = [(n, ["without-shared-memory"]) for n in (2, 3, 4)]
 ON_GPU = [
     *[(2, [f"gpu={transport}"]) for transport in ("nccl", "mpi")],
     *[(n, ["--brief", f"gpu={transport}"]) for n in (3, 4) for transport in ("nccl", "mpi")],
     (4, ["--brief", "--nodes", "0,0,1,1", "gpu=mpi"]),
+    *[(2, ["--brief", f"gpu={transport}", "without-mpi"]) for transport in ("nccl", "shm")],
 ]
 """With the stand-in for a GPU (``tests/lib/fake_cupy.py``)."""
 SEVERAL_NODES = [
@@ -48,7 +51,7 @@ def test_verbs_on_threads_with_a_gpu(load_program, cupy, ranks):
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     ("processes", "options"),
-    [(2, []), (3, []), (4, []), (8, ["--brief"]), *THROUGH_MPI, *SEVERAL_NODES, *ON_GPU],
+    [(2, []), (3, []), (4, []), (8, ["--brief"]), *WITHOUT_MPI, *THROUGH_MPI, *SEVERAL_NODES, *ON_GPU],
 )
 def test_verbs_on_processes_and_the_same_bits_as_on_threads(load_program, mpiexec, processes, options):
     verbs = load_program("verbs.py")

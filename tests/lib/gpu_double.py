@@ -1,7 +1,8 @@
 """What a test program does so that its arrays are on the stand-in for a GPU: ``program.py … gpu=nccl``.
 
-``gpu=nccl`` goes over NCCL, ``gpu=mpi`` through host memory: also where nobody asks for MPI, since all processes have
-one GPU then. ``real-gpu=…`` does the same with CuPy, all processes on the first GPU. Else arrays are NumPy's.
+``gpu=nccl`` goes over NCCL, ``gpu=mpi`` and ``gpu=shm`` through host memory: also where nobody asks for that, since
+all processes have one GPU then. ``real-gpu=…`` does the same with CuPy, all processes on the first GPU. Else arrays
+are NumPy's.
 """
 
 import os
@@ -20,7 +21,7 @@ if _WANTED:
     on_gpu.PIECE_BYTES, staging.PIECE_BYTES = 1 << 20, 256 << 10  # so that large arrays of tests have many
 if _HOW == "gpu":
     fake_cupy.install()
-    if _WANTED == "mpi":
+    if _WANTED != "nccl":
         fake_cupy.UUID = "of all"
 elif _WANTED == "nccl":
     os.environ["NCCL_HOSTID"] = f"process {os.getpid()}"  # else NCCL refuses two processes on one GPU

@@ -416,7 +416,7 @@ def no_room_on_a_node() -> None:
 
 
 def wrong_world() -> None:
-    os.environ.update(WorkerEnv(world_size=3, processes=3).to_environ())
+    os.environ.update(WorkerEnv(world_size=3, local_world_size=3, processes=3).to_environ())
     try:
         connect()
     except RuntimeError as error:

@@ -400,16 +400,13 @@ def worlds(processes: int) -> list[tuple[int, bool]]:
 
 
 def without_shared_memory() -> None:
-    """Let the last process fail to make its memory, so that all go through MPI."""
-    from mpi4py import MPI
-
+    """Let a process fail to make its memory, so that all go through MPI."""
     from disttrain.collectives import memory
 
     def fail(nbytes: int) -> int:
         raise OSError("planted")
 
-    if MPI.COMM_WORLD.Get_rank() == MPI.COMM_WORLD.Get_size() - 1:
-        memory._anonymous_file = fail
+    memory._anonymous_file = fail
 
 
 def nodes_after(word: str, processes: int) -> list[int]:
@@ -433,13 +430,11 @@ def expected_channel(nodes: list[int], shares: bool) -> str:
 
 
 def main() -> None:
-    from mpi4py import MPI
-
-    MPI.Init_thread(MPI.THREAD_MULTIPLE)
-    index, processes = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
+    started = WorkerEnv.from_environ()
+    index, processes = started.process, started.processes
     mpi.PIECE_BYTES, host.PIECE_BYTES, nodes.NETWORK_STAGE_BYTES = 256 << 10, 512 << 10, 1 << 20
     shares = "without-shared-memory" not in sys.argv
-    if not shares:
+    if not shares and index == processes - 1:
         without_shared_memory()
     told = nodes_after("--nodes", processes)  # what we tell it
     hosts = nodes_after("--hosts", processes)  # what MPI finds
@@ -460,14 +455,25 @@ def main() -> None:
         assert len(set(digests)) == 1
         if mine.start == 0 and fixed:
             print(ranks, digests[0], flush=True)
-    MPI.Finalize()
     gpu_double.check()
 
 
-if __name__ == "__main__":
+def with_mpi_for_several_worlds(main: Callable[[], None]) -> None:
+    """Run ``main`` with an MPI that none of its worlds begins or ends, as it can begin only once."""
     import mpi4py
 
     mpi4py.rc.initialize = False
     mpi4py.rc.finalize = False
+    from mpi4py import MPI
+
+    MPI.Init_thread(MPI.THREAD_MULTIPLE)
     main()
+    MPI.Finalize()
+
+
+if __name__ == "__main__":
+    if "without-mpi" in sys.argv:
+        main()
+    else:
+        with_mpi_for_several_worlds(main)
     sys.exit()
