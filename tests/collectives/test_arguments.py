@@ -101,7 +101,7 @@ def test_an_explicit_transport_is_honoured_or_fails():
         match=r'nccl needs CuPy and NCCL .*; install them with `pip install "disttrain\[cuda13\]"`',
     ):
         choose(WorkerEnv(transport="nccl"))
-    with pytest.raises(ValueError, match="transport must be one of auto, local, mpi, nccl, got 'gloo'"):
+    with pytest.raises(ValueError, match="transport must be one of auto, local, shm, mpi, nccl, got 'gloo'"):
         choose(WorkerEnv(transport="gloo"))
 
 
