@@ -4,9 +4,9 @@
 
 Rows: MLPs, LeNet, ResNet-20 and -18, VGG-11, a GPT, a BERT, an LSTM, a GRU and a linear regression, alone and on 2
 ranks (against DistributedDataParallel over gloo), one thread per rank. Both sides start from the same weights, see
-the same batches and must report the same losses, or the row is an error. The two sides take turns; figures are
-medians. "scaling" is the time of a step of one rank alone over that of a step of several ranks with as many samples
-each: with free communication 100 %.
+the same batches and must report the same losses, or the row is an error. All take turns, also one rank and two, so
+that what the machine does meanwhile is the same for all; figures are medians. "scaling" is the time of a step of one
+rank alone over that of a step of several ranks with as many samples each: with free communication 100 %.
 
     python scripts/bench_training.py --timeline --models GPT
 
@@ -299,15 +299,16 @@ def make_step(side, row, world_size, rank, device="cpu", compiled=False):
 
 
 def worker(side, row, world_size, steps, turns_at):
-    """Make ``steps`` steps whenever a line comes in on stdin (rank 0 is asked; a file tells the others)."""
+    """Make ``steps`` steps whenever a file says so, and tell in another how long they took."""
     rank = int(os.environ.get("RANK", "0"))
+    name = f"{side}-{world_size}"
     step = make_step(side, row, world_size, rank)
     losses = [step().item() for _ in range(10)]
     turn = 0
     while True:
-        go = Path(turns_at, f"{side}-{turn}")
+        go = Path(turns_at, f"{name}-{turn}")
         while not go.exists():
-            time.sleep(0.002)
+            time.sleep(0.02)  # while it is others' turn: no more often, to leave them the cores
         text = go.read_text()
         if text == "stop":
             return
@@ -319,7 +320,7 @@ def worker(side, row, world_size, steps, turns_at):
             work.append(time.process_time() - busy)
         losses.append(loss.item())
         if rank == 0:
-            result = Path(turns_at, f"{side}-{turn}.result")
+            result = Path(turns_at, f"{name}-{turn}.result")
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on Linux
             result.with_suffix(".part").write_text(
                 json.dumps({"times": times, "work": work, "losses": losses, "peak": peak / 1024})
@@ -371,39 +372,43 @@ def start(side, row, world_size, steps, turns_at):
     return subprocess.Popen(command, env=env)
 
 
-def measure(row, world_size, sides, steps, turns, clock):
-    """Return the median seconds of a step, the losses and the peak MiB of a process of each side, which take turns."""
-    seconds = {side: [] for side in sides}
+def measure(row, worlds, sides, steps, turns, clock):
+    """Return by (side, world size) the median seconds of a step, the losses and the peak MiB of a process."""
+    entrants = [(side, n) for n in worlds for side in sides]
+    seconds = {entrant: [] for entrant in entrants}
     losses, peaks = {}, {}
     with tempfile.TemporaryDirectory() as turns_at:
-        workers = {side: start(side, row, world_size, steps, turns_at) for side in sides}
+        workers = {}
         try:
+            for side, n in entrants:
+                workers[side, n] = start(side, row, n, steps, turns_at)
             for turn in range(turns):
-                for side in sides:
-                    tell(turns_at, side, turn, "go")
-                    result = Path(turns_at, f"{side}-{turn}.result")
+                for entrant in entrants:
+                    side, n = entrant
+                    tell(turns_at, f"{side}-{n}-{turn}", "go")
+                    result = Path(turns_at, f"{side}-{n}-{turn}.result")
                     deadline = time.monotonic() + 120
                     while not result.exists():
-                        if workers[side].poll() is not None or time.monotonic() > deadline:
-                            raise RuntimeError(f"{side} failed at {row!r} on {world_size} ranks")
-                        time.sleep(0.002)
+                        if workers[entrant].poll() is not None or time.monotonic() > deadline:
+                            raise RuntimeError(f"{side} failed at {row!r} on {n} ranks")
+                        time.sleep(0.01)
                     report = json.loads(result.read_text())
-                    losses[side], peaks[side] = report["losses"], report["peak"]
+                    losses[entrant], peaks[entrant] = report["losses"], report["peak"]
                     if turn:  # the first one warms up
-                        seconds[side].append(statistics.median(report[clock]))
-            for side in sides:
-                tell(turns_at, side, turns, "stop")
-                workers[side].wait(30)
+                        seconds[entrant].append(statistics.median(report[clock]))
+            for (side, n), process in workers.items():
+                tell(turns_at, f"{side}-{n}-{turns}", "stop")
+                process.wait(30)
         finally:
             for process in workers.values():
                 if process.poll() is None:
                     process.terminate()
                     process.wait(30)
-    return {side: statistics.median(s) for side, s in seconds.items()}, losses, peaks
+    return {entrant: statistics.median(s) for entrant, s in seconds.items()}, losses, peaks
 
 
-def tell(turns_at, side, turn, text):
-    path = Path(turns_at, f"{side}-{turn}")
+def tell(turns_at, name, text):
+    path = Path(turns_at, name)
     path.with_suffix(".part").write_text(text)
     path.with_suffix(".part").rename(path)
 
@@ -459,27 +464,26 @@ def main():
         + " ".join(f"{s:>12s}" for s in sides * (1 + args.peak_memory))
         + ("   ratio" if args.against else "")
     )
-    wrong, alone = 0, {}
+    wrong = 0
     clock = "work" if args.processor_time else "times"
     for row in rows:
-        for world_size in args.ranks:
-            seconds, losses, peaks = measure(row, world_size, sides, args.steps, args.turns, clock)
-            line = f"{row:40s} {world_size:5d} " + " ".join(f"{seconds[s] * 1e3:9.2f} ms" for s in sides)
+        seconds, losses, peaks = measure(row, args.ranks, sides, args.steps, args.turns, clock)
+        for n in args.ranks:
+            line = f"{row:40s} {n:5d} " + " ".join(f"{seconds[s, n] * 1e3:9.2f} ms" for s in sides)
             if args.peak_memory:
-                line += " " + " ".join(f"{peaks[s]:8.0f} MiB" for s in sides)
+                line += " " + " ".join(f"{peaks[s, n]:8.0f} MiB" for s in sides)
             if args.against:
-                line += f"   {seconds[args.against] / seconds['disttrain']:5.2f}"
-                if not np.allclose(losses["disttrain"][:3], losses[args.against][:3], rtol=1e-4):
+                line += f"   {seconds[args.against, n] / seconds['disttrain', n]:5.2f}"
+                firsts = [losses[s, n][:3] for s in sides]
+                if not np.allclose(*firsts, rtol=1e-4):
                     wrong += 1
                     line += (
                         "   ERROR: the losses differ: "
-                        + ", ".join(f"{s} {losses[s][2]:.6f}" for s in sides)
+                        + ", ".join(f"{s} {losses[s, n][2]:.6f}" for s in sides)
                         + " at step 3"
                     )
-            if world_size == 1:
-                alone[row] = seconds
-            elif row in alone:
-                line += "   scaling " + ", ".join(f"{alone[row][s] / seconds[s]:.0%}" for s in sides)
+            if n > 1 and 1 in args.ranks:
+                line += "   scaling " + ", ".join(f"{seconds[s, 1] / seconds[s, n]:.0%}" for s in sides)
             print(line, flush=True)
     if args.against:
         print(

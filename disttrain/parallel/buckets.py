@@ -97,24 +97,27 @@ class Bucket:
             first_weight: weight in whose units the gradients are, unless they are ``weighted``.
             weight: of this rank in the average.
         """
-        if any(
-            (p._grad is None or p._grad._array is not slot.array) and slot.is_held(p)
-            for p, slot in zip(self.params, self.slots, strict=True)
-        ):  # somebody keeps an old gradient's memory
+        elsewhere = [
+            i
+            for i, (p, slot) in enumerate(zip(self.params, self.slots, strict=True))
+            if p._grad is None or p._grad._array is not slot.array
+        ]
+        if any(self.slots[i].is_held(self.params[i]) for i in elsewhere):
+            # Somebody keeps an old gradient's memory.
             self._allocate()
             self.take_slots()
-        used = []
-        for p, slot in zip(self.params, self.slots, strict=True):
-            grad = p._grad
-            used.append(grad is not None)
-            if grad is None:
-                vacate(p, slot)
+            elsewhere = list(range(len(self.params)))
+        self.tail[...] = 0
+        self.used[...] = 1
+        self.tail[len(self.params)] = weight
+        for i in elsewhere:
+            p, slot = self.params[i], self.slots[i]
+            vacate(p, slot)
+            if p._grad is None:
                 slot.array[...] = 0
-            elif grad._array is not slot.array:
-                vacate(p, slot)
-                slot.array[...] = grad._array
-        xp = get_array_module(self.tail)
-        self.tail[...] = xp.asarray([*used, weight, *[0] * self._votes], self.tail.dtype)
+                self.used[i] = 0
+            else:
+                slot.array[...] = p._grad._array
         self._apply_weight(first_weight, weight)
 
     def _apply_weight(self, first_weight: float, weight: float) -> None:
@@ -145,12 +148,17 @@ class Bucket:
         """Start to sum over the ranks what the bucket was filled with."""
         self.work = self._comm.start_all_reduce(self.message, self.message, tag=tag)
 
+    def sum(self, tag: tuple[int, int, int]) -> None:
+        """:meth:`start`, and return once that is done."""
+        self._comm.all_reduce(self.message, self.message, tag=tag)
+
     @property
     def is_finite(self) -> bool:
         """Whether what the rank contributes has neither nan nor an infinity."""
         # Many times as fast as asking each; a sum of squares may be too large where no element is.
-        if math.isfinite(np.dot(self.sums, self.sums)):
-            return True
+        with np.errstate(over="ignore", invalid="ignore"):
+            if math.isfinite(np.dot(self.sums, self.sums)):
+                return True
         return bool(get_array_module(self.sums).isfinite(self.sums).all())
 
     def not_finite(self) -> Iterator[tuple[Tensor, str]]:

@@ -182,6 +182,8 @@ class DistributedDataParallel(Module):
         self._replaced = False
         self._handles: list[RemovableHandle] = []
         self._buckets: list[Bucket] = []
+        self._of_modules: list[dict[str, Tensor | None]] = [m._buffers for m in module.modules()]
+        """Where the module's buffers are: to walk through it anew takes longer than to send them."""
         if self._comm.size > 1:
             self._replace_others(module)
         for p in params:
@@ -242,7 +244,7 @@ class DistributedDataParallel(Module):
         if recording and self._synchronize and self._joining is not None:
             root = self._call_the_roll(self._joining)
         if recording and self._synchronize and self._broadcast_buffers and self.training:
-            take_from(self._comm, root, list(self.module.buffers()))
+            take_from(self._comm, root, self._buffers_now())
         try:
             out = self.module(*args, **kwargs)
         except Exception as error:
@@ -397,7 +399,7 @@ class DistributedDataParallel(Module):
         while root >= 0:
             last = root
             if self._broadcast_buffers and self.training:
-                take_from(self._comm, root, list(self.module.buffers()))
+                take_from(self._comm, root, self._buffers_now())
             self._send_zeros(self._last_weight if joining.counts else 0.0, failed=False)
             self._averages = True
             self._end()
@@ -407,6 +409,9 @@ class DistributedDataParallel(Module):
         self._comm.all_reduce(complete, complete, op="max")
         if complete[0] >= 0:
             take_from(self._comm, int(complete[0]), [*self.module.parameters(), *self.module.buffers()])
+
+    def _buffers_now(self) -> list[Tensor]:
+        return [b for buffers in self._of_modules for b in buffers.values() if b is not None]
 
     def _report_unused(self) -> None:
         """Say once which parameters a backward did not use, on some ranks or on all."""
@@ -465,13 +470,14 @@ class DistributedDataParallel(Module):
         if not self._running:  # not by an output of forward: by the module itself, say
             self._begin(self._synchronize)
 
-    def _arrived(self, bucket: Bucket) -> None:
-        self._begin_by_itself()
-        bucket.missing -= 1
+    def _filled(self) -> None:
+        """Send the buckets that are complete, in the same order on all ranks whatever the order in which they come.
+
+        But for the last one: backward is over then, and :meth:`_end` waits for it without waking another thread.
+        """
         if not self._averages:
             return
-        # In the same order on all ranks, whatever the order in which their gradients come.
-        while self._started < len(self._buckets) and self._buckets[self._started].missing <= 0:
+        while self._started < len(self._buckets) - 1 and self._buckets[self._started].missing <= 0:
             self._send_next()
 
     def _send_next(self) -> None:
@@ -483,7 +489,7 @@ class DistributedDataParallel(Module):
             self._vote(bucket)
         if self._hook is not None:
             self._level(bucket)
-        self._start(bucket)
+        self._start(bucket, stay=bucket is self._buckets[-1])
 
     def _vote(self, bucket: Bucket) -> None:
         if self._faults:
@@ -491,13 +497,18 @@ class DistributedDataParallel(Module):
         for wish in self._agreement.wishes():
             bucket.votes[WISHES + wish] = 1
 
-    def _start(self, bucket: Bucket) -> None:
-        """Start to sum the next bucket, or what the hook does instead."""
+    def _start(self, bucket: Bucket, stay: bool = False) -> None:
+        """Start to sum the next bucket, and ``stay`` until it is done; or start what the hook does instead."""
         index = self._started
         self._started += 1
         tag = bucket_tag(self._number, index, self.steps, self._position)
         if self._hook is None:
-            bucket.start(tag)
+            if not stay:
+                bucket.start(tag)
+                return
+            for before in self._buckets[:index]:
+                before.wait()
+            bucket.sum(tag)
             return
         bucket.work = self._comm.start_all_reduce(bucket.tail, bucket.tail, tag=tag)
         state, hook = self._hook
@@ -540,8 +551,7 @@ class DistributedDataParallel(Module):
                 for bucket in self._buckets:
                     bucket.rest()
                 return
-            while self._started < len(self._buckets):
-                self._send_next()
+            self._send_rest()
             for bucket in self._buckets:
                 bucket.average(divide=not bucket.wait())
             not_finite, failed, *wishes = self._buckets[-1].votes.tolist()
@@ -553,6 +563,14 @@ class DistributedDataParallel(Module):
             self._forget()
         finally:
             self._finish()
+
+    def _send_rest(self) -> None:
+        try:
+            while self._started < len(self._buckets):
+                self._send_next()
+        except Exception as error:
+            self._withdraw(error)
+            raise
 
     def _hear(self, failed: bool) -> None:
         """Ask all ranks why they do not want this step, and do without it."""
@@ -663,7 +681,12 @@ class _Arrival:
         self._bucket = bucket
 
     def __call__(self, _: Tensor) -> None:
-        self.owner._arrived(self._bucket)
+        owner, bucket = self.owner, self._bucket
+        if not owner._running:
+            owner._begin_by_itself()
+        bucket.missing -= 1
+        if bucket.missing == 0:
+            owner._filled()
 
 
 def tensors_in(out: Any) -> Iterator[Tensor]:

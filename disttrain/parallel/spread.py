@@ -214,6 +214,10 @@ class SpreadBucket(Bucket):
         self.work = self._comm.start_reduce_scatter(self.message, self._part_sums, tag=tag)
         self._work_of_tail = self._comm.start_all_reduce(self.tail, self.tail, tag=tag)
 
+    def sum(self, tag: tuple[int, int, int]) -> None:
+        self.start(tag)
+        self.wait()
+
     def _close(self) -> None:
         """Let the place of the gradients be that of this rank's part."""
         if any(slot.is_held(p) for p, slot in zip(self.params, self.part_slots, strict=True)):
