@@ -17,6 +17,34 @@ from pathlib import Path
 COMMAND = [sys.executable, "-m", "disttrain"]
 FIRST_LINE = "import time; print('first', time.time(), flush=True)\n"
 WAITS = FIRST_LINE + "import os, signal; print('pid', os.getpid(), flush=True); signal.pause()\n"
+TRAINS = """
+import os, sys
+import disttrain as dt
+from disttrain import nn
+
+data = dt.data.TensorDataset(dt.randn(960, 1, 8, 8), dt.randint(0, 5, (960,)))
+loader = dt.data.DataLoader(data, batch_size=8, shuffle=True)
+layers = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+model = nn.parallel.DistributedDataParallel(layers)
+optimizer = dt.optim.AdamW(model.parameters())
+run = {"model": model, "optimizer": optimizer, "loader": loader}
+last = dt.checkpoint.load("run", **run)
+step = begun = last.step if last else 0
+while True:
+    for x, y in loader:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        step += 1
+        if step == begun + 1:
+            print("stepping", os.getpid(), flush=True)
+        if step % 5 == 0:
+            dt.checkpoint.save("run", step=step, **run)
+        if step == begun + 12:  # two saves on, the first is on the disk
+            print("saved", os.getpid(), flush=True)
+"""
+"""Goes on from its checkpoint."""
+KILLS = 10
 WATCHED = 10.0
 """Seconds for which the launcher of idle ranks is watched."""
 
@@ -33,6 +61,7 @@ class Job:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            cwd=folder,
         )
 
     def read(self, pattern: str, times: int) -> list[str]:
@@ -81,6 +110,22 @@ def restart(folder: Path) -> float:
     job.process.send_signal(signal.SIGINT)
     job.end()
     return last - killed
+
+
+def recoveries(folder: Path) -> str:
+    """Return how long it takes from the kill of a rank until all make steps again, each of so many times."""
+    job = Job(folder, TRAINS, 2, "--max-restarts", str(KILLS))
+    pids = job.read(r"stepping (\d+)", 2)
+    found = []
+    for kill in range(KILLS):
+        job.read(r"saved (\d+)", 2)
+        killed = time.time()
+        os.kill(int(pids[kill % 2]), signal.SIGKILL)
+        pids = job.read(r"stepping (\d+)", 2)
+        found.append(time.time() - killed)
+    job.process.send_signal(signal.SIGINT)
+    job.end()
+    return times(iter(found).__next__, KILLS)
 
 
 def end_after(folder: Path, signal_of_rank: int | None, signal_of_launcher: int | None) -> float:
@@ -149,6 +194,8 @@ def main() -> None:
         ]
         for what, measure in rows:
             print(f"{what:50}{times(measure)}", flush=True)
+        with tempfile.TemporaryDirectory() as name:
+            print(f"{'from kill -9 of a rank to steps from a checkpoint':50}{recoveries(Path(name))}")
         print(f"{'launcher of 64 ranks that sleep':50}{idle(folder, 64)}")
 
 

@@ -37,14 +37,15 @@ def write_file(path: str, chunks: Iterable[Any], head: Callable[[], Any] | None 
     """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
+        size = 0
         for chunk in chunks:
             rest = memoryview(chunk).cast("B")
             while rest:
                 rest = rest[os.write(file, rest) :]
             if len(chunk) >= _LARGE and hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(
-                    file, 0, 0, os.POSIX_FADV_DONTNEED
-                )  # which starts to write out what is not yet
+                # Which starts to write it out; of all that was written before, each time, it would cost more and more.
+                os.posix_fadvise(file, size, len(chunk), os.POSIX_FADV_DONTNEED)
+            size += len(chunk)
         if head is not None:
             beginning, at = memoryview(head()).cast("B"), 0
             while at < len(beginning):

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
+from typing import Final
 
 import numpy as np
 
 from disttrain import dtypes
-from disttrain.checkpoint.manifest import Manifest, name_in_file
+from disttrain.checkpoint.manifest import Manifest, Piece, Stored, name_in_file
 from disttrain.checkpoint.states import Wanted
 from disttrain.checkpoint.tensorfile import TensorFile
 from disttrain.errors import FileDamaged
 from disttrain.kernels.arrays import Array
+
+_MANY: Final = 8 << 20
+"""Bytes from which on threads share the reading: what takes the time is the checksums, of which each has its own."""
+_MOST_THREADS: Final = 4
 
 
 class Reader:
@@ -88,31 +94,55 @@ class Reader:
             FileDamaged: some is not what was written.
             KeyError: there is no such tensor.
         """
-        results: dict[str, Array] = {}
-        made: dict[Wanted, Array] = {}
-        for w in wanted:
-            found = self.manifest.find(w.name)
-            if found is None:
+        asked = list(wanted)
+        found: dict[Wanted, tuple[str, Stored]] = {}
+        for w in asked:
+            real = self.manifest.find(w.name)
+            if real is None:
                 raise KeyError(w.name)
-            real, t = found
-            key = Wanted(real, w.span)
-            if key in made:
-                results[w.name] = made[key]
-                continue
-            begin, end = (0, t.size) if w.span is None else w.span
-            touched = [p for p in t.pieces if max(p.begin, begin) < min(p.end, end)]
-            for p in touched:
+            found[Wanted(real[0], w.span)] = real
+        touched = {w: _touched(t, w.span) for w, (_, t) in found.items()}
+        for pieces in touched.values():
+            for p in pieces:
                 self.file(p.file)  # before memory is taken for it
-            if len(touched) == 1 and (touched[0].begin, touched[0].end) == (0, t.size) == (begin, end):
-                p = touched[0]
-                out = self.file(p.file).read(real, p.sha256)
-            else:
-                out = np.empty(end - begin, t.dtype.numpy)
-                for p in touched:
-                    low, high = max(p.begin, begin), min(p.end, end)
-                    part = self.file(p.file).read(
-                        name_in_file(real, p.begin, p.end, t.size), p.sha256, low - p.begin, high - p.begin
+        several = len(found) > 1 and sum(t.nbytes for _, t in found.values()) >= _MANY
+        if several:
+            with ThreadPoolExecutor(_threads(), "reading") as pool:
+                try:
+                    made = dict(
+                        zip(found, pool.map(self._read, found.values(), found, touched.values()), strict=True)
                     )
-                    out[low - begin : high - begin] = part
-            made[key] = results[w.name] = out.reshape(t.shape if w.span is None else -1)
-        return results
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        else:
+            made = {w: self._read(found[w], w, touched[w]) for w in found}
+        return {w.name: made[Wanted(self.manifest.aliases.get(w.name, w.name), w.span)] for w in asked}
+
+    def _read(self, stored: tuple[str, Stored], w: Wanted, touched: Sequence[Piece]) -> Array:
+        """Return one of them; any thread may."""
+        name, t = stored
+        begin, end = (0, t.size) if w.span is None else w.span
+        if len(touched) == 1 and (touched[0].begin, touched[0].end) == (0, t.size) == (begin, end):
+            out = self.file(touched[0].file).read(name, touched[0].sha256)
+        else:
+            out = np.empty(end - begin, t.dtype.numpy)
+            for p in touched:
+                low, high = max(p.begin, begin), min(p.end, end)
+                part = self.file(p.file).read(
+                    name_in_file(name, p.begin, p.end, t.size), p.sha256, low - p.begin, high - p.begin
+                )
+                out[low - begin : high - begin] = part
+        return out.reshape(t.shape if w.span is None else -1)
+
+
+def _touched(t: Stored, span: tuple[int, int] | None) -> list[Piece]:
+    """Return the pieces in which there is something of the elements ``span``."""
+    begin, end = (0, t.size) if span is None else span
+    return [p for p in t.pieces if max(p.begin, begin) < min(p.end, end)]
+
+
+def _threads() -> int:
+    """Return how many threads read, while checksums are computed: no more than this process may use processors."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_THREADS)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -99,7 +101,7 @@ def encode_hashed(
 ) -> tuple[Iterator[Any], Callable[[], bytes]]:
     """Return the buffers that make a file, and a function that gives its header once they are written.
 
-    So the checksums that the header holds are computed piece by piece as the file is written, in one pass over memory.
+    Another thread computes the checksums that the header holds while the file is written.
 
     Args:
         arrays: by name, C-contiguous and on the host.
@@ -109,16 +111,24 @@ def encode_hashed(
     preliminary = header(arrays, metadata(sums))
 
     def chunks() -> Iterator[Any]:
-        yield preliminary
-        for name in layout(arrays):
-            data, sha = as_bytes(arrays[name]), hashlib.sha256()
-            for begin in range(0, len(data), _CHUNK):
-                chunk = data[begin : begin + _CHUNK]
-                sha.update(chunk)
-                yield chunk
-            sums[name] = sha.hexdigest()
+        with ThreadPoolExecutor(1, "checksums") as pool:
+            names = layout(arrays)
+            computed = {name: pool.submit(_digest, as_bytes(arrays[name])) for name in names}
+            try:
+                yield preliminary
+                for name in names:
+                    data = as_bytes(arrays[name])
+                    for begin in range(0, len(data), _CHUNK):
+                        yield data[begin : begin + _CHUNK]
+                sums.update((name, found.result()) for name, found in computed.items())
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     return chunks(), lambda: header(arrays, metadata(sums))
+
+
+def _digest(data: memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def as_bytes(array: Array) -> memoryview:
@@ -226,7 +236,7 @@ class TensorFile:
         entry = self.entries[name]
         size = entry.dtype.itemsize
         last = math.prod(entry.shape) if end is None else end
-        wanted = np.empty((last - begin) * size, np.uint8)
+        wanted = _memory((last - begin) * size)
         sha = hashlib.sha256()
         scratch = None
         at = 0
@@ -263,6 +273,17 @@ class TensorFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _memory(nbytes: int) -> Array:
+    """Return new memory to read into.
+
+    NumPy asks for large pages. The kernel then makes room for them among those that the file fills as it is read, which
+    takes several times as long as the reading.
+    """
+    if nbytes < _CHUNK:
+        return np.empty(nbytes, np.uint8)
+    return np.frombuffer(mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
 
 def _entry(said: Any, data: int) -> Entry:

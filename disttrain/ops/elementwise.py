@@ -456,9 +456,9 @@ def fill(x: Array, *, value: Any) -> Result:
 
 
 def copy_from(x: Array, y: Array) -> Result:
-    """``y`` in the shape and type of ``x``: what ``x.copy_(y)`` writes."""
+    """``y`` in the shape and type of ``x``: what ``x.copy_(y)`` writes. It shares memory with ``y`` if it can."""
     with np.errstate(all="ignore"):
-        return get_array_module(x).broadcast_to(y, x.shape).astype(x.dtype), (), copy_from_vjp
+        return get_array_module(x).broadcast_to(y, x.shape).astype(x.dtype, copy=False), (), copy_from_vjp
 
 
 def copy_from_vjp(g: Any, needs: Needs) -> Grads:
