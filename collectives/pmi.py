@@ -9,6 +9,7 @@ not come.
 import atexit
 import os
 import select
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -71,7 +72,8 @@ class Pmi:
 
     def finalize(self) -> None:
         """Tell the server that the end of this process is no failure, unless its world has not come to a good end."""
-        if self._in_use:
+        mpi = sys.modules.get("mpi4py.MPI")
+        if self._in_use or (mpi is not None and mpi.Is_initialized()):  # that says it itself, later
             return
         with suppress(OSError, PeerFailed, CollectiveTimeout):  # it has gone, or MPI has told it
             self._deadline = time.monotonic() + 1.0

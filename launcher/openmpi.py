@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 _THEIRS = re.compile(r"(PMIX|OMPI|PRTE|OPAL|PMI)_\w+")
@@ -47,6 +48,8 @@ def find_mpiexec(environ: Mapping[str, str] = os.environ) -> str | None:
     Raises:
         RuntimeError: it is not where it should be, beside the library.
     """
+    if find_spec("mpi4py") is None:
+        return None
     abi = environ.get("MPI4PY_MPIABI", "")
     if abi.startswith(("mpich", "impi")) or (
         not abi and (_is_installed("mpich") or _is_installed("impi-rt"))

@@ -99,16 +99,15 @@ def test_one_process_over_nccl():
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.mpi
-@pytest.mark.parametrize("transport", ["nccl", "mpi"])
+@pytest.mark.parametrize("transport", ["nccl", "shm"])
 @pytest.mark.parametrize("program", ["verbs.py", "random_programs.py"])
 def test_two_processes_on_one_gpu(mpiexec, transport, program):
-    """NCCL takes two processes on one GPU for two machines where each names itself (``NCCL_HOSTID``)."""
+    """NCCL takes two processes on one GPU for two machines where each names itself (``NCCL_HOSTID``); without MPI."""
     env = {
         "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1", "NCCL_NET": "Socket", "NCCL_MAX_CTAS": "2",
     }  # fmt: skip
 
-    job = mpiexec(2, program, "0", "10", f"real-gpu={transport}", timeout=110, env=env)
+    job = mpiexec(2, program, "0", "10", f"real-gpu={transport}", "without-mpi", timeout=110, env=env)
 
     assert job.returncode == 0, job.stdout + job.stderr
 

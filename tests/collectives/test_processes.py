@@ -324,6 +324,13 @@ def test_too_little_shared_memory_is_refused_with_the_cure(mpiexec, tmp_path, si
     ) in job.stderr
 
 
+def test_a_script_may_use_mpi_beside_shm(mpiexec, tmp_path):
+    job = mpiexec(2, "faults.py", "beside_mpi", str(tmp_path), env={"DISTTRAIN_TRANSPORT": "shm"}, timeout=20)
+
+    assert (job.returncode, job.stdout, job.stderr) == (0, "", "")
+    assert reports(tmp_path, 2, job) == [["shm", 2, 2.0, 2]] * 2
+
+
 @pytest.mark.parametrize(
     ("environ", "text"),
     [

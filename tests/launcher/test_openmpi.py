@@ -52,6 +52,13 @@ def segments() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if name.startswith("sm_segment")}
 
 
+def test_without_mpi_nobody_looks_for_a_library(monkeypatch):
+    monkeypatch.setattr(openmpi, "find_spec", lambda _: None)
+    monkeypatch.setattr(openmpi, "_is_installed", lambda _: pytest.fail("asked for a library of MPI"))
+
+    assert openmpi.find_mpiexec({}) is None
+
+
 @pytest.mark.parametrize("abi", ["mpich", "impi"])
 def test_another_mpi_that_was_chosen_needs_no_mpiexec(abi):
     assert openmpi.find_mpiexec({"MPI4PY_MPIABI": abi}) is None

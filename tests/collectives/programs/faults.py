@@ -424,6 +424,17 @@ def wrong_world() -> None:
     leave_together(2)
 
 
+def beside_mpi() -> None:
+    """A script that uses MPI itself, before and after it has connected."""
+    from mpi4py import MPI
+
+    before = MPI.COMM_WORLD.allreduce(1)
+    comm = connect()
+    x = np.ones(1)
+    comm.all_reduce(x, x)
+    report(comm.rank, [comm.transport, before, x[0], MPI.COMM_WORLD.allreduce(1)])
+
+
 def without_shared_memory() -> None:
     def fail(nbytes: int) -> int:
         raise OSError("planted")
