@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "disttrain.launcher.function": "LaunchError launch",
     "disttrain.tensors": "Tensor Size is_tensor",
+    "disttrain.capture": "graph",
     "disttrain.autograd": (
         "enable_grad inference_mode is_anomaly_check_nan_enabled is_anomaly_enabled is_grad_enabled "
         "is_inference_mode_enabled no_grad set_grad_enabled"

@@ -56,6 +56,7 @@ from disttrain.autograd import is_inference_mode_enabled as is_inference_mode_en
 from disttrain.autograd import no_grad as no_grad
 from disttrain.autograd import set_grad_enabled as set_grad_enabled
 from disttrain.batching import vmap as vmap
+from disttrain.capture import graph as graph
 from disttrain.compiler import compile as compile
 from disttrain.defaults import get_default_dtype as get_default_dtype
 from disttrain.defaults import result_type as result_type

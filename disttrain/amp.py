@@ -15,6 +15,7 @@ import numpy as np
 
 from disttrain import dtypes, missing, precision
 from disttrain.devices import is_available
+from disttrain.modes import replayed
 from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -321,7 +322,7 @@ class GradScaler:
         if not self._enabled:
             return outputs
         if isinstance(outputs, Tensor):
-            return outputs * self._scale
+            return outputs * self._factor()
         if isinstance(outputs, list | tuple):
             return type(outputs)(self.scale(o) for o in outputs)
         if hasattr(outputs, "__iter__"):
@@ -330,6 +331,11 @@ class GradScaler:
             f"GradScaler.scale() takes a Tensor, or several in an iterable, got {type(outputs).__name__}"
         )
 
+    @replayed
+    def _factor(self) -> float:
+        return self._scale
+
+    @replayed
     def unscale_(self, optimizer: Optimizer) -> None:
         """Divide the gradients of an optimizer's parameters by the scale, for example to clip them.
 
@@ -366,6 +372,7 @@ class GradScaler:
             finite = not bad[0]
         self._unscaled[id(optimizer)] = finite
 
+    @replayed
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
         """Call ``optimizer.step()`` if all gradients are finite; return what it returns, or ``None``.
 
@@ -387,6 +394,7 @@ class GradScaler:
         self._stepped.add(id(optimizer))
         return optimizer.step(*args, **kwargs) if self._unscaled[id(optimizer)] else None
 
+    @replayed
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """Lower the scale if a step was skipped, raise it after enough that were not, or set it."""
         if not self._enabled:

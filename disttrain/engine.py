@@ -9,6 +9,7 @@ complete, and may be sent to other ranks, as early as can be.
 from __future__ import annotations
 
 import heapq
+import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -19,12 +20,13 @@ import numpy as np
 
 from disttrain.context import autocast_state, grad_enabled
 from disttrain.errors import GradientError
-from disttrain.kernels.arrays import Array, get_array_module, is_array
+from disttrain.kernels.arrays import Array, copy_into, get_array_module, is_array
 from disttrain.modes import (
     Counter,
     Lender,
     Recording,
     changed,
+    current_tape,
     enable_grad,
     is_grad_enabled,
     is_inference_mode_enabled,
@@ -37,6 +39,7 @@ from disttrain.ops.shape import sum_to_shape, view_scatter, view_scatter_vjp
 from disttrain.ops.types import SAVED_FOR, WRITES, Op, Vjp, call, no_vjp
 
 if TYPE_CHECKING:
+    from disttrain.tape import Tape
     from disttrain.tensors import Tensor
 
 __all__ = [
@@ -132,6 +135,8 @@ def apply(op: Op, *inputs: Any, **options: Any) -> Any:
     mode = grad_enabled.get()
     if type(out) is tuple:
         versions = [new_counter() for _ in out]
+        if mode is not True and mode is not False and mode.tape is not None:
+            mode.tape.forward(op, options, inputs, arrays, out, saved)
         if vjp is not no_vjp and mode:
             node = _record(op, options, vjp, saved, inputs, arrays, out, versions, mode)
         return tuple([_wrap(o, node, i, versions[i]) for i, o in enumerate(out)])
@@ -140,12 +145,14 @@ def apply(op: Op, *inputs: Any, **options: Any) -> Any:
     ):  # NumPy turns arrays without dimensions into scalars
         scalar, out = out, np.asarray(out)
         saved = tuple([out if s is scalar else s for s in saved])
-    if mode is True or mode is False or not mode.inference:
+    if mode is True or mode is False:
         version = [0]
-        if vjp is not no_vjp and mode:
-            node = _record(op, options, vjp, saved, inputs, arrays, (out,), (version,), mode)
     else:
-        version = Counter((0,))
+        if mode.tape is not None:
+            mode.tape.forward(op, options, inputs, arrays, out, saved)
+        version = new_counter()
+    if vjp is not no_vjp and mode:
+        node = _record(op, options, vjp, saved, inputs, arrays, (out,), (version,), mode)
     t: Tensor = Tensor_.__new__(Tensor_)  # _wrap(), without the call
     t._array = out
     t._version_counter = version
@@ -174,6 +181,8 @@ def _record(
             [s if any(edges[j] is not None for j in u) else None for s, u in zip(saved, users, strict=True)]
         )
     node = Node(op, options, vjp, saved, edges, arrays, len(outs))
+    if mode is not True and mode.tape is not None:  # type: ignore[union-attr]
+        mode.tape.attach(node)  # type: ignore[union-attr]
     kept = saved
     for k, s in enumerate(saved):
         if type(s) is not np.ndarray and not is_array(s):
@@ -305,15 +314,26 @@ def write_in_place(x: Tensor, op: Op, *others: Any, **options: Any) -> Tensor:
     if node is not None and node.saved is not None:
         for i, (k, _, _, j) in enumerate(node.versions):
             if node.saved[k] is x._array:  # it is about to be overwritten
-                node.saved = (*node.saved[:k], x._array.copy(), *node.saved[k + 1 :])
+                kept = x._array.copy()
+                if not isinstance(mode, bool) and mode.tape is not None:
+                    mode.tape.note(_copy, (x._array,), kept)
+                node.saved = (*node.saved[:k], kept, *node.saved[k + 1 :])
                 node.versions[i] = (k, [0], 0, j)
     return adopt(x, result)
+
+
+def _copy(array: Array) -> Array:
+    return array.copy()
 
 
 def _apart(x: Tensor) -> Tensor:
     """Return ``x`` with its history in memory of its own, so that hooks may keep what is about to be overwritten."""
     edge = x._edge()
-    t: Tensor = Tensor_._of(x._array.copy())
+    array = x._array.copy()
+    tape = current_tape()
+    if tape is not None:
+        tape.note(_copy, (x._array,), array)
+    t: Tensor = Tensor_._of(array)
     if edge is not None:
         t._node, t._index = edge
     return t
@@ -364,6 +384,9 @@ def adopt(x: Tensor, result: Tensor) -> Tensor:
         )
     if x._array.size:
         x._array[...] = result._array
+        tape = current_tape()
+        if tape is not None:
+            tape.note(copy_into, (x._array, result._array), None, changes=x._array)
     x._version_counter[0] += 1
     if grad_enabled.get():
         rebase(x, result._edge())
@@ -416,9 +439,11 @@ _FREED = ("freed",)
 class Pass:
     """A backward pass that is running."""
 
-    __slots__ = ("__weakref__", "callbacks", "receivers", "undo", "users")
+    __slots__ = ("__weakref__", "callbacks", "receivers", "undo", "users", "weight")
 
-    def __init__(self) -> None:
+    def __init__(self, weight: float | None = None) -> None:
+        self.weight = weight
+        """How many samples the loss stands for, if the caller has said it; for those who average gradients."""
         self.callbacks: list[Callable[[], None]] = []
         """What to call at its end."""
         self.undo: list[Callable[[BaseException], None]] = []
@@ -456,6 +481,9 @@ def queue_callback(
     running = _running.get()
     if running is None:
         raise RuntimeError("queue_callback() works only inside a backward pass")
+    tape = current_tape()
+    if tape is not None:
+        tape.refuse("a function that is called at the end of backward, as sharded modules do,")
     running.callbacks.append(callback)
     if on_error is not None:
         running.undo.append(on_error)
@@ -472,6 +500,7 @@ def run_backward(
     retain_graph: bool,
     create_graph: bool,
     wanted: Sequence[Edge] | None = None,
+    weight: float | None = None,
 ) -> list[Any]:
     """Walk from ``roots`` to the leaves.
 
@@ -480,19 +509,26 @@ def run_backward(
         retain_graph: keep what the nodes saved, so that backward can pass again.
         create_graph: record backward itself.
         wanted: return the gradients that arrive at these edges and accumulate into no leaf.
+        weight: see :class:`Pass`.
 
     Returns:
         One gradient per wanted edge, ``None`` where nothing arrived.
     """
-    running = Pass()
+    running = Pass(weight)
     before = grad_enabled.get()
     token, mode = _running.set(running), grad_enabled.set(changed(grad=create_graph))
     casting = autocast_state.set(None)  # backward computes in the types of forward
+    tape = current_tape()
     try:
         visit = _visit
         if not isinstance(before, bool) and before.watch is not None:
             visit = before.watch.visiting(_visit)
-        found = _walk(roots, retain_graph, create_graph, wanted, visit, running)
+        if tape is not None:
+            tape.note(open_pass, (weight,))
+        found = _walk(roots, retain_graph, create_graph, wanted, visit, running, tape)
+        if tape is not None:
+            tape.note(close_pass, ())
+            grad_enabled.set(changed(tape=None))
         for callback in running.callbacks:
             callback()
         return found
@@ -506,6 +542,36 @@ def run_backward(
         _running.reset(token)
 
 
+_opened: ContextVar[tuple[Any, ...] | None] = ContextVar("opened_pass", default=None)
+"""How to end the pass of a replayed step."""
+
+
+def open_pass(weight: float | None) -> None:
+    """Begin what a backward pass does beside arithmetic, where a captured step is replayed."""
+    _opened.set((_running.set(Pass(weight)), grad_enabled.set(False), autocast_state.set(None)))
+
+
+def close_pass(error: BaseException | None = None) -> None:
+    """End what :func:`open_pass` began, if anything; too early if there is an ``error``."""
+    opened, running = _opened.get(), _running.get()
+    if opened is None or running is None:
+        return
+    _opened.set(None)
+    try:
+        if error is not None:
+            raise error
+        for callback in running.callbacks:
+            callback()
+    except BaseException as e:
+        for undo in running.undo:
+            undo(e)
+        if e is not error:
+            raise
+    finally:
+        for variable, token in zip((_running, grad_enabled, autocast_state), opened, strict=True):
+            variable.reset(token)
+
+
 @np.errstate(all="ignore")  # infinities and nan go where they go, without a warning, as in PyTorch
 def _walk(
     roots: Iterable[tuple[Edge, Any]],
@@ -514,6 +580,7 @@ def _walk(
     wanted: Sequence[Edge] | None,
     visit: Callable[..., Sequence[Any]],
     running: Pass,
+    tape: Tape | None,
 ) -> list[Any]:
     roots = list(roots)
     users, nodes = _count_users([edge[0] for edge, _ in roots])
@@ -541,12 +608,16 @@ def _walk(
             slots[index] = g
         elif (target, index) in owned:
             before += g
+            if tape is not None:
+                tape.note(operator.iadd, (before, g), None, changes=before)
         elif create_graph:
             slots[index] = before + g
         else:
             slots[index] = (
                 before + g if before.ndim else np.asarray(before + g)
             )  # NumPy makes scalars of these
+            if tape is not None:
+                tape.note(operator.add, (before, g), slots[index])
             owned.add((target, index))
 
     def arrived(target: Any) -> None:
@@ -565,7 +636,10 @@ def _walk(
         if (id(target), 0) in capture:
             capture[id(target), 0] = g
         elif wanted is None:
-            target._accumulate(g)
+            if tape is None:
+                target._accumulate(g)
+            else:
+                tape.accumulate(target, g)
 
     for (target, index), g in roots:
         send(target, index, g)
@@ -590,7 +664,9 @@ def _walk(
                 into = None
                 if node.vjp in WRITES and wanted is None and not create_graph:
                     into = _offer(node, users, buffers)
-                grads = visit(node, gs if node.outputs > 1 else gs[0], create_graph, receivers, into)
+                    if tape is not None and into is not None:
+                        tape.note(offer_again, (node.edges[WRITES[node.vjp]][0],), into)  # type: ignore[index]
+                grads = visit(node, gs if node.outputs > 1 else gs[0], create_graph, receivers, into, tape)
                 if node.hooks and AFTER in node.hooks:
                     grads = _run_node_hooks(node, AFTER, create_graph, grads, gs)
                 if not retain_graph:
@@ -605,6 +681,7 @@ def _walk(
                 continue
             if g is not None:
                 shape, kind = meta  # type: ignore[misc]
+                made = g
                 if g.shape != shape:
                     g = call(sum_to_shape, g, shape=shape)
                 if create_graph:
@@ -615,9 +692,18 @@ def _walk(
                         g = np.asarray(g)
                     if g.dtype != kind:
                         g = g.astype(kind)
+                    if g is not made and tape is not None:
+                        tape.note(_fit, (made, shape, kind), g)
                 send(edge[0], edge[1], g)
             arrived(edge[0])
     return [capture.get((id(target), index)) for target, index in wanted or ()]
+
+
+def _fit(g: Any, shape: tuple[int, ...], kind: Any) -> Array:
+    """Return a gradient as ``_walk`` makes it of what a ``vjp`` returned: summed and cast to fit its argument."""
+    if g.shape != shape:
+        g = sum_to_shape(g, shape=shape)[0]
+    return np.asarray(g).astype(kind, copy=False) if not is_array(g) else g.astype(kind, copy=False)
 
 
 def _count_users(roots: list[Any]) -> tuple[dict[Any, int], list[Node]]:
@@ -721,8 +807,22 @@ def _offer(node: Node, users: dict[Any, int], buffers: dict[Any, list[Any]]) -> 
     return slot.offered
 
 
+def offer_again(leaf: Tensor) -> Array | None:
+    """Return what :func:`_offer` did when a step was captured; ``None`` if somebody keeps that memory now."""
+    slot = leaf._slot
+    if slot is None or slot.scale == 0.0 or leaf._grad is not None or not slot.vacate(leaf):
+        return None
+    slot.offered = slot.array.view()
+    return slot.offered
+
+
 def _visit(
-    node: Node, g: Any, create_graph: bool, receivers: set[Any] | None, into: Array | None
+    node: Node,
+    g: Any,
+    create_graph: bool,
+    receivers: set[Any] | None,
+    into: Array | None,
+    tape: Tape | None,
 ) -> Sequence[Any]:
     """Return the gradients of the node's arguments, one of them written to ``into`` if the node can."""
     needs = tuple([e is not None and (receivers is None or e[0] in receivers) for e in node.edges])
@@ -745,7 +845,10 @@ def _visit(
             )
     if create_graph:
         saved = _as_tensors(node, saved)
-    return node.vjp(g, needs, *saved) if into is None else node.vjp(g, needs, *saved, into=into)
+    grads = node.vjp(g, needs, *saved) if into is None else node.vjp(g, needs, *saved, into=into)
+    if tape is not None and not create_graph:
+        tape.backward(node, g, needs, saved, into, grads)
+    return grads
 
 
 def _as_tensors(node: Node, saved: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -766,6 +869,15 @@ def _as_tensors(node: Node, saved: tuple[Any, ...]) -> tuple[Any, ...]:
             if edge is not None:
                 t._node, t._index = edge
     return tuple(tensors)
+
+
+def accumulate(leaf: Tensor, g: Any) -> None:
+    """Bring the gradient ``g`` to ``leaf``, and tell those who wait for it."""
+    tape = current_tape()
+    if tape is None:
+        leaf._accumulate(g)
+    else:
+        tape.accumulate(leaf, g)
 
 
 def accumulate_grad(leaf: Tensor, g: Any) -> None:

@@ -2,6 +2,7 @@
 
 * ``GradientError(RuntimeError)``: backward cannot go the way that was asked
 * ``AnomalyError(RuntimeError)``: anomaly mode found the first value that is not finite
+* ``CaptureError(RuntimeError)``: what a captured step cannot repeat, with the line that did it
 * ``LinAlgError(RuntimeError)``: a matrix that has no inverse, no factorisation of this kind
 * ``UnwrappedModel(RuntimeError)``: an optimizer step in a world of several ranks on parameters nobody keeps equal
 * ``ReplicasDiffer(RuntimeError)``: the ranks' copies of a model are no longer equal
@@ -20,6 +21,10 @@ class GradientError(RuntimeError):
 
 class AnomalyError(RuntimeError):
     """The first value that is not finite, with the operation and the user's line that made it."""
+
+
+class CaptureError(RuntimeError):
+    """A step does what cannot be captured, or cannot be replayed as it is called; names the line that did it."""
 
 
 class LinAlgError(RuntimeError):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from disttrain import engine
-from disttrain.kernels.arrays import Array, is_array
+from disttrain.kernels.arrays import is_array, owner
 from disttrain.nodes import Node, Packed, PackedTensor
 
 if TYPE_CHECKING:
@@ -76,10 +76,7 @@ def saved(*roots: Tensor) -> SavedTensors:
     """
     nodes = list(_below(roots) if roots else _alive())
     leaves = {
-        id(_owner(e[0]._array))
-        for n in nodes
-        for e in n.edges
-        if e is not None and not isinstance(e[0], Node)
+        id(owner(e[0]._array)) for n in nodes for e in n.edges if e is not None and not isinstance(e[0], Node)
     }
     found: dict[int, Saved] = {}
     packed = 0
@@ -88,11 +85,11 @@ def saved(*roots: Tensor) -> SavedTensors:
             if isinstance(value, PackedTensor):
                 packed += 1
                 continue
-            owner = _owner(value)
-            if id(owner) not in found:
+            memory = owner(value)
+            if id(memory) not in found:
                 name = node.op.__name__
-                found[id(owner)] = Saved(
-                    name, int(owner.nbytes), tuple(value.shape), str(value.dtype), id(owner) in leaves
+                found[id(memory)] = Saved(
+                    name, int(memory.nbytes), tuple(value.shape), str(value.dtype), id(memory) in leaves
                 )
     return SavedTensors(len(nodes), sorted(found.values(), key=lambda e: -e.bytes), packed)
 
@@ -132,20 +129,13 @@ def _kept(node: Node) -> Iterator[Any]:
             yield value
 
 
-def _owner(array: Array) -> Array:
-    """Return the array whose memory ``array`` is a view of."""
-    while is_array(array.base):
-        array = array.base
-    return array
-
-
 def live_tensor_bytes() -> int:
     """Return the bytes of all Tensors that are alive, each stretch of memory once; saved arrays are not Tensors."""
     owners = {}
     for o in gc.get_objects():
         if issubclass(type(o), engine.Tensor_) and hasattr(o, "_array"):
-            owner = _owner(o._array)
-            owners[id(owner)] = int(owner.nbytes)
+            memory = owner(o._array)
+            owners[id(memory)] = int(memory.nbytes)
     return sum(owners.values())
 
 

@@ -11,12 +11,15 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from contextvars import Token
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 from disttrain.context import grad_enabled
 
 if TYPE_CHECKING:
     from disttrain.nodes import Node
+    from disttrain.tape import Tape
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Watch(Protocol):
@@ -42,6 +45,8 @@ class Recording(NamedTuple):
     """What looks at each operation."""
     hooks: tuple[Hooks, ...] = ()
     """Of ``saved_tensors_hooks``, the innermost last."""
+    tape: Tape | None = None
+    """What writes down a step that is being captured; see ``disttrain.capture``."""
 
     def __bool__(self) -> bool:
         return self.grad and not self.inference
@@ -55,6 +60,41 @@ def changed(**what: Any) -> Mode:
     mode: Mode = grad_enabled.get()
     new = (Recording(mode) if isinstance(mode, bool) else mode)._replace(**what)
     return new.grad if new == Recording(new.grad) else new
+
+
+def current_tape() -> Tape | None:
+    """Return what captures the step that this thread is in, if it is being captured."""
+    mode: Mode = grad_enabled.get()
+    return None if mode is True or mode is False else mode.tape
+
+
+def replayed(function: _Function) -> _Function:
+    """Let a captured step call ``function`` again at each replay; use as a decorator.
+
+    For what a step does beside arithmetic on arrays: to draw random numbers, to count, to change what Python holds.
+    Inside nothing is captured, so that it may read values, and decide by them.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tape = current_tape()
+        return function(*args, **kwargs) if tape is None else tape.call(function, args, kwargs)
+
+    return cast(_Function, call)
+
+
+def reads_values(what: str) -> None:
+    """Refuse to hand values of a tensor to Python where a step is being captured.
+
+    Raises:
+        CaptureError: one is; names the user's line.
+    """
+    tape = current_tape()
+    if tape is not None:
+        tape.refuse(
+            f"{what} hands values of a tensor to Python, which would be those of this call at every replay; return "
+            f"the tensor from the step and read it outside"
+        )
 
 
 class Counter(list[int]):

@@ -12,6 +12,7 @@ its draw alone (``poisson`` takes a draw per round of rejection, ``cauchy_`` two
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from disttrain import context, dtypes, engine, missing
 from disttrain.collectives.env import current_env
 from disttrain.devices import device as Device
 from disttrain.kernels import random as kernels
+from disttrain.modes import replayed
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -59,6 +61,7 @@ class Generator:
         self._seed = 67280421310721  # PyTorch's, so that programs find what they know
         self._draw = 0
 
+    @replayed
     def manual_seed(self, seed: int) -> Generator:
         """Begin the stream of ``seed``, any integer of 64 bits, signed or not.
 
@@ -80,11 +83,13 @@ class Generator:
         """Return the seed of the stream."""
         return self._seed
 
+    @replayed
     def get_state(self) -> Tensor:
         """Return all there is to know, 24 bytes in a uint8 tensor: seed, stream and draw as little-endian uint64."""
         words = np.array([self._seed & _MASK, self._stream, self._draw], "<u8")
         return engine.Tensor_._of(words.view(np.uint8))  # type: ignore[no-any-return]
 
+    @replayed
     def set_state(self, new_state: Tensor) -> Generator:
         """Continue where :meth:`get_state` was taken.
 
@@ -107,6 +112,7 @@ class Generator:
         other._seed, other._stream, other._draw = self._seed, self._stream, self._draw
         return other
 
+    @replayed
     def raw(self, count: int) -> np.ndarray[Any, Any]:
         """Return the next draw: ``count`` uint64."""
         draw, self._draw = self._draw, self._draw + 1
@@ -243,6 +249,7 @@ def fork_rng(
 # ------------------------------------------------------------------------------------------ as arrays
 
 
+@replayed
 def words64(count: int, generator: Generator | None = None) -> np.ndarray[Any, Any]:
     """Return the next draw: ``count`` random uint64.
 
@@ -256,11 +263,15 @@ def words64(count: int, generator: Generator | None = None) -> np.ndarray[Any, A
     return generator.raw(count)
 
 
-def bits32(count: int, generator: Generator | None = None) -> np.ndarray[Any, Any]:
-    """Return the next draw: ``count`` random uint32."""
-    return words64(-(-count // 2), generator).view("<u4")[:count].view(np.uint32)
+@replayed
+def bits32(shape: int | Sequence[int], generator: Generator | None = None) -> np.ndarray[Any, Any]:
+    """Return the next draw: as many random uint32 as ``shape`` holds, or says, in this shape."""
+    count = shape if isinstance(shape, int) else math.prod(shape)
+    words = words64(-(-count // 2), generator).view("<u4")[:count].view(np.uint32)
+    return words if isinstance(shape, int) else words.reshape(tuple(shape))
 
 
+@replayed
 def uniform(
     shape: Sequence[int], generator: Generator | None = None, dtype: Any = np.float32
 ) -> np.ndarray[Any, Any]:
@@ -270,6 +281,7 @@ def uniform(
     return kernels.uniform(words, dtype).reshape(tuple(shape))  # type: ignore[no-any-return]
 
 
+@replayed
 def normal(
     shape: Sequence[int], generator: Generator | None = None, dtype: Any = np.float32
 ) -> np.ndarray[Any, Any]:

@@ -29,7 +29,7 @@ from disttrain.methods import (
     ShapeMethods,
     SortMethods,
 )
-from disttrain.modes import Counter
+from disttrain.modes import Counter, reads_values, replayed
 from disttrain.nodes import Node, RemovableHandle
 from disttrain.ops import shape as shape_ops
 
@@ -347,6 +347,7 @@ class Tensor(
         Raises:
             RuntimeError: the tensor requires a gradient, or is on a GPU, and ``force`` is not given.
         """
+        reads_values("numpy()")
         if force:
             return self.detach().cpu().numpy()
         if self.requires_grad:
@@ -369,11 +370,13 @@ class Tensor(
         """
         if self._array.size != 1:
             raise RuntimeError(f"item() needs a tensor of one element, got shape {list(self.shape)}")
+        reads_values("a number made of a tensor, by item() or float(),")
         value = self._array.item()
         return value if isinstance(value, int | float) else float(value)
 
     def tolist(self) -> Any:
         """Return the elements as nested lists of Python numbers."""
+        reads_values("tolist()")
         a = to_host(self._array)
         return (a.astype(np.float32) if a.dtype.kind == "V" else a).tolist()
 
@@ -402,6 +405,7 @@ class Tensor(
             raise RuntimeError(
                 f"the truth of a tensor of shape {list(self.shape)} is ambiguous; use .any() or .all()"
             )
+        reads_values("the truth of a tensor, which `if` asks for,")
         return bool(self._array.item())
 
     def __len__(self) -> Any:
@@ -439,6 +443,7 @@ class Tensor(
     def __repr__(self) -> str:
         from disttrain.printing import tensor_repr
 
+        reads_values("printing")
         return tensor_repr(self)
 
     def __format__(self, spec: str) -> str:
@@ -608,11 +613,15 @@ class Tensor(
                     f"grad of a tensor of shape {list(self.shape)} and {self.dtype} cannot have shape "
                     f"{list(value.shape)} and {value.dtype}"
                 )
-        self._grad = value
+        self._put_grad(value)
 
     @grad.deleter
     def grad(self) -> None:
-        self._grad = None
+        self._put_grad(None)
+
+    @replayed
+    def _put_grad(self, value: Tensor | None) -> None:
+        self._grad = value
 
     @property
     def output_nr(self) -> Any:

@@ -36,6 +36,13 @@ def overlap(x: Array, y: Array) -> bool:
     return bool(a < b + y.nbytes and b < a + x.nbytes)
 
 
+def owner(x: Array) -> Array:
+    """Return the array whose memory ``x`` is a view of: itself if it is none."""
+    while is_array(x.base):
+        x = x.base
+    return x
+
+
 def copy_into(out: Array, x: Array) -> None:
     """Copy ``x`` into ``out``, of the same library, as ``numpy.copyto`` does."""
     (numpy if isinstance(out, numpy.ndarray) else get_array_module(out)).copyto(out, x)

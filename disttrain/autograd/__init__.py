@@ -86,8 +86,6 @@ class Variable(metaclass=_IsTensor):
         return data.detach().requires_grad_(requires_grad)
 
 
-_weight: ContextVar[float | None] = ContextVar("backward_weight", default=None)
-"""The ``weight`` given to the backward that is running, for those who average gradients."""
 _accumulates: ContextVar[bool] = ContextVar("backward_accumulates", default=True)
 """Whether the pass that is running brings gradients to all leaves, and not only to those that were asked for."""
 
@@ -190,23 +188,19 @@ def backward(
     if inputs is not None and not len(_as_sequence(inputs)):
         raise GradientError("backward(): inputs is empty; leave it out to reach all leaves")
     roots = _roots(roots_of, grads, create_graph)
-    token = _weight.set(weight)
-    try:
-        if inputs is None:
-            engine.run_backward(roots, retain_graph=retain, create_graph=create_graph)
-            return
-        leaves = _as_sequence(inputs)
-        found = _run_to(roots, _wanted(leaves), retain_graph=retain, create_graph=create_graph)
-        for t, g in zip(leaves, found, strict=True):
-            if isinstance(t, graph.GradientEdge):
-                t = getattr(t.node, "variable", None)  # that of a result leads to no tensor
-            if g is not None and t is not None and t._retained is None:  # else the pass has kept it already
-                t._accumulate(g)
-    finally:
-        _weight.reset(token)
+    if inputs is None:
+        engine.run_backward(roots, retain_graph=retain, create_graph=create_graph, weight=weight)
+        return
+    leaves = _as_sequence(inputs)
+    found = _run_to(roots, _wanted(leaves), retain_graph=retain, create_graph=create_graph, weight=weight)
+    for t, g in zip(leaves, found, strict=True):
+        if isinstance(t, graph.GradientEdge):
+            t = getattr(t.node, "variable", None)  # that of a result leads to no tensor
+        if g is not None and t is not None and t._retained is None:  # else the pass has kept it already
+            engine.accumulate(t, g)
 
 
-def _run_to(roots: list[tuple[Any, Any]], wanted: list[Edge], **modes: bool) -> list[Any]:
+def _run_to(roots: list[tuple[Any, Any]], wanted: list[Edge], **modes: Any) -> list[Any]:
     token = _accumulates.set(False)
     try:
         return engine.run_backward(roots, wanted=wanted, **modes)
@@ -322,7 +316,8 @@ def _one_by_one(
 
 def backward_weight() -> float | None:
     """Return the ``weight`` given to the backward pass that is running, for those who average gradients."""
-    return _weight.get()
+    running = engine.running_pass()
+    return None if running is None else running.weight
 
 
 def accumulates() -> bool:

@@ -26,6 +26,9 @@ __all__ = ["detect_anomaly", "is_anomaly_check_nan_enabled", "is_anomaly_enabled
 
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
+_AROUND = ("contextlib.py", "functools.py", "_ufunc_config.py")
+"""Files of what decorators put around functions of ours; the last is NumPy's errstate."""
+
 Line = tuple[str, int, str]
 
 
@@ -130,7 +133,7 @@ def users_line() -> Line:
     last = frame
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_OWN) and os.path.basename(name) not in ("contextlib.py", "functools.py"):
+        if not name.startswith(_OWN) and os.path.basename(name) not in _AROUND:
             break
         last, frame = frame, frame.f_back
     found = frame or last
@@ -142,7 +145,12 @@ def _show(node: Node) -> str:
     """Return the user's line in the form of a traceback."""
     if not hasattr(node, "line"):
         return "  it was recorded before anomaly mode began: begin it before the forward pass to see its line"
-    file, number, function = node.line
+    return show_line(node.line)
+
+
+def show_line(line: Line) -> str:
+    """Return a line of source in the form of a traceback."""
+    file, number, function = line
     code = linecache.getline(file, number).strip()
     return f'  File "{file}", line {number}, in {function}' + (f"\n    {code}" if code else "")
 

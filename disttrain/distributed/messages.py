@@ -13,6 +13,7 @@ from disttrain.collectives.call import Tag
 from disttrain.distributed.groups import ProcessGroup, communicator_of, get_global_rank, group_rank
 from disttrain.distributed.verbs import flat, stays_out, write
 from disttrain.distributed.work import Work
+from disttrain.modes import current_tape, replayed
 from disttrain.tensors import Tensor
 
 
@@ -24,6 +25,7 @@ def isend(
     group_dst: int | None = None,
 ) -> Work | None:
     """Start :func:`send`."""
+    _need_no_tape("isend")
     if stays_out(group, "isend"):
         return None
     target = group_rank(group, "dst", dst, group_dst)
@@ -39,6 +41,7 @@ def irecv(
     group_src: int | None = None,
 ) -> Work | None:
     """Start :func:`recv`."""
+    _need_no_tape("irecv")
     if stays_out(group, "irecv"):
         return None
     if src is None and group_src is None:
@@ -51,6 +54,7 @@ def irecv(
     return Work([call], lambda: write(tensor, x), [tensor], get_global_rank(group, source))
 
 
+@replayed
 def send(
     tensor: Tensor,
     dst: int | None = None,
@@ -64,6 +68,7 @@ def send(
         work.wait()
 
 
+@replayed
 def recv(
     tensor: Tensor,
     src: int | None = None,
@@ -81,6 +86,12 @@ def recv(
         return -1
     work.wait()
     return work.source_rank()
+
+
+def _need_no_tape(name: str) -> None:
+    tape = current_tape()
+    if tape is not None:
+        tape.refuse(f"{name}(), which is waited for later,")
 
 
 def _tag(tag: int) -> Tag:

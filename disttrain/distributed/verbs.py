@@ -7,11 +7,12 @@ gets ``None``. ``src`` and ``dst`` are numbers in the world, ``group_src`` and `
 from __future__ import annotations
 
 import enum
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -22,7 +23,26 @@ from disttrain.collectives.errors import CollectiveTimeout
 from disttrain.distributed.groups import ProcessGroup, communicator_of, get_rank, group_rank, outside, seconds
 from disttrain.distributed.work import Work, until
 from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.modes import current_tape
 from disttrain.tensors import Tensor
+
+_Verb = TypeVar("_Verb", bound=Callable[..., Any])
+
+
+def _replayed(verb: _Verb) -> _Verb:
+    """Let a captured step make the call anew at each replay; refuse one that is not waited for at once."""
+
+    @functools.wraps(verb)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tape = current_tape()
+        if tape is None:
+            return verb(*args, **kwargs)
+        work = tape.call(verb, args, kwargs)
+        if work is not None:
+            tape.refuse("a call with async_op=True, which is waited for later,")
+        return None
+
+    return cast(_Verb, call)
 
 
 class ReduceOp(enum.Enum):
@@ -41,6 +61,7 @@ class ReduceOp(enum.Enum):
     """Refused: multiply the tensor, then ``SUM``."""
 
 
+@_replayed
 def all_reduce(
     tensor: Tensor, op: ReduceOp = ReduceOp.SUM, group: ProcessGroup | None = None, async_op: bool = False
 ) -> Work | None:
@@ -52,6 +73,7 @@ def all_reduce(
     return all_reduce_coalesced([tensor], op, group, async_op)
 
 
+@_replayed
 def all_reduce_coalesced(
     tensors: Sequence[Tensor],
     op: ReduceOp = ReduceOp.SUM,
@@ -80,6 +102,7 @@ def _mark(tensor: Tensor) -> None:
         same = same._twin if base is None or base.numel() != same.numel() else base
 
 
+@_replayed
 def reduce(
     tensor: Tensor,
     dst: int | None = None,
@@ -101,6 +124,7 @@ def reduce(
     return done([comm.start_reduce(x, out, root, op=_name(op))], async_op, finish, [tensor])
 
 
+@_replayed
 def broadcast(
     tensor: Tensor,
     src: int | None = None,
@@ -120,6 +144,7 @@ def broadcast(
     return done([comm.start_broadcast(x, root)], async_op, finish, [tensor])
 
 
+@_replayed
 def all_gather(
     tensor_list: list[Tensor],
     tensor: Tensor,
@@ -133,6 +158,7 @@ def all_gather(
     return all_gather_coalesced([tensor_list], [tensor], group, async_op)
 
 
+@_replayed
 def all_gather_coalesced(
     output_tensor_lists: Sequence[list[Tensor]],
     input_tensor_list: Sequence[Tensor],
@@ -162,6 +188,7 @@ def all_gather_coalesced(
     return done(calls, async_op, finish, [t for tensor_list in output_tensor_lists for t in tensor_list])
 
 
+@_replayed
 def all_gather_into_tensor(
     output_tensor: Tensor,
     input_tensor: Tensor,
@@ -176,6 +203,7 @@ def all_gather_into_tensor(
     return done([call], async_op, lambda: write(output_tensor, out), [output_tensor])
 
 
+@_replayed
 def all_gather_single(
     output_tensor: Tensor,
     input_tensor: Tensor,
@@ -186,6 +214,7 @@ def all_gather_single(
     return all_gather_into_tensor(output_tensor, input_tensor, group, async_op)
 
 
+@_replayed
 def reduce_scatter(
     output: Tensor,
     input_list: Sequence[Tensor],
@@ -211,6 +240,7 @@ def reduce_scatter(
     return done(calls, async_op, lambda: write(output, _averaged(out, op, comm)), [output])
 
 
+@_replayed
 def reduce_scatter_tensor(
     output: Tensor,
     input: Tensor,
@@ -226,6 +256,7 @@ def reduce_scatter_tensor(
     return done([call], async_op, lambda: write(output, _averaged(out, op, comm)), [output])
 
 
+@_replayed
 def reduce_scatter_single(
     output: Tensor,
     input: Tensor,
@@ -237,6 +268,7 @@ def reduce_scatter_single(
     return reduce_scatter_tensor(output, input, op, group, async_op)
 
 
+@_replayed
 def gather(
     tensor: Tensor,
     gather_list: list[Tensor] | None = None,
@@ -262,6 +294,7 @@ def gather(
     return done([comm.start_gather(x, out, root)], async_op, finish, targets)
 
 
+@_replayed
 def scatter(
     tensor: Tensor,
     scatter_list: list[Tensor] | None = None,
@@ -281,6 +314,7 @@ def scatter(
     return done([comm.start_scatter(x, out, root)], async_op, lambda: write(tensor, out), [tensor])
 
 
+@_replayed
 def all_to_all(
     output_tensor_list: list[Tensor],
     input_tensor_list: list[Tensor],
@@ -306,6 +340,7 @@ def all_to_all(
     )
 
 
+@_replayed
 def all_to_all_single(
     output: Tensor,
     input: Tensor,
@@ -351,6 +386,7 @@ def _elements(name: str, tensor: Tensor, rows: Sequence[int] | None, ranks: int)
     return [n * (tensor.numel() // max(1, shape[0])) for n in rows]
 
 
+@_replayed
 def barrier(
     group: ProcessGroup | None = None,
     async_op: bool = False,
@@ -371,6 +407,7 @@ def barrier(
     return None
 
 
+@_replayed
 def monitored_barrier(
     group: ProcessGroup | None = None,
     timeout: timedelta | float | None = None,

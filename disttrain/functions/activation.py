@@ -9,6 +9,7 @@ import numpy as np
 
 from disttrain import dtypes, engine
 from disttrain.functions.common import floating, need_tensors, normalize_dim, numpy_names
+from disttrain.modes import replayed
 from disttrain.ops import activation, piecewise
 from disttrain.ops.types import Op
 from disttrain.precision import autocasts
@@ -291,13 +292,20 @@ def rrelu(
         raise RuntimeError(f"rrelu(): lower and upper must be finite and in order, got {lower} and {upper}")
     if not training:
         return leaky_relu(input, (lower + upper) / 2, inplace)
-    from disttrain import random
-
-    slopes = lower + (upper - lower) * random.uniform(input.shape, generator)
-    slopes = engine.Tensor_._of(np.asarray(slopes, input._array.dtype)).to(input.device)
+    slopes = _slopes(lower, upper, input.shape, input._array.dtype, generator).to(input.device)
     if inplace:
         return engine.write_in_place(input, piecewise.prelu, slopes)
     return engine.apply(piecewise.prelu, input, slopes)  # type: ignore[no-any-return]
+
+
+@replayed
+def _slopes(
+    lower: float, upper: float, shape: tuple[int, ...], kind: np.dtype[Any], generator: Any
+) -> Tensor:
+    from disttrain import random
+
+    slopes = lower + (upper - lower) * random.uniform(shape, generator)
+    return engine.Tensor_._of(np.asarray(slopes, kind))  # type: ignore[no-any-return]
 
 
 def rrelu_(input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False) -> Tensor:

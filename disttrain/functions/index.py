@@ -13,6 +13,7 @@ from disttrain.functions.common import need_tensors, normalize_dim, numpy_names,
 from disttrain.functions.creation import filled, tensor
 from disttrain.functions.shape import broadcast_tensors, expand
 from disttrain.kernels.arrays import is_array
+from disttrain.modes import reads_values
 from disttrain.ops import index as ops
 from disttrain.ops import shape as shape_ops
 from disttrain.precision import autocasts
@@ -141,6 +142,8 @@ def getitem(input: Tensor, key: Any) -> Tensor:
         IndexError: an index is out of range, or of a type that cannot index.
     """
     basic, arrays = _split(key, input._array.shape)
+    if arrays is not None and any(is_array(k) and k.dtype.kind == "b" for k in arrays):
+        reads_values("indexing by a mask, which gives as many elements as it holds,")
     part = _view(input, basic, arrays)
     return part if arrays is None else engine.apply(ops.take, part, key=arrays)
 
@@ -341,6 +344,7 @@ def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
             f"masked_scatter(): source must be of {input.dtype} as input is, got {source.dtype}"
         )
     x, where = broadcast_tensors(input, mask)
+    reads_values("masked_scatter(), which takes as many elements as the mask holds,")
     count = int(np.count_nonzero(where._array))
     if count > source.numel():
         raise RuntimeError(
@@ -357,6 +361,7 @@ def masked_scatter_(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
 
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """The indices of the elements that are not zero: ``(count, ndim)`` int64, or a tuple with one per dimension."""
+    reads_values("nonzero(), whose result has a shape that depends on values,")
     if as_tuple and not input.ndim:
         input = expand(input, 1)
     rows = engine.apply(ops.nonzero, input)

@@ -15,6 +15,7 @@ from disttrain import context, dtypes, engine
 from disttrain.functions.creation import empty_like
 from disttrain.functions.shape import broadcast_tensors
 from disttrain.kernels import random as kernels
+from disttrain.modes import replayed
 from disttrain.ops import elementwise
 from disttrain.random import Generator, permutation, uniform, words64
 from disttrain.random import normal as standard_normal
@@ -61,6 +62,7 @@ def _finish(values: Any, kind: dtypes.dtype, device: Any, requires_grad: bool) -
     return t.requires_grad_() if requires_grad else t
 
 
+@replayed
 def rand(
     *size: Any,
     generator: Generator | None = None,
@@ -77,6 +79,7 @@ def rand(
     return _finish(uniform(shape, generator, kind.numpy), kind, device, requires_grad)
 
 
+@replayed
 def randn(
     *size: Any,
     generator: Generator | None = None,
@@ -103,6 +106,7 @@ def _sized(name: str, size: tuple[Any, ...], sizes: dict[str, Any]) -> tuple[int
     return _shape(name, size if given is None else given)
 
 
+@replayed
 def rand_like(
     input: Tensor,
     *,
@@ -120,6 +124,7 @@ def rand_like(
     return _laid_out(input, values, kind, device, requires_grad, memory_format)
 
 
+@replayed
 def randn_like(
     input: Tensor,
     *,
@@ -152,6 +157,7 @@ def _like(name: str, input: Any) -> Tensor:
     return input  # type: ignore[no-any-return]
 
 
+@replayed
 def randint(
     low: Any = 0,
     high: Any = None,
@@ -181,6 +187,7 @@ def randint(
     return _finish(random_integers("randint", low, high, shape, kind, generator), kind, device, requires_grad)
 
 
+@replayed
 def randint_like(
     input: Tensor,
     low: Any = 0,
@@ -212,6 +219,7 @@ def _end(name: str, x: Any) -> int:
     return operator.index(x)
 
 
+@replayed
 def random_integers(
     name: str, low: Any, high: Any, shape: tuple[int, ...], kind: dtypes.dtype, generator: Generator | None
 ) -> Any:
@@ -244,6 +252,7 @@ def _fits(value: int, kind: dtypes.dtype) -> bool:
     return int(info.min) <= value <= int(info.max)
 
 
+@replayed
 def randperm(
     n: int,
     *,
@@ -276,6 +285,7 @@ def randperm(
 # ------------------------------------------------------------------------------- from tensors of parameters
 
 
+@replayed
 def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | None = None) -> Tensor:
     """Ones with the probabilities in ``input`` (or ``p`` everywhere), else zeros, as ``torch.bernoulli``.
 
@@ -310,6 +320,7 @@ def _drawn(input: Tensor, values: Any) -> Tensor:
     return engine.apply(elementwise.copy_from, input, t) if input.requires_grad else t
 
 
+@replayed
 def normal(
     mean: Any = 0.0,
     std: Any = 1.0,
@@ -365,6 +376,7 @@ def check_std(name: str, std: Any) -> None:
         raise RuntimeError(f"{name}(): std must not be negative, got {std}")
 
 
+@replayed
 def multinomial(
     input: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator | None = None
 ) -> Tensor:
@@ -412,6 +424,7 @@ def multinomial(
     return engine.Tensor_._of(picked.astype(np.int64).reshape(*input.shape[:-1], num_samples))  # type: ignore[no-any-return]
 
 
+@replayed
 def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
     """Numbers of events at the rates in ``input``, in its type, as ``torch.poisson``. Its gradient is zero.
 
@@ -464,6 +477,7 @@ def _poisson(rates: Any, generator: Generator | None) -> Any:
     return out
 
 
+@replayed
 def binomial(count: Tensor, prob: Tensor, generator: Generator | None = None) -> Tensor:
     """Numbers of successes in ``count`` trials of chance ``prob``, in their type, as ``torch.binomial``.
 

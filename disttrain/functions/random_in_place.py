@@ -14,6 +14,7 @@ from disttrain import dtypes, engine
 from disttrain.functions.common import copy_
 from disttrain.functions.random import DIGITS, check_probability, check_std, random_integers
 from disttrain.kernels import random as kernels
+from disttrain.modes import replayed
 from disttrain.random import Generator, uniform, words64
 from disttrain.random import normal as standard_normal
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from disttrain.tensors import Tensor
 
 
+@replayed
 def uniform_(input: Tensor, *args: Any, generator: Generator | None = None, **ends: Any) -> Tensor:
     """Write numbers evenly distributed in ``[from, to)``, by default [0, 1), as ``Tensor.uniform_``.
 
@@ -76,6 +78,7 @@ def _write(input: Tensor, values: Any) -> Tensor:
     return copy_(input, t)
 
 
+@replayed
 def normal_(
     input: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None
 ) -> Tensor:
@@ -90,6 +93,7 @@ def normal_(
     return _write(input, z * z.dtype.type(std) + z.dtype.type(mean))
 
 
+@replayed
 def bernoulli_(input: Tensor, p: Any = 0.5, *, generator: Generator | None = None) -> Tensor:
     """Write ones with probability ``p``, a number or a tensor of probabilities, else zeros, as ``Tensor.bernoulli_``.
 
@@ -113,6 +117,7 @@ def bernoulli_(input: Tensor, p: Any = 0.5, *, generator: Generator | None = Non
     return _write(input, u < chances)
 
 
+@replayed
 def random_(input: Tensor, *args: Any, generator: Generator | None = None, **ends: Any) -> Tensor:
     """Write integers evenly distributed in ``[from, to)``, as ``Tensor.random_``; ``random_(to)`` begins at 0.
 
@@ -133,6 +138,7 @@ def random_(input: Tensor, *args: Any, generator: Generator | None = None, **end
     return _write(input, random_integers("random_", low, high, input.shape, kind, generator))
 
 
+@replayed
 def exponential_(input: Tensor, lambd: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Write exponentially distributed numbers of rate ``lambd``, as ``Tensor.exponential_``.
 
@@ -149,6 +155,7 @@ def _open(input: Tensor, generator: Generator | None) -> Any:
     return kernels.open_uniform(words64(input.numel(), generator))
 
 
+@replayed
 def geometric_(input: Tensor, p: float, *, generator: Generator | None = None) -> Tensor:
     """Write how many trials it takes to the first success, of probability ``p`` each, as ``Tensor.geometric_``.
 
@@ -163,6 +170,7 @@ def geometric_(input: Tensor, p: float, *, generator: Generator | None = None) -
     return _write(input, trials.reshape(input.shape))
 
 
+@replayed
 def log_normal_(
     input: Tensor, mean: float = 1.0, std: float = 2.0, *, generator: Generator | None = None
 ) -> Tensor:
@@ -178,6 +186,7 @@ def log_normal_(
     return _write(input, kernels.exp(z * float(std) + float(mean)))
 
 
+@replayed
 def cauchy_(
     input: Tensor, median: float = 0.0, sigma: float = 1.0, *, generator: Generator | None = None
 ) -> Tensor:

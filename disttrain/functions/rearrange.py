@@ -10,6 +10,7 @@ import numpy as np
 from disttrain import engine
 from disttrain.functions.common import normalize_dim, numpy_names, sizes
 from disttrain.functions.shape import clone, given, ravel, reshape, transpose
+from disttrain.modes import reads_values
 from disttrain.ops import index as index_ops
 from disttrain.ops import shape as ops
 
@@ -68,6 +69,7 @@ def repeat_interleave(
             raise RuntimeError(
                 f"repeat_interleave(): repeats must have at most 1 dimension, got {list(repeats.shape)}"
             )
+        reads_values("repeat_interleave() by a tensor, whose result has a shape that depends on values,")
         times = repeats._array.reshape(-1)
     else:
         times = np.asarray([repeats] if isinstance(repeats, int) else repeats, np.int64)

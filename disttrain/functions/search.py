@@ -18,6 +18,7 @@ from disttrain.functions.common import (
     sizes,
 )
 from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.modes import reads_values, replayed
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor
@@ -51,6 +52,7 @@ def unique(
         RuntimeError: another dimension than ``dim`` is empty.
     """
     need_tensors("unique", input)
+    reads_values("unique(), whose result has a shape that depends on values,")
     x = input._array
     if dim is None:
         flat = x.reshape(-1)
@@ -75,6 +77,7 @@ def unique_consecutive(
         RuntimeError: another dimension than ``dim`` is empty.
     """
     need_tensors("unique_consecutive", input)
+    reads_values("unique_consecutive(), whose result has a shape that depends on values,")
     x = input._array
     if dim is None:
         flat = x.reshape(-1)
@@ -230,6 +233,7 @@ def bucketize(input: Any, boundaries: Tensor, *, out_int32: bool = False, right:
     return searchsorted(boundaries, input, out_int32=out_int32, right=right)
 
 
+@replayed
 def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
     """How often each of 0, 1, 2 … occurs in a vector; with ``weights``, the sum of theirs.
 
@@ -255,6 +259,7 @@ def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -
     return engine.Tensor_._of(totals.astype(kind))  # type: ignore[no-any-return]
 
 
+@replayed
 def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:
     """How many elements lie in each of ``bins`` equal parts of [``min``, ``max``], by default of what they span.
 

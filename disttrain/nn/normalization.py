@@ -8,6 +8,7 @@ from typing import Any
 
 from disttrain import dtypes, engine
 from disttrain.functions.creation import empty, ones, tensor, zeros
+from disttrain.modes import current_tape
 from disttrain.nn import functional as F
 from disttrain.nn import init
 from disttrain.nn.module import Module
@@ -206,6 +207,9 @@ class SyncBatchNorm(_BatchNorm):
 
         if not self.training or distributed.get_world_size(self.process_group) == 1:
             return super().forward(input)
+        tape = current_tape()
+        if tape is not None:
+            tape.refuse("SyncBatchNorm, whose ranks exchange their sums inside an operation,")
         self._check(input)
         momentum, _ = self._begin()
         group = self.process_group

@@ -13,6 +13,7 @@ from disttrain import engine
 from disttrain.functions.creation import empty, zeros
 from disttrain.functions.index import index_select
 from disttrain.functions.join import cat, stack
+from disttrain.modes import reads_values
 from disttrain.nn import functional as F
 from disttrain.nn import init
 from disttrain.nn.module import Module
@@ -147,6 +148,7 @@ class RNNBase(Module):
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """Return the shape that the hidden state must have for this input."""
         if batch_sizes is not None:
+            reads_values("a PackedSequence, at whose lengths the layer looks,")
             batch = int(batch_sizes._array[0])
         else:
             batch = input.shape[0 if self.batch_first else 1]

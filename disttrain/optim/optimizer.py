@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from disttrain.collectives.env import current_env
 from disttrain.errors import UnwrappedModel
+from disttrain.modes import current_tape, replayed
 from disttrain.steering import stepped
 from disttrain.tensors import RemovableHandle, Tensor
 
@@ -185,6 +186,7 @@ class Optimizer:
             param_group.setdefault(name, value)
         self.param_groups.append(param_group)
 
+    @replayed
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients; with ``set_to_none=False`` fill them with zeros."""
         for group in self.param_groups:
@@ -391,6 +393,11 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
             self
         ):  # by way of super().step(); without __init__()
             return step(self, *args, **kwargs)
+        tape = current_tape()
+        if tape is not None:
+            if args or kwargs:
+                tape.refuse("an optimizer's step() that gets a closure, which computes the loss again,")
+            return tape.call(hooked, (self,), {})
         self._opt_called = True
         given: tuple[Any, ...] = (self, *args)
         if _global_pre_hooks or self._step_pre_hooks:

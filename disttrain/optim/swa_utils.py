@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from disttrain import dtypes, missing
 from disttrain.engine import no_grad
 from disttrain.functions.creation import tensor
+from disttrain.modes import replayed
 from disttrain.nn.module import Module
 from disttrain.nn.normalization import _BatchNorm
 from disttrain.optim.lr_scheduler.base import LRScheduler, one_per_group
@@ -136,6 +137,7 @@ class AveragedModel(Module):
         """Call the averaged model."""
         return self.module(*args, **kwargs)
 
+    @replayed
     def update_parameters(self, model: Module) -> None:
         """Take the model's parameters into the averages.
 

@@ -20,6 +20,7 @@ from disttrain.collectives.ledger import bucket_tag
 from disttrain.distributed.groups import communicator_of
 from disttrain.engine import is_grad_enabled, queue_callback
 from disttrain.errors import AnomalyError
+from disttrain.modes import current_tape, replayed
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import is_lazy
 from disttrain.parallel.buckets import NOT_FINITE, WISHES, Bucket, GradBucket, grouped
@@ -158,6 +159,8 @@ class DistributedDataParallel(Module):
         self._agreement = Agreement()
         self._reported_unused = False
         self._reported_nonfinite = False
+        self._is_inside = False
+        """Whether the module's forward is running, and the other ranks' backwards will wait for this one's."""
         self._synchronize = True
         """Whether the backward of the next forward averages; see :meth:`no_sync`."""
         self._averages = True
@@ -228,6 +231,26 @@ class DistributedDataParallel(Module):
         """
         if self._comm.size == 1:
             return self.module(*args, **kwargs)
+        recording = is_grad_enabled()
+        self._prepare(recording, self._synchronize)
+        tape = current_tape()
+        if tape is not None:
+            tape.on_error(self._fail)
+        try:
+            out = self.module(*args, **kwargs)
+        except Exception as error:
+            self._fail(error)
+            raise
+        self._leave()
+        if recording:
+            for t in tensors_in(out):
+                if t.requires_grad:
+                    t.register_hook(_Beginning(self, self._synchronize))
+        return out
+
+    @replayed
+    def _prepare(self, recording: bool, averages: bool) -> None:
+        """Do what comes before the module's forward."""
         if self._replaced:
             raise RuntimeError(
                 "a DistributedDataParallel that was made later has the parameters of this one; call that one"
@@ -235,27 +258,26 @@ class DistributedDataParallel(Module):
         self._settle()
         for bucket in self._buckets:
             bucket.take_slots()
-        recording = is_grad_enabled()
         if recording:
             if self._fingerprint_every and self._forwards % self._fingerprint_every == 0:
                 compare_fingerprints(self.module, self._comm, self._forwards)
             self._forwards += 1
         root = 0
-        if recording and self._synchronize and self._joining is not None:
+        if recording and averages and self._joining is not None:
             root = self._call_the_roll(self._joining)
-        if recording and self._synchronize and self._broadcast_buffers and self.training:
+        if recording and averages and self._broadcast_buffers and self.training:
             take_from(self._comm, root, self._buffers_now())
-        try:
-            out = self.module(*args, **kwargs)
-        except Exception as error:
-            if recording and self._synchronize and self.training and not self._running:
-                self._withdraw(error)
-            raise
-        if recording:
-            for t in tensors_in(out):
-                if t.requires_grad:
-                    t.register_hook(_Beginning(self, self._synchronize))
-        return out
+        self._is_inside = recording and averages and self.training
+
+    @replayed
+    def _leave(self) -> None:
+        self._is_inside = False
+
+    def _fail(self, error: BaseException) -> None:
+        """Tell the other ranks if it is forward that has raised, and they wait for this rank's gradients."""
+        if self._is_inside and not self._running and isinstance(error, Exception):
+            self._withdraw(error)
+        self._is_inside = False
 
     @property
     def agreement(self) -> tuple[Agreement, Communicator]:
@@ -429,6 +451,7 @@ class DistributedDataParallel(Module):
 
     # -------------------------------------------------------------------------------------- one backward
 
+    @replayed
     def _begin(self, averages: bool) -> None:
         """Prepare for the gradients of the backward that is beginning; called more than once in some."""
         if self._running:

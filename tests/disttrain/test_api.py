@@ -43,6 +43,7 @@ COVERED_ELSEWHERE = {
     "disttrain.serialization": "tests/disttrain/test_serialization.py",
     "disttrain.nn.functional": "tests/disttrain/nn",
     "disttrain.amp": "tests/disttrain/test_amp.py",
+    "disttrain.capture": "tests/disttrain/test_capture.py",
     "disttrain.compiler": "tests/disttrain/test_settings.py",
     "disttrain.inquiries": "tests/disttrain/test_inquiries.py",
     "disttrain.legacy": "tests/disttrain/test_settings.py",

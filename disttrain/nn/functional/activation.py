@@ -11,6 +11,7 @@ from disttrain import random
 from disttrain.functions import activation
 from disttrain.functions.common import need_tensors
 from disttrain.functions.creation import zeros_like
+from disttrain.modes import replayed
 from disttrain.tensors import Tensor
 
 
@@ -64,13 +65,17 @@ def gumbel_softmax(
     if eps != 1e-10:
         warnings.warn("gumbel_softmax: eps has no effect; leave it out", stacklevel=2)
     need_tensors("gumbel_softmax", logits)
-    u = (random.bits32(logits.numel()) + 0.5) * 2.0**-32  # in (0, 1): both logarithms are finite
-    noise = Tensor._of((-np.log(-np.log(u))).reshape(logits.shape).astype(logits._array.dtype)).to(
-        logits.device
-    )
+    noise = _gumbel(logits.shape, logits._array.dtype).to(logits.device)
     soft = activation.softmax((logits + noise) / tau, dim)
     if not hard:
         return soft
     best = soft.detach().argmax(dim, keepdim=True)
     one = zeros_like(soft.detach()).scatter_(dim, best, 1.0)
     return one - soft.detach() + soft
+
+
+@replayed
+def _gumbel(shape: tuple[int, ...], kind: np.dtype[Any]) -> Tensor:
+    """Draw from Gumbel's distribution."""
+    u = (random.bits32(shape) + 0.5) * 2.0**-32  # in (0, 1): both logarithms are finite
+    return Tensor._of((-np.log(-np.log(u))).astype(kind))

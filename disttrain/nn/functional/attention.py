@@ -11,6 +11,7 @@ from disttrain import engine, random
 from disttrain.functions.activation import softmax
 from disttrain.functions.creation import zeros, zeros_like
 from disttrain.functions.join import cat
+from disttrain.modes import replayed
 from disttrain.nn.functional.dropout import dropout
 from disttrain.nn.functional.linear import linear
 from disttrain.nn.functional.padding import pad
@@ -82,12 +83,16 @@ def scaled_dot_product_attention(
         scale = 1 / math.sqrt(E) if E else 1.0
     keep = None
     if dropout_p:
-        size = (*query.shape[:-1], S)
-        bits = random.bits32(math.prod(size)).reshape(size)
-        keep = bits >= np.uint32(min(round(dropout_p * 2**32), 2**32 - 1))
+        keep = _kept((*query.shape[:-1], S), dropout_p)
     return engine.apply(  # type: ignore[no-any-return]
         ops.attention, query, key, value, attn_mask, keep, scale=scale, causal=bool(is_causal), p=dropout_p
     )
+
+
+@replayed
+def _kept(shape: tuple[int, ...], p: float) -> np.ndarray[Any, Any]:
+    """Draw what dropout keeps."""
+    return random.bits32(shape) >= np.uint32(min(round(p * 2**32), 2**32 - 1))
 
 
 def _repeat_heads(query: Tensor, x: Tensor) -> Tensor:

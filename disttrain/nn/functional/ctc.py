@@ -10,6 +10,7 @@ import numpy as np
 from disttrain import engine
 from disttrain.functions.activation import check_float
 from disttrain.kernels.arrays import to_host
+from disttrain.modes import reads_values
 from disttrain.nn.functional.reduction import chosen
 from disttrain.ops import ctc
 from disttrain.precision import autocasts
@@ -56,6 +57,7 @@ def ctc_loss(
         )
     if not isinstance(targets, Tensor):
         raise TypeError(f"ctc_loss: targets must be a Tensor, got {type(targets).__name__}")
+    reads_values("ctc_loss(), which looks at labels and lengths,")
     single = log_probs.ndim == 2
     x = log_probs.unsqueeze(1) if single else log_probs
     T, N, C = x.shape

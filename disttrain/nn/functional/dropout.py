@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import warnings
+from typing import Any
 
 import numpy as np
 
 from disttrain import engine, random
 from disttrain.functions.activation import SELU_ALPHA, SELU_SCALE
+from disttrain.modes import replayed
 from disttrain.ops import dropout as dropout_ops
 from disttrain.tensors import Tensor
 
@@ -133,7 +134,7 @@ def _drop_features(input: Tensor, p: float, training: bool, inplace: bool, dims:
 
 def _drop(input: Tensor, p: float, inplace: bool, shape: tuple[int, ...]) -> Tensor:
     _need_float(input)
-    bits = random.bits32(math.prod(shape)).reshape(shape)
+    bits = random.bits32(shape)
     if inplace:
         return engine.write_in_place(input, dropout_ops.dropout, bits, p=p)
     return engine.apply(dropout_ops.dropout, input, bits, p=p)  # type: ignore[no-any-return]
@@ -149,12 +150,17 @@ def _need_float(input: Tensor) -> None:
 
 def _saturate(input: Tensor, p: float, inplace: bool, shape: tuple[int, ...]) -> Tensor:
     _need_float(input)
-    low = -SELU_SCALE * SELU_ALPHA  # the limit of SELU at minus infinity
-    kept = random.bits32(math.prod(shape)).reshape(shape) >= round(p * 2**32)
-    scale = (1 - p + low * low * p * (1 - p)) ** -0.5 if p < 1 else 0.0
-    kind = input._array.dtype
-    factor = Tensor._of(np.asarray(kept * scale, kind)).to(input.device)
-    offset = Tensor._of(np.asarray((~kept) * (low * scale) - low * p * scale, kind)).to(input.device)
+    factor, offset = (t.to(input.device) for t in _saturation(p, shape, input._array.dtype))
     if inplace:
         return input.mul_(factor).add_(offset)
     return input * factor + offset
+
+
+@replayed
+def _saturation(p: float, shape: tuple[int, ...], kind: np.dtype[Any]) -> tuple[Tensor, Tensor]:
+    """Draw by what an input is multiplied and what is added to it, so that some of it becomes SELU's least value."""
+    low = -SELU_SCALE * SELU_ALPHA  # the limit of SELU at minus infinity
+    kept = random.bits32(shape) >= round(p * 2**32)
+    scale = (1 - p + low * low * p * (1 - p)) ** -0.5 if p < 1 else 0.0
+    offset = (~kept) * (low * scale) - low * p * scale
+    return Tensor._of(np.asarray(kept * scale, kind)), Tensor._of(np.asarray(offset, kind))

@@ -11,6 +11,7 @@ import numpy as np
 from disttrain import engine
 from disttrain.functions.random import rand
 from disttrain.kernels.conv import Window
+from disttrain.modes import replayed
 from disttrain.nn.functional.checks import batch, check_kind, each
 from disttrain.ops import pool
 from disttrain.precision import autocasts, autocasts_as
@@ -567,6 +568,7 @@ def _fractional(
     return _with_places(out, Tensor._of(where), batched, return_indices)
 
 
+@replayed
 def _fractional_places(x: Any, kernel: tuple[int, ...], size: tuple[int, ...], samples: Any) -> Any:
     """Return where the largest of each window is, (N, C, *size)."""
     n, (N, C, *have) = len(size), x.shape

@@ -9,6 +9,7 @@ import numpy as np
 
 from disttrain import engine
 from disttrain.kernels.arrays import get_array_module, to_host
+from disttrain.modes import reads_values
 from disttrain.ops import embedding as ops
 from disttrain.ops.activation import widen
 from disttrain.tensors import Tensor
@@ -61,6 +62,7 @@ def _check_indices(name: str, input: Tensor) -> None:
 
 
 def _limit_norms(weight: Tensor, input: Tensor, max_norm: float, norm_type: float) -> None:
+    reads_values("max_norm, which changes rows of the table by their norms,")
     xp = get_array_module(weight._array)
     ops.check_range(input._array, weight.shape[0], "embedding: index")
     used = xp.unique(input._array)
@@ -191,6 +193,7 @@ def _bags(input: Tensor, offsets: Tensor | None, include_last: bool) -> tuple[np
         raise ValueError(f"embedding_bag: a vector of indices needs a vector of offsets, got {offsets!r:.80}")
     if offsets._array.dtype not in (np.int64, np.int32):
         raise RuntimeError(f"embedding_bag: offsets must hold int64 or int32, got {offsets.dtype}")
+    reads_values("embedding_bag() with offsets, which it looks at,")
     begins = to_host(offsets._array).astype(np.int64)
     size = input.numel()
     if len(begins) and begins[0] != 0:

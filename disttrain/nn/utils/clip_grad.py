@@ -12,10 +12,12 @@ import numpy as np
 from disttrain.engine import no_grad
 from disttrain.kernels.arrays import get_array_module
 from disttrain.kernels.optim import sum_of_squares
+from disttrain.modes import replayed
 from disttrain.ops.activation import widen
 from disttrain.tensors import Tensor
 
 
+@replayed
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor],
     max_norm: float,
@@ -59,6 +61,7 @@ def clip_grad_norm(
     return clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
 
 
+@replayed
 def clip_grads_with_norm_(
     parameters: Tensor | Iterable[Tensor], max_norm: float, total_norm: Tensor, foreach: bool | None = None
 ) -> None:
@@ -75,6 +78,7 @@ def _scale(grads: list[Tensor], max_norm: float, total: Tensor) -> None:
                 g._version_counter[0] += 1
 
 
+@replayed
 def get_total_norm(
     tensors: Tensor | Iterable[Tensor],
     norm_type: float = 2.0,
@@ -132,6 +136,7 @@ def _flat(a: Any) -> Any:
     return get_array_module(a).ascontiguousarray(a).reshape(-1)
 
 
+@replayed
 def clip_grad_value_(
     parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None
 ) -> None:

@@ -15,6 +15,7 @@ from disttrain import engine, missing
 from disttrain.functions.common import cast
 from disttrain.functions.join import stack
 from disttrain.kernels.arrays import Array
+from disttrain.modes import reads_values
 from disttrain.ops import rnn as ops
 from disttrain.tensors import Tensor
 
@@ -157,6 +158,7 @@ def pack_padded_sequence(
             not sorted where that is asked for.
         IndexError: ``input`` has less than two dimensions.
     """
+    reads_values("packing sequences, which looks at their lengths,")
     sizes = lengths._array if isinstance(lengths, Tensor) else np.asarray(lengths)
     if sizes.ndim != 1:
         raise RuntimeError(f"'lengths' must have one dimension, a length per sequence, got {sizes.ndim}")
@@ -216,6 +218,7 @@ def pad_packed_sequence(
     Raises:
         ValueError: ``total_length`` is shorter than a sequence.
     """
+    reads_values("padding packed sequences, which looks at their lengths,")
     batch_sizes = sequence.batch_sizes._array
     steps, batch = len(batch_sizes), int(batch_sizes[0])
     if total_length is not None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from disttrain.engine import no_grad
+from disttrain.modes import replayed
 from disttrain.optim.optimizer import Optimizer
 from disttrain.tensors import Tensor
 
@@ -31,6 +32,11 @@ class LRScheduler:
 
     _get_lr_called_within_step = False
     _is_initial = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "step" in cls.__dict__:
+            cls.step = replayed(cls.__dict__["step"])  # type: ignore[method-assign]
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
         check_optimizer(optimizer)
@@ -66,6 +72,7 @@ class LRScheduler:
         """Return the learning rate of each group, as this scheduler last set it."""
         return self._last_lr
 
+    @replayed
     def step(self, epoch: Any = None) -> None:
         """Go on to the next epoch; to ``epoch``, if it is given, by the closed form where there is one.
 

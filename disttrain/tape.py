@@ -1,0 +1,312 @@
+"""Writing down what a step computes while it runs, call by call; ``disttrain.plan`` makes a function of it.
+
+A value (an array, nearly always) is known by its identity: it is one of the step's arguments, or some call on the tape
+has made it. Any other array that a call gets was there before or was made by Python behind the tape's back; which of
+the two shows when the step is written down a second time.
+"""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from disttrain import engine
+from disttrain.autograd.anomaly_mode import Line, show_line, users_line
+from disttrain.context import grad_enabled
+from disttrain.errors import CaptureError
+from disttrain.kernels.arrays import Array, is_array, owner
+from disttrain.modes import changed
+from disttrain.nn.parameter import Parameter
+from disttrain.nodes import Node
+from disttrain.ops.types import Op
+
+
+class Made(NamedTuple):
+    """Stands for a value that is known: the step's argument, or what a call has made, of this number."""
+
+    number: int
+
+
+class AsTensor(NamedTuple):
+    """Stands for a Tensor over the memory of an array that is known."""
+
+    array: Made
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a step. Wherever it was given or has returned a value that is known, :class:`Made` stands for it."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    line: Line
+    """The user's line that led to it."""
+    out: Any = None
+    """What it returns that others may need: ``Made``, tuples of it, ``None`` for the rest."""
+    tensors: list[int] = field(default_factory=list)
+    """Numbers of what it returns as Tensors, of which only the arrays are known."""
+    scalars: list[int] = field(default_factory=list)
+    """Numbers of what it may return as NumPy scalars, and is an array afterwards."""
+    is_getter: bool = False
+    """Whether it does nothing but return something."""
+
+
+class Tape:
+    """Writes down one call of a step.
+
+    Args:
+        inputs: the arrays of the step's arguments.
+    """
+
+    def __init__(self, inputs: Sequence[Array]) -> None:
+        self.calls: list[Call] = []
+        self.tensors: dict[int, Any] = {}
+        """By id of its array, each Tensor that was used and that no call has made."""
+        self.before: dict[int, Array] = {}
+        """By id, what arrays that no call has made, and that are no parameter's, held when they were first used."""
+        self.changed: set[int] = set()
+        """Ids of the arrays whose memory was written."""
+        self.guards: list[Callable[[BaseException], None]] = []
+        """What is called with the error if a replay raises one."""
+        self._known: dict[int, tuple[int, Any]] = {}
+        """By id of a value its number, and a reference to it: weak if that can be, so that memory is freed as ever."""
+        self._count = 0
+        self._saved: tuple[tuple[Any, ...], list[Any], Line] = ((), [], ("", 0, ""))
+        """What the last operation has saved, and the numbers of that."""
+        self._nodes: dict[Node, tuple[tuple[Any, ...], list[Any], Line]] = {}
+        self._drawn = _host_randomness()
+        self._last: Line = users_line()
+        self.inputs = [self._define(a) for a in inputs]
+        self.results: list[Any] = []
+        """What the step returns, as :meth:`use` says it."""
+
+    # ------------------------------------------------------------------------------------------ values
+
+    def _number(self) -> Made:
+        self._count += 1
+        return Made(self._count - 1)
+
+    def _define(self, value: Any) -> Made:
+        made = self._number()
+        try:
+            reference: Any = weakref.ref(value)
+        except TypeError:
+
+            def reference(kept: Any = value) -> Any:
+                return kept
+
+        self._known[id(value)] = made.number, reference
+        return made
+
+    def _find(self, value: Any) -> Made | None:
+        number, reference = self._known.get(id(value), (-1, None))
+        return Made(number) if reference is not None and reference() is value else None
+
+    def use(self, value: Any) -> Any:
+        """Return what stands for ``value``: :class:`Made` for what is known, also inside containers; else itself."""
+        if value is None or type(value) in (int, bool, str):
+            return value
+        found = self._find(value)
+        if found is not None:
+            return found
+        if isinstance(value, engine.Tensor_):
+            if isinstance(value, Parameter):
+                return value
+            array = self.use(value._array)
+            return AsTensor(array) if type(array) is Made else value
+        if is_array(value):
+            if id(value) not in self.before:
+                self.before[id(value)] = value.copy()
+            return value
+        if type(value) in (tuple, list):
+            parts = [self.use(v) for v in value]
+            return value if all(p is v for p, v in zip(parts, value, strict=True)) else type(value)(parts)
+        if type(value) is dict:
+            return {k: self.use(v) for k, v in value.items()}
+        return value
+
+    def _changes(self, value: Any) -> None:
+        """Note that the memory of all arrays in ``value`` is written, or may be."""
+        self.changed.update(id(owner(a)) for a in _arrays(value))
+
+    def _line(self) -> Line:
+        """Return the user's line, where Python must not have drawn random numbers since the last one.
+
+        Raises:
+            CaptureError: it has.
+        """
+        drawn, line = _host_randomness(), users_line()
+        if drawn != self._drawn:
+            raise CaptureError(
+                f"a step cannot be captured: it draws random numbers with Python's or NumPy's generator, which a "
+                f"replay would not draw again; use disttrain's. Between\n{show_line(self._last)}\nand\n"
+                f"{show_line(line)}"
+            )
+        self._last = line
+        return line
+
+    def finish(self, results: Sequence[Array]) -> None:
+        """Note what the step returns."""
+        self._line()
+        self.results = [self.use(a) for a in results]
+
+    # ------------------------------------------------------------------------------------------ what is told
+
+    def forward(
+        self,
+        op: Op,
+        options: dict[str, Any],
+        inputs: Sequence[Any],
+        arrays: Sequence[Any],
+        out: Any,
+        saved: tuple[Any, ...],
+    ) -> None:
+        """Write down ``op(*arrays, **options)``, which has returned ``out`` and ``saved``."""
+        for i, a in zip(inputs, arrays, strict=True):
+            if isinstance(i, engine.Tensor_) and self._find(a) is None:
+                self.tensors[id(a)] = i
+                if isinstance(i, Parameter):
+                    self.before.setdefault(id(a), a)
+        call = Call(op, tuple(map(self.use, arrays)), self.use(options), self._line())
+        self._changes(options)  # running values of a norm
+        known = {id(a) for a in _arrays((arrays, options))}  # what an operation was given, it may hand back
+        outs = [None if id(o) in known else self._define(o) for o in (out if type(out) is tuple else (out,))]
+        call.scalars = [
+            n.number
+            for n, o in zip(outs, out if type(out) is tuple else (out,), strict=True)
+            if n is not None and not o.ndim
+        ]
+        known |= {id(o) for o in (out if type(out) is tuple else (out,))}
+        kept: list[Any] = []
+        fresh: list[Made | None] = []
+        for s in saved:
+            if is_array(s) and id(s) in known:
+                kept.append(self.use(s))
+                fresh.append(None)
+            else:
+                kept.append(self._define(s) if is_array(s) else self._number())
+                fresh.append(kept[-1])
+        call.out = (tuple(outs) if type(out) is tuple else outs[0], tuple(fresh), None)
+        self.calls.append(call)
+        self._saved = saved, kept, call.line
+
+    def attach(self, node: Node) -> None:
+        """Note that ``node`` is the record of the last operation."""
+        self._nodes[node] = self._saved
+
+    def backward(
+        self,
+        node: Node,
+        g: Any,
+        needs: tuple[bool, ...],
+        saved: tuple[Any, ...],
+        into: Array | None,
+        grads: Sequence[Any],
+    ) -> None:
+        """Write down ``node.vjp(g, needs, *saved, into=into)``, which has returned ``grads``."""
+        before, numbers, line = self._nodes.get(node, ((), [], users_line()))
+        kept = [
+            numbers[i] if i < len(before) and s is before[i] and s is not None else self.use(s)
+            for i, s in enumerate(saved)
+        ]
+        options = {} if into is None else {"into": self.use(into)}
+        call = Call(node.vjp, (self.use(g), needs, *kept), options, line)
+        call.out = tuple([None if one is None else self._define(one) for one in grads])
+        self.calls.append(call)
+
+    def note(
+        self, function: Callable[..., Any], args: tuple[Any, ...], out: Any = None, *, changes: Any = None
+    ) -> None:
+        """Write down ``function(*args)``, which the engine itself has done, and which made ``out``."""
+        call = Call(function, tuple(map(self.use, args)), {}, users_line())
+        self._changes(changes)
+        if out is not None:
+            call.out = self._define(out)
+            call.scalars = [] if out.ndim else [call.out.number]
+        self.calls.append(call)
+
+    def accumulate(self, leaf: Any, g: Any) -> None:
+        """Bring a gradient to its leaf, and write that down."""
+        self.call(type(leaf)._accumulate, (leaf, g), {})
+        if leaf._grad is not None:
+            line = self.calls[-1].line
+            for getter, value in ((_gradient, leaf._grad), (_gradient_array, leaf._grad._array)):
+                self.calls.append(Call(getter, (leaf,), {}, line, self._define(value), is_getter=True))
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Return what a function returns that is called anew at each replay; write down nothing of what it does."""
+        args = tuple(map(_listed, args))
+        options = {name: _listed(value) for name, value in options.items()}
+        call = Call(function, tuple(map(self.use, args)), self.use(options), self._line())
+        self.calls.append(call)
+        self._changes(args)
+        token = grad_enabled.set(changed(tape=None))
+        try:
+            result = function(*args, **options)
+        finally:
+            grad_enabled.reset(token)
+        call.out = self._pattern(result, call, {id(a) for a in _arrays((args, options))})
+        return result
+
+    def on_error(self, function: Callable[[BaseException], None]) -> None:
+        """Call ``function`` with the error if a replay raises one."""
+        self.guards.append(function)
+
+    def _pattern(self, result: Any, call: Call, given: set[int]) -> Any:
+        if isinstance(result, engine.Tensor_):
+            if id(result._array) in given:
+                return None
+            made = self._define(result._array)
+            call.tensors.append(made.number)
+            return made
+        if is_array(result) or type(result) is float:
+            return self._define(result)
+        if type(result) in (tuple, list):
+            return tuple([self._pattern(r, call, given) for r in result])
+        return None
+
+    def refuse(self, what: str) -> NoReturn:
+        """Say what cannot be captured, and where.
+
+        Raises:
+            CaptureError: always.
+        """
+        raise CaptureError(f"a step cannot be captured: {what}\n{show_line(users_line())}")
+
+
+def _host_randomness() -> tuple[Any, ...]:
+    """Return the states of the generators that Python and NumPy share out."""
+    _, key, position, *rest = np.random.get_state()
+    return random.getstate(), bytes(np.asarray(key)), position, *rest
+
+
+def _arrays(value: Any) -> Iterator[Array]:
+    """Yield the arrays in containers, also those of Tensors."""
+    if isinstance(value, engine.Tensor_):
+        yield value._array
+    elif is_array(value):
+        yield value
+    elif isinstance(value, tuple | list):
+        for v in value:
+            yield from _arrays(v)
+    elif isinstance(value, dict):
+        yield from _arrays(list(value.values()))
+
+
+def _listed(value: Any) -> Any:
+    """Return an iterator, ``model.parameters()`` say, as what can be gone through at each replay."""
+    return list(value) if isinstance(value, Iterator) else value
+
+
+def _gradient(leaf: Any) -> Any:
+    return leaf._grad
+
+
+def _gradient_array(leaf: Any) -> Array:
+    return leaf._grad._array
