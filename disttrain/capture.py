@@ -164,7 +164,11 @@ class _Captured:
         self._given, self._returned = given, returned
         self._strides = [t._array.strides for t in tensors]
         self._mode = grad_enabled.get(), autocast_state.get()
-        before = [t for i, t in tape.tensors.items() if first.tensors.get(i) is t and id(t._array) == i]
+        before = [
+            t
+            for i, t in tape.tensors.items()
+            if i in first.tensors and first.tensors[i] is t and id(t._array) == i
+        ]
         self._params = [t for t in before if isinstance(t, Parameter)]
         self._arrays = [t._array for t in self._params]
         self._others = [(weakref.ref(t), t._array) for t in before if not isinstance(t, Parameter)]

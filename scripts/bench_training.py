@@ -4,9 +4,10 @@
 
 Rows: MLPs, LeNet, ResNet-20 and -18, VGG-11, a GPT, a BERT, an LSTM, a GRU and a linear regression, alone and on 2
 ranks (against DistributedDataParallel over gloo), one thread per rank. Both sides start from the same weights, see
-the same batches and must report the same losses, or the row is an error. All take turns, also one rank and two, so
-that what the machine does meanwhile is the same for all; figures are medians. "scaling" is the time of a step of one
-rank alone over that of a step of several ranks with as many samples each: with free communication 100 %.
+the same batches and must report the same losses, or the row is an error; "graph" is the step captured by
+disttrain.graph(), whose losses must be equal to the last bit. All take turns, also one rank and two, so that what the
+machine does meanwhile is the same for all; figures are medians. "scaling" is the time of a step of one rank alone over
+that of a step of several ranks with as many samples each: with free communication 100 %.
 
     python scripts/bench_training.py --timeline --models GPT
 
@@ -258,7 +259,12 @@ def arrays_for(row, rank):
 
 
 def make_step(side, row, world_size, rank, device="cpu", compiled=False):
-    """Return a function that makes one training step and returns the loss; ``compiled`` is ``torch.compile``."""
+    """Return a function that makes one training step and returns the loss.
+
+    Args:
+        side: "torch", "disttrain", or "graph": disttrain with a captured step.
+        compiled: ``torch.compile``.
+    """
     build, _, _, optimizer_name, options = MODELS[row]
     weights, batches = arrays_for(row, rank)
     if side == "torch":
@@ -282,10 +288,7 @@ def make_step(side, row, world_size, rank, device="cpu", compiled=False):
     loss_fn = (lib.nn.CrossEntropyLoss if batches[0][1].dtype.kind == "i" else lib.nn.MSELoss)()
     count = 0
 
-    def step(times=None):
-        nonlocal count
-        x, y = data[count % BATCHES]
-        count += 1
+    def train(x, y, times=None):
         optimizer.zero_grad()
         loss = loss_fn(model(x), y)
         began = time.monotonic()
@@ -294,6 +297,15 @@ def make_step(side, row, world_size, rank, device="cpu", compiled=False):
             times += [began, time.monotonic()]
         optimizer.step()
         return loss
+
+    if side == "graph":
+        train = lib.graph(train)
+
+    def step(*times):
+        nonlocal count
+        x, y = data[count % BATCHES]
+        count += 1
+        return train(x, y, *times)
 
     return step
 
@@ -458,11 +470,11 @@ def main():
                 subprocess.run([*command, "--draw", row, str(n)], env={**os.environ, **THREADS}, check=True)
         return 0
 
-    sides = ["disttrain"] + ([args.against] if args.against else [])
+    sides = ["disttrain", "graph"] + ([args.against] if args.against else [])
     print(
         f"{'model':40s} ranks "
         + " ".join(f"{s:>12s}" for s in sides * (1 + args.peak_memory))
-        + ("   ratio" if args.against else "")
+        + ("   ratio, of graph" if args.against else "")
     )
     wrong = 0
     clock = "work" if args.processor_time else "times"
@@ -472,10 +484,12 @@ def main():
             line = f"{row:40s} {n:5d} " + " ".join(f"{seconds[s, n] * 1e3:9.2f} ms" for s in sides)
             if args.peak_memory:
                 line += " " + " ".join(f"{peaks[s, n]:8.0f} MiB" for s in sides)
+            if losses["graph", n] != losses["disttrain", n]:
+                wrong += 1
+                line += "   ERROR: the captured step has other losses"
             if args.against:
-                line += f"   {seconds[args.against, n] / seconds['disttrain', n]:5.2f}"
-                firsts = [losses[s, n][:3] for s in sides]
-                if not np.allclose(*firsts, rtol=1e-4):
+                line += "   " + ", ".join(f"{seconds[args.against, n] / seconds[s, n]:5.2f}" for s in sides[:2])
+                if not np.allclose(losses["disttrain", n][:3], losses[args.against, n][:3], rtol=1e-4):
                     wrong += 1
                     line += (
                         "   ERROR: the losses differ: "
@@ -487,8 +501,8 @@ def main():
             print(line, flush=True)
     if args.against:
         print(
-            f"ratio: {args.against}'s time / disttrain's; above 1 disttrain is faster. One thread per rank, "
-            f"medians of {args.turns - 1} turns of {args.steps} steps."
+            f"ratio: {args.against}'s time / disttrain's, and / that of a captured step; above 1 disttrain is faster. "
+            f"One thread per rank, medians of {args.turns - 1} turns of {args.steps} steps."
         )
     return 1 if wrong else 0
 
