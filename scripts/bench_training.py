@@ -488,7 +488,9 @@ def main():
                 wrong += 1
                 line += "   ERROR: the captured step has other losses"
             if args.against:
-                line += "   " + ", ".join(f"{seconds[args.against, n] / seconds[s, n]:5.2f}" for s in sides[:2])
+                line += "   " + ", ".join(
+                    f"{seconds[args.against, n] / seconds[s, n]:5.2f}" for s in sides[:2]
+                )
                 if not np.allclose(losses["disttrain", n][:3], losses[args.against, n][:3], rtol=1e-4):
                     wrong += 1
                     line += (
