@@ -6,7 +6,6 @@ What autocast does to which function is in :mod:`disttrain.precision`.
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,10 @@ import numpy as np
 
 from disttrain import dtypes, missing, precision
 from disttrain.devices import is_available
+from disttrain.kernels.arrays import Array, get_array_module, on_gpu, to_host
+from disttrain.kernels.optim import folds
 from disttrain.modes import replayed
+from disttrain.optim.fused import FusedOptimizer
 from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -275,7 +277,8 @@ class GradScaler:
     """Multiplies the loss so that small gradients do not vanish in float16, as ``torch.amp.GradScaler``.
 
     Use: ``scaler.scale(loss).backward(); scaler.step(optimizer); scaler.update()``. A step whose gradients are
-    not all finite is skipped, and the scale is lowered.
+    not all finite is skipped, and the scale is lowered. On a GPU the scale stays there: neither :meth:`step` nor
+    :meth:`update` waits for it, with the optimizers that :meth:`step` names.
 
     Args:
         device: where the model is; for ``"cuda"`` without a GPU the scaler is disabled, with a warning.
@@ -308,13 +311,15 @@ class GradScaler:
                 raise ValueError(f"growth_factor must be above 1, got {growth_factor}")
             if backoff_factor >= 1.0:
                 raise ValueError(f"backoff_factor must be below 1, got {backoff_factor}")
-        self._scale = float(init_scale)
+        self._scale: Array = np.array([init_scale], np.float32)
+        """Moves to the GPU, with the number below, when something there is scaled."""
+        self._growth_tracker: Array = np.zeros(1, np.int32)
         self._growth_factor = growth_factor
         self._backoff_factor = backoff_factor
         self._growth_interval = growth_interval
-        self._growth_tracker = 0
-        self._unscaled: dict[int, bool] = {}
-        """Optimizers (by id) whose gradients were divided since the last update: whether all were finite."""
+        self._unscaled: dict[int, Array] = {}
+        """Of optimizers (by id) whose gradients were looked at since the last update: (1,) int32 where the gradients
+        are, 1 if any is not finite."""
         self._stepped: set[int] = set()
 
     def scale(self, outputs: Any) -> Any:
@@ -322,7 +327,10 @@ class GradScaler:
         if not self._enabled:
             return outputs
         if isinstance(outputs, Tensor):
-            return outputs * self._factor()
+            if outputs.itemsize > 2:
+                return outputs * self._factor(outputs)
+            wide = outputs.to(dtypes.float32)  # the scale may not fit into half precision
+            return (wide * self._factor(outputs)).to(outputs.dtype)
         if isinstance(outputs, list | tuple):
             return type(outputs)(self.scale(o) for o in outputs)
         if hasattr(outputs, "__iter__"):
@@ -332,8 +340,21 @@ class GradScaler:
         )
 
     @replayed
-    def _factor(self) -> float:
-        return self._scale
+    def _factor(self, beside: Tensor) -> Tensor:
+        """Return the scale where a loss is, in memory of its own: backward needs it, and :meth:`update` changes it."""
+        self._move_beside(beside._array)
+        return Tensor._of(self._scale.copy().reshape(()))
+
+    def _move_beside(self, x: Array) -> None:
+        xp = get_array_module(x)
+        if get_array_module(self._scale) is not xp:
+            self._scale, self._growth_tracker = (
+                xp.asarray(to_host(a)) for a in (self._scale, self._growth_tracker)
+            )
+
+    def _inverse(self) -> Array:
+        """Return one over the scale, rounded once, beside it."""
+        return (1.0 / self._scale.astype(np.float64)).astype(np.float32)
 
     @replayed
     def unscale_(self, optimizer: Optimizer) -> None:
@@ -341,6 +362,7 @@ class GradScaler:
 
         Raises:
             RuntimeError: that was done already since the last :meth:`update`.
+            ValueError: a gradient is float16.
         """
         if not self._enabled:
             return
@@ -352,29 +374,42 @@ class GradScaler:
             raise RuntimeError(
                 "unscale_(): the gradients of this optimizer are unscaled already; call update() before the next time"
             )
-        finite = True
-        ranks: list[Any] = []
+        inverse = self._inverse()
+        self._look(optimizer, lambda grad, bad: _unscale(grad, inverse, bad))
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    if p.grad.dtype is dtypes.float16:
-                        raise ValueError(
-                            "unscale_(): a gradient is float16; keep the parameters in float32, use autocast"
-                        )
-                    p.grad.mul_(1.0 / self._scale)
-                    finite = finite and bool(np.isfinite(p.grad._array).all())
-                    shard = p._shard if p._shard is not None else p.grad._shard
-                    if shard is not None and shard.comm not in ranks:
-                        ranks.append(shard.comm)
+                    p.grad._version_counter[0] += 1
+
+    def _look(self, optimizer: Optimizer, look: Callable[[Array, Array], None]) -> None:
+        """Note whether gradients are finite: ``look`` is called with each, and with where to say that it is not."""
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if any(p.grad.dtype is dtypes.float16 for p in params):
+            raise ValueError(
+                "unscale_(): a gradient is float16; keep the parameters in float32, use autocast"
+            )
+        grads = (
+            optimizer.grads() if isinstance(optimizer, FusedOptimizer) else [p.grad._array for p in params]
+        )
+        if params:
+            self._move_beside(params[0].grad._array)
+        bad = get_array_module(self._scale).zeros(1, np.int32)
+        for grad in grads:
+            look(grad, bad)
+        ranks: list[Any] = []
+        for p in params:
+            shard = p._shard if p._shard is not None else p.grad._shard
+            if shard is not None and shard.comm not in ranks:
+                ranks.append(shard.comm)
         for comm in ranks:  # each has seen its parts only
-            bad = np.array([not finite])
             comm.all_reduce(bad, bad, op="max")
-            finite = not bad[0]
-        self._unscaled[id(optimizer)] = finite
+        self._unscaled[id(optimizer)] = bad
 
     @replayed
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
         """Call ``optimizer.step()`` if all gradients are finite; return what it returns, or ``None``.
+
+        Of parameters on a GPU, SGD, Adam, AdamW, LARS and LAMB skip the step there: nothing waits to know.
 
         Raises:
             RuntimeError: that was done already since the last :meth:`update`, or a closure was given.
@@ -389,31 +424,45 @@ class GradScaler:
             raise RuntimeError(
                 "GradScaler.step(): this optimizer has had its step; call update() before the next one"
             )
+        there = not args and _steps_on_gpu(optimizer)
+        factor = None
         if id(optimizer) not in self._unscaled:
-            self.unscale_(optimizer)
+            if there:
+                self._look(optimizer, _find_bad)
+                factor = self._inverse()
+            else:
+                self.unscale_(optimizer)
         self._stepped.add(id(optimizer))
-        return optimizer.step(*args, **kwargs) if self._unscaled[id(optimizer)] else None
+        bad = self._unscaled[id(optimizer)]
+        if there:
+            assert isinstance(optimizer, FusedOptimizer)
+            return optimizer.step_scaled(factor, bad)
+        return None if to_host(bad)[0] else optimizer.step(*args, **kwargs)
 
     @replayed
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """Lower the scale if a step was skipped, raise it after enough that were not, or set it."""
         if not self._enabled:
             return
-        if new_scale is not None:
-            self._scale = float(new_scale)
+        if isinstance(new_scale, Tensor):
+            self._move_beside(new_scale._array)
+            self._scale[...] = new_scale._array
+        elif new_scale is not None:
+            self._scale.fill(new_scale)
         elif not self._unscaled:
             raise RuntimeError(
                 "GradScaler.update(): no optimizer has been stepped or unscaled since the last one"
             )
-        elif not all(self._unscaled.values()):
-            self._scale *= self._backoff_factor
-            self._growth_tracker = 0
         else:
-            self._growth_tracker += 1
-            if self._growth_tracker == self._growth_interval:
-                if math.isfinite(self._scale * self._growth_factor):
-                    self._scale *= self._growth_factor
-                self._growth_tracker = 0
+            first, *rest = self._unscaled.values()
+            for bad in rest:
+                first = first | bad
+            folds.update_scale(
+                *(self._scale, self._growth_tracker, first),
+                growth=self._growth_factor,
+                backoff=self._backoff_factor,
+                interval=self._growth_interval,
+            )
         self._unscaled.clear()
         self._stepped.clear()
 
@@ -422,8 +471,8 @@ class GradScaler:
         return self._enabled
 
     def get_scale(self) -> float:
-        """Return the scale; 1 if disabled."""
-        return self._scale if self._enabled else 1.0
+        """Return the scale; 1 if disabled. Waits for a GPU that has it."""
+        return float(to_host(self._scale)[0]) if self._enabled else 1.0
 
     def get_growth_factor(self) -> float:
         """Return the growth factor."""
@@ -454,11 +503,11 @@ class GradScaler:
         if not self._enabled:
             return {}
         return {
-            "scale": self._scale,
+            "scale": self.get_scale(),
             "growth_factor": self._growth_factor,
             "backoff_factor": self._backoff_factor,
             "growth_interval": self._growth_interval,
-            "_growth_tracker": self._growth_tracker,
+            "_growth_tracker": int(to_host(self._growth_tracker)[0]),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -473,11 +522,33 @@ class GradScaler:
             raise RuntimeError(
                 "GradScaler.load_state_dict(): the dict is empty; a GradScaler with enabled=False saves such a one"
             )
-        self._scale = state_dict["scale"]
+        self._scale = np.array([state_dict["scale"]], np.float32)
         self._growth_factor = state_dict["growth_factor"]
         self._backoff_factor = state_dict["backoff_factor"]
         self._growth_interval = state_dict["growth_interval"]
-        self._growth_tracker = state_dict["_growth_tracker"]
+        self._growth_tracker = np.array([state_dict["_growth_tracker"]], np.int32)
+
+
+def _steps_on_gpu(optimizer: Optimizer) -> bool:
+    """Return whether the step of an optimizer can be skipped by a number on the GPU."""
+    return (
+        isinstance(optimizer, FusedOptimizer)
+        and optimizer.takes_extras
+        and all(on_gpu(p._array) for group in optimizer.param_groups for p in group["params"])
+    )
+
+
+def _find_bad(grad: Array, bad: Array) -> None:
+    folds.find_bad(get_array_module(grad).ascontiguousarray(grad).reshape(-1), bad)
+
+
+def _unscale(grad: Array, inverse: Array, bad: Array) -> None:
+    if grad.flags.c_contiguous:
+        return folds.unscale_(grad.reshape(-1), inverse, bad)
+    flat = grad.reshape(-1)  # a copy
+    folds.unscale_(flat, inverse, bad)
+    grad[...] = flat.reshape(grad.shape)
+    return None
 
 
 if not TYPE_CHECKING:  # which would take every name for granted

@@ -82,6 +82,8 @@ class Adam(FusedOptimizer):
             },
         )
 
+    takes_extras = True
+
     def buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq") + (("max_exp_avg_sq",) if group["amsgrad"] else ())
 
@@ -101,6 +103,7 @@ class Adam(FusedOptimizer):
             decoupled=group["decoupled_weight_decay"],
             step=int(run.scalars["step"]),
             maximize=group["maximize"],
+            extras=run.extras,
         )
 
 

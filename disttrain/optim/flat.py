@@ -17,7 +17,8 @@ import numpy as np
 
 from disttrain.defaults import get_default_dtype
 from disttrain.engine import Slot
-from disttrain.kernels.arrays import Array, get_array_module, to_host
+from disttrain.kernels.arrays import Array, get_array_module, on_gpu, to_host
+from disttrain.kernels.optim.common import Extras
 from disttrain.tensors import Tensor
 
 
@@ -36,6 +37,8 @@ class Run:
     """Whether the parameters' state has just been made."""
     bounds: list[int]
     """Where the parameters begin and end in the whole buffer."""
+    extras: Extras | None = None
+    """What the step does besides, of optimizers that can."""
 
     @property
     def ends(self) -> list[int]:
@@ -105,6 +108,8 @@ class FlatParameters:
         self._neighbours: list[Slot] = []
         """``_slots`` if they lie side by side in one buffer. Not their arrays: who refers to one holds the memory."""
         self.scalar_type = get_default_dtype().numpy.type
+        self._skipped: Array = None
+        """On a GPU, (1,) int32: how many steps were skipped that the numbers in ``state`` still count."""
         self._collect()
         self._give_slots()
 
@@ -299,6 +304,48 @@ class FlatParameters:
         except AttributeError:  # a gradient is None, or something in the state is no Tensor
             return False
         return len(held) == len(self._held) and all(map(operator.is_, held, self._held))
+
+    def grads(self) -> list[Array]:
+        """Return the memory of all gradients, those side by side as one flat array."""
+        found: list[Array] = []
+        flat: Array = None
+        begin = end = 0
+        for p in self.params:
+            grad, slot = p._grad, p._slot
+            if grad is None:
+                continue
+            if slot is None or grad._array is not slot.array:
+                found.append(grad._array)
+                continue
+            if flat is not slot.flat or slot.offset != end:
+                if end > begin:
+                    found.append(flat[begin:end])
+                flat, begin = slot.flat, slot.offset
+            end = slot.offset + slot.array.size
+        return [*found, flat[begin:end]] if end > begin else found
+
+    def skipping(
+        self, state: dict[Any, dict[str, Any]], buffers: tuple[str, ...], scalars: tuple[str, ...]
+    ) -> Array | None:
+        """Return where a GPU counts steps that it skips; None where that must be known here, as in the first step.
+
+        All parameters must step, and must have stepped, together.
+        """
+        self._places(buffers, scalars)
+        if not on_gpu(self.array) or self.home is not None or not self._is_whole(state):
+            return None
+        if any((self.state[n] != self.state[n][0]).any() for n in scalars):
+            return None
+        if self._skipped is None:
+            self._skipped = get_array_module(self.array).zeros(1, np.int32)
+        return self._skipped
+
+    def settle(self) -> None:
+        """Take the steps that a GPU has skipped from those that were counted here; waits for it."""
+        if self._skipped is not None:
+            if "step" in self.state:
+                self.state["step"] -= self.state["step"].dtype.type(to_host(self._skipped)[0])
+            self._skipped = None
 
     def _run(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 
 from disttrain import dtypes
 from disttrain.engine import enable_grad
+from disttrain.kernels.arrays import Array, on_gpu, to_host
+from disttrain.kernels.optim.common import Extras
 from disttrain.nn.parameter import is_lazy
 from disttrain.optim.flat import FlatParameters, Run, group_by_memory
 from disttrain.optim.optimizer import Optimizer
@@ -25,6 +28,9 @@ class FusedOptimizer(Optimizer):
 
     scalars: tuple[str, ...] = ("step",)
     """State that is one number per parameter; ``step``, if it is there, is counted before :meth:`update`."""
+
+    takes_extras = False
+    """Whether :meth:`update` hands ``run.extras`` on, and half precision on a GPU to its kernel as it is."""
 
     def buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Return the names of the state that is of the size of the parameters."""
@@ -42,6 +48,8 @@ class FusedOptimizer(Optimizer):
         super()._make_own()
         self._flats: list[tuple[list[Tensor], list[FlatParameters]]] = []
         """Of each group, its parameters and how they lie in memory."""
+        self._scaled: Extras | None = None
+        """What a ``GradScaler`` asks of the step that it calls."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -71,10 +79,16 @@ class FusedOptimizer(Optimizer):
         for i, group in enumerate(self.param_groups):
             buffers = self.buffers(group)
             for flat in self._flats_of(i):
+                extras = self._extras(flat, buffers)
+                if extras is None:
+                    continue
                 for run in flat.runs(self.state, group, buffers, self.scalars, self.initial):
                     if "step" in run.scalars:
                         run.scalars["step"] += 1
-                    if run.param.dtype.itemsize > 2:
+                    if self.takes_extras and on_gpu(run.param):
+                        run.extras = extras
+                        self.update(group, run)
+                    elif run.param.dtype.itemsize > 2:
                         self.update(group, run)
                     else:  # half precision steps in float32 and is rounded once
                         param = run.param
@@ -82,6 +96,49 @@ class FusedOptimizer(Optimizer):
                         self.update(group, run)
                         param[...] = run.param
         return loss
+
+    def _extras(self, flat: FlatParameters, buffers: tuple[str, ...]) -> Extras | None:
+        """Return what the step over these parameters does besides; None if it is skipped."""
+        scaled = self._scaled
+        if scaled is None:
+            flat.settle()
+            return Extras()
+        skipped = flat.skipping(self.state, buffers, self.scalars)
+        if skipped is not None:
+            return dataclasses.replace(scaled, skipped=skipped)
+        flat.settle()
+        return None if to_host(scaled.skip)[0] else dataclasses.replace(scaled, skip=None)
+
+    def step_scaled(self, grad_scale: Array | None, skip: Array) -> Any:
+        """Step with gradients times ``grad_scale``, a float32 number in an array (1,) on the GPU, if ``skip`` is 0.
+
+        Steps that are skipped are counted on the GPU, without waiting for it; ``state`` counts them too until it is
+        asked for by :meth:`state_dict`, or until a step that is not scaled.
+        """
+        self._scaled = Extras(grad_scale=grad_scale, skip=skip)
+        try:
+            return self.step()
+        finally:
+            self._scaled = None
+
+    def grads(self) -> list[Array]:
+        """Return the memory of all gradients, those side by side as one flat array."""
+        return [
+            g for i, _ in enumerate(self.param_groups) for flat in self._flats_of(i) for g in flat.grads()
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        self._settle()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._settle()
+        super().load_state_dict(state_dict)
+
+    def _settle(self) -> None:
+        for _, flats in self._flats:
+            for flat in flats:
+                flat.settle()
 
     def _make_state(self) -> None:
         """Make the state of all parameters now, not at their first step."""

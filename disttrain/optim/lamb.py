@@ -58,6 +58,8 @@ class LAMB(FusedOptimizer):
             },
         )
 
+    takes_extras = True
+
     def buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq")
 
@@ -76,4 +78,5 @@ class LAMB(FusedOptimizer):
             weight_decay=group["weight_decay"],
             step=int(run.scalars["step"]),
             maximize=group["maximize"],
+            extras=run.extras,
         )

@@ -58,6 +58,8 @@ class LARS(FusedOptimizer):
             },
         )
 
+    takes_extras = True
+
     def buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("momentum_buffer",)
 
@@ -72,4 +74,5 @@ class LARS(FusedOptimizer):
             weight_decay=group["weight_decay"],
             trust_coefficient=group["trust_coefficient"],
             maximize=group["maximize"],
+            extras=run.extras,
         )

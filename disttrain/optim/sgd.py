@@ -72,6 +72,8 @@ class SGD(FusedOptimizer):
             },
         )
 
+    takes_extras = True
+
     def buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] else ()
 
@@ -87,4 +89,5 @@ class SGD(FusedOptimizer):
             nesterov=group["nesterov"],
             first_step=run.fresh,
             maximize=group["maximize"],
+            extras=run.extras,
         )

@@ -10,6 +10,7 @@ from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 from disttrain.kernels.optim.common import Extras, check_flat, compiled, launch_flat
+from disttrain.kernels.optim.folds import numbers_on_gpu
 
 
 def adam_step(
@@ -67,6 +68,7 @@ def adam_step(
     )
     if get_array_module(param) is not numpy:
         states = exp_avg, exp_avg_sq, max_exp_avg_sq
+        extras = numbers_on_gpu(numbers, extras, at=5, adam=True, tried=step, lr=lr, beta1=beta1, beta2=beta2)
         return launch_flat(_program, "adam", param, grad, states, numbers, extras)
     if extras is None:
         return _step(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, numbers)

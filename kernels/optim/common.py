@@ -79,6 +79,9 @@ class Extras:
     """A float32 number which the gradients are multiplied by first: one over the loss scale, or a clipping factor."""
     skip: Array | None = None
     """An int32 number: if it is not 0 nothing changes."""
+    skipped: Array | None = None
+    """On a GPU, with ``skip``: an int32 number, how many steps were skipped before. Then the number of this step, which
+    Adam and LAMB are given, counts those too, and is made right there."""
     scalars: Array | None = None
     """On a GPU: the float64 numbers that the step otherwise makes of its options (``adam_scalars`` and so on). A step
     that was captured reads them again at each replay."""

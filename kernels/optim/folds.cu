@@ -46,6 +46,40 @@ KERNEL find_bad(const T* x, int* bad, long long count) {
     if (__any_sync(~0u, found) && threadIdx.x % 32 == 0) atomicOr(bad, 1);
 }
 
+// The same, and x is multiplied by *factor before.
+KERNEL unscale(T* x, const float* factor, int* bad, long long count) {
+    bool found = false;
+    for (long long at = blockIdx.x * CHUNK + threadIdx.x, i = 0; i < 16 && at < count; at += 256, i++) {
+        x[at] = narrow<T>(widen(x[at]) * A(*factor));
+        found |= !(widen(x[at]) - widen(x[at]) == 0);
+    }
+    if (__any_sync(~0u, found) && threadIdx.x % 32 == 0) atomicOr(bad, 1);
+}
+
+// The scale of the loss after a step: less after one that was skipped, more after interval others.
+KERNEL update_scale(float* scale, int* tracker, const int* bad, double growth, double backoff, long long interval) {
+    if (threadIdx.x) return;
+    if (*bad) {
+        *scale = float(*scale * backoff);
+        *tracker = 0;
+    } else if (++*tracker == interval) {
+        const float grown = float(*scale * growth);
+        if (grown - grown == 0) *scale = grown;
+        *tracker = 0;
+    }
+}
+
+// What Adam's and LAMB's numbers are made of at the step that this is, not counting those that were skipped; one more was
+// if *skip. They are numbers[at] and the next: of Adam the size of the step and a root, of LAMB what both are made of.
+KERNEL count_step(double* numbers, int* skipped, const int* skip, long long at, long long adam, long long tried,
+                  double lr, double beta1, double beta2) {
+    if (threadIdx.x) return;
+    const double step = double(tried - *skipped), first = 1 - pow(beta1, step), second = 1 - pow(beta2, step);
+    numbers[at] = adam ? lr / first : first;
+    numbers[at + 1] = adam ? sqrt(second) : second;
+    if (*skip) ++*skipped;
+}
+
 KERNEL scale(T* x, const float* factor, long long count) {
     const long long at = own_index();
     if (at < count) x[at] = narrow<T>(widen(x[at]) * A(*factor));

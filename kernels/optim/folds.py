@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy
 
 from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 from disttrain.kernels.optim import common
-from disttrain.kernels.optim.common import check_flat
+from disttrain.kernels.optim.common import Extras, check_flat, upload_scalars
 
 CHUNK = 4096
 """Elements in one partial sum of :func:`sum_of_squares`. Another number gives other last bits."""
@@ -129,11 +131,15 @@ def clip_scale_reference(square: Array, max_norm: float) -> tuple[Array, Array]:
     )
 
 
-def find_bad(x: Array) -> Array:
-    """Return (1,) int32, where ``x`` is: 1 if an element is infinite or NaN, else 0."""
+def find_bad(x: Array, bad: Array | None = None) -> Array:
+    """Return (1,) int32, where ``x`` is: 1 if an element is infinite or NaN, else 0; or ``bad``, set to 1 if so."""
     if get_array_module(x) is not numpy:
-        return _find_bad_cuda(x)
-    return find_bad_reference(x)
+        return _find_bad_cuda(x, bad)
+    found = find_bad_reference(x)
+    if bad is None:
+        return found
+    bad |= found
+    return bad
 
 
 def find_bad_reference(x: Array) -> Array:
@@ -151,6 +157,130 @@ def scale_(x: Array, factor: Array) -> None:
 def scale__reference(x: Array, factor: Array) -> None:
     """What :func:`scale_` must equal."""
     x[...] = (x.astype(cuda.wide(x.dtype)) * factor.astype(cuda.wide(x.dtype))).astype(x.dtype)
+
+
+def unscale_(x: Array, factor: Array, bad: Array) -> None:
+    """Multiply a flat array in place by a float32 number in an array (1,), and set ``bad`` as :func:`find_bad`."""
+    if get_array_module(x) is not numpy:
+        grid = (cuda.blocks(x.size, CHUNK),)
+        return _program.launch("unscale", grid, (256,), x, factor, bad, x.size, T=cuda.c_type(x.dtype))
+    return unscale__reference(x, factor, bad)
+
+
+def unscale__reference(x: Array, factor: Array, bad: Array) -> None:
+    """What :func:`unscale_` must equal."""
+    with numpy.errstate(all="ignore"):
+        scale__reference(x, factor)
+    bad |= find_bad_reference(x)
+
+
+def update_scale(
+    scale: Array, tracker: Array, bad: Array, *, growth: float, backoff: float, interval: int
+) -> None:
+    """Change the scale of a loss after a step, as ``torch.amp.GradScaler.update``, without waiting for a GPU.
+
+    Args:
+        scale: (1,) float32: times ``backoff`` after a step that was skipped, times ``growth`` after enough others.
+        tracker: (1,) int32: how many steps in a row were not skipped.
+        bad: (1,) int32: not 0 if the step was skipped.
+        growth: see above; a scale that would be infinite stays.
+        backoff: see above.
+        interval: how many steps are enough.
+    """
+    if get_array_module(scale) is not numpy:
+        numbers = float(growth), float(backoff), int(interval)
+        return _program.launch("update_scale", (1,), (32,), scale, tracker, bad, *numbers, T="float")
+    return update_scale_reference(scale, tracker, bad, growth=growth, backoff=backoff, interval=interval)
+
+
+def update_scale_reference(
+    scale: Array, tracker: Array, bad: Array, *, growth: float, backoff: float, interval: int
+) -> None:
+    """What :func:`update_scale` must equal."""
+    if bad[0]:
+        scale[0], tracker[0] = float(scale[0]) * backoff, 0
+        return
+    tracker[0] += 1
+    if tracker[0] == interval:
+        with numpy.errstate(over="ignore"):
+            grown = numpy.float32(float(scale[0]) * growth)
+        if numpy.isfinite(grown):
+            scale[0] = grown
+        tracker[0] = 0
+
+
+def count_step(
+    numbers: Array,
+    skipped: Array,
+    skip: Array,
+    *,
+    at: int,
+    adam: bool,
+    tried: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+) -> None:
+    """Write the numbers of Adam or LAMB that depend on which step this is, where only the GPU knows it.
+
+    Args:
+        numbers: those of ``adam_scalars``, or of LAMB, float64: two of them, from ``at`` on, are written.
+        skipped: (1,) int32: how many steps were skipped before; one more, if this is.
+        skip: (1,) int32: not 0 if this step is skipped.
+        at: see there.
+        adam: write the size of the step and the root of the second correction, else both corrections.
+        tried: number of this step, counted from 1 with those that were skipped.
+        lr: learning rate.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+    """
+    if get_array_module(numbers) is numpy:
+        return count_step_reference(
+            numbers, skipped, skip, at=at, adam=adam, tried=tried, lr=lr, beta1=beta1, beta2=beta2
+        )
+    given = at, int(adam), tried, float(lr), float(beta1), float(beta2)
+    return _program.launch("count_step", (1,), (32,), numbers, skipped, skip, *given, T="float")
+
+
+def count_step_reference(
+    numbers: Array,
+    skipped: Array,
+    skip: Array,
+    *,
+    at: int,
+    adam: bool,
+    tried: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+) -> None:
+    """What :func:`count_step` must equal up to rounding."""
+    step = tried - int(skipped[0])
+    first, second = 1 - beta1**step, 1 - beta2**step
+    numbers[at : at + 2] = (lr / first, second**0.5) if adam else (first, second)
+    skipped += skip != 0
+
+
+def numbers_on_gpu(
+    scalars: tuple[float, ...],
+    extras: Extras | None,
+    *,
+    at: int,
+    adam: bool,
+    tried: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+) -> Extras | None:
+    """Return ``extras`` with the numbers of this step if only the GPU knows which it is; see :func:`count_step`."""
+    if extras is None or extras.skipped is None:
+        return extras
+    assert extras.skip is not None
+    numbers = upload_scalars(scalars)
+    count_step(
+        numbers, extras.skipped, extras.skip, at=at, adam=adam, tried=tried, lr=lr, beta1=beta1, beta2=beta2
+    )
+    return dataclasses.replace(extras, scalars=numbers)
 
 
 _program = cuda.Program(__file__, T=cuda.FLOATS)
@@ -175,9 +305,10 @@ def _clip_scale_cuda(square: Array, max_norm: float) -> tuple[Array, Array]:
     return factor, skip
 
 
-def _find_bad_cuda(x: Array) -> Array:
-    bad = cuda.empty(1, numpy.int32)
-    bad.fill(0)
+def _find_bad_cuda(x: Array, bad: Array | None) -> Array:
+    if bad is None:
+        bad = cuda.empty(1, numpy.int32)
+        bad.fill(0)
     _program.launch("find_bad", (cuda.blocks(x.size, CHUNK),), (256,), x, bad, x.size, T=cuda.c_type(x.dtype))
     return bad
 

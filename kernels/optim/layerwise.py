@@ -16,6 +16,7 @@ from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 from disttrain.kernels.optim.common import Extras, check_flat, narrow_first, upload_scalars
+from disttrain.kernels.optim.folds import numbers_on_gpu
 
 _SUMS = {"reassoc", "contract", "nsz"}
 
@@ -149,6 +150,9 @@ def lamb_step(
         *(1 - beta1**step, 1 - beta2**step, -1.0 if maximize else 1.0, lr),
     )
     if get_array_module(param) is not numpy:
+        extras = numbers_on_gpu(
+            scalars, extras, at=6, adam=False, tried=step, lr=lr, beta1=beta1, beta2=beta2
+        )
         return _lamb_cuda(param, grad, exp_avg, exp_avg_sq, ends, scalars, extras)
 
     def single(p: Array, g: Array) -> None:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from cuda_cases import DTYPES, cast, kind, near
 
-from disttrain.kernels import random
+from disttrain.kernels import cuda, random
 from disttrain.kernels.optim import adam, common, folds, layerwise, sgd
+from disttrain.kernels.optim.adam import adam_scalars
 
 rng = np.random.default_rng(0)
 KEY = np.array([5, 1, 9, 2], np.uint64)
@@ -220,10 +221,10 @@ def test_sums_of_squares_have_the_bits_of_the_cpu(count, shim):
 def test_what_is_not_finite_is_found(dtype, shim):
     for count, at in ((1, 0), (5000, 4999), (5000, 17)):
         x = some(count, dtype)
-        assert folds._find_bad_cuda(x)[0] == folds.find_bad_reference(x)[0] == 0
+        assert folds._find_bad_cuda(x, None)[0] == folds.find_bad_reference(x)[0] == 0
         for bad in (np.nan, np.inf, -np.inf):
             x[at] = bad
-            assert folds._find_bad_cuda(x)[0] == folds.find_bad_reference(x)[0] == 1
+            assert folds._find_bad_cuda(x, None)[0] == folds.find_bad_reference(x)[0] == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -240,3 +241,49 @@ def test_clipping(dtype, shim):
     folds.scale__reference(y, factor)
 
     np.testing.assert_array_equal(x.astype(np.float64), y.astype(np.float64))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [None, 0, 4096, 8999])
+def test_gradients_are_unscaled_and_looked_at(bad, dtype, shim):
+    x, factor = some(9000, dtype), np.array([0.3], np.float32)
+    if bad is not None:
+        x[bad] = np.inf
+    y, found = cast(x, dtype), [np.zeros(1, np.int32) for _ in range(2)]
+
+    launch = folds._program.launch
+    launch("unscale", (3,), (256,), x, factor, found[0], x.size, T=cuda.c_type(x.dtype))
+    folds.unscale__reference(y, factor, found[1])
+
+    assert x.tobytes() == y.tobytes()
+    assert found[0][0] == found[1][0] == (bad is not None)
+
+
+@pytest.mark.parametrize(("scale", "tracker"), [(4.0, 0), (4.0, 1), (3e38, 1), (1.0, 5)])
+@pytest.mark.parametrize("bad", [0, 1])
+def test_the_scale_of_a_loss_changes_as_on_the_cpu(scale, tracker, bad, shim):
+    ours, theirs = (
+        (np.array([scale], np.float32), np.array([tracker], np.int32), np.array([bad], np.int32))
+        for _ in range(2)
+    )
+
+    folds._program.launch("update_scale", (1,), (32,), *ours, 2.0, 0.5, 2, T="float")
+    folds.update_scale_reference(*theirs, growth=2.0, backoff=0.5, interval=2)
+
+    assert [a[0] for a in ours] == [a[0] for a in theirs]
+
+
+@pytest.mark.parametrize("skip", [0, 1])
+@pytest.mark.parametrize("adam", [False, True])
+def test_steps_are_counted_where_they_are_skipped(adam, skip, shim):
+    ours, theirs = ((np.full(10, 7.0), np.array([3], np.int32), np.array([skip], np.int32)) for _ in range(2))
+    options = {"at": 5, "adam": adam, "tried": 11, "lr": 0.1, "beta1": 0.9, "beta2": 0.999}
+
+    folds._program.launch("count_step", (1,), (32,), *ours, 5, int(adam), 11, 0.1, 0.9, 0.999, T="float")
+    folds.count_step_reference(*theirs, **options)
+
+    np.testing.assert_allclose(ours[0], theirs[0], 1e-14)
+    assert ours[1][0] == theirs[1][0] == 3 + skip
+    if adam:
+        numbers = adam_scalars(**OPTIONS | {"step": 8, "lr": 0.1, "beta2": 0.999})
+        np.testing.assert_allclose(ours[0][5:7], numbers[5:7], 1e-13)

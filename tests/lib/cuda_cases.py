@@ -12,7 +12,7 @@ from disttrain import kernels
 from disttrain.kernels import cuda, elementwise
 
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
-_ANY_TYPE = {"clip", "words"}
+_ANY_TYPE = {"clip", "count_step", "update_scale", "words"}
 """Kernels that are the same for each type of their program."""
 _LIMITS = {
     "float32": 2e-5,

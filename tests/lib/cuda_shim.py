@@ -88,6 +88,7 @@ def stand_in(schedule, monkeypatch):
 
     class Cupy(types.ModuleType):
         ndarray = GpuArray
+        get_default_memory_pool = staticmethod(lambda: types.SimpleNamespace(used_bytes=lambda: 0))
 
         def __getattr__(self, name):
             function = getattr(np, name)
