@@ -12,6 +12,11 @@ that of a step of several ranks with as many samples each: with free communicati
     python scripts/bench_training.py --timeline --models GPT
 
 shows when backward made each bucket of gradients and when its average was there.
+
+    python scripts/bench_training.py --against torch --write docs/benchmarks.md
+
+puts the table into that page, between the two comments that mark its place, and a plot of the ratios beside the page.
+It needs matplotlib.
 """
 
 import argparse
@@ -34,6 +39,8 @@ THREADS = {
     "NUMBA_NUM_THREADS": "1",
 }
 BATCHES = 8  # different ones, in turn
+OURS = "disttrain", "graph"  # eager, and the captured step
+MARKS = "<!-- begin: scripts/bench_training.py -->\n", "<!-- end: scripts/bench_training.py -->\n"
 
 
 def mlp(nn):
@@ -419,6 +426,79 @@ def measure(row, worlds, sides, steps, turns, clock):
     return {entrant: statistics.median(s) for entrant, s in seconds.items()}, losses, peaks
 
 
+def pyplot():
+    """Return matplotlib's module, set to draw files."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise SystemExit("--write draws a plot: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def page_parts(page):
+    """Return what a page has before and after the place of the table."""
+    text = page.read_text()
+    if any(text.count(mark) != 1 for mark in MARKS) or text.index(MARKS[0]) > text.index(MARKS[1]):
+        raise SystemExit(
+            f"--write: {page} must have the lines {MARKS[0].strip()} and {MARKS[1].strip()} once"
+        )
+    return text[: text.index(MARKS[0])], text[text.index(MARKS[1]) :]
+
+
+def label(side, n):
+    return f"{'eager' if side == 'disttrain' else side}, {n} rank{'s' * (n > 1)}"
+
+
+def means(ratios):
+    """Return, for each of our sides and numbers of ranks, the geometric mean of the ratios by (row, side, ranks)."""
+    each = {}
+    for (_, side, n), ratio in ratios.items():
+        each.setdefault((side, n), []).append(ratio)
+    return {bar: statistics.geometric_mean(found) for bar, found in sorted(each.items())}
+
+
+def table(rows, ranks, seconds, peaks, ratios, against):
+    """Return a table in Markdown of what was measured, by (row, side, ranks)."""
+    sides = [*OURS, against]
+    lines = [
+        f"| model | ranks | {' | '.join(sides)} | ratio: {', '.join(OURS)} | memory: {', '.join(sides)} |",
+        "| --- | --- |" + " --- |" * (len(sides) + 2),
+    ]
+    for row in rows:
+        for n in ranks:
+            cells = [row if n == ranks[0] else "", str(n)]
+            cells += [f"{seconds[row, side, n] * 1e3:.3g} ms" for side in sides]
+            cells.append(", ".join(f"{ratios[row, side, n]:.2f}" for side in OURS))
+            cells.append(", ".join(f"{peaks[row, side, n]:.0f}" for side in sides) + " MiB")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(path, rows, ratios, against):
+    """Draw the ratios, a bar for each of our sides and numbers of ranks."""
+    plt, averages = pyplot(), means(ratios)
+    height = 0.8 / len(averages)
+    figure, axes = plt.subplots(
+        figsize=(8, 0.9 + 0.18 * len(rows) * (1 + len(averages))), layout="constrained"
+    )
+    for i, ((side, n), mean) in enumerate(averages.items()):
+        places = [k + (i - (len(averages) - 1) / 2) * height for k in range(len(rows))]
+        name = f"{label(side, n)}, geometric mean {mean:.2f}"
+        bars = axes.barh(places, [ratios[row, side, n] for row in rows], height, label=name)
+        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.margins(x=0.1)
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel(f"{against}'s time of a training step / disttrain's")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def tell(turns_at, name, text):
     path = Path(turns_at, name)
     path.with_suffix(".part").write_text(text)
@@ -445,6 +525,9 @@ def main():
     parser.add_argument(
         "--timeline", action="store_true", help="show how communication overlaps with backward"
     )
+    parser.add_argument(
+        "--write", type=Path, metavar="PAGE", help="put the table into this page, a plot beside it"
+    )
     parser.add_argument("--draw", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -470,16 +553,23 @@ def main():
                 subprocess.run([*command, "--draw", row, str(n)], env={**os.environ, **THREADS}, check=True)
         return 0
 
-    sides = ["disttrain", "graph"] + ([args.against] if args.against else [])
+    if args.write:
+        if not args.against:
+            parser.error("--write needs --against")
+        before, after = page_parts(args.write)
+        pyplot()
+    sides = [*OURS] + ([args.against] if args.against else [])
     print(
         f"{'model':40s} ranks "
         + " ".join(f"{s:>12s}" for s in sides * (1 + args.peak_memory))
         + ("   ratio, of graph" if args.against else "")
     )
-    wrong = 0
+    wrong, found, peaks_of, ratios = 0, {}, {}, {}
     clock = "work" if args.processor_time else "times"
     for row in rows:
         seconds, losses, peaks = measure(row, args.ranks, sides, args.steps, args.turns, clock)
+        found |= {(row, *entrant): t for entrant, t in seconds.items()}
+        peaks_of |= {(row, *entrant): peak for entrant, peak in peaks.items()}
         for n in args.ranks:
             line = f"{row:40s} {n:5d} " + " ".join(f"{seconds[s, n] * 1e3:9.2f} ms" for s in sides)
             if args.peak_memory:
@@ -488,9 +578,8 @@ def main():
                 wrong += 1
                 line += "   ERROR: the captured step has other losses"
             if args.against:
-                line += "   " + ", ".join(
-                    f"{seconds[args.against, n] / seconds[s, n]:5.2f}" for s in sides[:2]
-                )
+                ratios |= {(row, s, n): seconds[args.against, n] / seconds[s, n] for s in OURS}
+                line += "   " + ", ".join(f"{ratios[row, s, n]:5.2f}" for s in OURS)
                 if not np.allclose(losses["disttrain", n][:3], losses[args.against, n][:3], rtol=1e-4):
                     wrong += 1
                     line += (
@@ -502,10 +591,22 @@ def main():
                 line += "   scaling " + ", ".join(f"{seconds[s, 1] / seconds[s, n]:.0%}" for s in sides)
             print(line, flush=True)
     if args.against:
-        print(
+        average = "; ".join(f"{label(*bar)} {mean:.2f}" for bar, mean in means(ratios).items())
+        what = "the time that rank 0's process computed" if args.processor_time else "the clock's"
+        note = (
             f"ratio: {args.against}'s time / disttrain's, and / that of a captured step; above 1 disttrain is faster. "
-            f"One thread per rank, medians of {args.turns - 1} turns of {args.steps} steps."
+            f"Geometric means: {average}. One thread per rank, medians of {args.turns - 1} turns of {args.steps} "
+            f"steps, {what}."
         )
+        print(note)
+        if args.write and not wrong:
+            picture = args.write.with_suffix(".png")
+            plot(picture, rows, ratios, args.against)
+            text = table(rows, args.ranks, found, peaks_of, ratios, args.against)
+            shown = f"![ratios of all models]({picture.name})"
+            args.write.write_text(
+                f"{before}{MARKS[0]}{text}\n\n{note[0].upper()}{note[1:]}\n\n{shown}\n{after}"
+            )
     return 1 if wrong else 0
 
 

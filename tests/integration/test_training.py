@@ -95,7 +95,7 @@ def test_the_benchmark_agrees_with_pytorch():
             "--steps",
             "2",
             "--turns",
-            "1",
+            "2",
         ]
     )
 
