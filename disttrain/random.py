@@ -134,17 +134,20 @@ class SampleGenerator(Generator):
         """The generator of whoever reads."""
 
     @contextmanager
-    def reading(self, sample: int) -> Iterator[None]:
-        """Be the calling rank's generator while sample number ``sample`` is read."""
+    def reading(self) -> Iterator[None]:
+        """Be the calling rank's generator while samples are read, each after a :meth:`turn_to`."""
         rank = context.current()
         before = current_generator()
         rank.generator, self._around = self, before
-        self._seed, self._stream = self._key
-        self._sample, self._draw = sample, 0
         try:
             yield
         finally:
             rank.generator = before
+
+    def turn_to(self, sample: int) -> None:
+        """Begin the draws of a sample."""
+        self._seed, self._stream = self._key
+        self._sample, self._draw = sample, 0
 
     def initial_seed(self) -> int:
         """Return the seed of whoever reads: programs know the worker by it."""

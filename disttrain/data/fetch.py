@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-import operator
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -45,9 +45,9 @@ def make_fetch(
     """
     if isinstance(dataset, IterableDataset):
         return _Stream(dataset, collate, auto_collation, drop_last)
-    read = partial(operator.getitem, dataset) if key is None else _keyed(dataset, SampleGenerator(*key))
+    read = partial(_read, dataset, None if key is None else SampleGenerator(*key))
     if not auto_collation:
-        return lambda index: (collate(read(index)), _count(index))
+        return lambda index: (collate(read([index])[0]), _count(index))
     collated = _collated(dataset) if collate is default_collate else None
     if collated is not None:
         return _with_empty_shares(lambda indices: (collated(indices), len(indices)))
@@ -55,31 +55,26 @@ def make_fetch(
         return _with_empty_shares(lambda indices: (collate(dataset.__getitems__(indices)), len(indices)))
 
     def read_each(indices: list[int]) -> tuple[Any, int]:
-        samples = _read_all(read, indices)
+        samples = read(indices)
         return collate(samples), len(samples)
 
     return _with_empty_shares(read_each)
 
 
-def _read_all(read: Callable[[int], Any], indices: list[int]) -> list[Any]:
+def _read(dataset: Any, generator: SampleGenerator | None, indices: list[Any]) -> list[Any]:
     """Return the samples, without those that are damaged if the data set wants it so; not without all of them."""
     samples = []
-    for i in indices:
-        try:
-            samples.append(read(i))
-        except SampleDamaged as error:
-            if not error.skipped or (not samples and i == indices[-1]):
-                raise
-            _log.warning("a sample is left out of its batch: %s", error)
+    with generator.reading() if generator is not None else nullcontext():
+        for i in indices:
+            if generator is not None:
+                generator.turn_to(i)
+            try:
+                samples.append(dataset[i])
+            except SampleDamaged as error:
+                if not error.skipped or (not samples and i == indices[-1]):
+                    raise
+                _log.warning("a sample is left out of its batch: %s", error)
     return samples
-
-
-def _keyed(dataset: Any, generator: SampleGenerator) -> Callable[[int], Any]:
-    def read(index: int) -> Any:
-        with generator.reading(index):
-            return dataset[index]
-
-    return read
 
 
 def _with_empty_shares(read: Callable[[list[int]], tuple[Any, int]]) -> Fetch:

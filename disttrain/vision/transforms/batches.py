@@ -110,8 +110,8 @@ def _draw(count: int) -> np.ndarray[Any, Any]:
         generator = SampleGenerator(*dealt.key, BATCH)
         words = np.empty((count, 3), np.uint64)
         for row, sample in zip(words, dealt.indices, strict=True):
-            with generator.reading(sample):
-                row[...] = generator.raw(3)
+            generator.turn_to(sample)
+            row[...] = generator.raw(3)
     else:
         words = current_generator().raw(3 * count).reshape(count, 3)
     return (words >> np.uint64(11)) * 2.0**-53
