@@ -34,7 +34,10 @@ from disttrain.checkpoint import folder
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = 3
 _ENDS = (-signal.SIGKILL, -signal.SIGTERM, 143, 75)
-"""How a launcher may end that was killed, told to stop before it had begun, before its script could save, and after."""
+"""How a launcher may end that was killed, told to stop before it had begun, before its script could save, and after.
+
+One that was told to stop while a rank was stopped for good ends as that rank does.
+"""
 PAUSE = (5.0, 15.0)
 """Seconds from one fault to the next."""
 TRAIN = """
@@ -117,6 +120,7 @@ class Job:
     def start(self) -> None:
         """Start its launcher, again."""
         self.starts += 1
+        self.preempted = False
         name, value = self.mark.split("=")
         self.launcher = subprocess.Popen(
             [sys.executable, "-m", "disttrain", "launch", "-n", str(RANKS), "--max-restarts", "1000",
@@ -188,6 +192,7 @@ def kill_launcher(job: Job, rng: random.Random) -> None:
 
 
 def preempt(job: Job, rng: random.Random) -> None:
+    job.preempted = True
     job.launcher.terminate()
 
 
@@ -236,7 +241,7 @@ def soak(job: Job, minutes: float, rng: random.Random) -> Counter[str]:
         if code == 0 and any("digest" in line for line in job.told()):
             return done
         if code is not None:
-            if code not in _ENDS or time.monotonic() > end + 300:
+            if not (code in _ENDS or job.preempted) or time.monotonic() > end + 300:
                 raise SystemExit(f"the job ended with exit code {code}; see {job.journal.parent}/log")
             while job.processes():  # they die with their launcher
                 time.sleep(0.05)
