@@ -5,6 +5,7 @@ killed job could leave behind, no limit but the machine's memory, and they live 
 MPI has ended. (Windows of ``MPI_Win_allocate_shared`` do not: Open MPI unmaps them in ``MPI_Finalize``.)
 """
 
+import logging
 import mmap
 import os
 import platform
@@ -18,17 +19,22 @@ from typing import Any
 
 import numpy
 
+from disttrain.collectives.direct import read_process
+from disttrain.collectives.errors import PeerFailed
 from disttrain.collectives.transport import Gather
-from disttrain.kernels.arrays import Array
+from disttrain.kernels.arrays import Array, address
 
 SPARE_BYTES = 1 << 30
 """What of a part is not for arrays: channels need places when arrays have taken all else. It costs no memory unused."""
 _PAGE = mmap.PAGESIZE
 _TOKEN_BYTES = 16
-_PLACE = Struct(f"=qq{_TOKEN_BYTES}s")
-"""Where the others find a part: pid, descriptor, and what its first bytes are then."""
+_PLACE = Struct(f"=qqq{_TOKEN_BYTES}s")
+"""Where the others find a part: pid, descriptor, and what its first bytes are then, which also are at an address."""
+_READABLE, _MAPPED, _NEITHER = b"r", b"m", b"n"
+"""How a process reaches the others' memory: all of it, their parts of what is shared, or not at all."""
 _GIVE_BACK_BYTES = 1 << 20
 """Free memory of this size goes back to the system at once."""
+_logger = logging.getLogger("disttrain")
 USED_UP = "the memory that the processes of this node share is used up"
 
 
@@ -63,29 +69,51 @@ class NodeMemory:
         self._maps: list[mmap.mmap] = []
         reason = ""
         descriptor = -1
-        token = os.urandom(_TOKEN_BYTES)
+        first_bytes = os.urandom(_TOKEN_BYTES)
+        seen = numpy.frombuffer(first_bytes, numpy.uint8)  # by the others, as long as this goes on
         try:
             descriptor = _anonymous_file(self._nbytes)
-            os.pwrite(descriptor, token, 0)
+            os.pwrite(descriptor, first_bytes, 0)
         except (OSError, Unshared) as error:
             reason = str(error)
-        for told in gather(_PLACE.pack(os.getpid(), descriptor, token)):
-            pid, theirs, token = _PLACE.unpack(told)
+        places = gather(_PLACE.pack(os.getpid(), descriptor, address(seen), first_bytes))
+        told = [_PLACE.unpack(place) for place in places]
+        self._pids = [pid for pid, *_ in told]
+        for pid, theirs, _, token in told:
             try:
                 self._maps.append(_map(pid, theirs, self._nbytes, token))
             except (OSError, ValueError, Unshared) as error:
                 reason = reason or str(error)
-        reached = gather(b"no" if reason else b"ok")  # also: nobody closes what another has still to open
+        mine = _NEITHER if reason else _READABLE if all(_can_read(*place) for place in told) else _MAPPED
+        reached = gather(mine)  # also: nobody closes what another has still to open
         if descriptor >= 0:
             os.close(descriptor)
-        if b"no" in reached:
-            raise Unshared(reason or f"process {reached.index(b'no')} could not map the others' memory")
+        if _NEITHER in reached:
+            raise Unshared(reason or f"process {reached.index(_NEITHER)} could not map the others' memory")
+        self.readable = _MAPPED not in reached
+        """Whether each process can read all memory of all others (:meth:`read`)."""
+        if not self.readable and index == 0:
+            _logger.info(
+                "large messages between processes of a node are copied twice: the system lets no process read "
+                "another's memory (see kernel.yama.ptrace_scope, or what the container forbids)"
+            )
         self._parts = [numpy.frombuffer(m, numpy.uint8) for m in self._maps]
         self._base = self._parts[self.index].__array_interface__["data"][0]
 
     def part(self, process: int, offset: int, nbytes: int) -> Array:
         """Return the bytes of the part of ``process`` from ``offset`` on."""
         return self._parts[process][offset : offset + nbytes]
+
+    def read(self, process: int, place: int, out: Array) -> None:
+        """Fill ``out`` with what is at an address of another process, shared or not.
+
+        Raises:
+            PeerFailed: the process has ended.
+        """
+        try:
+            read_process(self._pids[process], place, out)
+        except OSError as error:
+            raise PeerFailed(f"another process went away in the middle of a transfer ({error})") from error
 
     def offset_of(self, x: Array) -> int:
         """Return where the C-contiguous array ``x`` begins in this process's part, or -1 if it is elsewhere."""
@@ -165,6 +193,15 @@ def _anonymous_file(nbytes: int) -> int:
     os.fchmod(descriptor, 0o600)
     os.ftruncate(descriptor, nbytes)
     return descriptor
+
+
+def _can_read(pid: int, _: int, place: int, token: bytes) -> bool:
+    found = numpy.empty(_TOKEN_BYTES, numpy.uint8)
+    try:
+        read_process(pid, place, found)
+    except OSError:
+        return False
+    return found.tobytes() == token
 
 
 def part_bytes(processes: int) -> int:
