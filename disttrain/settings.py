@@ -7,7 +7,7 @@ from typing import Any
 
 from disttrain.devices import device as Device
 from disttrain.kernels import cublaslt
-from disttrain.kernels.threads import threads
+from disttrain.kernels.threads import of_environment, set_threads, threads
 
 __all__ = [
     "are_deterministic_algorithms_enabled",
@@ -68,12 +68,15 @@ def is_deterministic_algorithms_warn_only_enabled() -> bool:
 
 
 def get_num_threads() -> int:
-    """Return how many threads one operation may use: ``OMP_NUM_THREADS``, else the number of cores."""
+    """Return how many threads one operation may use: at first ``OMP_NUM_THREADS``, else the number of cores."""
     return threads()
 
 
 def set_num_threads(n: int) -> None:
-    """Ask for ``n`` threads per operation. It comes too late for the BLAS that is loaded, which a warning says.
+    """Let an operation use ``n`` threads; no result depends on how many.
+
+    Products and convolutions in float32 and attention do. What the BLAS library computes, products in float64 and small
+    ones, keeps the number that it was loaded with, which a warning says where it is another.
 
     Raises:
         RuntimeError: ``n`` is not positive.
@@ -82,10 +85,11 @@ def set_num_threads(n: int) -> None:
         raise TypeError(f"set_num_threads() takes an int, got {type(n).__name__}")
     if n < 1:
         raise RuntimeError(f"set_num_threads(): n must be positive, got {n}")
-    if n != get_num_threads():
+    set_threads(n)
+    if n != of_environment():
         warnings.warn(
-            f"set_num_threads({n}): the BLAS library has chosen {get_num_threads()}; "
-            f"start the program with OMP_NUM_THREADS={n}",
+            f"set_num_threads({n}) is not for what the BLAS library computes, products in float64 and small ones: it "
+            f"was loaded with {of_environment()}; start the program with OMP_NUM_THREADS={n}",
             stacklevel=2,
         )
 

@@ -4,7 +4,7 @@
 * filters of one pixel: a product of matrices, without a copy;
 * groups of one, 2, 4 or 8 channels in float32: :mod:`~disttrain.kernels.grouped`;
 * one filter for each channel in float64: a loop over the image;
-* other filters in float32 on one thread: :mod:`~disttrain.kernels.direct`;
+* other filters in float32: :mod:`~disttrain.kernels.direct`;
 * all others: im2col in blocks of about the L2 cache, then the BLAS library's product;
 * on a GPU: cuDNN, or :mod:`~disttrain.kernels.patches` where that is not there.
 
@@ -22,7 +22,6 @@ from disttrain.kernels import cudnn, direct, gemm, grouped, patches, winograd
 from disttrain.kernels.arrays import Array, get_array_module, on_gpu
 from disttrain.kernels.jit import jit
 from disttrain.kernels.simd import LANES, pointer, transpose
-from disttrain.kernels.threads import threads
 
 Sizes = tuple[int, ...]
 """A number for each axis of an image but the first two, (N, C)."""
@@ -239,11 +238,10 @@ def _is_winograd(kind: Array, window: Window, groups: int, C: int, size: Sizes) 
 
 def _is_direct(x: Array, w: Array, out: Array) -> bool:
     """Return whether a convolution, or its gradient, is computed in :mod:`~disttrain.kernels.direct`."""
-    return (
+    return bool(
         out.dtype == numpy.float32
         and x.shape[3] > 1  # stretches of one channel are too short to be gathered one by one
         and min(x.size, w.size, out.size) > 0
-        and threads() == 1  # several are the BLAS library's business
     )
 
 

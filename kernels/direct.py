@@ -21,6 +21,7 @@ from disttrain.kernels.simd import (
     store,
     transpose,
 )
+from disttrain.kernels.threads import spread
 
 _BLOCK_BYTES = 256 * 1024
 """Of what a block of pixels sees."""
@@ -37,16 +38,24 @@ def convolve(x: Array, w: Array, out: Array, window: tuple[int, ...], groups: in
     """
     together = _together(groups, len(w) // groups)
     w, groups = _merge(w, groups, together), groups // together
-    block, cols, stride = _columns(out, w[0].size)
-    _convolve(x, w, out, window, groups, block, cols, stride)
+
+    def images(first: int, last: int) -> None:
+        part = out[first:last]
+        _convolve(x[first:last], w, part, window, groups, *_columns(part, w[0].size))
+
+    spread(images, len(x), out[0].size * w[0].size)
 
 
 def input_grad(g: Array, w: Array, gx: Array, window: tuple[int, ...], groups: int) -> None:
     """Add the gradient of the images to ``gx`` (N, H, W, C), given that of the output (N, OH, OW, O)."""
     together = _together(groups, len(w) // groups)
     w, groups = _merge(w, groups, together), groups // together
-    block, cols, stride = _columns(g, w[0].size)
-    _input_grad(g, w, gx, window, groups, block, cols, stride)
+
+    def images(first: int, last: int) -> None:
+        part = g[first:last]
+        _input_grad(part, w, gx[first:last], window, groups, *_columns(part, w[0].size))
+
+    spread(images, len(g), g[0].size * w[0].size)
 
 
 def weight_grad(g: Array, x: Array, window: tuple[int, ...], groups: int) -> Array:
@@ -54,8 +63,17 @@ def weight_grad(g: Array, x: Array, window: tuple[int, ...], groups: int) -> Arr
     together = _together(groups, g.shape[3] // groups)
     merged = groups // together
     gw = numpy.empty((g.shape[3], x.shape[3] // merged, *window[:2]), numpy.float32)
-    block, cols, stride = _columns(g, gw[0].size)
-    _weight_grad(g, x, gw, window, merged, block, cols, stride)
+
+    def panels(first: int, last: int) -> None:
+        to, part = gw[first * LANES : last * LANES], g
+        if len(to) < len(gw):
+            part = numpy.ascontiguousarray(g[..., first * LANES : last * LANES])
+        _weight_grad(part, x, to, window, merged, *_columns(part, gw[0].size))
+
+    if merged == 1:
+        spread(panels, -(-len(gw) // LANES), LANES * gw[0].size * g[..., 0].size)
+    else:  # the outputs of a group see only its channels
+        _weight_grad(g, x, gw, window, merged, *_columns(g, gw[0].size))
     if together == 1:
         return gw
     parts = gw.reshape(merged, together, len(gw) // groups, together, -1, *window[:2])

@@ -3,7 +3,7 @@
 The kernel makes a tile of the result after the other (Goto and van de Geijn 2008). M rows and N columns of the result,
 K terms of each sum. The right factor is packed into panels as wide as a tile, which stay in the second cache; the left
 one is read where it is. Each element is summed in the order of k, in blocks whose size follows from K alone: it does
-not depend on how many rows and columns there are beside it.
+not depend on how many rows and columns there are beside it, nor on how many threads share the rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from disttrain.kernels.arrays import Array, get_array_module, on_gpu
 from disttrain.kernels.jit import jit
 from disttrain.kernels.libraries import LibraryMissing
 from disttrain.kernels.simd import LANES, load, load_part, multiply, pointer, store, store_part, transpose
-from disttrain.kernels.threads import threads
+from disttrain.kernels.threads import spread, threads
 
 _logger = logging.getLogger("disttrain")
 
@@ -57,7 +57,17 @@ def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = No
             out += bias
         return out
     begin = _NOTHING if bias is None else numpy.ascontiguousarray(bias)
-    _product(*_flat(a), *_flat(b), M, N, K, begin, out.reshape(-1))
+    (left, row, step), right, flat = _flat(a), _flat(b), out.reshape(-1)
+    if threads() == 1:
+        _product(left, row, step, *right, M, N, K, begin, flat)
+        return out
+
+    def rows(first: int, last: int) -> None:
+        _product(
+            left[first * row :], row, step, *right, last - first, N, K, begin, flat[first * N : last * N]
+        )
+
+    spread(rows, M, N * K)
     return out
 
 
@@ -174,14 +184,7 @@ def _is_ours(a: Array, b: Array, out: Array) -> bool:
         and out.dtype == a.dtype == b.dtype == _SINGLE
         and a.shape[1] == b.shape[0]
         and out.flags.c_contiguous
-        and _alone()
     )
-
-
-@functools.cache
-def _alone() -> bool:
-    """Return whether operations have one thread; several are the BLAS library's business, which asks once too."""
-    return threads() == 1
 
 
 def _flat(x: Array) -> tuple[Array, int, int]:

@@ -8,6 +8,8 @@ Images are contiguous (N, H, W, C). Filters and their gradients lie as (KH, KW, 
 ``filters[i, j, k, c]`` goes from input c ^ k to output c.
 """
 
+import math
+
 import numpy
 
 from disttrain.kernels.arrays import Array
@@ -24,7 +26,9 @@ from disttrain.kernels.simd import (
     store_part,
     twist,
 )
+from disttrain.kernels.threads import spread
 
+Sizes = tuple[int, ...]
 _WIDTHS = (1, 2, 4, 8)
 
 
@@ -44,7 +48,7 @@ def convolve(x: Array, w: Array, bias: Array | None, out: Array, window: tuple[i
     if bias is not None:
         begin[:C] = bias
     rows, columns = (sh, 1, -ph, dh), (sw, 1, -pw, dw)
-    _correlate(x, _pack(w[outputs, inputs]), begin, out, (KH, KW, width), rows, columns)
+    _spread(x, _pack(w[outputs, inputs]), begin, out, (KH, KW, width), rows, columns)
 
 
 def input_grad(g: Array, w: Array, gx: Array, window: tuple[int, ...]) -> None:
@@ -54,14 +58,28 @@ def input_grad(g: Array, w: Array, gx: Array, window: tuple[int, ...]) -> None:
     filters = _pack(w[outputs + inputs // width * width, inputs % width])
     rows, columns = (1, sh, ph, -dh), (1, sw, pw, -dw)
     nothing = numpy.zeros(_padded(C), numpy.float32)
-    _correlate(g, filters, nothing, gx, (KH, KW, width), rows, columns)
+    _spread(g, filters, nothing, gx, (KH, KW, width), rows, columns)
+
+
+def _spread(
+    x: Array, packed: Array, bias: Array, out: Array, filters: Sizes, rows: Sizes, columns: Sizes
+) -> None:
+    def images(first: int, last: int) -> None:
+        _correlate(x[first:last], packed, bias, out[first:last], filters, rows, columns)
+
+    spread(images, len(x), min(x[0].size, out[0].size) * math.prod(filters))
 
 
 def weight_grad(g: Array, x: Array, window: tuple[int, ...], width: int) -> Array:
     """Return the gradient of the filters (C, width, KH, KW), given that of the output (N, OH, OW, C) and the images."""
     (N, _, _, C), (KH, KW, sh, sw, ph, pw, dh, dw) = x.shape, window
     parts = numpy.zeros((N, KH * KW * width * _padded(C)), numpy.float32)  # each image: long sums lose digits
-    _weight_grad(g, x, parts, (KH, KW, width), (sh, 1, -ph, dh), (sw, 1, -pw, dw))
+
+    def images(first: int, last: int) -> None:
+        rows, columns = (sh, 1, -ph, dh), (sw, 1, -pw, dw)
+        _weight_grad(g[first:last], x[first:last], parts[first:last], (KH, KW, width), rows, columns)
+
+    spread(images, N, g[0].size * KH * KW * width)
     sums = parts.sum(0).reshape(KH, KW, width, -1)[..., :C]
     gw = numpy.empty((C, width, KH, KW), numpy.float32)
     outputs, inputs = _pairs(C, width)

@@ -25,6 +25,7 @@ from disttrain.kernels.simd import (
     store,
     transpose,
 )
+from disttrain.kernels.threads import spread
 
 _TILE = 6
 _KEPT = 1 << 15
@@ -57,16 +58,15 @@ def attention(q: Array, k: Array, v: Array, scale: float, causal: bool, out: Arr
         lse: where the logarithm of the sum of each row of ``e ** (scale * q @ k.T)`` goes, (B, H, L), C-contiguous.
     """
     B, H, L, E = q.shape
-    _attention(
-        *_place(q),
-        *_place(k),
-        *_place(v),
-        *_place(out),
-        lse.reshape(-1),
-        (B, H, L, k.shape[2], E, v.shape[3]),
-        numpy.float32(scale),
-        causal,
-    )
+    S, F = v.shape[2:]
+
+    def batches(first: int, last: int) -> None:
+        of = slice(first, last)
+        places = [part for x in (q, k, v, out) for part in _place(x[of])]
+        sizes = (last - first, H, L, S, E, F)
+        _attention(*places, lse[of].reshape(-1), sizes, numpy.float32(scale), causal)
+
+    spread(batches, B, H * L * S * (E + F))
 
 
 def attention_reference(
@@ -117,20 +117,16 @@ def attention_grad(
         gv: (B, H, S, F).
     """
     B, H, L, E = q.shape
-    _attention_grad(
-        *_place(g),
-        *_place(q),
-        *_place(k),
-        *_place(v),
-        *_place(out),
-        lse.reshape(-1),
-        *_place(gq),
-        *_place(gk),
-        *_place(gv),
-        (B, H, L, k.shape[2], E, v.shape[3]),
-        numpy.float32(scale),
-        causal,
-    )
+    S, F = v.shape[2:]
+
+    def batches(first: int, last: int) -> None:
+        of = slice(first, last)
+        given = [part for x in (g, q, k, v, out) for part in _place(x[of])]
+        wanted = [part for x in (gq, gk, gv) for part in _place(x[of])]
+        sizes = (last - first, H, L, S, E, F)
+        _attention_grad(*given, lse[of].reshape(-1), *wanted, sizes, numpy.float32(scale), causal)
+
+    spread(batches, B, H * L * S * (3 * E + 2 * F))
 
 
 def attention_grad_reference(

@@ -62,18 +62,22 @@ class Kernel:
         from numba.extending import register_jitable
 
         with _loading:
+            if self._dispatcher is not None:  # another thread was quicker
+                return self._dispatcher
             _overload_functions()
             simd.define()
             while _helpers:
                 register_jitable(forceinline=True)(_helpers.pop())
-        _keep_freed_memory()
-        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": self._fastmath or False}
-        dispatcher = numba.njit(**options)(self._function)
-        try:
-            self._cache = dispatcher._cache = make_cache(self._function)
-        except RuntimeError as error:  # no folder to write to
-            _logger.warning("compiled kernels are not kept for the next run: %s; set NUMBA_CACHE_DIR", error)
-        self._dispatcher = dispatcher
+            _keep_freed_memory()
+            options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+            dispatcher = numba.njit(**options, fastmath=self._fastmath or False)(self._function)
+            try:
+                self._cache = dispatcher._cache = make_cache(self._function)
+            except RuntimeError as error:  # no folder to write to
+                _logger.warning(
+                    "compiled kernels are not kept for the next run: %s; set NUMBA_CACHE_DIR", error
+                )
+            self._dispatcher = dispatcher
         return dispatcher
 
 

@@ -20,6 +20,7 @@ import numpy
 from disttrain.kernels.arrays import Array
 from disttrain.kernels.jit import helper, jit
 from disttrain.kernels.simd import LANES, TILE_ROWS, broadcast, load, multiply_tile, pointer, store
+from disttrain.kernels.threads import spread
 
 _BLOCK_BYTES = 768 * 1024
 """Of tiles of the images: a block of them is transformed, and read for each 16 outputs while it is in the L2 cache."""
@@ -47,9 +48,15 @@ def convolve(
     out = numpy.empty((N, H + 2 * ph - 2, W + 2 * pw - 2, O), numpy.float32)
     if bias is None:
         bias = numpy.zeros(O, numpy.float32)
-    tiles, panels = _divide(out.shape, C)
-    seen, filters = _points(1, tiles * C), _points(panels, C * LANES)
-    _convolve(x, numpy.ascontiguousarray(w), turned, bias, out, ph, pw, tiles, seen, filters)
+    w = numpy.ascontiguousarray(w)
+
+    def images(first: int, last: int) -> None:
+        part = out[first:last]
+        tiles, panels = _divide(part.shape, C)
+        seen, filters = _points(1, tiles * C), _points(panels, C * LANES)
+        _convolve(x[first:last], w, turned, bias, part, ph, pw, tiles, seen, filters)
+
+    spread(images, N, out[0].size * C * 4)
     return out
 
 
@@ -57,8 +64,15 @@ def weight_grad(g: Array, x: Array, padding: tuple[int, int]) -> Array:
     """Return the gradient (O, C, 3, 3) of filters, given that of the output (N, OH, OW, O) and the images."""
     C, O = x.shape[3], g.shape[3]  # noqa: E741
     gw = numpy.empty((O, C, 3, 3), numpy.float32)
-    tiles, panels = _divide(g.shape, C)
-    _sum_tiles(x, g, gw, *padding, tiles, _points(1, tiles * C), _points(panels, C * LANES))
+
+    def outputs(first: int, last: int) -> None:
+        to, part = gw[first * LANES : last * LANES], g
+        if len(to) < O:
+            part = numpy.ascontiguousarray(g[..., first * LANES : last * LANES])
+        tiles, panels = _divide(part.shape, C)
+        _sum_tiles(x, part, to, *padding, tiles, _points(1, tiles * C), _points(panels, C * LANES))
+
+    spread(outputs, O // LANES, LANES * C * 4 * g[..., 0].size)
     return gw
 
 

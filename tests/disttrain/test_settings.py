@@ -6,6 +6,7 @@ import pytest
 
 import disttrain as dt
 from disttrain import compiler
+from disttrain.kernels import threads
 
 
 @pytest.fixture
@@ -43,14 +44,17 @@ def test_wrong_settings_are_refused():
         dt.set_num_interop_threads(0)
 
 
-def test_threads_are_those_of_the_environment(monkeypatch):
+def test_threads_are_those_of_the_environment_until_they_are_set(monkeypatch):
+    monkeypatch.setattr(threads, "_chosen", 0)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert dt.get_num_threads() == 3
     dt.set_num_threads(3)
     with pytest.warns(UserWarning, match="OMP_NUM_THREADS=2"):
         dt.set_num_threads(2)
+    assert dt.get_num_threads() == 2
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "_chosen", 0)
     assert dt.get_num_threads() >= 1
     assert dt.get_num_interop_threads() == 1
     dt.set_num_interop_threads(4)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from disttrain.kernels import gemm
+from disttrain.kernels import gemm, threads
 
 SHAPES = [
     (1, 640, 128),
@@ -22,7 +22,7 @@ def matrix(rng, rows, columns, by_column):
 
 @pytest.fixture
 def one_thread(monkeypatch):
-    monkeypatch.setattr(gemm, "_alone", lambda: True)
+    monkeypatch.setattr(threads, "_chosen", 1)
     monkeypatch.setattr(gemm, "_FROM", 1)  # small products too
 
 
@@ -105,13 +105,3 @@ def test_out_gets_the_result(dtype):
 def test_shapes_that_do_not_fit_are_an_error(rows):
     with pytest.raises(ValueError, match="mismatch"):
         gemm.matmul(np.ones((rows, 40), np.float32), np.ones((41, 30), np.float32))
-
-
-def test_several_threads_are_left_to_the_library(monkeypatch):
-    x = np.ones((100, 100), np.float32)
-    monkeypatch.setattr(gemm, "_product", None)
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    gemm._alone.cache_clear()
-
-    assert (gemm.matmul(x, x) == 100).all()
-    gemm._alone.cache_clear()
