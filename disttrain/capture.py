@@ -171,7 +171,10 @@ class _Captured:
         ]
         self._params = [t for t in before if isinstance(t, Parameter)]
         self._arrays = [t._array for t in self._params]
+        self._learnt = [t._requires_grad for t in self._params]
         self._others = [(weakref.ref(t), t._array) for t in before if not isinstance(t, Parameter)]
+        self._modules = list(tape.modules.values())
+        self._training = [m.training for m in self._modules]
         return _without_history(result)
 
     def _replay(self, given: _Shape, tensors: list[Tensor]) -> Any:
@@ -192,6 +195,16 @@ class _Captured:
                     f"a tensor of shape {list(array.shape)} that the captured step reads, and that is no argument of "
                     f"it, is gone or has other memory; give what changes as an argument, or call reset()"
                 )
+        if [p._requires_grad for p in self._params] != self._learnt:
+            raise CaptureError(
+                "another parameter requires grad than when the step was captured; call reset() to capture it again"
+            )
+        if [m.training for m in self._modules] != self._training:
+            other = next(m for m, t in zip(self._modules, self._training, strict=True) if m.training != t)
+            raise CaptureError(
+                f"{type(other).__name__} was {'training' if not other.training else 'evaluating'} when the step "
+                f"was captured, and is not now; capture another step for that, or call reset()"
+            )
         if (grad_enabled.get(), autocast_state.get()) != self._mode:
             raise CaptureError(
                 "a step is replayed in another mode (no_grad(), autocast() or their like) than it was captured in; "

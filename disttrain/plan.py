@@ -252,12 +252,17 @@ def _targets(out: Any, last: dict[int, int]) -> str:
     return "_"
 
 
+def _as_array(value: Any) -> Array:
+    """Return an array for what NumPy has made a scalar of."""
+    return value if is_array(value) else np.asarray(value)
+
+
 class _Names:
     """The names of objects in the source."""
 
     def __init__(self, fresh: dict[int, Any], changed: set[int]) -> None:
         self.objects: dict[str, Any] = {
-            "asarray": np.asarray,
+            "asarray": _as_array,
             "tensor": engine.Tensor_._of,
             "step": None,
         }

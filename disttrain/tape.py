@@ -68,6 +68,8 @@ class Tape:
         self.calls: list[Call] = []
         self.tensors: dict[int, Any] = {}
         """By id of its array, each Tensor that was used and that no call has made."""
+        self.modules: dict[int, Any] = {}
+        """By id, the modules that were called."""
         self.before: dict[int, Array] = {}
         """By id, what arrays that no call has made, and that are no parameter's, held when they were first used."""
         self.changed: set[int] = set()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from disttrain import compiler, dtypes
 from disttrain.engine import no_grad
+from disttrain.modes import current_tape
 from disttrain.nn.hooks import BackwardHooks
 from disttrain.nn.parameter import Buffer, Parameter
 from disttrain.tensors import RemovableHandle, Tensor, destination
@@ -87,6 +88,9 @@ class Module:
             hooked = d["_pre_hooks"] or d["_hooks"] or d["_backward_hooks"] or d["_backward_pre_hooks"]
         except KeyError:
             raise _not_initialised(self, "called") from None
+        tape = current_tape()
+        if tape is not None:
+            tape.modules[id(self)] = self
         return self._call_hooked(args, kwargs) if hooked else self.forward(*args, **kwargs)
 
     # ------------------------------------------------------------------------------------- registration

@@ -549,6 +549,23 @@ def test_parameters_that_have_moved_are_noticed():
         step(*batch(4, 8, 12))
 
 
+def test_modules_that_evaluate_and_parameters_that_are_frozen_are_noticed():
+    model, optimizer = make(lambda: nn.Sequential(nn.Linear(12, 10), nn.Dropout(0.5)))
+    step = dt.graph(trainer(model, optimizer))
+    for i in range(4):
+        step(*batch(i, 8, 12))
+
+    model.eval()
+    with pytest.raises(CaptureError, match="Sequential was training when the step was captured"):
+        step(*batch(4, 8, 12))
+    model.train()
+    model[0].bias.requires_grad_(False)
+    with pytest.raises(CaptureError, match="another parameter requires grad"):
+        step(*batch(4, 8, 12))
+    model[0].bias.requires_grad_()
+    step(*batch(4, 8, 12))
+
+
 def test_a_tensor_that_is_gone_is_noticed():
     kept = {"scale": dt.ones(3)}
     step = dt.graph(lambda x: x * kept["scale"])
