@@ -9,16 +9,17 @@ import linecache
 import math
 import os
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from disttrain import engine
 from disttrain.autograd.anomaly_mode import Line, show_line
+from disttrain.cuda_graphs import CudaGraphs
 from disttrain.errors import CaptureError
 from disttrain.kernels.arrays import Array, is_array, owner, to_host
-from disttrain.tape import AsTensor, Call, Made, Tape
+from disttrain.tape import AsTensor, Call, Made, Tape, last_uses, numbers
 
 _number = itertools.count(1).__next__
 
@@ -46,13 +47,15 @@ class Plan:
         self._guards = second.guards
         del self._tapes
         self.source, names, self._lines = _write(second, self._fresh)
-        del self._fresh
         file = self._file = os.path.join(os.path.dirname(__file__), f"captured step {_number()}")
         linecache.cache[file] = (len(self.source), None, self.source.splitlines(True), file)
         space = names | {"__name__": "disttrain.captured"}  # its warnings are ours
         exec(compile(self.source, file, "exec"), space)
         self.run: Callable[..., tuple[Any, ...]] = np.errstate(all="ignore")(space["step"])
         """Takes the arrays of the arguments, and returns those of the results."""
+        if second.is_on_gpu:
+            self.run = CudaGraphs(second, self._fresh).run
+        del self._fresh
 
     def explain(self, error: BaseException) -> None:
         """Call those who wait for an error of a replay, and add to it which line of the user's led to it."""
@@ -187,16 +190,11 @@ def _write(tape: Tape, fresh: dict[int, Any]) -> tuple[str, dict[str, Any], list
         fresh: see :class:`Plan`.
     """
     names = _Names(fresh, tape.changed)
-    last: dict[int, int] = {}
-    for i, call in enumerate(tape.calls):
-        for n in _numbers((call.args, call.options)):
-            last[n] = i
-    for n in _numbers(tape.results):
-        last[n] = len(tape.calls)
+    last = last_uses(tape)
     lines: list[tuple[str, Line]] = []
     where: Line = ("", 0, "")
     for i, call in enumerate(tape.calls):
-        made = [n for n in _numbers(call.out) if n in last]
+        made = [n for n in numbers(call.out) if n in last]
         if call.is_getter and not made:
             continue
         args = [names.of(a) for a in call.args] + [f"{k}={names.of(v)}" for k, v in call.options.items()]
@@ -206,7 +204,7 @@ def _write(tape: Tape, fresh: dict[int, Any]) -> tuple[str, dict[str, Any], list
         new.append(_assignment(call.out, right, last))
         new += [f"v{n} = v{n}._array" for n in call.tensors if n in last]
         new += [f"v{n} = asarray(v{n})" for n in call.scalars if n in last]
-        done = sorted({n for n in _numbers((call.args, call.options)) if last[n] == i})
+        done = sorted({n for n in numbers((call.args, call.options)) if last[n] == i})
         if done:
             new.append("del " + ", ".join(f"v{n}" for n in done))
         lines += [(line, where) for line in new]
@@ -218,28 +216,15 @@ def _write(tape: Tape, fresh: dict[int, Any]) -> tuple[str, dict[str, Any], list
     return source, names.objects, [where, *(line for _, line in body)]
 
 
-def _numbers(value: Any) -> Iterator[int]:
-    """Yield the numbers of the known values in a container."""
-    if type(value) is Made:
-        yield value.number
-    elif type(value) is AsTensor:
-        yield value.array.number
-    elif type(value) in (tuple, list):
-        for v in value:
-            yield from _numbers(v)
-    elif type(value) is dict:
-        yield from _numbers(list(value.values()))
-
-
 def _assignment(out: Any, right: str, last: dict[int, int]) -> str:
     """Return a line that gives names to what of ``out`` is needed."""
     path = ""
     while type(out) is tuple:
-        needed = [i for i, part in enumerate(out) if any(n in last for n in _numbers(part))]
+        needed = [i for i, part in enumerate(out) if any(n in last for n in numbers(part))]
         if len(needed) != 1:
             break
         path, out = f"{path}[{needed[0]}]", out[needed[0]]
-    if not any(n in last for n in _numbers(out)):
+    if not any(n in last for n in numbers(out)):
         return right
     return f"{_targets(out, last)} = {right}{path}"
 
@@ -247,7 +232,7 @@ def _assignment(out: Any, right: str, last: dict[int, int]) -> str:
 def _targets(out: Any, last: dict[int, int]) -> str:
     if type(out) is Made:
         return f"v{out.number}" if out.number in last else "_"
-    if type(out) is tuple and any(n in last for n in _numbers(out)):
+    if type(out) is tuple and any(n in last for n in numbers(out)):
         return f"({', '.join(_targets(part, last) for part in out)},)"
     return "_"
 
@@ -277,7 +262,7 @@ class _Names:
             return f"v{value.number}"
         if type(value) is AsTensor:
             return f"tensor(v{value.array.number})"
-        if any(True for _ in _numbers(value)):
+        if any(True for _ in numbers(value)):
             if type(value) is dict:
                 return "{" + ", ".join(f"{k!r}: {self.of(v)}" for k, v in value.items()) + "}"
             parts = ", ".join(map(self.of, value))

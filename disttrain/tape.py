@@ -19,7 +19,7 @@ from disttrain import engine
 from disttrain.autograd.anomaly_mode import Line, show_line, users_line
 from disttrain.context import grad_enabled
 from disttrain.errors import CaptureError
-from disttrain.kernels.arrays import Array, is_array, owner
+from disttrain.kernels.arrays import Array, is_array, on_gpu, owner
 from disttrain.modes import changed
 from disttrain.nn.parameter import Parameter
 from disttrain.nodes import Node
@@ -55,6 +55,8 @@ class Call:
     """Numbers of what it may return as NumPy scalars, and is an array afterwards."""
     is_getter: bool = False
     """Whether it does nothing but return something."""
+    is_python: bool = False
+    """Whether it does more than arithmetic on arrays, and so is no part of a CUDA graph."""
 
 
 class Tape:
@@ -66,6 +68,8 @@ class Tape:
 
     def __init__(self, inputs: Sequence[Array]) -> None:
         self.calls: list[Call] = []
+        self.is_on_gpu = False
+        """Whether any of it is done by a GPU."""
         self.tensors: dict[int, Any] = {}
         """By id of its array, each Tensor that was used and that no call has made."""
         self.modules: dict[int, Any] = {}
@@ -79,9 +83,10 @@ class Tape:
         self._known: dict[int, tuple[int, Any]] = {}
         """By id of a value its number, and a reference to it: weak if that can be, so that memory is freed as ever."""
         self._count = 0
-        self._saved: tuple[tuple[Any, ...], list[Any], Line] = ((), [], ("", 0, ""))
-        """What the last operation has saved, and the numbers of that."""
-        self._nodes: dict[Node, tuple[tuple[Any, ...], list[Any], Line]] = {}
+        self._saved: tuple[list[int], list[Any], Line] = ([], [], ("", 0, ""))
+        """The ids of what the last operation has saved, and what stands for that."""
+        self._nodes: dict[Node, tuple[list[int], list[Any], Line]] = {}
+        """The same for each operation that was recorded. Not what it saved, which backward frees."""
         self._drawn = _host_randomness()
         self._last: Line = users_line()
         self.inputs = [self._define(a) for a in inputs]
@@ -96,6 +101,7 @@ class Tape:
 
     def _define(self, value: Any) -> Made:
         made = self._number()
+        self.is_on_gpu |= on_gpu(value)
         try:
             reference: Any = weakref.ref(value)
         except TypeError:
@@ -157,6 +163,8 @@ class Tape:
         """Note what the step returns."""
         self._line()
         self.results = [self.use(a) for a in results]
+        self._nodes.clear()
+        self._known.clear()
 
     # ------------------------------------------------------------------------------------------ what is told
 
@@ -196,7 +204,7 @@ class Tape:
                 fresh.append(kept[-1])
         call.out = (tuple(outs) if type(out) is tuple else outs[0], tuple(fresh), None)
         self.calls.append(call)
-        self._saved = saved, kept, call.line
+        self._saved = list(map(id, saved)), kept, call.line
 
     def attach(self, node: Node) -> None:
         """Note that ``node`` is the record of the last operation."""
@@ -212,9 +220,9 @@ class Tape:
         grads: Sequence[Any],
     ) -> None:
         """Write down ``node.vjp(g, needs, *saved, into=into)``, which has returned ``grads``."""
-        before, numbers, line = self._nodes.get(node, ((), [], users_line()))
+        before, numbers, line = self._nodes.get(node, ([], [], users_line()))
         kept = [
-            numbers[i] if i < len(before) and s is before[i] and s is not None else self.use(s)
+            numbers[i] if s is not None and i < len(before) and id(s) == before[i] else self.use(s)
             for i, s in enumerate(saved)
         ]
         options = {} if into is None else {"into": self.use(into)}
@@ -245,7 +253,7 @@ class Tape:
         """Return what a function returns that is called anew at each replay; write down nothing of what it does."""
         args = tuple(map(_listed, args))
         options = {name: _listed(value) for name, value in options.items()}
-        call = Call(function, tuple(map(self.use, args)), self.use(options), self._line())
+        call = Call(function, tuple(map(self.use, args)), self.use(options), self._line(), is_python=True)
         self.calls.append(call)
         self._changes(args)
         token = grad_enabled.set(changed(tape=None))
@@ -280,6 +288,25 @@ class Tape:
             CaptureError: always.
         """
         raise CaptureError(f"a step cannot be captured: {what}\n{show_line(users_line())}")
+
+
+def numbers(value: Any) -> Iterator[int]:
+    """Yield the numbers of the known values in what :meth:`Tape.use` has returned."""
+    if type(value) is Made:
+        yield value.number
+    elif type(value) is AsTensor:
+        yield value.array.number
+    elif type(value) in (tuple, list):
+        for v in value:
+            yield from numbers(v)
+    elif type(value) is dict:
+        yield from numbers(list(value.values()))
+
+
+def last_uses(tape: Tape) -> dict[int, int]:
+    """Return, for each known value that is used, the index of the last call that does; for results, one beyond."""
+    last = {n: i for i, call in enumerate(tape.calls) for n in numbers((call.args, call.options))}
+    return last | dict.fromkeys(numbers(tape.results), len(tape.calls))
 
 
 def _host_randomness() -> tuple[Any, ...]:
