@@ -66,8 +66,8 @@ def run(command, *options):
     return [line[line.index("=") :] for line in done.stdout.splitlines() if "=" in line]
 
 
-def launch(processes):
-    return ["launch", "--ranks", "4", "-n", str(processes)]
+def launch(processes, transport="auto"):
+    return ["launch", "--ranks", "4", "-n", str(processes), "--transport", transport]
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,10 @@ def test_a_cnn_a_transformer_and_an_lstm_are_the_same_bits(undisturbed, processe
     pytest.importorskip("mpi4py")
     assert len(undisturbed) == 3 * (2 * 3 + 1)  # 75 samples in steps of 4 x 8
     assert run(launch(processes)) == undisturbed
+
+
+def test_they_are_without_mpi_too(undisturbed):
+    assert run(launch(3, "shm")) == undisturbed
 
 
 @pytest.mark.mpi
