@@ -1,0 +1,169 @@
+"""On a GPU: what cuBLASLt and cuDNN calculate is what NumPy does; the scaler follows that of the CPU."""
+
+import cuda_shim
+import numpy as np
+import pytest
+from cuda_cases import DTYPES, exact, kind, near
+
+import disttrain as dt
+from disttrain.kernels import cublaslt, cudnn, gemm, nvrtc
+from disttrain.kernels.conv import Window
+from disttrain.kernels.cublaslt import Epilogue
+from disttrain.ops import attention
+from disttrain.ops import conv as ops
+
+pytestmark = pytest.mark.gpu
+rng = np.random.default_rng(0)
+ROOM = {"float32": 4, "float64": 4, "float16": 8, "bfloat16": 8}
+
+
+@pytest.fixture
+def cupy():
+    if reason := cuda_shim.no_gpu():
+        pytest.skip(reason)
+    import cupy
+
+    return cupy
+
+
+@pytest.fixture
+def lt(cupy):
+    """cuBLASLt, which must be there: the extras of disttrain bring it."""
+    return cublaslt.handle(0)
+
+
+@pytest.fixture
+def library(cupy):
+    if not cudnn.is_there():
+        pytest.skip("needs nvidia-cudnn-frontend and cuDNN")
+
+
+def placed(cupy, *shape, dtype):
+    return cupy.asarray((rng.standard_normal(shape) / 2).astype(kind(dtype)))
+
+
+def down(*arrays):
+    """Return float64 copies on the CPU."""
+    return exact(*(a.get() for a in arrays))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shapes", [((65, 70), (70, 33)), ((4, 64, 32), (4, 32, 64)), ((3, 5, 7), (7, 9))])
+def test_products(shapes, dtype, cupy, lt):
+    a, b = (placed(cupy, *s, dtype=dtype) for s in shapes)
+    out = cupy.empty(np.matmul(np.empty(shapes[0]), np.empty(shapes[1])).shape, a.dtype)
+
+    for left, right in ((a, b), (cupy.asfortranarray(a), b), (a, cupy.asfortranarray(b))):
+        cublaslt.multiply(left, right, out)
+        near(out.get(), np.matmul(*down(a, b)), dtype, ROOM[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_epilogues(activation, dtype, cupy, lt):
+    from lt_on_cpu import gelu, gelu_slope
+
+    M, N, K = 64, 136, 40
+    a, b, bias, g, w = (placed(cupy, *s, dtype=dtype) for s in ((M, K), (K, N), (N,), (M, 24), (24, N)))
+    out, total, ours = (cupy.empty(s, a.dtype) for s in ((M, N), (N,), (M, N)))
+    name = activation.upper()
+    aux = cublaslt.relu_bits((M, N)) if activation == "relu" else cupy.empty((M, N), a.dtype)
+    u = np.matmul(*down(a, b)) + down(bias)[0]
+
+    cublaslt.multiply(a, b, out, epilogue=Epilogue[f"{name}_AUX_BIAS"], bias=bias, aux=aux)
+    cublaslt.multiply(g, w, ours, epilogue=Epilogue[f"D{name}_BGRAD"], bias=total, aux=aux)
+
+    near(out.get(), np.maximum(u, 0) if activation == "relu" else gelu(u), dtype, 8)
+    slope = (u > 0) if activation == "relu" else gelu_slope(down(aux)[0])
+    expected = np.matmul(*down(g, w)) * slope
+    near((ours.get(), total.get()), (expected, expected.sum(0)), dtype, 32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_bias_and_its_gradient(dtype, cupy, lt):
+    x, w, bias, g = (placed(cupy, *s, dtype=dtype) for s in ((64, 40), (40, 24), (24,), (64, 24)))
+    out = gemm.matmul(x, w, bias=bias)
+    gw, gb = gemm.weight_grad(g, x)
+
+    near(out.get(), np.matmul(*down(x, w)) + down(bias)[0], dtype, 8)
+    near((gw.get(), gb.get()), (np.matmul(*down(g.T, x)), down(g)[0].sum(0)), dtype, 32)
+
+
+def test_products_in_a_graph(cupy, lt):
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        a, b = (placed(cupy, 64, 64, dtype="float16") for _ in range(2))
+        out = cupy.empty((64, 64), a.dtype)
+        gemm.matmul(a, b, out)  # plans, and has its workspace
+        stream.begin_capture()
+        gemm.matmul(a, b, out)
+        graph = stream.end_capture()
+        a *= 2
+        graph.launch(stream)
+        stream.synchronize()
+
+    near(out.get(), np.matmul(*down(a, b)), "float16", 8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions(groups, dtype, cupy, library, monkeypatch):
+    monkeypatch.setattr(cudnn.settings, "tf32", False)
+    window = Window((3, 3), (2, 1), (1, 1), (1, 1))
+    args = [placed(cupy, *s, dtype=dtype) for s in ((4, 16, 15, 14), (32, 16 // groups, 3, 3), (32,))]
+    out, saved, vjp = ops.convolution(*args, window=window, groups=groups)
+    g = placed(cupy, *out.shape, dtype=dtype)
+    expected, theirs, their_vjp = ops.convolution(*down(*args), window=window, groups=groups)
+
+    near(out.get(), expected, dtype, 16)
+    for ours, other in zip(
+        vjp(g, (True,) * 3, *saved), their_vjp(*down(g), (True,) * 3, *theirs), strict=True
+    ):
+        near(ours.get(), other, dtype, 64)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("form", ["plain", "causal", "mask"])
+def test_attention_and_the_sums_that_it_keeps(form, dtype, cupy, library):
+    q, k, v = (placed(cupy, 2, 3, 128, 64, dtype=dtype) for _ in range(3))
+    mask = (
+        cupy.asarray(np.arange(128) < np.array([100, 128])[:, None, None, None]) if form == "mask" else None
+    )
+    out, saved, vjp = attention.attention(q, k, v, mask, scale=0.125, causal=form == "causal")
+    g = placed(cupy, *out.shape, dtype=dtype)
+    host = None if mask is None else mask.get()
+    expected, theirs, their_vjp = attention.attention(
+        *down(q, k, v), host, scale=0.125, causal=form == "causal"
+    )
+    needs = (True, True, True, False)
+
+    assert saved[6].shape == (*q.shape[:2], 128)
+    np.testing.assert_allclose(saved[6].get(), theirs[6].reshape(2, 3, 128), rtol=2e-2, atol=2e-2)
+    near(out.get(), expected, dtype, 16)
+    for ours, other in zip(vjp(g, needs, *saved)[:3], their_vjp(*down(g), needs, *theirs)[:3], strict=True):
+        near(ours.get(), other, dtype, 64)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_the_scaler_follows_that_of_the_cpu(name, cupy):
+    nvrtc.load_library()
+
+    def train(device):
+        dt.manual_seed(0)
+        model = dt.nn.Linear(8, 4).to(device)
+        optimizer = getattr(dt.optim, name)(model.parameters(), lr=0.1)
+        scaler = dt.amp.GradScaler(device, init_scale=2.0**10, growth_interval=2)
+        for number in range(6):
+            x = dt.full((16, 8), float("inf") if number == 3 else 0.1 * number, device=device)
+            optimizer.zero_grad()
+            scaler.scale(model(x).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        steps = {float(s["step"]) for s in optimizer.state_dict()["state"].values() if "step" in s}
+        return [p.detach().cpu().numpy() for p in model.parameters()], scaler.state_dict(), steps
+
+    (ours, *state), (theirs, *other) = train("cuda"), train("cpu")
+
+    assert state == other
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, 1e-5, 1e-5)
