@@ -77,7 +77,7 @@ def choose_shared_memory(mpi: Any, env: WorkerEnv) -> None:
         raise TransportUnavailable(
             f"MPICH needs {needed / _MIB:.1f} MiB in {_SHM} for {processes} processes of a node, and it "
             f"{'is read-only' if read_only else f'has {size / _MIB:.3g} MiB'}; start the container with "
-            f"--shm-size=1g or --ipc=host"
+            f"--shm-size=1g or --ipc=host, or on one host use --transport shm, which needs none there"
         )
     if not one_node or os.environ.get("UCX_TLS", _SHARED) != _SHARED:
         return

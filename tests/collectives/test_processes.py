@@ -359,6 +359,14 @@ def test_where_shm_cannot_be_used_it_says_why(environ, text):
     assert re.search(rf"TransportUnavailable: .*{text}", job.stderr), job.stderr
 
 
+@pytest.mark.parametrize("size", ["size=64k", "ro"])
+def test_shm_needs_no_room_in_dev_shm(mpiexec, tmp_path, size):
+    job = mpiexec(4, "faults.py", "clean", str(tmp_path), "without-mpi", timeout=30, within=shm_of(size))
+
+    assert (job.returncode, job.stdout, job.stderr) == (0, "", "")
+    assert reports(tmp_path, 4, job) == [[rank, 4, "shm", [3, 3]] for rank in range(4)]
+
+
 def test_importing_collectives_loads_neither_arrays_nor_mpi():
     code = (
         "import sys, disttrain.collectives, disttrain.collectives.env;"
