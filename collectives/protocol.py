@@ -14,7 +14,7 @@ from disttrain.collectives.host import Group
 from disttrain.collectives.nodes import NodesChannel
 from disttrain.collectives.progress import Steps
 from disttrain.collectives.reduction import flat
-from disttrain.collectives.shared import SharedChannel
+from disttrain.collectives.shared import SMALL_BYTES, SharedChannel
 from disttrain.collectives.shared_reduce import Enclosed, enclose, reduce_enclosed, reduce_shared
 from disttrain.kernels.arrays import Array
 
@@ -37,6 +37,9 @@ def collective(group: Group, calls: Sequence[Call]) -> Steps:
         request, everyone = channel.gather_headers(header)
         yield request, True
         yield from after_headers(group, calls, enclosed, header, everyone)
+        return
+    if isinstance(channel, SharedChannel) and verb == "broadcast" and calls[0].out.nbytes <= SMALL_BYTES:
+        yield from shared_moves.broadcast_enclosed(group, channel, calls, _agree(group, calls))
         return
     yield from _agree(group, calls)
     if verb == "all_to_all_v":

@@ -144,6 +144,23 @@ def broadcast(group: Group, calls: Sequence[Call]) -> Steps:
     yield from _show(group, mine, [root], _line(calls[0].out), take)
 
 
+def broadcast_enclosed(group: Group, channel: SharedChannel, calls: Sequence[Call], agree: Steps) -> Steps:
+    """:func:`broadcast` of a small array, which travels with the root's header.
+
+    Args:
+        agree: the steps, none of them made yet, in which all headers are compared.
+    """
+    root = calls[0].root
+    place = channel.small[group.process_of[root]][channel.headers & 1][: calls[0].out.nbytes]
+    for call in calls:
+        if call.index == root:
+            numpy.copyto(place, flat(call.out).view(numpy.uint8))
+    yield from agree
+    for call in calls:
+        if call.index != root:
+            numpy.copyto(flat(call.out).view(numpy.uint8), place)
+
+
 def all_to_all(group: Group, calls: Sequence[Call]) -> Steps:
     """See :meth:`.Communicator.all_to_all`."""
     mine = {call.index: call.x.reshape(group.size, -1) for call in calls}

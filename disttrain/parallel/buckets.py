@@ -197,7 +197,10 @@ class Bucket:
         """
         total = self.tail[len(self.params)]
         if divide and total != 0 and total != 1:
-            self.sums /= total
+            if math.frexp(total)[0] == 0.5:  # a power of two: the same bits in less than half the time
+                self.sums *= 1 / total
+            else:
+                self.sums /= total
         if self.half:
             with np.errstate(all="ignore"):  # too large for the type: infinite, as anywhere
                 self.grads[...] = self.sums

@@ -44,3 +44,34 @@ for _ in range(4):
     comm.all_reduce(x, x)
 print(sum(taken))
 """
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("processes", [2, 3])
+def test_small_broadcasts_are_one_meeting_each(mpiexec, tmp_path, processes):
+    program = tmp_path / "program.py"
+    program.write_text(BROADCASTS)
+
+    done = mpiexec(processes, str(program))
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["100"] * processes
+
+
+BROADCASTS = """
+import numpy as np
+from disttrain.collectives import connect
+
+comm = connect()
+comm.barrier()
+channel = comm._group.channel
+meetings = []
+step = channel.step
+channel.step = lambda: (meetings.append(1), step())[1]
+for i in range(100):
+    root, size = i % comm.size, 1 + 37 * i % 16000
+    x = np.full(size, 1000.0 * comm.rank + i, np.float32)
+    comm.broadcast(x, root)
+    assert (x == 1000.0 * root + i).all(), (i, x)
+print(len(meetings))
+"""
