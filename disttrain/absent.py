@@ -28,16 +28,6 @@ class AbsentMethods:
     is_xpu = is_mps = is_mkldnn = is_meta = is_quantized = is_sparse = is_sparse_csr = is_nested = False
     is_ipu = is_xla = is_mtia = is_maia = is_vulkan = False
 
-    def is_pinned(self, device: Any = None) -> bool:
-        """Return False: no memory is page-locked."""
-        return False
-
-    def pin_memory(self, device: Any = None) -> NoReturn:
-        """Raise RuntimeError, as PyTorch does where there is no accelerator; ask ``cuda.is_available()`` first."""
-        raise RuntimeError(
-            "pin_memory() needs a GPU, and none can be used; ask disttrain.cuda.is_available() first"
-        )
-
     def __dir__(self) -> list[str]:
         absent = {n for n, v in vars(AbsentMethods).items() if type(v) is _Absent}
         return [n for n in object.__dir__(self) if n not in absent or hasattr(type(self), n)]

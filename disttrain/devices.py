@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
 
+from disttrain.kernels.arrays import owner
 from disttrain.ops.types import Array, Result, call, get_array_module
 
 
@@ -90,6 +92,28 @@ def move_vjp(g: Any, needs: tuple[bool, ...], source: device) -> tuple[Any, ...]
     return (call(move, g, device=source),)
 
 
+_pinned: weakref.WeakValueDictionary[int, Array] = weakref.WeakValueDictionary()
+"""The arrays whose memory is page-locked, by their ``id``."""
+
+
+def pin(x: Array) -> Array:
+    """Return a copy of an array of the host in page-locked memory, which a GPU reaches without the CPU's help."""
+    import cupyx
+
+    if not x.size:
+        return x.copy()
+    memory = cupyx.empty_pinned(x.nbytes, "uint8")
+    out = memory.view(x.dtype).reshape(x.shape)
+    np.copyto(out, x)
+    _pinned[id(owner(out))] = owner(out)
+    return out
+
+
+def is_pinned(x: Array) -> bool:
+    """Return whether the memory of ``x`` is of :func:`pin`."""
+    return isinstance(x, np.ndarray) and id(owner(x)) in _pinned
+
+
 def is_available() -> bool:
     """Return whether a GPU can be used."""
     try:
@@ -106,4 +130,4 @@ def synchronize() -> None:
         cupy.cuda.get_current_stream().synchronize()
 
 
-__all__ = ["device", "get_array_module", "is_available", "move", "synchronize"]
+__all__ = ["device", "get_array_module", "is_available", "is_pinned", "move", "pin", "synchronize"]

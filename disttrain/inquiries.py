@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from disttrain import dtypes
+import numpy as np
+
+from disttrain import devices, dtypes
 from disttrain.layouts import strided
 
 if TYPE_CHECKING:
@@ -149,6 +151,26 @@ class Inquiries:
     def char(self: Any) -> Tensor:
         """Return the tensor as int8."""
         return self.to(dtypes.int8)  # type: ignore[no-any-return]
+
+    def is_pinned(self: Any, device: Any = None) -> bool:
+        """Return whether the memory is page-locked."""
+        return devices.is_pinned(self._array)
+
+    def pin_memory(self: Any, device: Any = None) -> Tensor:
+        """Return a copy in page-locked memory, which a GPU reaches without the CPU's help; itself if it is there.
+
+        Raises:
+            RuntimeError: no GPU can be used, as PyTorch's; ask ``cuda.is_available()`` first. Or the tensor is on one.
+        """
+        if not devices.is_available():
+            raise RuntimeError(
+                "pin_memory() needs a GPU, and none can be used; ask disttrain.cuda.is_available() first"
+            )
+        if not isinstance(self._array, np.ndarray):
+            raise RuntimeError(f"pin_memory() is for tensors in host memory, got one on {self.device}")
+        if devices.is_pinned(self._array):
+            return self  # type: ignore[no-any-return]
+        return type(self)._of(devices.pin(self._array))  # type: ignore[no-any-return]
 
     def short(self: Any) -> Tensor:
         """Return the tensor as int16."""

@@ -30,6 +30,8 @@ from disttrain.data.sampler import (
 )
 from disttrain.data.sharding import share, steps
 from disttrain.data.workers import Job, WorkerPool
+from disttrain.devices import device as Device
+from disttrain.devices import is_available
 from disttrain.random import ORDER, philox
 from disttrain.steering import meter
 
@@ -64,7 +66,8 @@ class DataLoader:
         num_workers: processes that read ahead; 0 reads in the rank's own. Ranks that are threads of one
             process always read by themselves, since a process of threads cannot be forked safely.
         collate_fn: makes a batch of a list of samples.
-        pin_memory: accepted; has no effect yet.
+        pin_memory: hand out batches in page-locked memory, from which copies to a GPU are fast. Without a GPU: a
+            warning, as PyTorch's. :meth:`to` does the copies too.
         drop_last: drop the last step if it is uneven, on all ranks.
         timeout: seconds that a batch of a worker may take; 0 for as long as it needs.
         worker_init_fn: called in each worker with its number.
@@ -145,8 +148,8 @@ class DataLoader:
         self.ledger = SampleLedger()
         """What this rank has used, to be compared with what it should have: see ``disttrain data ledger``."""
         self._reported_length: int | None = None
-        if pin_memory:
-            _announce("pin_memory=True has no effect yet: batches are in ordinary host memory")
+        self._device: Device | None = None
+        """Where batches are handed out, if not on the host."""
         if streams and current_env().world_size > 1:
             _announce(
                 "a DataLoader cannot deal out an IterableDataset: every rank reads the whole stream unless "
@@ -166,6 +169,22 @@ class DataLoader:
     @property
     def _auto_collation(self) -> bool:
         return self.batch_size is not None or self.batch_sampler is not None
+
+    def to(self, device: Any) -> DataLoader:
+        """Let the epochs that begin from now on hand out their batches on a device; return the loader.
+
+        On a GPU each batch is copied there through page-locked memory, on a stream of its own, while the one before it
+        is used: it is read one batch ahead. On the CPU batches are as they were made.
+
+        Raises:
+            RuntimeError: there is no such GPU.
+            ValueError: this is no device.
+        """
+        where = Device(device)
+        if where.type != "cpu" and not is_available():
+            raise RuntimeError(f"device {where}: no GPU can be used; ask disttrain.cuda.is_available() first")
+        self._device = None if where.type == "cpu" else where
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration read ``epoch``, as when a run is resumed."""
@@ -269,7 +288,7 @@ class DataLoader:
         self._epochs.set_epoch(epoch + 1)
         self._skip = 0
         begun = _Epoch(
-            self._batches(indices, epoch, key),
+            self._handed_over(self._batches(indices, epoch, key)),
             indices,
             epoch,
             key,
@@ -281,6 +300,24 @@ class DataLoader:
         )
         self._running = weakref.ref(begun)
         return begun
+
+    def _handed_over(self, batches: Iterator[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
+        """Return the same batches where the user wants them."""
+        if self._device is not None:
+            from disttrain.data.staging import Staged
+
+            return Staged(batches, self._device.index or 0)
+        if not self.pin_memory:
+            return batches
+        if not is_available():
+            warnings.warn(
+                "pin_memory=True has no effect, since no GPU can be used: batches are in ordinary host memory",
+                stacklevel=3,
+            )
+            return batches
+        from disttrain.data.staging import Pinned
+
+        return Pinned(batches)
 
     def _places(self, start: int) -> _Places:
         """Return where in an epoch of which ``start`` samples are used this rank's batches are."""

@@ -130,7 +130,7 @@ class PackedSequence(_Fields):
 
     def is_pinned(self) -> bool:
         """Return whether the data is in pinned memory."""
-        return self.data.is_pinned()
+        return bool(self.data.is_pinned())
 
 
 def invert_permutation(permutation: Tensor | None) -> Tensor | None:
