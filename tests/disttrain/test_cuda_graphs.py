@@ -11,6 +11,7 @@ import disttrain as dt
 from disttrain import engine, nn
 from disttrain.errors import CaptureError
 from disttrain.kernels import cuda
+from disttrain.modes import replayed
 from disttrain.ops.types import no_vjp
 
 
@@ -231,14 +232,24 @@ def test_what_waits_for_the_gpu_is_refused_with_its_line(gpu):
         step(x)
 
 
+def test_the_scale_of_a_loss_is_that_of_the_replay(gpu):
+    scaler = dt.GradScaler("cpu", init_scale=2.0)
+    step = dt.graph(lambda x: scaler.scale(x + 1) * 3)
+    x = dt.Tensor._of(gpu.array(np.ones(5, np.float32)))
+    seen = []
+    for scale in (2.0, 4.0, 8.0, 16.0, 32.0):
+        scaler.update(scale)
+        seen.append(float(plain(step(x)._array)[0]))
+
+    assert seen == [12.0, 24.0, 48.0, 96.0, 192.0]
+
+
 def test_numbers_that_python_holds_are_refused(gpu):
-    scaler = dt.GradScaler("cpu")
-    step = dt.graph(lambda x: scaler.scale(x))
+    rate = replayed(lambda: 0.5)
+    step = dt.graph(lambda x: x * rate())
     x = dt.Tensor._of(gpu.array(np.ones(5, np.float32)))
     for _ in range(3):
         step(x)
 
-    with pytest.raises(
-        CaptureError, match=r"(?s)mul\(\) cannot be .*a number that Python holds.*scaler\.scale"
-    ):
+    with pytest.raises(CaptureError, match=r"(?s)mul\(\) cannot be .*a number that Python holds.*x \* rate"):
         step(x)
