@@ -47,6 +47,8 @@ class Run:
         return [bound - begin for bound in self.bounds[1:]]
 
 
+MASTER = "master"
+"""The state that is a parameter in half precision before it was rounded."""
 _ALONE = 2
 """References to an array that nobody but its tensor has: the tensor's, and that of the argument."""
 
@@ -178,7 +180,9 @@ class FlatParameters:
             held, part = state.get(name), parts[i]
             if isinstance(held, Tensor) and held._array is part:
                 continue
-            if held is None:
+            if held is None and name == MASTER:
+                part[...] = self.params[i]._array
+            elif held is None:
                 part[...] = initial(group, name)
                 fresh = True
             elif isinstance(held, Tensor):

@@ -14,7 +14,7 @@ from disttrain.engine import enable_grad
 from disttrain.kernels.arrays import Array, on_gpu, to_host
 from disttrain.kernels.optim.common import Extras
 from disttrain.nn.parameter import is_lazy
-from disttrain.optim.flat import FlatParameters, Run, group_by_memory
+from disttrain.optim.flat import MASTER, FlatParameters, Run, group_by_memory
 from disttrain.optim.optimizer import Optimizer
 from disttrain.tensors import Tensor
 
@@ -77,15 +77,19 @@ class FusedOptimizer(Optimizer):
                 loss = closure()
             self._check_wrapped()
         for i, group in enumerate(self.param_groups):
-            buffers = self.buffers(group)
             for flat in self._flats_of(i):
+                buffers = self._buffers_of(flat, group)
                 extras = self._extras(flat, buffers)
                 if extras is None:
                     continue
                 for run in flat.runs(self.state, group, buffers, self.scalars, self.initial):
                     if "step" in run.scalars:
                         run.scalars["step"] += 1
-                    if self.takes_extras and on_gpu(run.param):
+                    if MASTER in run.state:
+                        run.extras = dataclasses.replace(extras, low=run.param)
+                        run.param = run.state[MASTER]
+                        self.update(group, run)
+                    elif self.takes_extras and on_gpu(run.param):
                         run.extras = extras
                         self.update(group, run)
                     elif run.param.dtype.itemsize > 2:
@@ -96,6 +100,30 @@ class FusedOptimizer(Optimizer):
                         self.update(group, run)
                         param[...] = run.param
         return loss
+
+    def keep_masters(self) -> None:
+        """Keep parameters in half precision in float32 too, and step those: small steps are not lost by rounding.
+
+        The parameters are what that becomes when it is rounded to the nearest. It is part of the state (``"master"``),
+        and made of the parameters at the next step; call this again after other weights were loaded into the model.
+
+        Raises:
+            TypeError: this kind of optimizer cannot; SGD, Adam, AdamW, LARS and LAMB can.
+        """
+        if not self.takes_extras:
+            raise TypeError(
+                f"{type(self).__name__} cannot keep float32 copies of half precision; SGD, Adam, AdamW, LARS and "
+                f"LAMB can, or keep the parameters in float32 and use autocast"
+            )
+        for group in self.param_groups:
+            group["keep_masters"] = True
+        for state in self.state.values():
+            state.pop(MASTER, None)
+
+    def _buffers_of(self, flat: FlatParameters, group: dict[str, Any]) -> tuple[str, ...]:
+        """Return the names of the state of these parameters that is of their size."""
+        master = group.get("keep_masters") and flat.array.dtype.itemsize == 2
+        return (*self.buffers(group), MASTER) if master else self.buffers(group)
 
     def _extras(self, flat: FlatParameters, buffers: tuple[str, ...]) -> Extras | None:
         """Return what the step over these parameters does besides; None if it is skipped."""
@@ -144,7 +172,7 @@ class FusedOptimizer(Optimizer):
         """Make the state of all parameters now, not at their first step."""
         for i, group in enumerate(self.param_groups):
             for flat in self._flats_of(i):
-                flat.make_state(self.state, group, self.buffers(group), self.scalars, self.initial)
+                flat.make_state(self.state, group, self._buffers_of(flat, group), self.scalars, self.initial)
 
     def _state_dtype(self, param: Tensor, value: Tensor) -> Any:
         return dtypes.float32 if param.itemsize == 2 else param.dtype

@@ -3,6 +3,7 @@
 import cuda_shim
 import numpy as np
 import pytest
+from cuda_cases import kind
 
 import disttrain as dt
 from disttrain import amp
@@ -169,3 +170,58 @@ def test_the_scale_may_not_fit_into_the_type_of_the_loss():
     assert scaled.tolist() == [2.0**15]
     scaled.float().sum().backward()
     assert np.isinf(loss.grad._array).all()  # 2 ** 17 is no float16
+
+
+@pytest.mark.parametrize("place", [here, there])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_parameters_in_half_precision_with_masters_are_those_of_float32_rounded(name, dtype, place, request):
+    if place is there:
+        request.getfixturevalue("gpu")
+    rng = np.random.default_rng(0)
+    halves = [rng.standard_normal(s).astype(kind(dtype)) for s in SHAPES]
+    ours, theirs = (
+        [Tensor._of(place(h.astype(t))).requires_grad_() for h in halves] for t in (kind(dtype), np.float32)
+    )
+    optimizers = [OPTIMIZERS[name](params) for params in (ours, theirs)]
+    optimizers[0].keep_masters()
+    for _ in range(4):
+        grads = [(rng.standard_normal(s) / 64).astype(kind(dtype)) for s in SHAPES]
+        for params in (ours, theirs):
+            for p, g in zip(params, grads, strict=True):
+                p._grad = Tensor._of(place(g.astype(p._array.dtype)))
+        for optimizer in optimizers:
+            optimizer.step()
+
+    states = [o.state_dict()["state"] for o in optimizers]
+    for i, (p, q) in enumerate(zip(ours, theirs, strict=True)):
+        mine, other = (s.get(i, {}) for s in states)
+        np.testing.assert_array_equal(np.asarray(mine.pop("master")._array), np.asarray(q._array))
+        np.testing.assert_array_equal(np.asarray(p._array), np.asarray(q._array).astype(kind(dtype)))
+        assert p._array.dtype == kind(dtype)
+        for a, b in zip(mine.values(), other.values(), strict=True):
+            np.testing.assert_array_equal(np.asarray(a._array), np.asarray(b._array))
+
+
+def test_masters_are_made_anew_of_other_weights_and_kept_with_the_state():
+    p = dt.ones(3, dtype=dt.bfloat16).requires_grad_()
+    optimizer = SGD([p], lr=2.0**-11)
+    optimizer.keep_masters()
+    for _ in range(3):
+        p.grad = dt.ones(3, dtype=dt.bfloat16)
+        optimizer.step()
+    assert p.tolist() == [1.0] * 3  # each step is less than half a unit of the last place
+    again = SGD([p], lr=2.0**-11)
+    again.load_state_dict(optimizer.state_dict())
+    for _ in range(2):
+        p.grad = dt.ones(3, dtype=dt.bfloat16)
+        again.step()
+    assert p.tolist() == [1 - 2.0**-8] * 3
+    with dt.no_grad():
+        p.fill_(5)
+    again.keep_masters()
+    p.grad = dt.zeros(3, dtype=dt.bfloat16)
+    again.step()
+    assert p.tolist() == [5.0] * 3
+    with pytest.raises(TypeError, match="Adagrad cannot keep float32 copies"):
+        Adagrad([p]).keep_masters()
