@@ -82,6 +82,14 @@ OPS = {
         functional("conv2d", padding=1, stride=2),
         [floats(8, 128, 16, 16), floats(256, 128, 3, 3)],
     ),
+    "depthwise 8x192x28x28, 3x3": (
+        functional("conv2d", padding=1, groups=192),
+        [floats(8, 192, 28, 28), floats(192, 1, 3, 3)],
+    ),
+    "conv 8x128x28x28, 3x3, 32 groups": (
+        functional("conv2d", padding=1, groups=32),
+        [floats(8, 128, 28, 28), floats(128, 4, 3, 3)],
+    ),
     "conv 8x256x8x8, 1x1 to 64": (functional("conv2d"), [floats(8, 256, 8, 8), floats(64, 256, 1, 1)]),
 }
 
