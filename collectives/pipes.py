@@ -54,8 +54,14 @@ class _Ring:
     def put(self, data: Array) -> int:
         """Copy as much as there is room for, at most a step; return how many bytes."""
         count: int = min(data.size, RING_BYTES - self._at + self._taken[0], _STEP_BYTES)
-        for ours, theirs in self._places(count):
-            self._bytes[ours] = data[theirs]
+        if not count:
+            return 0
+        begin, end = self._at % RING_BYTES, (self._at + count) % RING_BYTES
+        if begin <= end:
+            self._bytes[begin:end] = data[:count]
+        else:
+            self._bytes[begin:RING_BYTES] = data[: RING_BYTES - begin]
+            self._bytes[:end] = data[RING_BYTES - begin : count]
         self._at += count
         self._written[0] = self._at
         return count
@@ -63,22 +69,17 @@ class _Ring:
     def take(self, data: Array) -> int:
         """Copy as much as has come, at most a step; return how many bytes."""
         count: int = min(data.size, self._written[0] - self._at, _STEP_BYTES)
-        for ours, theirs in self._places(count):
-            data[theirs] = self._bytes[ours]
+        if not count:
+            return 0  # and the sender's copy of the head is left alone
+        begin, end = self._at % RING_BYTES, (self._at + count) % RING_BYTES
+        if begin <= end:
+            data[:count] = self._bytes[begin:end]
+        else:
+            data[: RING_BYTES - begin] = self._bytes[begin:RING_BYTES]
+            data[RING_BYTES - begin : count] = self._bytes[:end]
         self._at += count
         self._taken[0] = self._at
         return count
-
-    def _places(self, count: int) -> list[tuple[slice, slice]]:
-        """Return where the next ``count`` bytes are in the ring, and where among themselves."""
-        if not count:
-            return []
-        begin = self._at % RING_BYTES
-        first = min(count, RING_BYTES - begin)
-        places = [(slice(begin, begin + first), slice(0, first))]
-        if first < count:
-            places.append((slice(0, count - first), slice(first, count)))
-        return places
 
 
 class Pipes:
