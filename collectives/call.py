@@ -79,7 +79,8 @@ class Call:
 
     ``x`` is what it contributes, ``out`` what it receives into, ``like`` what must have one shape and dtype,
     ``pair`` the sender and the receiver of a message (group indices); ``sends`` and ``receives`` how many elements go
-    to and come from each rank, where that is not the same for all."""
+    to and come from each rank, where that is not the same for all; ``groups`` the ranks of each group that a split
+    makes, where all ranks know them."""
 
     number = -1
     index = -1
@@ -111,6 +112,7 @@ class Call:
         pair: tuple[int, int] | None = None,
         sends: tuple[int, ...] = (),
         receives: tuple[int, ...] = (),
+        groups: tuple[tuple[int, ...], ...] = (),
     ) -> None:
         self.verb = verb
         self.x: Any = x
@@ -124,6 +126,7 @@ class Call:
         self.pair = pair
         self.sends = sends
         self.receives = receives
+        self.groups = groups
         self.source = caller()
         if like is None:
             self.form = _form(verb, op, None, (), root, x is not None, pair)
@@ -142,7 +145,7 @@ class Call:
     def header(self) -> bytes:
         """Return what must be equal on all ranks of the group."""
         first = made(self.generation, self.number, self.tag)
-        if self.ready is None and not self.receives:
+        if self.ready is None and not self.receives and not self.groups:
             return first + self.form.compared
         verb, op, dtype, count, shape, root = _FORM.unpack(self.form.compared)
         if self.ready is not None:
@@ -150,7 +153,9 @@ class Call:
         if self.sends:  # all_to_all_v: the counts differ, and are compared pair by pair
             count, shape = 0, 0
         elif self.receives:  # all_gather_v
-            count, shape = sum(self.receives), _shape_code(self.receives)
+            count, shape = sum(self.receives), _code(self.receives)
+        elif self.groups:
+            shape = _code(self.groups)
         return first + _FORM.pack(verb, op, dtype, count, shape, root)
 
     def record(self) -> bytes:
@@ -181,6 +186,10 @@ class Call:
             extent.append(f"sends {_shortened(self.sends)}")
         if self.receives:
             extent.append(f"receives {_shortened(self.receives)}")
+        elif self.groups:
+            extent.append(
+                f"groups {', '.join(map(_shortened, self.groups[:8]))}{', …' * (len(self.groups) > 8)}"
+            )
         elif self.like is not None:
             extent.append(f"shape {self.like.shape}")
         return describe(
@@ -201,8 +210,8 @@ def _shortened(counts: Sequence[int]) -> str:
     return f"[{first}{', …' if len(counts) > 16 else ''}]"
 
 
-def _shape_code(shape: tuple[int, ...]) -> int:
-    return zlib.crc32(repr(shape).encode())
+def _code(numbers: tuple[Any, ...]) -> int:
+    return zlib.crc32(repr(numbers).encode())
 
 
 def made(generation: int, number: int, tag: Tag) -> bytes:
@@ -231,7 +240,7 @@ def _form(
 ) -> Form:
     which, how = _VERB_CODE[verb], _OP_CODE[op]
     of = -1 if dtype is None else _DTYPE_CODE[dtype]
-    extent = (0, 0) if dtype is None else (math.prod(shape), _shape_code(shape))
+    extent = (0, 0) if dtype is None else (math.prod(shape), _code(shape))
     return Form(_FORM.pack(which, how, of, *extent, root), noted(which, how, of, shape, root, sends, pair))
 
 

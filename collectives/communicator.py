@@ -38,6 +38,11 @@ class Work:
         return self._host.test(self._rank, call) and (call.passed is None or bool(call.passed.done))
 
     @property
+    def name(self) -> str:
+        """The call in words, with its place and its number: what errors call it."""
+        return self._call.name
+
+    @property
     def error(self) -> BaseException | None:
         """What :meth:`wait` raises, once that is known."""
         if self._call.error is not None:
@@ -291,8 +296,26 @@ class Communicator:
 
         Called by all ranks; ``None`` as color takes no part in any new group and gets ``None``.
         """
+        return self._split(color, key, ())
+
+    def split_into(self, groups: Sequence[Sequence[int]]) -> "Communicator | None":
+        """Return the communicator of the one of ``groups`` that this rank is in, in its order; else ``None``.
+
+        As :meth:`split`, where each rank knows all groups: the lists are compared, so that no rank takes a group for
+        another one.
+
+        Args:
+            groups: numbers of ranks of this group, each at most once; the same on all ranks.
+        """
+        mine = next(((color, ranks) for color, ranks in enumerate(groups) if self.rank in ranks), None)
+        color, key = (None, 0) if mine is None else (mine[0], list(mine[1]).index(self.rank))
+        return self._split(color, key, tuple(map(tuple, groups)))
+
+    def _split(
+        self, color: int | None, key: int, groups: tuple[tuple[int, ...], ...]
+    ) -> "Communicator | None":
         wish = numpy.array([color is not None, color or 0, key], numpy.int64)
-        call = Call("split", wish, numpy.empty((self.size, 3), numpy.int64))
+        call = Call("split", wish, numpy.empty((self.size, 3), numpy.int64), groups=groups)
         self._run(call)
         if call.result is None:
             return None

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from disttrain.collectives.call import Call, name_ranks
+from disttrain.collectives.call import AT_THE_END, Call, name_ranks
 from disttrain.collectives.control import VERSION, BadMessage, Message, decode, encode
 from disttrain.collectives.errors import CollectiveTimeout
 from disttrain.collectives.peers import Peers, Question, Where, by_process, unknown
@@ -82,6 +82,9 @@ class Watch:
                     call.awaited = None  # rank 0 is through, or cannot go on: from now on as any other call
                 operation.since = time.monotonic()
                 continue
+            if call.source is AT_THE_END and any(map(_computes, wheres)):
+                operation.since = time.monotonic()  # it may evaluate for hours what the others have trained
+                continue
             error = self._timed_out(operation, waited, wheres)
             if progress.abandon(operation, since, error):
                 call.group.broken = error
@@ -106,7 +109,7 @@ class Watch:
         for rank in self._notices.keys() - waits.keys():
             del self._notices[rank]
         for rank, (call, began) in sorted(waits.items()):
-            if call.awaited is None:
+            if call.awaited is None and call.source is not AT_THE_END:
                 began = max(began, moved.get(id(call), began))
             waited = now - began
             known, due = self._notices.get(rank, (None, 0.0))
@@ -269,7 +272,12 @@ def _missing(wheres: Sequence[Where]) -> list[Where]:
 
 def _prepares(wheres: Sequence[Where], rank0: int) -> Where | None:
     """Return where rank 0 is, if it works in the block that the others wait for."""
-    return next((w for w in wheres if w.rank == rank0 and not (w.came or w.waits or w.trouble)), None)
+    return next((w for w in wheres if w.rank == rank0 and _computes(w)), None)
+
+
+def _computes(where: Where) -> bool:
+    """Return whether the rank is alive, and on its way to the call."""
+    return not (where.came or where.waits or where.trouble)
 
 
 def _is_debugged(where: Where) -> bool:

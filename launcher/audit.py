@@ -21,7 +21,8 @@ _CAUSES: Final = {
     "op": (
         "the batches were the same, and all that was computed before: first values without a seed (call "
         "disttrain.manual_seed() first), random numbers that are not disttrain's, something that depends on the "
-        "process, or a number of threads that is not fixed"
+        "process (its pid, the order of a set, what a module holds for all ranks of the process), or a number of "
+        "threads that is not fixed"
     ),
     "backward": (
         "forward was the same: a hook, or a function with a backward of its own, depends on the process, or the number "
@@ -30,7 +31,8 @@ _CAUSES: Final = {
     "forward": (
         "from the same input the layer computed something else: first values without a seed (call "
         "disttrain.manual_seed() first), random numbers that are not disttrain's, something that depends on the "
-        "process, or a number of threads that is not fixed"
+        "process (its pid, the order of a set, what a module holds for all ranks of the process), or a number of "
+        "threads that is not fixed"
     ),
     "gradient": (
         "forward was the same: something changes gradients in a way that depends on the process, or averages them in "
@@ -202,7 +204,8 @@ def compare(records: dict[int, Record], steps: int) -> int:
         if odd := replicas(record):
             click.echo(
                 f"differ: on {_processes(n)}, {odd}\n"
-                f"likely cause: the script changes parameters itself, or seeds or loads them on some ranks only"
+                f"likely cause: the script changes parameters, or gradients after backward, itself, or seeds or loads "
+                f"them on some ranks only"
             )
             return 1
     for n in others:

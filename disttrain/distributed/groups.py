@@ -323,6 +323,7 @@ def new_group(
 
     Raises:
         ValueError: a rank twice, or one that the world does not have.
+        CollectiveMismatch: on all ranks alike, if they name other members.
         NotImplementedError: ``use_local_synchronization``.
     """
     if use_local_synchronization:
@@ -420,9 +421,8 @@ def _split(
     if not groups or twice or not all(0 <= rank < whole.size for rank in all_of_them):
         what = f"rank {twice[0]} twice" if twice else f"{list(map(list, groups))}"
         raise ValueError(f"groups must have ranks 0 to {whole.size - 1}, each at most once, got {what}")
-    color = next((i for i, ranks in enumerate(groups) if whole.rank in ranks), None)
-    made = whole.split(color, 0 if color is None else list(groups[color]).index(whole.rank))
+    made = whole.split_into(groups)
     if made is not None and timeout is not None:
         made.timeout = seconds(timeout)
     mine = NON_GROUP_MEMBER if made is None else ProcessGroup(made, group_desc or "")
-    return [mine if i == color else NON_GROUP_MEMBER for i in range(len(groups))]
+    return [mine if whole.rank in ranks else NON_GROUP_MEMBER for ranks in groups]

@@ -47,7 +47,8 @@ class Work:
             CollectiveTimeout: it took longer.
         """
         if timeout is not None and not until(self.is_completed, limit := seconds(timeout)):
-            raise CollectiveTimeout(f"the call has not completed within {limit:g} s")
+            late = next((call for call in self._calls if not call.done), self._calls[-1])
+            raise CollectiveTimeout(f"{late.name} has not completed within {limit:g} s")
         for call in self._calls:
             call.wait()
         self._write()

@@ -45,7 +45,7 @@ _INSTEAD = {
     "device_mesh": "give process_group, the ranks to average over",
 }
 _MOST_NAMED = 16
-"""So many samples at most are named."""
+"""So many samples, or unused parameters, at most are named."""
 
 
 class DistributedDataParallel(Module):
@@ -440,14 +440,22 @@ class DistributedDataParallel(Module):
         self._reported_unused = True
         if self._comm.rank:
             return
-        names = {id(p): name for name, p in self.module.named_parameters()}
-        for bucket in self._buckets:
-            for used, p in zip(bucket.used.tolist(), bucket.params, strict=True):
-                if used < self._comm.size:
-                    _logger.info(
-                        "parameter %s was used on %d of %d ranks in this backward; its gradient is right "
-                        "(said once)", names.get(id(p), list(p.shape)), used, self._comm.size
-                    )  # fmt: skip
+        used = {id(p): int(n) for b in self._buckets for p, n in zip(b.params, b.used.tolist(), strict=True)}
+        by_ranks: dict[int, list[str]] = {}
+        for name, p in self.module.named_parameters():
+            ranks = used.get(id(p), self._comm.size)
+            if ranks < self._comm.size:
+                by_ranks.setdefault(ranks, []).append(name)
+        listed = []
+        for ranks, names in sorted(by_ranks.items()):
+            more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+            listed.append(
+                f"{', '.join(names[:_MOST_NAMED])}{more} on {ranks or 'none'} of {self._comm.size} ranks"
+            )
+        _logger.info(
+            "this backward used parameters on some ranks only, or on none; their gradients are right (said once): %s",
+            "; ".join(listed),
+        )
 
     # -------------------------------------------------------------------------------------- one backward
 

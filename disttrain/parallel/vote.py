@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from disttrain.collectives.call import NOT_THE_CALLER, name_ranks
+from disttrain.collectives.call import NOT_THE_CALLER, caller, name_ranks
+from disttrain.collectives.ledger import place
 
 if TYPE_CHECKING:
     from disttrain.collectives.communicator import Communicator, Work
@@ -46,9 +47,10 @@ class Telling:
 
 
 def reason(error: BaseException) -> str:
-    """Return an error in one line, with the innermost line of the user's that raised it."""
+    """Return an error in one line, with the innermost line of the user's that raised it, or that called us."""
     text = f"{type(error).__name__}: {error}".splitlines()[0][: _TEXT_BYTES // 2]
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(NOT_THE_CALLER)
     ]
-    return f"{text} at {frames[-1].filename}:{frames[-1].lineno}" if frames else text
+    file, line = (frames[-1].filename, frames[-1].lineno or 0) if frames else caller()
+    return f"{text} at {place(file, line)}"

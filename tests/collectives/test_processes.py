@@ -208,6 +208,15 @@ def test_rank_0_may_take_as_long_as_it_needs_to_go_first(mpiexec, tmp_path, n):
     assert "rank 0: making the file, " in job.stderr
 
 
+@pytest.mark.parametrize("n", [2, 3])
+def test_ranks_that_have_ended_wait_as_long_as_another_goes_on(mpiexec, n):
+    job = mpiexec(n, "faults.py", "evaluates", timeout=20)
+
+    assert job.returncode == 0, job.stderr
+    assert job.stdout == "evaluated\n"
+    assert "in close() at the end of the program" in job.stderr
+
+
 EITHER_WAY = pytest.mark.parametrize("options", [[], ["without-mpi"]], ids=["mpi", "shm"])
 
 

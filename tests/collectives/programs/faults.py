@@ -370,6 +370,17 @@ def first() -> None:
         assert path.read_text() == "by rank 0"
 
 
+def evaluates() -> None:
+    """Rank 0 goes on alone, for longer than any timeout, after the others have ended."""
+    os.environ.update(replace(WorkerEnv.from_environ(), timeout=0.2).to_environ())
+    watch.NOTICE_S = 0.3
+    comm = connect()
+    comm.barrier()
+    if comm.rank == 0:
+        time.sleep(1.5)
+        print("evaluated")
+
+
 def use_up_what_is_shared(comm: Communicator) -> list[np.ndarray]:
     """Take all of a rank's part but 1 to 2 MiB, too little for a channel; free again once nobody has the result."""
     memory = comm._host.transport.memory

@@ -1,13 +1,14 @@
 """The world, groups of ranks, and who is who in them; and the signatures of PyTorch."""
 
 import inspect
+import re
 from datetime import timedelta
 
 import pytest
 
 import disttrain as dt
 from disttrain import distributed as dist
-from disttrain.collectives import TransportUnavailable, connect
+from disttrain.collectives import CollectiveMismatch, TransportUnavailable, connect
 
 SIZE = 4
 OUTSIDE = dist.GroupMember.NON_GROUP_MEMBER
@@ -88,6 +89,22 @@ def test_the_order_of_a_group(world):
         return rank == 1 or (dist.get_rank(as_given), dist.get_process_group_ranks(as_given))
 
     assert world(body) == [(1, [2, 0, 3]), True, (0, [2, 0, 3]), (2, [2, 0, 3])]
+
+
+def test_ranks_that_name_other_members_are_told_of_all(world):
+    def body(rank):
+        with pytest.raises(CollectiveMismatch) as caught:
+            dist.new_group([0, 1] if rank == 1 else [0])
+        return str(caught.value)
+
+    said = world(body)
+
+    assert len(set(said)) == 1
+    assert re.search(
+        r"  ranks 0, 2-3: split\(int64, groups \[0\]\) at .*test_groups.py:\d+\n"
+        r"  rank 1: split\(int64, groups \[0, 1\]\) at .*test_groups.py:\d+\n",
+        said[0],
+    )
 
 
 def test_subgroups(world):

@@ -1,6 +1,7 @@
 """What happens to a step that not all ranks can make: skipped calls, errors, gradients that are not finite."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import disttrain as dt
 from disttrain.collectives import CollectiveMismatch, PeerFailed
 from disttrain.collectives.env import WorkerEnv
+from disttrain.collectives.ledger import place
 from disttrain.collectives.local import run_ranks
 from disttrain.errors import AnomalyError
 from disttrain.nn.parallel import DistributedDataParallel
@@ -151,7 +153,22 @@ def test_an_error_on_one_rank_takes_the_step_from_all(where, odd):
         assert isinstance(errors[0], ZeroDivisionError if rank == odd else PeerFailed)
         if rank != odd:
             assert gone
-            assert f"rank {odd}: ZeroDivisionError: boom at {__file__}:" in str(errors[0])
+            assert f"rank {odd}: ZeroDivisionError: boom at {place(__file__, 1)[:-1]}" in str(errors[0])
+
+
+def test_an_error_in_a_layer_of_ours_is_told_with_the_line_that_called_it():
+    def body(rank):
+        model = make()
+        with pytest.raises(PeerFailed if rank else RuntimeError) as caught:
+            model(dt.ones(2, 4 if rank else 3)).sum().backward()
+        return str(caught.value)
+
+    first, *others = world(2, body)
+
+    for text in others:
+        assert re.search(
+            rf"rank 0: RuntimeError: {re.escape(first)} at {re.escape(place(__file__, 1)[:-1])}\d+$", text
+        )
 
 
 def test_an_error_on_all_ranks_is_each_ones_own():
