@@ -8,7 +8,10 @@ import functools
 import itertools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 _NAMES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _PART = 1 << 22
@@ -64,7 +67,8 @@ def spread(work: Callable[[int, int], None], size: int, cost: int) -> None:
     try:
         work(0, bounds[1])
     finally:
-        wait(others)
+        for other in others:
+            other.exception()  # waits, and raises nothing
     for other in others:
         other.result()
 
@@ -72,4 +76,8 @@ def spread(work: Callable[[int, int], None], size: int, cost: int) -> None:
 @functools.lru_cache(maxsize=1)
 def _pool(process: int, n: int) -> ThreadPoolExecutor:
     """Return ``n`` threads. A forked process has none of its parent's and makes its own."""
+    from concurrent.futures import (
+        ThreadPoolExecutor,  # only where there are several cores: it takes time to import
+    )
+
     return ThreadPoolExecutor(n, "kernels")

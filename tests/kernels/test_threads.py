@@ -1,5 +1,6 @@
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -116,10 +117,8 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch, run, n):
     alone = run()
     monkeypatch.setattr(threads, "_chosen", n)
     calls = []
-    submit = threads.ThreadPoolExecutor.submit
-    monkeypatch.setattr(
-        threads.ThreadPoolExecutor, "submit", lambda *args: calls.append(args) or submit(*args)
-    )
+    submit = ThreadPoolExecutor.submit
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", lambda *args: calls.append(args) or submit(*args))
 
     together = run()
 
