@@ -4,6 +4,8 @@ Results do not depend on the number: a part of the work is a stretch of rows, im
 is summed by one thread in the order that it has alone.
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 import os
