@@ -161,7 +161,7 @@ def _writers(dir: str | os.PathLike[str] | None) -> list[_Writer]:
 
 
 def exchange(comm: Communicator, told: Any) -> list[Any]:
-    """Return what each rank tells, as JSON can say it."""
+    """Return what each rank tells."""
     if comm.size == 1:
         return [told]
     heard: list[Any] = [None] * comm.size

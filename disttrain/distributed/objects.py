@@ -1,8 +1,8 @@
-"""Python objects between ranks, by PyTorch's names. They travel as JSON, never as pickles."""
+"""Python objects between ranks, by PyTorch's names. They travel as ``save()`` writes them, never as pickles."""
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +12,14 @@ from disttrain.collectives.communicator import Communicator
 from disttrain.distributed.groups import ProcessGroup, communicator_of, get_global_rank, group_rank
 from disttrain.distributed.verbs import parts, stays_out
 from disttrain.kernels.arrays import Array
+from disttrain.serialization import load, save
 
 
 def all_gather_object(object_list: list[Any], obj: Any, group: ProcessGroup | None = None) -> None:
     """Write the objects of all ranks into ``object_list``, one for each rank.
 
     Raises:
-        TypeError: an object that JSON cannot say.
+        TypeError: an object that :func:`disttrain.save` cannot write.
     """
     if stays_out(group, "all_gather_object"):
         return
@@ -40,7 +41,7 @@ def gather_object(
     """Write the objects of all ranks into ``object_gather_list`` of rank ``dst`` (0 by default).
 
     Raises:
-        TypeError: an object that JSON cannot say.
+        TypeError: an object that :func:`disttrain.save` cannot write.
     """
     if stays_out(group, "gather_object"):
         return
@@ -70,7 +71,7 @@ def broadcast_object_list(
     """Overwrite the objects in ``object_list`` with those of rank ``src`` (0 by default), which has as many.
 
     Raises:
-        TypeError: an object that JSON cannot say.
+        TypeError: an object that :func:`disttrain.save` cannot write.
     """
     if stays_out(group, "broadcast_object_list"):
         return
@@ -94,7 +95,7 @@ def scatter_object_list(
     """Write the i-th object of rank ``src`` (0 by default) into the first place of rank i's output list.
 
     Raises:
-        TypeError: an object that JSON cannot say.
+        TypeError: an object that :func:`disttrain.save` cannot write.
     """
     if stays_out(group, "scatter_object_list"):
         return
@@ -128,7 +129,7 @@ def send_object_list(
     """Send objects to rank ``dst``; returns once they have been received.
 
     Raises:
-        TypeError: an object that JSON cannot say.
+        TypeError: an object that :func:`disttrain.save` cannot write.
     """
     if stays_out(group, "send_object_list"):
         return
@@ -166,16 +167,18 @@ def recv_object_list(
 
 
 def _encode(obj: Any) -> Array:
+    file = io.BytesIO()
     try:
-        return np.frombuffer(json.dumps(obj).encode(), np.uint8).copy()
+        save(obj, file)
     except TypeError as error:
         raise TypeError(
-            f"objects travel between ranks as JSON: {error}; send tensors with the other calls"
+            f"objects travel between ranks as save() writes them, without code: {error}"
         ) from None
+    return np.frombuffer(file.getvalue(), np.uint8).copy()
 
 
 def _decode(data: Array) -> Any:
-    return json.loads(data.tobytes())
+    return load(io.BytesIO(data.tobytes()))
 
 
 def _lengths(comm: Communicator, mine: Array) -> list[int]:

@@ -1,7 +1,11 @@
-"""Objects between ranks travel as JSON, on ranks that are threads."""
+"""Objects between ranks travel as files do, on ranks that are threads."""
 
+import math
+
+import numpy as np
 import pytest
 
+import disttrain as dt
 from disttrain import distributed as dist
 
 SIZE = 4
@@ -21,6 +25,19 @@ def test_all_gather(world):
         assert everybody == EVERYTHING
 
     world(body)
+
+
+def test_what_comes_is_what_was_sent(world):
+    sent = [{0: (1, 2.5, None), (1, "a"): {3, 4}, "nan": math.inf, b"raw": np.float32(0.5)}, [], ""]
+
+    def body(rank):
+        got = [None]
+        dist.broadcast_object_list(got if rank else [[*sent, dt.arange(3) + 7]], 0)
+        return got[0]
+
+    for *rest, tensor in world(body)[1:]:
+        assert rest == sent
+        assert tensor.tolist() == [7, 8, 9]
 
 
 def test_gather(world):
@@ -94,7 +111,11 @@ def test_roots_are_numbers_in_the_world(world):
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: dist.all_gather_object([None], object()), TypeError, "travel between ranks as JSON"),
+        (
+            lambda: dist.all_gather_object([None], {"net": [object()]}),
+            TypeError,
+            r"travel between ranks as save\(\) writes them, without code: cannot save .*\['net'\]\[0\]",
+        ),
         (lambda: dist.all_gather_object([], 1), ValueError, "a place for each of 1 ranks, got 0"),
         (lambda: dist.gather_object(1), ValueError, "a place for each of 1 ranks, got none"),
         (lambda: dist.scatter_object_list([], [1]), ValueError, "got an empty list"),
