@@ -38,8 +38,6 @@ _ENDS = (-signal.SIGKILL, -signal.SIGTERM, 143, 75)
 
 One that was told to stop while a rank was stopped for good ends as that rank does.
 """
-PAUSE = (5.0, 15.0)
-"""Seconds from one fault to the next."""
 TRAIN = """
 import hashlib, json, os, sys, time
 import disttrain as dt
@@ -231,11 +229,18 @@ def _signal(pid: int, number: signal.Signals) -> None:
         raise LookupError("the rank has just ended") from None
 
 
-def soak(job: Job, minutes: float, rng: random.Random) -> Counter[str]:
-    """Injure a job for so long, then let it end; return how often each fault was injected."""
+def soak(job: Job, minutes: float, pause: list[float], rng: random.Random) -> Counter[str]:
+    """Injure a job for so long, then let it end; return how often each fault was injected.
+
+    Args:
+        job: is running.
+        minutes: for which faults are injected.
+        pause: how many seconds there are at least and at most from one to the next.
+        rng: what is drawn from.
+    """
     done: Counter[str] = Counter()
     end = time.monotonic() + 60 * minutes
-    next_fault = time.monotonic() + rng.uniform(*PAUSE)
+    next_fault = time.monotonic() + rng.uniform(*pause)
     while True:
         code = job.launcher.poll()
         if code == 0 and any("digest" in line for line in job.told()):
@@ -256,7 +261,7 @@ def soak(job: Job, minutes: float, rng: random.Random) -> Counter[str]:
             name = fault.__name__.replace("_", " ")
             done[name] += 1
             print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
-            next_fault = time.monotonic() + rng.uniform(*PAUSE)
+            next_fault = time.monotonic() + rng.uniform(*pause)
         time.sleep(0.05)
 
 
@@ -266,26 +271,35 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--pause", type=float, nargs=2, default=[5.0, 15.0], help="seconds from one fault to the next"
+    )
+    parser.add_argument("--steps", type=int, help="of the training; by default as many as fill the time")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     top = Path(tempfile.mkdtemp(prefix="disttrain-soak-"))
-    # A calm run of a few steps says how long one takes, and so how many fill the time.
-    probe = Job(top / "probe", 200, False)
-    probe.launcher.wait()
-    told = [line for line in probe.told() if "step" in line]
-    seconds = (told[-1]["time"] - told[20]["time"]) / (len(told) - 21)
-    steps = max(400, int(0.6 * 60 * args.minutes / seconds))
-    print(f"{steps} steps of {1000 * seconds:.1f} ms on {RANKS} ranks, seed {args.seed}", flush=True)
+    steps = args.steps
+    if steps is None:  # a calm run of a few says how long one takes
+        probe = Job(top / "probe", 200, False)
+        probe.launcher.wait()
+        steps = max(400, int(0.6 * 60 * args.minutes / seconds_of_a_step(probe)))
+    print(f"{steps} steps on {RANKS} ranks, seed {args.seed}", flush=True)
 
     job = Job(top / "hurt", steps, True)
     began = time.monotonic()
-    done = soak(job, args.minutes, rng)
+    done = soak(job, args.minutes, args.pause, rng)
     took = time.monotonic() - began
     left = job.processes()
     calm = Job(top / "calm", steps, False)
     if calm.launcher.wait() != 0:
         raise SystemExit(f"the undisturbed run failed; see {top}/calm/log")
-    return report(job, calm, done, took, seconds * steps, len(left))
+    return report(job, calm, done, took, steps * seconds_of_a_step(calm), len(left))
+
+
+def seconds_of_a_step(job: Job) -> float:
+    """Return how long a step of a job takes that nobody disturbs; its first steps are not counted."""
+    told = [line["time"] for line in job.told() if "step" in line][20:]
+    return (told[-1] - told[0]) / (len(told) - 1)
 
 
 def report(job: Job, calm: Job, done: Counter[str], took: float, needed: float, left: int) -> int:
