@@ -14,8 +14,8 @@ from disttrain.collectives.env import WorkerEnv
 TRANSPORTS: Final = ("auto", "local", "shm", "mpi", "nccl")
 REHEARSAL: Final = "disttrain.launcher.rehearsal"
 """The program of ours that ranks of several nodes run first."""
-ONE_THREAD: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-"""Variables that the launcher sets to 1, unless they are set, where processes share cores."""
+THREAD_COUNTS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""Variables that the launcher sets where there are several processes, unless they are set."""
 
 
 class ConfigError(ValueError):
@@ -162,7 +162,7 @@ class LaunchConfig:
         """Return the thread counts for processes that share cores, or whose results must be equal."""
         if self.processes == 1 and self.ranks is None:
             return {}
-        return {name: "1" for name in ONE_THREAD if name not in os.environ}
+        return {name: "1" for name in THREAD_COUNTS if name not in os.environ}
 
 
 def _check_gpus(processes: int) -> None:

@@ -236,8 +236,9 @@ def show(config: LaunchConfig, cluster: "Cluster | None" = None) -> None:
     click.echo(f"{ranks}transport {config.transport}, would run: {shlex.join(config.program_argv)}")
     if told:
         machine = Machine.look()
-        environ = {**config.thread_limits(), **os.environ, **config.env}
-        places = [(env.node, machine.place(env, environ)) for env in config.placements(run_id="", control="")]
+        environ, limits = {**os.environ, **config.env}, config.thread_limits()
+        envs = config.placements(run_id="", control="")
+        places = [(env.node, machine.place(env, environ, limits)) for env in envs]
         rows = [(names[n], place.words if n == 0 else place.words[:2] + UNKNOWN) for n, place in places]
         click.echo("\n".join(table(rows)))
     if cluster is not None:

@@ -18,6 +18,7 @@ from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.ledger import Standing, ledger_file, read, stacks_in
 from disttrain.collectives.meter import Reading, Wish, ask, end, read_meters, resume
 from disttrain.launcher import guardian, pmi
+from disttrain.launcher.config import THREAD_COUNTS
 from disttrain.launcher.memory import MemoryWatch
 from disttrain.launcher.pace import Mark
 from disttrain.launcher.placement import Machine, Place
@@ -228,7 +229,9 @@ class LocalNode(Workers):
         env = order.env
         ledger = ledger_file(env.hosted)
         environ = {k: v for k, v in os.environ.items() if k not in pmi.VARIABLES}
-        environ = {**order.defaults, **environ, **order.environ, **replace(env, ledger=ledger).to_environ()}
+        limits = {name: order.defaults[name] for name in THREAD_COUNTS if name in order.defaults}
+        defaults = {name: value for name, value in order.defaults.items() if name not in limits}
+        environ = {**defaults, **environ, **order.environ, **replace(env, ledger=ledger).to_environ()}
         inherited = [ledger]
         if world is not None:
             environ |= pmi.environ(env.process, env.processes, world)
@@ -236,7 +239,8 @@ class LocalNode(Workers):
         machine = self._machine.without(order.without)
         if machine is not self._machine:
             environ["CUDA_VISIBLE_DEVICES"] = ",".join(name for name, _ in machine.gpus)
-        place = machine.place(env, environ)
+        place = machine.place(env, environ, limits)
+        environ |= place.variables
         with _bound(place):
             popen = subprocess.Popen(
                 [sys.executable, "-m", "disttrain.launcher.worker", str(os.getpid()), *order.argv],

@@ -23,6 +23,8 @@ class Machine:
     """NUMA node → its cores, the threads of one core next to each other."""
     gpus: tuple[tuple[str, int], ...] = ()
     """Each visible GPU, in CUDA's order: its name for ``CUDA_VISIBLE_DEVICES``, and its NUMA node, -1 if unknown."""
+    siblings: int = 1
+    """How many of ``cores`` are threads of one core of the hardware."""
 
     @classmethod
     def look(
@@ -40,7 +42,8 @@ class Machine:
                 cores[_number(folder)] = tuple(sorted(mine, key=lambda c: (_first_sibling(root, c), c)))
         if not cores:  # a kernel without NUMA
             cores = {0: tuple(sorted(usable, key=lambda c: (_first_sibling(root, c), c)))}
-        return cls(cores, _gpus(root, environ))
+        whole = {_first_sibling(root, core) for core in usable}
+        return cls(cores, _gpus(root, environ), len(usable) // len(whole))
 
     def without(self, places: Collection[int]) -> "Machine":
         """Return this machine without the GPUs at these places; the same one if it has none of them."""
@@ -48,21 +51,32 @@ class Machine:
             return self
         return replace(self, gpus=tuple(gpu for i, gpu in enumerate(self.gpus) if i not in places))
 
-    def place(self, env: WorkerEnv, environ: Mapping[str, str]) -> "Place":
-        """Return what the process of ``env`` gets, if it is started with these variables."""
+    def place(
+        self, env: WorkerEnv, environ: Mapping[str, str], limits: Mapping[str, str] | None = None
+    ) -> "Place":
+        """Return what the process of ``env`` gets, if it is started with the variables ``environ``.
+
+        ``limits`` are numbers of threads, by variable, for those that ``environ`` does not set. A process with cores
+        of its own gets as many threads as these, unless its results must not depend on that.
+        """
         ranks = range(env.local_rank, env.local_rank + env.hosted)
         homes = [self._home(r, env.local_world_size) for r in range(env.local_world_size)]
         mine = [core for r in ranks for core in self._share(r, homes)]
         bound = len(mine) >= _LEAST and not any(name in environ for name in BINDING_VARIABLES)
         every = tuple(core for cores in self.cores.values() for core in cores)
         gpus = tuple(self.gpus[r][0] for r in ranks if r < len(self.gpus))
+        owns = bound and len(mine) < len(every)
+        given = {name: value for name, value in (limits or {}).items() if name not in environ}
+        if owns and not env.fixed_order:
+            given = dict.fromkeys(given, str(max(1, len(mine) // self.siblings)))
         return Place(
             env=env,
             gpus=gpus,
             numa=tuple(dict.fromkeys(homes[r] for r in ranks)) if bound else tuple(self.cores),
             cores=tuple(mine) if bound else every,
-            bound=bound and len(mine) < len(every),
-            threads=environ.get("OMP_NUM_THREADS", ""),
+            bound=owns,
+            threads={**given, **environ}.get("OMP_NUM_THREADS", ""),
+            variables=given,
         )
 
     def _home(self, rank: int, ranks: int) -> int:
@@ -94,6 +108,8 @@ class Place:
     """Whether these are fewer than it could have."""
     threads: str
     """Of each of its numerical libraries; empty if they decide."""
+    variables: Mapping[str, str]
+    """What tells them."""
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -46,13 +46,13 @@ def test_the_contract_survives_the_environment(script):
 
 
 def test_processes_that_share_cores_get_one_thread_unless_told_otherwise(script, monkeypatch):
-    for name in config.ONE_THREAD:
+    for name in config.THREAD_COUNTS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
 
     assert LaunchConfig(script).thread_limits() == {}
     limits = LaunchConfig(script, processes=2).thread_limits()
-    assert limits == dict.fromkeys(set(config.ONE_THREAD) - {"OMP_NUM_THREADS"}, "1")
+    assert limits == dict.fromkeys(set(config.THREAD_COUNTS) - {"OMP_NUM_THREADS"}, "1")
     assert LaunchConfig(script, ranks=2).thread_limits() == limits
 
 

@@ -1,6 +1,7 @@
 """Who gets which GPU and which cores, on machines that are made of files."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -76,6 +77,25 @@ def test_a_process_alone_has_all_cores(machine):
 
     assert sorted(place.cores) == list(range(16))
     assert not place.bound
+
+
+def test_a_process_has_a_thread_for_each_of_its_cores_unless_told_otherwise(machine):
+    looked = Machine.look(machine, range(16), {})
+    env = WorkerEnv(world_size=2, processes=2, local_world_size=2)
+    limits = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+    def given(env, environ):
+        place = looked.place(env, environ, limits)
+        return place.threads, place.variables
+
+    assert given(env, {}) == (
+        "4",
+        {"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"},
+    )  # of eight, two are one core
+    assert given(env, {"OMP_NUM_THREADS": "3"}) == ("3", {"MKL_NUM_THREADS": "4"})
+    assert given(env, {"OMP_PROC_BIND": "false"}) == ("1", limits)  # all cores are everybody's
+    assert given(replace(env, fixed_order=True), {}) == ("1", limits)
+    assert looked.place(env, {}).variables == {}
 
 
 def test_processes_that_would_have_one_core_share_all(machine):
