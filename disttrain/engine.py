@@ -483,7 +483,9 @@ def queue_callback(
         raise RuntimeError("queue_callback() works only inside a backward pass")
     tape = current_tape()
     if tape is not None:
-        tape.refuse("a function that is called at the end of backward, as sharded modules do,")
+        tape.refuse(
+            "something is to be called at the end of backward, as sharded modules ask for; leave them out of the step"
+        )
     running.callbacks.append(callback)
     if on_error is not None:
         running.undo.append(on_error)

@@ -91,7 +91,7 @@ def recv(
 def _need_no_tape(name: str) -> None:
     tape = current_tape()
     if tape is not None:
-        tape.refuse(f"{name}(), which is waited for later,")
+        tape.refuse(f"{name}() is waited for later; call the form that waits")
 
 
 def _tag(tag: int) -> Tag:

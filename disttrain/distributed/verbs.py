@@ -39,7 +39,7 @@ def _replayed(verb: _Verb) -> _Verb:
             return verb(*args, **kwargs)
         work = tape.call(verb, args, kwargs)
         if work is not None:
-            tape.refuse("a call with async_op=True, which is waited for later,")
+            tape.refuse("a call with async_op=True is waited for later; leave async_op out")
         return None
 
     return cast(_Verb, call)

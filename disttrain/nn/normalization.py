@@ -209,7 +209,7 @@ class SyncBatchNorm(_BatchNorm):
             return super().forward(input)
         tape = current_tape()
         if tape is not None:
-            tape.refuse("SyncBatchNorm, whose ranks exchange their sums inside an operation,")
+            tape.refuse("the ranks of SyncBatchNorm exchange sums inside an operation; train without capture")
         self._check(input)
         momentum, _ = self._begin()
         group = self.process_group

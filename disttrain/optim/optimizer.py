@@ -396,7 +396,9 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
         tape = current_tape()
         if tape is not None:
             if args or kwargs:
-                tape.refuse("an optimizer's step() that gets a closure, which computes the loss again,")
+                tape.refuse(
+                    "an optimizer's step() gets a closure, which computes the loss again; call it without one, or outside"
+                )
             return tape.call(hooked, (self,), {})
         self._opt_called = True
         given: tuple[Any, ...] = (self, *args)

@@ -235,6 +235,8 @@ class DistributedDataParallel(Module):
         self._prepare(recording, self._synchronize)
         tape = current_tape()
         if tape is not None:
+            if any(isinstance(bucket, SpreadBucket) for bucket in self._buckets):
+                tape.refuse("gradients are spread over the ranks (ZeroOptimizer, stage 2); take stage 1")
             tape.on_error(self._fail)
         try:
             out = self.module(*args, **kwargs)

@@ -504,6 +504,35 @@ def test_a_closure_and_calls_that_are_waited_for_later_are_refused():
     refuses(step, "closure", shape=(4, 12))
 
 
+REFUSED_ON_RANKS = {
+    "spread over the ranks": None,  # by the optimizer
+    "async_op=True is waited for later": lambda net: dt.distributed.all_reduce(
+        net.weight.data, async_op=True
+    ),
+    r"isend\(\) is waited for later": lambda net: dt.distributed.isend(net.weight.data, 0),
+    "of SyncBatchNorm exchange sums": lambda net: nn.SyncBatchNorm(3)(dt.ones(4, 3)),
+}
+
+
+@pytest.mark.parametrize("match", REFUSED_ON_RANKS)
+def test_what_ranks_do_that_cannot_be_captured_is_refused(match):
+    def run(rank):
+        net = nn.Linear(3, 3)
+        model = DistributedDataParallel(net)
+        if "spread" in match:
+            dt.distributed.optim.ZeroRedundancyOptimizer(model.parameters(), dt.optim.Adam, stage=2)
+
+        def step(x):
+            if "spread" not in match:
+                REFUSED_ON_RANKS[match](net)
+            return model(x)
+
+        with pytest.raises(CaptureError, match=match):
+            dt.graph(step, warmup=0)(dt.ones(2, 3))
+
+    run_ranks(WorkerEnv(world_size=2, hosted=2, local_world_size=2), run)
+
+
 def test_tensors_of_other_shapes_and_other_arguments_are_refused():
     step = dt.graph(lambda x, scale: x * scale)
     for _ in range(3):
