@@ -396,9 +396,7 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
         tape = current_tape()
         if tape is not None:
             if args or kwargs:
-                tape.refuse(
-                    "an optimizer's step() gets a closure, which computes the loss again; call it without one, or outside"
-                )
+                tape.refuse("optimizer.step() gets a closure, which computes the loss again; call it outside")
             return tape.call(hooked, (self,), {})
         self._opt_called = True
         given: tuple[Any, ...] = (self, *args)
