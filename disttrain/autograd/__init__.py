@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import engine
+from disttrain import context, engine
 from disttrain.autograd import anomaly_mode, function, grad_mode, graph
 from disttrain.autograd.anomaly_mode import (
     detect_anomaly,
@@ -314,10 +314,16 @@ def _one_by_one(
     return [None if column[0] is None else stack(column) for column in zip(*rows, strict=True)]
 
 
-def backward_weight() -> float | None:
-    """Return the ``weight`` given to the backward pass that is running, for those who average gradients."""
+def backward_weight() -> float:
+    """Return what this rank counts in averages of gradients over ranks: the ``weight`` given to the running pass.
+
+    If none was given it is the number of samples that the DataLoader dealt last, else 1.
+    """
     running = engine.running_pass()
-    return None if running is None else running.weight
+    if running is not None and running.weight is not None:
+        return running.weight
+    dealt = context.current().dealt
+    return 1.0 if dealt is None else float(dealt.samples)
 
 
 def accumulates() -> bool:

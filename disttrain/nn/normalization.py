@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from disttrain import dtypes, engine
+from disttrain.autograd import backward_weight
 from disttrain.functions.creation import empty, ones, tensor, zeros
 from disttrain.modes import current_tape
 from disttrain.nn import functional as F
@@ -170,7 +171,8 @@ class SyncBatchNorm(_BatchNorm):
     """Batch normalisation over the batches of all ranks together, in training; else that of this rank.
 
     All ranks of the group must call it, forward and backward, in the same order. Gradients are those of the sum
-    of the ranks' losses; wrappers of data parallelism average them. A batch may be empty on some of the ranks.
+    of the ranks' losses, each counted in proportion to its samples where that is known, as wrappers of data
+    parallelism do, which average them. A batch may be empty on some of the ranks.
 
     Args:
         num_features: number of channels.
@@ -220,6 +222,10 @@ class SyncBatchNorm(_BatchNorm):
             distributed.all_reduce(summed, group=group)
             return summed._array
 
+        def weighted(x: Array) -> Array:
+            weight = backward_weight()
+            return total(x * weight) / (weight or 1.0)
+
         out: Tensor = engine.apply(
             sync_norm.sync_batch_norm,
             input,
@@ -230,6 +236,7 @@ class SyncBatchNorm(_BatchNorm):
             momentum=momentum,
             eps=self.eps,
             total=total,
+            weighted=weighted,
         )
         for t in running:
             if t is not None:

@@ -481,8 +481,6 @@ class DistributedDataParallel(Module):
             self._forget()
         dealt = context.current().dealt
         weight = backward_weight()
-        if weight is None:
-            weight = 1.0 if dealt is None else float(dealt.samples)
         self._last_weight = weight
         first = not any(self._weights)
         self._weights.append(weight)

@@ -455,9 +455,6 @@ class Tree:
         if all(p._grad is None for f in self._flats for p in f.params):
             self._weights.clear()  # whatever was accumulated has been thrown away
         weight = backward_weight()
-        if weight is None:
-            dealt = context.current().dealt
-            weight = 1.0 if dealt is None else float(dealt.samples)
         first = not any(self._weights)
         self._weights.append(weight)
         if first:

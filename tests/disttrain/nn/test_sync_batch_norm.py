@@ -81,3 +81,26 @@ def test_one_value_per_channel_on_each_rank_is_enough():
         return nn.SyncBatchNorm(3)(dt.full((1, 3), float(rank))).detach().numpy()
 
     np.testing.assert_allclose(np.concatenate(world(body, 2)), [[-1] * 3, [1] * 3], 1e-4)
+
+
+def test_losses_count_as_their_ranks_do_in_the_average():
+    def trained_on(part, weight):
+        dt.manual_seed(1)
+        layers = nn.Sequential(nn.Linear(3, 4), nn.SyncBatchNorm(4), nn.Tanh(), nn.Linear(4, 1)).double()
+        model = nn.parallel.DistributedDataParallel(layers)
+        optimizer = dt.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(dt.tensor(part)).square().mean().backward(weight=weight)
+            optimizer.step()
+        return [p.detach().numpy() for p in layers.parameters()]
+
+    samples = X.transpose(0, 2, 3, 1).reshape(-1, 3)
+    parts = np.split(samples, [5, 25])
+
+    together = world(lambda rank: trained_on(parts[rank], len(parts[rank])), 3)
+    alone = trained_on(samples, 1)
+
+    for params in together:
+        for a, b in zip(params, alone, strict=True):
+            np.testing.assert_allclose(a, b, 1e-9, 1e-12)
