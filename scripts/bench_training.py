@@ -321,6 +321,7 @@ def worker(side, row, world_size, steps, turns_at):
     """Make ``steps`` steps whenever a file says so, and tell in another how long they took."""
     rank = int(os.environ.get("RANK", "0"))
     name = f"{side}-{world_size}"
+    owner = Path("/proc", Path(turns_at, "owner").read_text())
     step = make_step(side, row, world_size, rank)
     losses = [step().item() for _ in range(10)]
     turn = 0
@@ -328,6 +329,8 @@ def worker(side, row, world_size, steps, turns_at):
         go = Path(turns_at, f"{name}-{turn}")
         while not go.exists():
             time.sleep(0.02)  # while it is others' turn: no more often, to leave them the cores
+            if not owner.exists():  # it was killed, and nobody will say "stop"
+                return
         text = go.read_text()
         if text == "stop":
             return
@@ -397,6 +400,7 @@ def measure(row, worlds, sides, steps, turns, clock):
     seconds = {entrant: [] for entrant in entrants}
     losses, peaks = {}, {}
     with tempfile.TemporaryDirectory() as turns_at:
+        tell(turns_at, "owner", str(os.getpid()))
         workers = {}
         try:
             for side, n in entrants:
