@@ -535,6 +535,8 @@ def main():
     parser.add_argument("--draw", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.turns < 2:
+        parser.error(f"--turns must be at least 2, as the first is not counted, got {args.turns}")
     if args.worker:
         side, row, world_size, steps, turns_at = args.worker
         return worker(side, row, int(world_size), int(steps), turns_at)
