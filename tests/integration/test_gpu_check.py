@@ -77,7 +77,7 @@ def gpu_check(tmp_path):
         command = [sys.executable, SCRIPTS / "gpu_check", "--stand-in", "--out", out, *words]
         env = os.environ | variables | {"TMPDIR": str(tmp_path)}
         env["PATH"] = f"{sanitizer.parent}{os.pathsep}{env['PATH']}"
-        job = subprocess.run(command, env=env, capture_output=True, text=True, timeout=110)
+        job = subprocess.run(command, env=env, capture_output=True, text=True, timeout=170)
         reports = list(out.glob("*-stand-in.md"))
         assert len(reports) == 1, job.stdout + job.stderr
         return job, reports[0].read_text()
@@ -89,7 +89,14 @@ def gpu_check(tmp_path):
 def test_all_stages_run_and_are_written_down(gpu_check):
     job, report = gpu_check(
         *("--gpu-tests", KERNELS / "test_random_cuda.py", "--kernel-tests", KERNELS / "test_softmax_cuda.py"),
-        *("--kernel-files", "softmax.cu", "--models", "MLP 784-128-10, batch 64, SGD"),
+        *(
+            "--kernel-files",
+            "softmax.cu",
+            "--models",
+            "MLP 784-128-10, batch 64, SGD",
+            "--limit",
+            "compile=110",
+        ),
     )
 
     assert job.returncode == 0, job.stdout + job.stderr
@@ -189,7 +196,8 @@ def test_after_that():
     assert "test_loses_the_gpu: RuntimeError: cudaErrorIllegalAddress" in report
     assert "test_hangs: the process was cut after 8 s in this test" in report
     assert "1 tests were not run any more" in report
-    assert "* 1 tests: ModuleNotFoundError: No module named 'cudnn'" in report
+    not_run = "* 1 tests: ModuleNotFoundError: No module named 'cudnn'" in report
+    assert not_run == (importlib.util.find_spec("cudnn") is None)
     assert "test_needs_what_is_not_there" not in report
     assert first.read_text() == "again"
     assert not Path("/proc", (tmp_path / "first.child").read_text()).exists()
