@@ -59,6 +59,16 @@ class Cluster:
                 return
         raise AssertionError(f"{text!r} has not come\n{job.communicate()[1]}")
 
+    def end(self) -> None:
+        """End the jobs that a failed test has left; to kill what has started them leaves the launchers alive."""
+        for job in self.jobs:
+            if job.poll() is None and self.hosts.is_on(0):
+                for pid, command in self.hosts.processes(0).items():
+                    if "disttrain launch" in command:
+                        os.kill(pid, signal.SIGKILL)
+            job.kill()
+            job.communicate(timeout=30)
+
     def left(self) -> dict[int, dict[int, str]]:
         """Return what runs on the hosts that are still on, host by host."""
         found = {i: self.hosts.processes(i) for i in range(3) if self.hosts.is_on(i)}
@@ -88,9 +98,7 @@ def cluster(network: tuple[hosts.Hosts, str, Path]) -> Iterator[Cluster]:
     """Hosts that are whole after the test."""
     several = Cluster(*network)
     yield several
-    for job in several.jobs:
-        job.kill()
-        job.communicate()
+    several.end()
 
 
 @pytest.fixture
@@ -102,9 +110,7 @@ def breakable() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="dt-") as folder, hosts.Hosts(3, Path(folder)) as several:
         broken = Cluster(several, several.serve_ssh(), Path(folder))
         yield broken
-        for job in broken.jobs:
-            job.kill()
-            job.communicate()
+        broken.end()
 
 
 SUM = """
