@@ -97,9 +97,8 @@ class CudaGraphs:
                 for i, call in calls:
                     self._capture_call(i, call)
             except CaptureError:
-                with suppress(
-                    RuntimeError
-                ):  # what broke the rules has ended it already, which CUDA says again
+                # What broke the rules has ended it already, which CUDA says again.
+                with suppress(RuntimeError):
                     self._stream.end_capture()
                 raise
             graph = self._stream.end_capture()

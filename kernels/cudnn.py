@@ -123,9 +123,8 @@ def load_library() -> Any:
     Raises:
         ImportError: it is not installed, or of a version that has no Python graphs.
     """
-    with contextlib.suppress(
-        nvrtc.CompilerMissing
-    ):  # cuDNN opens it by its bare name, and says what it misses
+    # cuDNN opens it by its bare name, and says what it misses.
+    with contextlib.suppress(nvrtc.CompilerMissing):
         nvrtc.load_library()
     import cudnn
 

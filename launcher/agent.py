@@ -230,7 +230,7 @@ class Agent:
         from disttrain.launcher import preflight
         from disttrain.launcher.fleet import JOIN, Fleet
 
-        others = [(i, h) for i, h in enumerate(cluster.hosts, 0 if cluster.here else 1) if i > 0]
+        others = [(i, h) for i, h in cluster.numbered if i > 0]
         if not others:
             self._share_out(cluster)
             return
@@ -298,7 +298,7 @@ class Agent:
         """Return the places for processes on each node, less what is gone or has failed too often; and what has."""
         slots: dict[int, list[int]] = {}
         away = []
-        for index, host in enumerate(cluster.hosts, 0 if cluster.here else 1):
+        for index, host in cluster.numbered:
             node = self._nodes[index]
             if isinstance(node, LocalNode):
                 gpus, cores = count_gpus(), len(os.sched_getaffinity(0))

@@ -159,7 +159,10 @@ class LaunchConfig:
             raise ConfigError(str(e)) from None
 
     def thread_limits(self) -> dict[str, str]:
-        """Return the thread counts for processes that share cores, or whose results must be equal."""
+        """Return the thread counts for processes that share cores, or whose results must be equal.
+
+        A process that gets cores of its own gets as many threads: :meth:`.Machine.place`.
+        """
         if self.processes == 1 and self.ranks is None:
             return {}
         return {name: "1" for name in THREAD_COUNTS if name not in os.environ}

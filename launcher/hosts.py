@@ -66,6 +66,11 @@ class Cluster:
     ssh: str = ""
     srun: bool = False
 
+    @property
+    def numbered(self) -> list[tuple[int, Host]]:
+        """The hosts with the numbers of their nodes; 0 is this machine."""
+        return list(enumerate(self.hosts, 0 if self.here else 1))
+
     def each(self, gpus: int, cores: int, name: str) -> int:
         """Return the number of processes for a host ``name`` with ``gpus`` and ``cores``.
 

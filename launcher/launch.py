@@ -21,7 +21,7 @@ from disttrain.launcher.config import (
 )
 
 if TYPE_CHECKING:
-    from disttrain.launcher.hosts import Cluster
+    from disttrain.launcher.hosts import Cluster, Host
 
 _BATCH = {"SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"}
 
@@ -221,17 +221,15 @@ def show(config: LaunchConfig, cluster: "Cluster | None" = None) -> None:
     """
     from disttrain.launcher.placement import UNKNOWN, Machine, table
 
-    names, told = {0: socket.gethostname()}, True
+    names = {0: socket.gethostname()}
+    counts: dict[int, int | None] = {}
     if cluster is not None:
-        counts = {}
-        for index, host in enumerate(cluster.hosts, 0 if cluster.here else 1):
-            # Of others we do not know; what then comes of that is below 1.
-            gpus, cores = (count_gpus(), len(os.sched_getaffinity(0))) if index == 0 else (-1, -1)
-            names[index] = names[0] if index == 0 else host.name
-            counts[index] = host.slots or cluster.each(gpus, cores, host.name)
-        told = min(counts.values()) > 0
-        if told:
-            config = replace(config, processes=sum(counts.values()), nodes=tuple(counts.items()))
+        names |= {index: host.name for index, host in cluster.numbered if index > 0}
+        counts = {index: _processes(cluster, index, host) for index, host in cluster.numbered}
+    known = tuple((index, count) for index, count in counts.items() if count is not None)
+    told = len(known) == len(counts)
+    if cluster is not None and told:
+        config = replace(config, processes=sum(count for _, count in known), nodes=known)
     ranks = f"{config.world_size} rank{'s' * (config.world_size > 1)}, " if told else ""
     click.echo(f"{ranks}transport {config.transport}, would run: {shlex.join(config.program_argv)}")
     if told:
@@ -248,14 +246,23 @@ def show(config: LaunchConfig, cluster: "Cluster | None" = None) -> None:
         click.echo(f"chaos: {fault}")
 
 
-def _joining(cluster: "Cluster", counts: Mapping[int, int]) -> Iterator[str]:
+def _processes(cluster: "Cluster", index: int, host: "Host") -> int | None:
+    """Return the number of processes of a node; None if that depends on what another host has."""
+    if host.slots:
+        return host.slots
+    if index == 0:
+        return cluster.each(count_gpus(), len(os.sched_getaffinity(0)), host.name)
+    return int(cluster.nproc) if cluster.nproc is not None and cluster.nproc.isdecimal() else None
+
+
+def _joining(cluster: "Cluster", counts: Mapping[int, int | None]) -> Iterator[str]:
     """Say how the nodes are reached, and what the job cannot do without."""
-    others = [(host, counts[i]) for i, host in enumerate(cluster.hosts, 0 if cluster.here else 1) if i > 0]
+    others = [(host, counts[index]) for index, host in cluster.numbered if index > 0]
     if others:
         names = ", ".join(host.name for host, _ in others)
         yield f"reached through {'srun' if cluster.srun else cluster.ssh}: {names}; they decide where it says ?"
     for host, count in others:
-        if count <= 0:
+        if count is None:
             yield f"{host.name}: " + (f"-n {cluster.nproc}" if cluster.nproc else "a process a GPU, or one")
     if cluster.least < len(cluster.hosts):
         yield f"at least {cluster.least} of {len(cluster.hosts)} nodes"

@@ -36,7 +36,7 @@ RANKS = 3
 _ENDS = (-signal.SIGKILL, -signal.SIGTERM, 143, 75)
 """How a launcher may end that was killed, told to stop before it had begun, before its script could save, and after.
 
-One that was told to stop while a rank was stopped for good ends as that rank does.
+One that was told to stop while a rank was stopped or killed ends as that rank does, with 128 and the signal's number.
 """
 TRAIN = """
 import hashlib, json, os, sys, time
@@ -246,7 +246,8 @@ def soak(job: Job, minutes: float, pause: list[float], rng: random.Random) -> Co
         if code == 0 and any("digest" in line for line in job.told()):
             return done
         if code is not None:
-            if not (code in _ENDS or job.preempted) or time.monotonic() > end + 300:
+            told_in_vain = job.preempted and code > 128
+            if not (code in _ENDS or told_in_vain) or time.monotonic() > end + 300:
                 raise SystemExit(f"the job ended with exit code {code}; see {job.journal.parent}/log")
             while job.processes():  # they die with their launcher
                 time.sleep(0.05)
