@@ -145,13 +145,17 @@ class Agent:
                 f"disttrain launch needs Linux 5.3 or newer, this is {sys.platform}; use disttrain debug"
             )
         self._started = self._began = time.monotonic()
-        self._directory = RunDirectory()
+        restore = self._catch_signals()
+        try:
+            self._directory = RunDirectory()
+        except RuntimeError:
+            restore()
+            raise
         self.directory = self._directory.path
         """Where the report and the logs are, if they are kept."""
         if self._config.call:
             self._call_file.write_text(self._config.call)
         self._logs = LogPump(self._directory.path)
-        restore = self._catch_signals()
         self._here = LocalNode(
             self._directory,
             self._selector,

@@ -19,6 +19,7 @@ from disttrain.launcher.config import (
     parse_env,
     parse_nproc,
 )
+from disttrain.launcher.interrupt import ends_at_once
 
 if TYPE_CHECKING:
     from disttrain.launcher.hosts import Cluster, Host
@@ -272,7 +273,8 @@ def _joining(cluster: "Cluster", counts: Mapping[int, int | None]) -> Iterator[s
 
 def run(config: LaunchConfig, cluster: "Cluster | None" = None) -> int:
     """Run the job and return its exit code; a failure has been explained on stderr."""
-    from disttrain.launcher.agent import Agent
+    with ends_at_once():
+        from disttrain.launcher.agent import Agent
 
     try:
         report = Agent(config, cluster).run()

@@ -1,11 +1,14 @@
 """The command itself: what it lists is there, and what is not needed is not loaded."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from disttrain.cli import main
 
@@ -50,6 +53,66 @@ def test_help_loads_no_arrays_and_no_sockets(arguments):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Usage: ")
     assert done.stdout.endswith("loaded []\n")
+
+
+INTERRUPTED = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+
+class Finder(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == sys.argv[-1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+from disttrain.__main__ import main
+main()
+"""
+"""Ctrl-C as a module begins to be imported, which the last argument names."""
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["click", "disttrain.launcher.launch", "disttrain.launcher.agent", "zmq", "disttrain.launcher.node"],
+)
+def test_ctrl_c_while_the_launcher_is_loaded_is_told_in_a_line(tmp_path, module):
+    (tmp_path / "script.py").write_text("print('ran')")
+
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, "launch", "script.py", module],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(tmp_path)},
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "disttrain: stopped by SIGINT\n")
+    assert not [p for p in tmp_path.rglob("*") if p.parent.name == "disttrain"]
+
+
+def test_ctrl_c_that_is_ignored_stays_so(tmp_path):
+    """As in a shell's background job."""
+    (tmp_path / "script.py").write_text("print('ran')")
+
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, "launch", "script.py", "zmq"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(tmp_path)},
+        capture_output=True, text=True, timeout=30, check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )  # fmt: skip
+
+    assert (done.returncode, done.stdout) == (0, "ran\n")
+
+
+def test_ctrl_c_in_a_command_is_told_in_a_line(monkeypatch):
+    def interrupted(**options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("disttrain.launcher.doctor.doctor.callback", interrupted)
+
+    done = CliRunner().invoke(main, ["doctor"])
+
+    assert (done.exit_code, done.output) == (130, "disttrain: stopped by SIGINT\n")
 
 
 def test_a_job_of_one_node_loads_nothing_for_others():
