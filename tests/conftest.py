@@ -23,3 +23,9 @@ def pytest_runtest_makereport(item, call):
 @pytest.hookimpl(hookwrapper=True)
 def pytest_make_collect_report(collector):
     forbid((yield).get_result())
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that have slow tests: in the end no core waits for another that has just begun with one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
