@@ -80,6 +80,8 @@ class Group:
         self.scratch = Scratch()
         self.enclosed: dict[Hashable, Any] = {}
         """Places of small arrays in shared memory, by size and type."""
+        self.in_place: dict[Hashable, Any] = {}
+        """What is done with large arrays in shared memory, by their places, size and type."""
         self.of_nodes: Group | None = None
         """The same ranks as the nodes host them, over the channel to the other nodes, once it has been needed."""
         self.piece_bytes = PIECE_BYTES

@@ -14,6 +14,7 @@ import weakref
 from bisect import insort
 from collections import deque
 from collections.abc import Sequence
+from ctypes import addressof, c_char
 from struct import Struct
 from typing import Any
 
@@ -98,7 +99,7 @@ class NodeMemory:
                 "another's memory (see kernel.yama.ptrace_scope, or what the container forbids)"
             )
         self._parts = [numpy.frombuffer(m, numpy.uint8) for m in self._maps]
-        self._base = self._parts[self.index].__array_interface__["data"][0]
+        self._base = address(self._parts[self.index])
 
     def part(self, process: int, offset: int, nbytes: int) -> Array:
         """Return the bytes of the part of ``process`` from ``offset`` on."""
@@ -117,7 +118,16 @@ class NodeMemory:
 
     def offset_of(self, x: Array) -> int:
         """Return where the C-contiguous array ``x`` begins in this process's part, or -1 if it is elsewhere."""
-        offset: int = x.__array_interface__["data"][0] - self._base
+        try:
+            offset = (
+                addressof(c_char.from_buffer(x)) - self._base
+            )  # a quarter of the time that NumPy takes to tell
+        except (
+            TypeError,
+            ValueError,
+            BufferError,
+        ):  # read-only, empty, or of a dtype that buffers have no word for
+            offset = address(x) - self._base
         return offset if offset >= 0 and offset + x.nbytes <= self._nbytes else -1
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Array | None:

@@ -1,4 +1,4 @@
-"""Small all-reduces that a rank has made before: the short way, between processes that share memory.
+"""All-reduces that a rank has made before: the short way, of small arrays and of those in shared memory.
 
 What happens is what :mod:`disttrain.collectives.protocol` does, and the other processes cannot tell the difference;
 but the arrays' checks, their places in shared memory, and the words for header and ledger are known from the first
@@ -12,7 +12,7 @@ import numpy
 
 from disttrain.collectives.call import Call, Form, Tag, caller, made
 from disttrain.collectives.host import Group
-from disttrain.collectives.progress import Operation, comes_soon
+from disttrain.collectives.progress import Operation, Steps, comes_soon
 from disttrain.collectives.protocol import after_headers
 from disttrain.collectives.reduction import ufunc
 from disttrain.collectives.shared import SharedChannel
@@ -27,8 +27,8 @@ class _Known(NamedTuple):
     """What calls with one operation, shape and dtype have in common."""
 
     form: Form
-    enclosed: tuple[Enclosed, Enclosed]
-    """Beside each of the two headers."""
+    enclosed: tuple[Enclosed, Enclosed] | None
+    """Beside each of the two headers; None if the arrays are too large for that, and have to be in shared memory."""
     reduce: Callable[..., Array]
 
 
@@ -52,16 +52,17 @@ class Repeated:
         return cls(group, channel, rank)
 
     def learn(self, call: Call) -> None:
-        """Take the short way from now on for calls like this one, which has ended well, if they are small."""
+        """Take the short way from now on for calls like this one, which has ended well, if there is one."""
         x = call.x
         if call.out is not x or type(x) is not numpy.ndarray or x.dtype.kind == "b":
             return
         first, second = (places_of(self._group, self._channel, slot, x.size, x.dtype) for slot in (0, 1))
-        if first is None or second is None or first.total.dtype != x.dtype:
+        enclosed = None if first is None or second is None else (first, second)
+        if self._channel.memory.offset_of(x) < 0 if first is None else first.total.dtype != x.dtype:
             return
         if len(self._known) >= _KEPT:
             self._known.clear()
-        self._known[call.op, x.shape, x.dtype] = _Known(call.form, (first, second), ufunc(call.op, x))
+        self._known[call.op, x.shape, x.dtype] = _Known(call.form, enclosed, ufunc(call.op, x))
 
     def all_reduce(self, x: Array, op: str, tag: Tag) -> bool:
         """Reduce ``x`` in place as an earlier call did; return whether that could be: else nothing was done."""
@@ -70,36 +71,56 @@ class Repeated:
         host = group.host
         if known is None or group.broken is not None or host.failure is not None:
             return False
+        place = -1 if known.enclosed is not None else self._channel.memory.offset_of(x)
+        if known.enclosed is None and place < 0:
+            return False
         flags = x.flags
         if not (flags.c_contiguous and flags.writeable) or not host.progress.enter():
             return False
         try:
-            call = self._reduce(known, x, op, tag)
+            call = self._reduce(known, x, place, op, tag)
         finally:
             host.progress.lock.release()
         if call is not None:
             host.finish(self._rank, call)
         return True
 
-    def _reduce(self, known: _Known, x: Array, op: str, tag: Tag) -> Call | None:
+    def _reduce(self, known: _Known, x: Array, place: int, op: str, tag: Tag) -> Call | None:
         """Return the call if it has still to be waited for, or if the ranks do not agree."""
         group, channel = self._group, self._channel
         source = caller(4)
         number, page, entry = group.note(tag, source, known.form)
-        enclosed = known.enclosed[channel.headers & 1]
         flat = x if x.ndim == 1 else x.reshape(-1)
+        enclosed: Enclosed | None = None
+        steps: Steps | None = None
+        patient = True
         try:
-            enclosed.target[...] = flat
+            if known.enclosed is None:
+                channel.offer(place, place)
+            else:
+                enclosed = known.enclosed[channel.headers & 1]
+                enclosed.target[...] = flat
             header = made(group.host.env.generation, number, tag) + known.form.compared
             request, everyone = channel.gather_headers(header)
             here = comes_soon(request)
             if here and everyone == header * channel.size:
-                *steps, (left, right, _) = enclosed.steps
-                for some, others, target in steps:
-                    group.quietly(known.reduce, some, others, target)
-                group.quietly(known.reduce, left, right, flat)
-                page.end(entry, failed=False)
-                return None
+                if enclosed is not None:
+                    *others, (left, right, _) = enclosed.steps
+                    for step in others:
+                        group.quietly(known.reduce, *step)
+                    group.quietly(known.reduce, left, right, flat)
+                    page.end(entry, failed=False)
+                    return None
+                in_place = group.in_place.get((*channel.offered(), x.size, x.dtype))
+                if in_place is not None:
+                    steps = in_place.steps(op)
+                    for request, patient in steps:  # noqa: B007 (used after the loop)
+                        here = comes_soon(request)
+                        if not here:
+                            break
+                    else:
+                        page.end(entry, failed=False)
+                        return None
         except BaseException:
             page.end(entry, failed=True)
             raise
@@ -111,9 +132,10 @@ class Repeated:
             group.host.env.generation,
         )
         call.group, call.page, call.entry = group, page, entry
-        steps_left = after_headers(group, [call], enclosed, header, everyone)
-        operation = Operation(id(group), [call], steps_left)
+        if steps is None:
+            steps = after_headers(group, [call], enclosed, header, everyone)
+        operation = Operation(id(group), [call], steps)
         if not here:
-            operation.wait(request, True)
+            operation.wait(request, patient)
         group.host.progress.take(operation)
         return call

@@ -115,14 +115,13 @@ class SharedChannel:
         cuts = self._cuts[length] = [[slots[i][:length] for slots in self._slots] for i in (0, 1)]
         return cuts
 
-    def offer(self, x: Array | None, out: Array | None) -> None:
-        """Tell with the next header where in shared memory two arrays begin, if they do; None: there are none."""
-        at = (-1, -1) if x is None or out is None else (self.memory.offset_of(x), self.memory.offset_of(out))
-        _PLACES.pack_into(self._slots[self.index][self.headers & 1], _PLACES_AT, *at)
+    def offer(self, x: int, out: int) -> None:
+        """Tell with the next header where in shared memory two arrays begin; -1 is nowhere."""
+        _PLACES.pack_into(self._slots[self.index][self.headers & 1], _PLACES_AT, x, out)
 
     def offered(self) -> list[tuple[int, int]]:
-        """Return what the processes have told with the header that was gathered last; -1 is nowhere."""
-        return [_PLACES.unpack(slots[self._slot][_PLACES_AT:]) for slots in self._slots]
+        """Return what the processes have told with the header that was gathered last."""
+        return [_PLACES.unpack_from(slots[self._slot], _PLACES_AT) for slots in self._slots]
 
     def array_of(self, process: int, offset: int, like: Array) -> Array:
         """Return the flat array, of the size and type of ``like``, at ``offset`` of the part of ``process``."""

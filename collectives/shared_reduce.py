@@ -5,6 +5,7 @@ arrays in shared memory are reduced in place, and others go through the stages, 
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy
@@ -26,12 +27,13 @@ from disttrain.collectives.reduction import (
     ufunc,
     widened,
 )
+from disttrain.collectives.scratch import Scratch
 from disttrain.collectives.shared import SMALL_BYTES, SharedChannel
 from disttrain.collectives.tree import Node, fold
 from disttrain.kernels.arrays import Array
 
 _KEPT = 64
-"""How many sizes and types of small arrays a group keeps the places of."""
+"""How many sizes and types of small arrays a group keeps the places of, and how many large arrays in shared memory."""
 
 
 class Enclosed:
@@ -79,7 +81,8 @@ def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Encl
     enclosed = places_of(group, channel, channel.headers & 1, x.size, x.dtype)
     several = len(calls) > 1
     if enclosed is None:
-        channel.offer(None if several else calls[0].x, None if several else calls[0].out)
+        offset_of = channel.memory.offset_of
+        channel.offer(*(-1, -1) if several else (offset_of(calls[0].x), offset_of(calls[0].out)))
         return None
     if not several:
         enclosed.target[...] = x
@@ -123,7 +126,13 @@ def reduce_shared(
     xs, op = operands(calls), operation(calls[0])
     outs = [flat(call.out, op) for call in calls]
     if min((min(pair) for pair in places), default=-1) >= 0:
-        yield from _reduce_in_place(group, channel, outs[0], places, op)
+        key = (*places, outs[0].size, outs[0].dtype)
+        way = group.in_place.get(key)
+        if way is None:
+            if len(group.in_place) >= _KEPT:
+                group.in_place.clear()
+            way = group.in_place[key] = InPlace(group, channel, outs[0], places)
+        yield from way.steps(op)
     else:
         yield from _reduce_in_stages(group, channel, xs, outs[0], op)
     for out in outs[1:]:
@@ -142,32 +151,71 @@ def _chunks(segment: slice, itemsize: int) -> Iterator[slice]:
         yield slice(lo, min(lo + step, segment.stop))
 
 
-def _reduce_in_place(
-    group: Group, channel: SharedChannel, out: Array, places: Sequence[tuple[int, int]], op: str
-) -> Steps:
-    """All arrays are in shared memory: fold a segment of them where they are, then take the others' segments.
+class InPlace:
+    """All-reduce of large arrays that lie in shared memory, those of each process always in the same places.
 
-    ``x`` and ``out`` may be the same: of another process's arrays only the own segment is read before all segments
-    are folded, and that one its owner does not write until this process has.
+    Each process folds a segment of them where they are, then takes the others' segments. ``x`` and ``out`` may be the
+    same: of another process's arrays only the own segment is read before all segments are folded, and that one its
+    owner does not write until this process has.
+
+    Args:
+        like: an array of their size and type.
+        places: where ``x`` and ``out`` of each process begin.
     """
-    sources = [channel.array_of(p, x, out) for p, (x, _) in enumerate(places)]
-    results = [channel.array_of(p, y, out) for p, (_, y) in enumerate(places)]
-    segments = _segments(out.size, channel.size)
-    dtype = accumulator(out.dtype)
-    at_once = channel.size == 2 and dtype == out.dtype  # one pass over memory, whatever its size
-    mine = segments[channel.index]
-    for chunk in [mine] if at_once else _chunks(mine, out.itemsize):
-        group.scratch.reset()
-        parts: dict[Node, tuple[Array, bool]] = {}
-        for p, source in enumerate(sources):
-            (index,) = group.hosted[p]
-            parts[index, index + 1] = widened(group, source[chunk])
-        fold_into(group, parts, op, out[chunk])
-    yield channel.step(), False
-    for p, segment in enumerate(segments):
-        if p != channel.index:
-            numpy.copyto(out[segment], results[p][segment])
-    yield channel.step(), False  # nobody may write an array that another still reads
+
+    __slots__ = ("_channel", "_chunks", "_folds", "_group", "_out", "_taken")
+
+    def __init__(
+        self, group: Group, channel: SharedChannel, like: Array, places: Sequence[tuple[int, int]]
+    ) -> None:
+        self._group, self._channel = group, channel
+        dtype = like.dtype
+        sources = [channel.array_of(p, x, like) for p, (x, _) in enumerate(places)]
+        results = [channel.array_of(p, y, like) for p, (_, y) in enumerate(places)]
+        segments = _segments(like.size, channel.size)
+        mine = segments[channel.index]
+        self._out = out = results[channel.index]
+        self._taken = [
+            (out[segment], results[p][segment]) for p, segment in enumerate(segments) if p != channel.index
+        ]
+        plain = accumulator(dtype) == dtype
+        at_once = plain and channel.size == 2  # one pass over memory, whatever its size
+        self._chunks = [
+            ({(i, i + 1): x[chunk] for (i,), x in zip(group.hosted, sources, strict=True)}, out[chunk])
+            for chunk in ([mine] if at_once else _chunks(mine, like.itemsize))
+        ]
+        self._folds: list[tuple[Array, Array, Array]] | None = None
+        """What to reduce in turn: left, right and where to; None in half precision, which is widened first."""
+        if plain:
+            self._folds = folds = []
+            scratch = Scratch()
+
+            def note(left: Array, right: Array, out: Array) -> None:
+                folds.append((left, right, out))
+
+            for parts, target in self._chunks:
+                scratch.reset()
+                known = {node: (x, False) for node, x in parts.items()}
+                fold((0, group.size), known, note, partial(scratch.take, target.size, dtype), target)
+
+    def steps(self, op: str) -> Steps:
+        """Make one call."""
+        self._fold(op)
+        yield self._channel.step(), False
+        for target, source in self._taken:
+            numpy.copyto(target, source)
+        yield self._channel.step(), False  # nobody may write an array that another still reads
+
+    def _fold(self, op: str) -> None:
+        group = self._group
+        if self._folds is None:
+            for parts, target in self._chunks:
+                group.scratch.reset()
+                fold_into(group, {node: widened(group, x) for node, x in parts.items()}, op, target)
+            return
+        reduce = ufunc(op, self._out)
+        for left, right, target in self._folds:
+            group.quietly(reduce, left, right, target)
 
 
 def _reduce_in_stages(group: Group, channel: SharedChannel, xs: Parts, out: Array, op: str) -> Steps:

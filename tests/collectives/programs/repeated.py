@@ -1,4 +1,4 @@
-"""Each rank makes the same small all-reduces again and again, and now and then another rank does otherwise."""
+"""Each rank makes the same all-reduces again and again, small and in shared memory, and now and then another rank does otherwise."""
 
 import json
 import sys
@@ -22,11 +22,16 @@ def expect(comm, parts, op):
     return parts[0]
 
 
-def check(comm, shape, dtype, op, k):
+def check(comm, shape, dtype, op, k, x=None):
+    """Args: x: where to put what this rank has."""
+
     def part(rank):
         return np.random.default_rng([rank, k]).integers(1, 9, shape).astype(dtype)
 
-    x = part(comm.rank)
+    if x is None:
+        x = part(comm.rank)
+    else:
+        x[...] = part(comm.rank)
     comm.all_reduce(x, x, op=op, tag=(0, k, 0))
     wanted = expect(comm, [part(rank) for rank in range(comm.size)], op)
     assert x.dtype == wanted.dtype
@@ -41,6 +46,19 @@ def right(comm):
         check(comm, (7,), np.int16, "bxor", k)
         check(comm, (7,), ml_dtypes.bfloat16, "sum", k)
         check(comm, (2, 2), np.int64, "prod", k)
+
+
+def in_place(comm):
+    """Large arrays in shared memory, two of a kind; in some calls one rank is late, or has its array elsewhere."""
+    shapes = [(150, 200), (1 << 18,)]
+    for dtype, op in [(np.float32, "sum"), (np.int64, "max"), (ml_dtypes.bfloat16, "sum")]:
+        arrays = [comm.empty(shape, dtype) for shape in shapes for _ in range(2)]
+        for k in range(8):
+            x = arrays[k % 4]
+            one = comm.rank == k % comm.size
+            if k > 4 and one:
+                time.sleep(0.02)
+            check(comm, x.shape, dtype, op, k, None if k == 5 and one else x)
 
 
 def quiet(comm):
@@ -109,7 +127,7 @@ def mismatch(comm):
 
 def main():
     comm = connect()
-    for case in (right, quiet, late, behind_others, refused, noted):
+    for case in (right, in_place, quiet, late, behind_others, refused, noted):
         case(comm)
     text = mismatch(comm)
     again = np.ones(3, np.float32)
