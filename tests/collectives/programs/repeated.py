@@ -1,4 +1,4 @@
-"""Each rank makes the same all-reduces again and again, small and in shared memory, and now and then another rank does otherwise."""
+"""Each rank makes the same all-reduces again and again, and now and then another rank does otherwise."""
 
 import json
 import sys
