@@ -7,17 +7,27 @@ comes from a pool that nobody else gets memory of, and results are copied out.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from disttrain import engine
+from disttrain import engine, random
 from disttrain.autograd.anomaly_mode import show_line
 from disttrain.errors import CaptureError
 from disttrain.kernels.arrays import Array, copy_into, is_array, owner
 from disttrain.tape import AsTensor, Call, Made, Tape, last_uses, numbers
+
+_DRAWS = {
+    inspect.unwrap(draw)
+    for draw in (
+        *(random.gpu_key, random.words64, random.bits32),
+        *(random.kept, random.uniform, random.normal),
+    )
+}
+"""What draws random numbers, as it stands on a tape: without :func:`disttrain.modes.replayed`."""
 
 
 class CudaGraphs:
@@ -75,6 +85,9 @@ class CudaGraphs:
                 continue
             if _is_arithmetic(call):
                 waiting.append((i, call))
+                continue
+            if _is_draw(call):
+                self._call(i, call)  # ahead of the arithmetic that waits, which it does not look at
                 continue
             self._capture_graph(waiting)
             waiting = []
@@ -195,6 +208,11 @@ def _is_arithmetic(call: Call) -> bool:
         and not leaf._post_hooks
         and not leaf._after_hooks
     )
+
+
+def _is_draw(call: Call) -> bool:
+    """Return whether a call draws random numbers and looks at nothing that the step computes."""
+    return call.function in _DRAWS and not list(numbers((call.args, call.options)))
 
 
 def _idle_passes(calls: Sequence[Call]) -> set[int]:

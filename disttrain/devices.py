@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from disttrain.kernels.arrays import owner
+from disttrain.kernels.arrays import on_gpu, owner
 from disttrain.ops.types import Array, Result, call, get_array_module
 
 
@@ -37,7 +39,7 @@ class device:
     @classmethod
     def of(cls, array: Array) -> device:
         """Return the device that holds ``array``."""
-        return _CPU if isinstance(array, np.ndarray) else cls("cuda", int(array.device.id))
+        return cls("cuda", int(array.device.id)) if on_gpu(array) else _CPU
 
     def __enter__(self) -> device:
         """Make tensors on this device within a block: so far only on the CPU.
@@ -75,6 +77,17 @@ def move(x: Array, *, device: device) -> Result:
     source = type(device).of(x)
     if device.type == "cpu":
         return x.get(), (source,), move_vjp
+    with current(device) as cupy:
+        return cupy.asarray(x), (source,), move_vjp
+
+
+@contextmanager
+def current(device: device) -> Iterator[Any]:
+    """Let a GPU be the one that CuPy uses for the length of a ``with`` block, which gets CuPy's module.
+
+    Raises:
+        RuntimeError: CuPy is not installed, or sees no GPU.
+    """
     try:
         import cupy
     except ImportError:
@@ -84,8 +97,8 @@ def move(x: Array, *, device: device) -> Result:
         ) from None
     if not cupy.is_available():
         raise RuntimeError(f"device {device}: no GPU is visible to CuPy {cupy.__version__}; use device 'cpu'")
-    with cupy.cuda.Device(device.index or 0):
-        return cupy.asarray(x), (source,), move_vjp
+    with cupy.cuda.Device(device.index):
+        yield cupy
 
 
 def move_vjp(g: Any, needs: tuple[bool, ...], source: device) -> tuple[Any, ...]:
@@ -130,4 +143,4 @@ def synchronize() -> None:
         cupy.cuda.get_current_stream().synchronize()
 
 
-__all__ = ["device", "get_array_module", "is_available", "is_pinned", "move", "pin", "synchronize"]
+__all__ = ["current", "device", "get_array_module", "is_available", "is_pinned", "move", "pin", "synchronize"]

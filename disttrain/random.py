@@ -7,23 +7,25 @@ from 1. So any number of processes that host the same ranks draw the same number
 A draw is as many 64-bit words as it needs, in the order of the blocks and of the words in a block; where 32-bit words
 are used, the lower half of each comes first. Element ``i`` of a tensor, in row-major order, is made of word ``i`` of
 its draw alone (``poisson`` takes a draw per round of rejection, ``cauchy_`` two words), by the arithmetic that
-``disttrain.kernels.random`` specifies: a device that repeats it gives the same numbers to the last bit.
+``disttrain.kernels.random`` specifies: a device that repeats it gives the same numbers to the last bit. So numbers for
+a GPU are drawn there, by kernels that are told the draw; only those that take rounds of rejection come from the CPU.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import context, dtypes, engine, missing
+from disttrain import context, devices, dtypes, engine, missing
 from disttrain.collectives.env import current_env
 from disttrain.devices import device as Device
 from disttrain.kernels import random as kernels
+from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.modes import replayed
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Generator:
     """A stream of random numbers, as ``torch.Generator``; each rank has one by default.
 
     Args:
-        device: where numbers are wanted; the numbers themselves do not depend on it.
+        device: kept as PyTorch's; numbers do not depend on it, and are drawn where the tensor that gets them is.
     """
 
     def __init__(self, device: Any = "cpu") -> None:
@@ -118,6 +120,14 @@ class Generator:
         draw, self._draw = self._draw, self._draw + 1
         return philox((self._seed, self._stream), count, (draw, 0, DRAW))
 
+    def key(self) -> np.ndarray[Any, Any] | None:
+        """Return the next draw as ``disttrain.kernels.random`` is told it, or None (and draw nothing) if it cannot be.
+
+        4 uint64: seed, stream, draw and purpose.
+        """
+        draw, self._draw = self._draw, self._draw + 1
+        return np.array([self._seed & _MASK, self._stream, draw, DRAW], np.uint64)
+
 
 class SampleGenerator(Generator):
     """What is drawn while a sample is read: key (seed, epoch), counter (block, draw, index of the sample, purpose).
@@ -156,6 +166,9 @@ class SampleGenerator(Generator):
     def raw(self, count: int) -> np.ndarray[Any, Any]:
         draw, self._draw = self._draw, self._draw + 1
         return philox((self._seed, self._stream), count, (draw, self._sample & _MASK, self._purpose))
+
+    def key(self) -> None:
+        """Return None: the sample's index is a word of the counter that kernels are not told."""
 
 
 def _check_seed(seed: int) -> int:
@@ -252,51 +265,105 @@ def fork_rng(
 # ------------------------------------------------------------------------------------------ as arrays
 
 
+def _source(generator: Generator | None) -> Generator:
+    if generator is None:
+        return current_generator()
+    if not isinstance(generator, Generator):
+        raise TypeError(f"generator must be a Generator, got {type(generator).__name__}: {generator!r:.80}")
+    return generator
+
+
 @replayed
-def words64(count: int, generator: Generator | None = None) -> np.ndarray[Any, Any]:
-    """Return the next draw: ``count`` random uint64.
+def gpu_key(device: Device | None, generator: Generator | None = None) -> Array | None:
+    """Return the next draw as kernels are told it (:meth:`Generator.key`), on a GPU; or None, and draw nothing.
+
+    It is None where ``device`` is no GPU, or the generator is that of a sample that is being read.
+    """
+    if device is None or device.type == "cpu":
+        return None
+    key = _source(generator).key()
+    return None if key is None else devices.move(key, device=device)[0]
+
+
+@replayed
+def words64(count: int, generator: Generator | None = None, device: Device | None = None) -> Array:
+    """Return the next draw: ``count`` random uint64, on ``device``, by default the CPU.
 
     Raises:
         TypeError: ``generator`` is none.
     """
-    if generator is None:
-        return current_generator().raw(count)
-    if not isinstance(generator, Generator):
-        raise TypeError(f"generator must be a Generator, got {type(generator).__name__}: {generator!r:.80}")
-    return generator.raw(count)
+    key = gpu_key(device, generator)
+    if key is not None:
+        with key.device:
+            return kernels.words(key, count)
+    words = _source(generator).raw(count)
+    return words if device is None or device.type == "cpu" else devices.move(words, device=device)[0]
 
 
 @replayed
-def bits32(shape: int | Sequence[int], generator: Generator | None = None) -> np.ndarray[Any, Any]:
+def bits32(
+    shape: int | Sequence[int], generator: Generator | None = None, device: Device | None = None
+) -> Array:
     """Return the next draw: as many random uint32 as ``shape`` holds, or says, in this shape."""
     count = shape if isinstance(shape, int) else math.prod(shape)
-    words = words64(-(-count // 2), generator).view("<u4")[:count].view(np.uint32)
+    words = words64(-(-count // 2), generator, device).view(np.uint32)[:count]
     return words if isinstance(shape, int) else words.reshape(tuple(shape))
 
 
 @replayed
+def kept(shape: Sequence[int], p: float, device: Device | None = None) -> Array:
+    """Return booleans, each false with probability ``p`` (by 32 bits): what dropout keeps."""
+    return bits32(shape, device=device) >= np.uint32(min(round(p * 2**32), 2**32 - 1))
+
+
+@replayed
 def uniform(
-    shape: Sequence[int], generator: Generator | None = None, dtype: Any = np.float32
-) -> np.ndarray[Any, Any]:
+    shape: Sequence[int],
+    generator: Generator | None = None,
+    dtype: Any = np.float32,
+    device: Device | None = None,
+) -> Array:
     """Return numbers evenly distributed in [0, 1), with as many random bits as ``dtype`` has digits."""
-    count = int(np.prod(shape, dtype=np.int64))
-    words = words64(count, generator) if np.dtype(dtype) == np.float64 else bits32(count, generator)
-    return kernels.uniform(words, dtype).reshape(tuple(shape))  # type: ignore[no-any-return]
+    return _numbers(kernels.draw_uniform, kernels.uniform, shape, generator, dtype, device)
 
 
 @replayed
 def normal(
-    shape: Sequence[int], generator: Generator | None = None, dtype: Any = np.float32
-) -> np.ndarray[Any, Any]:
+    shape: Sequence[int],
+    generator: Generator | None = None,
+    dtype: Any = np.float32,
+    device: Device | None = None,
+) -> Array:
     """Return numbers of the standard normal distribution; float64 for float64, else float32."""
-    count = int(np.prod(shape, dtype=np.int64))
-    words = words64(count, generator) if np.dtype(dtype) == np.float64 else bits32(count, generator)
-    return kernels.normal(words).reshape(tuple(shape))  # type: ignore[no-any-return]
+    kind = np.float64 if np.dtype(dtype) == np.float64 else np.float32
+    return _numbers(
+        kernels.draw_normal, lambda words, _: kernels.normal(words), shape, generator, kind, device
+    )
 
 
-def permutation(n: int, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _numbers(
+    draw: Callable[[Array, int, Any], Array],
+    make: Callable[[Array, Any], Array],
+    shape: Sequence[int],
+    generator: Generator | None,
+    dtype: Any,
+    device: Device | None,
+) -> Array:
+    """Return the numbers that a kernel draws by its key, or that are made of words where it cannot be told."""
+    shape = tuple(shape)
+    count = math.prod(shape)
+    key = gpu_key(device, generator)
+    if key is not None:
+        with key.device:
+            return draw(key, count, dtype).reshape(shape)
+    wide = np.dtype(dtype) == np.float64
+    words = words64(count, generator, device) if wide else bits32(count, generator, device)
+    return make(words, dtype).reshape(shape)
+
+
+def permutation(n: int, raw: Array) -> Array:
     """Return the numbers below ``n`` in the order of ``n`` random uint64."""
-    return np.argsort(raw[:n], kind="stable")
+    return get_array_module(raw).argsort(raw[:n], kind="stable")
 
 
 if not TYPE_CHECKING:  # which would take every name for granted

@@ -244,7 +244,7 @@ def exp(x: Array) -> Array:
 
 
 def _power_of_two(k: Array) -> Array:
-    return (np.clip(k + 1023, 0, 2047) << 52).view(np.float64)
+    return (get_array_module(k).clip(k + 1023, 0, 2047) << 52).view(np.float64)
 
 
 _STIRLING = [1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360]

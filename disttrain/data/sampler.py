@@ -29,7 +29,8 @@ Sizes = Any
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
     """Return the indices below ``n`` in the order of an epoch: a function of its arguments alone."""
-    return permutation(n, philox((seed, epoch), n, (0, 0, ORDER)))
+    order: np.ndarray[Any, Any] = permutation(n, philox((seed, epoch), n, (0, 0, ORDER)))
+    return order
 
 
 class Sampler(Generic[T_co]):

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from disttrain import context, dtypes, engine
+from disttrain.kernels.arrays import on_gpu
 from disttrain.ops import elementwise, shape
 from disttrain.ops.types import Op
 from disttrain.precision import suspended
@@ -268,6 +269,8 @@ def copy_(x: Tensor, other: Tensor, non_blocking: bool = False) -> Tensor:
     """Write ``other`` into ``x``, broadcast and converted, as ``torch.Tensor.copy_``."""
     source = other if isinstance(other, engine.Tensor_) else engine.Tensor_._of(np.asarray(other))
     engine.check_in_place(x)
+    if on_gpu(x._array) != on_gpu(source._array):
+        source = source.to(x.device)
     old = x if x._base is None else x._array  # a view's old value is cut out of its base's history elsewhere
     result: Tensor = engine.apply(elementwise.copy_from, old, source)
     return engine.adopt(x, result)

@@ -1,7 +1,10 @@
 """Random tensors, with PyTorch's names: made anew, or like others.
 
 ``generator=None`` draws from the calling rank's generator; ``disttrain.random`` says what a draw is. Elements are made
-in row-major order. ``layout``, ``pin_memory`` and ``memory_format`` are there for PyTorch's signatures.
+in row-major order, on the device that the tensor is for, and are the same on all. Those that take rounds of rejection
+or a search (``multinomial``, ``poisson``, ``binomial``) are made on the CPU, which waits for a GPU that their arguments
+are on.
+``layout``, ``pin_memory`` and ``memory_format`` are there for PyTorch's signatures.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import context, dtypes, engine
+from disttrain.devices import device as Device
 from disttrain.functions.creation import empty_like
 from disttrain.functions.shape import broadcast_tensors
 from disttrain.kernels import random as kernels
+from disttrain.kernels.arrays import get_array_module, to_host
 from disttrain.modes import replayed
 from disttrain.ops import elementwise
 from disttrain.random import Generator, permutation, uniform, words64
@@ -54,9 +59,14 @@ def _kind(name: str, dtype: Any, default: dtypes.dtype | None = None) -> dtypes.
     return kind
 
 
+def _place(device: Any) -> Device | None:
+    return None if device is None else Device(device)
+
+
 def _finish(values: Any, kind: dtypes.dtype, device: Any, requires_grad: bool) -> Tensor:
+    xp = get_array_module(values)
     with np.errstate(over="ignore"):
-        t: Tensor = engine.Tensor_._of(np.asarray(values).astype(kind.numpy, copy=False))
+        t: Tensor = engine.Tensor_._of(xp.asarray(values).astype(kind.numpy, copy=False))
     if device is not None:
         t = t.to(device)
     return t.requires_grad_() if requires_grad else t
@@ -76,7 +86,7 @@ def rand(
     """A tensor of numbers evenly distributed in [0, 1), as ``torch.rand``."""
     shape = _sized("rand", size, sizes)
     kind = _kind("rand", dtype)
-    return _finish(uniform(shape, generator, kind.numpy), kind, device, requires_grad)
+    return _finish(uniform(shape, generator, kind.numpy, _place(device)), kind, device, requires_grad)
 
 
 @replayed
@@ -93,7 +103,7 @@ def randn(
     """A tensor of numbers of the standard normal distribution, as ``torch.randn``."""
     shape = _sized("randn", size, sizes)
     kind = _kind("randn", dtype)
-    return _finish(standard_normal(shape, generator, kind.numpy), kind, device, requires_grad)
+    return _finish(standard_normal(shape, generator, kind.numpy, _place(device)), kind, device, requires_grad)
 
 
 def _sized(name: str, size: tuple[Any, ...], sizes: dict[str, Any]) -> tuple[int, ...]:
@@ -120,7 +130,7 @@ def rand_like(
 ) -> Tensor:
     """A tensor like ``input`` of numbers evenly distributed in [0, 1), as ``torch.rand_like``."""
     kind = _kind("rand_like", dtype, _like("rand_like", input).dtype)
-    values = uniform(input.shape, generator, kind.numpy)
+    values = uniform(input.shape, generator, kind.numpy, _beside(input, device))
     return _laid_out(input, values, kind, device, requires_grad, memory_format)
 
 
@@ -138,8 +148,12 @@ def randn_like(
 ) -> Tensor:
     """A tensor like ``input`` of numbers of the standard normal distribution, as ``torch.randn_like``."""
     kind = _kind("randn_like", dtype, _like("randn_like", input).dtype)
-    values = standard_normal(input.shape, generator, kind.numpy)
+    values = standard_normal(input.shape, generator, kind.numpy, _beside(input, device))
     return _laid_out(input, values, kind, device, requires_grad, memory_format)
+
+
+def _beside(input: Tensor, device: Any) -> Device:
+    return input.device if device is None else Device(device)
 
 
 def _laid_out(
@@ -184,7 +198,8 @@ def randint(
         raise TypeError(f"randint(): size is a tuple of ints, got {type(size).__name__}: {size!r:.80}")
     shape = _shape("randint", tuple(size))
     kind = dtypes.int64 if dtype is None else dtypes.as_dtype(dtype)
-    return _finish(random_integers("randint", low, high, shape, kind, generator), kind, device, requires_grad)
+    values = random_integers("randint", low, high, shape, kind, generator, _place(device))
+    return _finish(values, kind, device, requires_grad)
 
 
 @replayed
@@ -205,7 +220,8 @@ def randint_like(
     if high is None:
         low, high = 0, low
     kind = _like("randint_like", input).dtype if dtype is None else dtypes.as_dtype(dtype)
-    values = random_integers("randint_like", low, high, input.shape, kind, generator)
+    where = _beside(input, device)
+    values = random_integers("randint_like", low, high, input.shape, kind, generator, where)
     return _laid_out(input, values, kind, device, requires_grad, memory_format)
 
 
@@ -221,7 +237,13 @@ def _end(name: str, x: Any) -> int:
 
 @replayed
 def random_integers(
-    name: str, low: Any, high: Any, shape: tuple[int, ...], kind: dtypes.dtype, generator: Generator | None
+    name: str,
+    low: Any,
+    high: Any,
+    shape: tuple[int, ...],
+    kind: dtypes.dtype,
+    generator: Generator | None,
+    device: Device | None = None,
 ) -> Any:
     """Return an array of integers evenly distributed in ``[low, high)``, for the function ``name``.
 
@@ -237,7 +259,7 @@ def random_integers(
     for what, end in (("from", low), ("to - 1", high - 1)):
         if not _fits(end, kind):
             raise RuntimeError(f"{name}(): {kind} does not hold {what} of [{low}, {high})")
-    raw = words64(int(np.prod(shape, dtype=np.int64)), generator)
+    raw = words64(int(np.prod(shape, dtype=np.int64)), generator, device)
     span = high - low
     offset = raw if span == 1 << 64 else raw % np.uint64(span)
     return (offset + np.uint64(low & ((1 << 64) - 1))).view(np.int64).reshape(tuple(shape))
@@ -279,7 +301,7 @@ def randperm(
     )
     if n - 1 > largest:
         raise RuntimeError(f"randperm(): {kind} does not hold all numbers below {n}; give a wider dtype")
-    return _finish(permutation(n, words64(n, generator)), kind, device, requires_grad)
+    return _finish(permutation(n, words64(n, generator, _place(device))), kind, device, requires_grad)
 
 
 # ------------------------------------------------------------------------------- from tensors of parameters
@@ -303,7 +325,7 @@ def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | N
             raise RuntimeError("bernoulli(): input holds probabilities, in [0, 1], and one is not")
     else:
         chances = np.float64(check_probability("bernoulli", p))
-    return _drawn(input, uniform(input.shape, generator, np.float64) < chances)
+    return _drawn(input, uniform(input.shape, generator, np.float64, input.device) < chances)
 
 
 def check_probability(name: str, p: Any) -> float:
@@ -315,8 +337,8 @@ def check_probability(name: str, p: Any) -> float:
 
 
 def _drawn(input: Tensor, values: Any) -> Tensor:
-    """Return numbers in the type of ``input`` that depend on it, with gradient zero."""
-    t: Tensor = engine.Tensor_._of(np.asarray(values).astype(input._array.dtype))
+    """Return numbers in the type of ``input``, where it is, that depend on it, with gradient zero."""
+    t = _finish(values, input.dtype, input.device, False)
     return engine.apply(elementwise.copy_from, input, t) if input.requires_grad else t
 
 
@@ -345,7 +367,7 @@ def normal(
     if not tensors:
         check_std("normal", std)
         kind = _kind("normal", dtype)
-        z = standard_normal(_shape("normal", size), generator, kind.numpy)
+        z = standard_normal(_shape("normal", size), generator, kind.numpy, _place(device))
         return _finish(mean + std * z, kind, device, requires_grad)
     if tensors[-1] is std and (std._array < 0).any():
         raise RuntimeError("normal(): std holds a negative number")
@@ -361,8 +383,9 @@ def normal(
         raise RuntimeError(
             f"normal(): means of shape {list(mean.shape)} and deviations of {list(std.shape)} do not broadcast"
         ) from None
-    z = standard_normal(shape, generator, kind.numpy)
-    values = z * np.asarray(s, z.dtype) + np.asarray(m, z.dtype)
+    z = standard_normal(shape, generator, kind.numpy, first.device)
+    xp = get_array_module(z)
+    values = z * xp.asarray(s, z.dtype) + xp.asarray(m, z.dtype)
     result = _finish(values, kind, None, False)
     for t in tensors:
         if t.requires_grad and t._array.shape == shape:
@@ -391,7 +414,7 @@ def multinomial(
     Raises:
         RuntimeError: a weight is negative or not finite, none is positive, or another argument is wrong.
     """
-    array = _like("multinomial", input)._array
+    array = to_host(_like("multinomial", input)._array)
     if array.dtype.kind not in "fV":
         raise RuntimeError(
             f"multinomial(): weights are floating point numbers, got {input.dtype}; convert with .float()"
@@ -421,7 +444,8 @@ def multinomial(
         with np.errstate(divide="ignore"):  # what has no weight comes last
             times = -kernels.log(u.reshape(-1)).reshape(shape) / rows
         picked = np.argsort(times, axis=-1, kind="stable")[:, :num_samples]
-    return engine.Tensor_._of(picked.astype(np.int64).reshape(*input.shape[:-1], num_samples))  # type: ignore[no-any-return]
+    drawn = picked.reshape(*input.shape[:-1], num_samples)
+    return _finish(drawn, dtypes.int64, input.device, False)
 
 
 @replayed
@@ -431,7 +455,7 @@ def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
     Raises:
         RuntimeError: a rate is negative, or the type is not floating point.
     """
-    array = _like("poisson", input)._array
+    array = to_host(_like("poisson", input)._array)
     if array.dtype.kind not in "fV":
         raise RuntimeError(f"poisson(): rates are floating point numbers, got {input.dtype}")
     rates = array.astype(np.float64).reshape(-1)
@@ -495,7 +519,7 @@ def binomial(count: Tensor, prob: Tensor, generator: Generator | None = None) ->
             f"binomial(): count and prob need the same type, got {count.dtype} and {prob.dtype}"
         )
     count, prob = broadcast_tensors(count, prob)
-    n, p = (t._array.astype(np.float64).reshape(-1) for t in (count, prob))
+    n, p = (to_host(t._array).astype(np.float64).reshape(-1) for t in (count, prob))
     flip = p > 0.5  # as many failures as the rarer outcome has successes
     drawn = _binomial(n, np.where(flip, 1 - p, p), generator)
     return _drawn(count + prob, np.where(flip, n - drawn, drawn).reshape(count.shape))

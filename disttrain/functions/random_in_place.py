@@ -14,6 +14,7 @@ from disttrain import dtypes, engine
 from disttrain.functions.common import copy_
 from disttrain.functions.random import DIGITS, check_probability, check_std, random_integers
 from disttrain.kernels import random as kernels
+from disttrain.kernels.arrays import get_array_module
 from disttrain.modes import replayed
 from disttrain.random import Generator, uniform, words64
 from disttrain.random import normal as standard_normal
@@ -42,9 +43,10 @@ def uniform_(input: Tensor, *args: Any, generator: Generator | None = None, **en
         )
     if kind.itemsize == 2:
         kind = np.dtype(np.float32)
-    u = uniform(input.shape, generator, kind)
+    u = uniform(input.shape, generator, kind, input.device)
     values = u * kind.type(high - low) + kind.type(low)
-    values = np.asarray(values, input._array.dtype)  # NumPy turns arrays without dimensions into scalars
+    # NumPy turns arrays without dimensions into scalars
+    values = get_array_module(u).asarray(values, input._array.dtype)
     values[values >= values.dtype.type(high)] = values.dtype.type(low)  # where rounding reached the end
     return _write(input, values)
 
@@ -73,8 +75,9 @@ def _floats(name: str, input: Tensor) -> np.dtype[Any]:
 
 
 def _write(input: Tensor, values: Any) -> Tensor:
+    xp = get_array_module(values)
     with np.errstate(over="ignore", invalid="ignore"):
-        t: Tensor = engine.Tensor_._of(np.asarray(values).astype(input._array.dtype, copy=False))
+        t: Tensor = engine.Tensor_._of(xp.asarray(values).astype(input._array.dtype, copy=False))
     return copy_(input, t)
 
 
@@ -89,7 +92,7 @@ def normal_(
     """
     kind = _floats("normal_", input)
     check_std("normal_", std)
-    z = standard_normal(input.shape, generator, kind)
+    z = standard_normal(input.shape, generator, kind, input.device)
     return _write(input, z * z.dtype.type(std) + z.dtype.type(mean))
 
 
@@ -100,7 +103,7 @@ def bernoulli_(input: Tensor, p: Any = 0.5, *, generator: Generator | None = Non
     Raises:
         RuntimeError: a probability is not in [0, 1], or the tensor of probabilities does not fit.
     """
-    u = uniform(input.shape, generator, np.float64)
+    u = uniform(input.shape, generator, np.float64, input.device)
     if not isinstance(p, engine.Tensor_):
         return _write(input, u < check_probability("bernoulli_", p))
     if not p.dtype.is_floating_point:
@@ -109,7 +112,7 @@ def bernoulli_(input: Tensor, p: Any = 0.5, *, generator: Generator | None = Non
     if not ((chances >= 0) & (chances <= 1)).all():
         raise RuntimeError("bernoulli_(): p holds probabilities, in [0, 1], and one is not")
     try:
-        chances = np.broadcast_to(chances, input.shape)
+        chances = get_array_module(chances).broadcast_to(chances, input.shape)
     except ValueError:
         raise RuntimeError(
             f"bernoulli_(): probabilities of shape {list(p.shape)} do not fit a tensor of {list(input.shape)}"
@@ -135,7 +138,7 @@ def random_(input: Tensor, *args: Any, generator: Generator | None = None, **end
             high = (1 << DIGITS[kind]) + 1
         else:
             high = 2 if kind is dtypes.bool_ else int(np.iinfo(kind.numpy).max) + 1
-    return _write(input, random_integers("random_", low, high, input.shape, kind, generator))
+    return _write(input, random_integers("random_", low, high, input.shape, kind, generator, input.device))
 
 
 @replayed
@@ -152,7 +155,7 @@ def exponential_(input: Tensor, lambd: float = 1.0, *, generator: Generator | No
 
 
 def _open(input: Tensor, generator: Generator | None) -> Any:
-    return kernels.open_uniform(words64(input.numel(), generator))
+    return kernels.open_uniform(words64(input.numel(), generator, input.device))
 
 
 @replayed
@@ -166,7 +169,8 @@ def geometric_(input: Tensor, p: float, *, generator: Generator | None = None) -
         raise NotImplementedError("geometric_() counts trials, the tensor has booleans")
     if not 0 < p < 1:
         raise RuntimeError(f"geometric_(): p must lie between 0 and 1, both excluded, got {p}")
-    trials = np.ceil(kernels.log(_open(input, generator)) / kernels.log(np.array([1.0 - p])))
+    of_failure = float(kernels.log(np.array([1.0 - p]))[0])
+    trials = np.ceil(kernels.log(_open(input, generator)) / of_failure)
     return _write(input, trials.reshape(input.shape))
 
 
@@ -182,7 +186,7 @@ def log_normal_(
     _floats("log_normal_", input)
     if not std > 0:
         raise RuntimeError(f"log_normal_(): std must be positive, got {std}")
-    z = standard_normal(input.shape, generator, np.float64)
+    z = standard_normal(input.shape, generator, np.float64, input.device)
     return _write(input, kernels.exp(z * float(std) + float(mean)))
 
 
@@ -199,5 +203,5 @@ def cauchy_(
     if not sigma > 0:
         raise RuntimeError(f"cauchy_(): sigma must be positive, got {sigma}")
     n = input.numel()
-    z = standard_normal((2 * n,), generator, np.float64)
+    z = standard_normal((2 * n,), generator, np.float64, input.device)
     return _write(input, (float(median) + float(sigma) * (z[:n] / z[n:])).reshape(input.shape))

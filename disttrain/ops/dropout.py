@@ -1,10 +1,11 @@
-"""Dropout. The random bits are an argument: whoever calls decides where they come from."""
+"""Dropout. The random bits, or the key that they are drawn by, are an argument: whoever calls decides about them."""
 
 from typing import Any
 
 import numpy as np
 
-from disttrain.ops.types import Array, Result, is_array
+from disttrain.kernels import dropout as kernels
+from disttrain.ops.types import Array, Result, call, get_array_module, is_array
 
 
 def dropout(x: Array, keep: Array, *, p: float) -> Result:
@@ -41,3 +42,19 @@ def dropout_vjp(g: Any, needs: tuple[bool, ...], keep: Any, scale: float) -> tup
 
 def _masked(x: Array, keep: Array, scale: float) -> Array:
     return (x * keep) * x.dtype.type(scale)
+
+
+def dropout_by_key(x: Array, key: Array, *, p: float) -> Result:
+    """:func:`dropout` by 32 bits for each element of ``x``, those of a draw: no mask is kept, it is drawn again.
+
+    Args:
+        x: any floating point array, taken in row-major order.
+        key: seed, stream, draw and purpose of the draw, (4,) uint64, or their bits as int64.
+        p: probability that an element is dropped, in [0, 1].
+    """
+    out = kernels.dropout(get_array_module(x).ascontiguousarray(x), key.view(np.uint64), p)
+    return out, (key.view(np.int64), p), dropout_by_key_vjp  # a type that Tensors have
+
+
+def dropout_by_key_vjp(g: Any, needs: tuple[bool, ...], key: Any, p: float) -> tuple[Any, ...]:
+    return call(dropout_by_key, g, key, p=p), None

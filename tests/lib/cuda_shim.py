@@ -78,7 +78,31 @@ def shim(schedule):
         cuda.load, cuda.device, cuda.empty, cuda.upload, cuda.stream = kept
 
 
-class GpuArray(np.ndarray):
+class GpuDevice:
+    """Stands for ``cupy.cuda.Device``: there is one, whatever its number."""
+
+    id = 0
+
+    def __init__(self, id=None):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class OfGpu:
+    """What arrays of CuPy have that NumPy's lack."""
+
+    device = GpuDevice()
+
+    def get(self):
+        return self.view(np.ndarray).copy()
+
+
+class GpuArray(OfGpu, np.ndarray):
     """Stands for CuPy's arrays: what is made of it is of its kind, and kernels' modules take it for one on a GPU."""
 
 
@@ -89,6 +113,13 @@ def stand_in(schedule, monkeypatch):
     class Cupy(types.ModuleType):
         ndarray = GpuArray
         get_default_memory_pool = staticmethod(lambda: types.SimpleNamespace(used_bytes=lambda: 0))
+        is_available = staticmethod(lambda: True)
+        cuda = types.SimpleNamespace(Device=GpuDevice)
+        asarray = staticmethod(
+            lambda x, dtype=None: (
+                x.view(GpuArray) if dtype in (None, x.dtype) else x.astype(dtype).view(GpuArray)
+            )
+        )
 
         def __getattr__(self, name):
             function = getattr(np, name)

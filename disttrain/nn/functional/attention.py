@@ -11,7 +11,6 @@ from disttrain import engine, random
 from disttrain.functions.activation import softmax
 from disttrain.functions.creation import zeros, zeros_like
 from disttrain.functions.join import cat
-from disttrain.modes import replayed
 from disttrain.nn.functional.dropout import dropout
 from disttrain.nn.functional.linear import linear
 from disttrain.nn.functional.padding import pad
@@ -83,16 +82,10 @@ def scaled_dot_product_attention(
         scale = 1 / math.sqrt(E) if E else 1.0
     keep = None
     if dropout_p:
-        keep = _kept((*query.shape[:-1], S), dropout_p)
+        keep = random.kept((*query.shape[:-1], S), dropout_p, query.device)
     return engine.apply(  # type: ignore[no-any-return]
         ops.attention, query, key, value, attn_mask, keep, scale=scale, causal=bool(is_causal), p=dropout_p
     )
-
-
-@replayed
-def _kept(shape: tuple[int, ...], p: float) -> np.ndarray[Any, Any]:
-    """Draw what dropout keeps."""
-    return random.bits32(shape) >= np.uint32(min(round(p * 2**32), 2**32 - 1))
 
 
 def _repeat_heads(query: Tensor, x: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ import numpy as np
 
 from disttrain import engine, random
 from disttrain.functions.activation import SELU_ALPHA, SELU_SCALE
+from disttrain.kernels.arrays import on_gpu
 from disttrain.modes import replayed
 from disttrain.ops import dropout as dropout_ops
+from disttrain.ops.types import Op
 from disttrain.tensors import Tensor
 
 
@@ -134,10 +136,18 @@ def _drop_features(input: Tensor, p: float, training: bool, inplace: bool, dims:
 
 def _drop(input: Tensor, p: float, inplace: bool, shape: tuple[int, ...]) -> Tensor:
     _need_float(input)
-    bits = random.bits32(shape)
+    x = input._array
+    op: Op = dropout_ops.dropout
+    drawn = None
+    if on_gpu(x) and x.shape == shape and x.flags.c_contiguous:
+        drawn = random.gpu_key(input.device)
+    if drawn is None:
+        drawn = random.bits32(shape, device=input.device)
+    else:
+        op = dropout_ops.dropout_by_key
     if inplace:
-        return engine.write_in_place(input, dropout_ops.dropout, bits, p=p)
-    return engine.apply(dropout_ops.dropout, input, bits, p=p)  # type: ignore[no-any-return]
+        return engine.write_in_place(input, op, drawn, p=p)
+    return engine.apply(op, input, drawn, p=p)  # type: ignore[no-any-return]
 
 
 def _need_float(input: Tensor) -> None:
