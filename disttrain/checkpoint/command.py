@@ -199,7 +199,7 @@ def _found(manifest: Manifest, name: str) -> tuple[str, Stored]:
 
 
 def _sums(t: Stored) -> list[tuple[int, int, str]]:
-    return [(p.begin, p.end, p.sha256) for p in t.pieces]
+    return [(p.begin, p.end, p.checksum) for p in t.pieces]
 
 
 def _first_difference(name: str, x: Array, y: Array) -> str:

@@ -23,8 +23,8 @@ _logger = logging.getLogger("disttrain")
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _LOCK: Final = ".lock"
 _MAX_LOCK: Final = 4096
-_LARGE: Final = 1 << 20
-"""Bytes of a chunk from which on it is worth telling the kernel to begin with it."""
+_LARGE: Final = 16 << 20
+"""Bytes after which the kernel is told to begin with them; more often costs more than it gains."""
 
 
 def write_file(path: str, chunks: Iterable[Any], head: Callable[[], Any] | None = None) -> None:
@@ -37,15 +37,16 @@ def write_file(path: str, chunks: Iterable[Any], head: Callable[[], Any] | None 
     """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        size = 0
+        size = told = 0
         for chunk in chunks:
             rest = memoryview(chunk).cast("B")
+            size += len(rest)
             while rest:
                 rest = rest[os.write(file, rest) :]
-            if len(chunk) >= _LARGE and hasattr(os, "posix_fadvise"):
+            if size - told >= _LARGE and hasattr(os, "posix_fadvise"):
                 # Which starts to write it out; of all that was written before, each time, it would cost more and more.
-                os.posix_fadvise(file, size, len(chunk), os.POSIX_FADV_DONTNEED)
-            size += len(chunk)
+                os.posix_fadvise(file, told, size - told, os.POSIX_FADV_DONTNEED)
+                told = size
         if head is not None:
             beginning, at = memoryview(head()).cast("B"), 0
             while at < len(beginning):

@@ -13,13 +13,16 @@ from itertools import pairwise
 from typing import Any, Final
 
 from disttrain import dtypes
+from disttrain.checkpoint.checksums import is_checksum
 from disttrain.checkpoint.files import open_to_read
-from disttrain.checkpoint.tensorfile import MAX_HEADER, check_shape, is_digest, unique_keys
+from disttrain.checkpoint.tensorfile import MAX_HEADER, check_shape, unique_keys
 from disttrain.errors import FileDamaged
 
 NAME: Final = "manifest.json"
 FORMAT: Final = "disttrain.checkpoint"
-VERSION: Final = 1
+VERSION: Final = 2
+_READ: Final = (1, 2)
+"""Versions that are read; they differ in the kind of the tensors' checksums alone."""
 _PART: Final = re.compile(r"part-\d{5}\.safetensors")
 
 
@@ -35,7 +38,7 @@ class Piece:
     file: str
     begin: int
     end: int
-    sha256: str
+    checksum: str
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Manifest:
                 name: {
                     "dtype": t.dtype.name,
                     "shape": list(t.shape),
-                    "pieces": [[p.file, p.begin, p.end, p.sha256] for p in t.pieces],
+                    "pieces": [[p.file, p.begin, p.end, p.checksum] for p in t.pieces],
                 }
                 for name, t in self.tensors.items()
             },
@@ -153,10 +156,10 @@ class Manifest:
     def _decode(cls, head: Any, path: str) -> Manifest:
         if head["format"] != FORMAT:
             raise ValueError(f"its format is {head['format']!r:.40}, not {FORMAT!r}")
-        if head["version"] != VERSION:
+        if head["version"] not in _READ:
             raise FileDamaged(
-                f"{path} has format version {head['version']!r:.20}, and this version of disttrain reads {VERSION}; "
-                f"it is newer, or damaged"
+                f"{path} has format version {head['version']!r:.20}, and this version of disttrain reads up to "
+                f"{VERSION}; it is newer, or damaged"
             )
         content = head["content"]
         if _digest(content) != head["sha256"]:
@@ -228,10 +231,10 @@ def _digest(content: Mapping[str, Any]) -> str:
 def _stored(said: Any) -> Stored:
     check_shape(said["shape"])
     pieces = []
-    for file, begin, end, sha256 in said["pieces"]:
-        if not is_digest(sha256) or type(begin) is not int or type(end) is not int:
-            raise ValueError(f"{[file, begin, end, sha256]!r:.100} is no piece of a tensor")
-        pieces.append(Piece(_of(str, file), begin, end, sha256))
+    for file, begin, end, checksum in said["pieces"]:
+        if not is_checksum(checksum) or type(begin) is not int or type(end) is not int:
+            raise ValueError(f"{[file, begin, end, checksum]!r:.100} is no piece of a tensor")
+        pieces.append(Piece(_of(str, file), begin, end, checksum))
     return Stored(dtypes.BY_NAME[said["dtype"]], tuple(said["shape"]), tuple(pieces))
 
 

@@ -124,13 +124,13 @@ class Reader:
         name, t = stored
         begin, end = (0, t.size) if w.span is None else w.span
         if len(touched) == 1 and (touched[0].begin, touched[0].end) == (0, t.size) == (begin, end):
-            out = self.file(touched[0].file).read(name, touched[0].sha256)
+            out = self.file(touched[0].file).read(name, touched[0].checksum)
         else:
             out = np.empty(end - begin, t.dtype.numpy)
             for p in touched:
                 low, high = max(p.begin, begin), min(p.end, end)
                 part = self.file(p.file).read(
-                    name_in_file(name, p.begin, p.end, t.size), p.sha256, low - p.begin, high - p.begin
+                    name_in_file(name, p.begin, p.end, t.size), p.checksum, low - p.begin, high - p.begin
                 )
                 out[low - begin : high - begin] = part
         return out.reshape(t.shape if w.span is None else -1)

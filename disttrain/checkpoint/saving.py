@@ -446,7 +446,7 @@ def write_part(path: str, id: str, arrays: Mapping[str, Array], pieces: Mapping[
     """
 
     def metadata(sums: Mapping[str, str]) -> dict[str, str]:
-        told = {name: [*pieces[name], sha256] for name, sha256 in sums.items()}
+        told = {name: [*pieces[name], checksum] for name, checksum in sums.items()}
         return {"format": FORMAT, "id": id, "pieces": json.dumps(told)}
 
     files.write_file(path + _WRITING, *encode_hashed(arrays, metadata))
@@ -561,8 +561,8 @@ def complete(manifest: Manifest, path: str, parts: int) -> None:
             manifest.files[file] = opened.size
             if opened.metadata.get("id") != manifest.id:
                 raise CheckpointError(f"{file} is of another save")
-            for stored, (name, shape, begin, end, sha256) in json.loads(opened.metadata["pieces"]).items():
-                piece = Piece(file, begin, end, sha256)
+            for stored, (name, shape, begin, end, checksum) in json.loads(opened.metadata["pieces"]).items():
+                piece = Piece(file, begin, end, checksum)
                 pieces.setdefault(name, []).append((opened.entries[stored].dtype, tuple(shape), piece))
     for name, found_pieces in sorted(pieces.items()):
         kinds = {(kind, shape) for kind, shape, _ in found_pieces}

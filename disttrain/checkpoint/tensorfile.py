@@ -7,20 +7,18 @@ against the size of the file before any memory is taken for it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import mmap
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from disttrain import dtypes
+from disttrain.checkpoint.checksums import LENGTH, Checksum
 from disttrain.checkpoint.files import open_to_read
 from disttrain.errors import FileDamaged
 from disttrain.kernels.arrays import Array
@@ -40,10 +38,12 @@ _NAMES: Final = {
     dtypes.float64: "F64",
 }
 _DTYPES: Final = {name: kind for kind, name in _NAMES.items()}
-_CHUNK: Final = 4 << 20
+_READ: Final = 4 << 20
 """Bytes that are read at a time: they are still in the cache when their checksum is computed."""
+_WRITTEN: Final = 16 << 20
+"""Bytes that are written at a time. Large, as after each of them the writing thread waits for Python's lock, which the
+training may keep for 5 ms."""
 _METADATA: Final = "__metadata__"
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -101,34 +101,24 @@ def encode_hashed(
 ) -> tuple[Iterator[Any], Callable[[], bytes]]:
     """Return the buffers that make a file, and a function that gives its header once they are written.
 
-    Another thread computes the checksums that the header holds while the file is written.
-
     Args:
         arrays: by name, C-contiguous and on the host.
-        metadata: of the header, as a function of the SHA-256 of each array; always as long.
+        metadata: of the header, as a function of the checksum of each array; always as long.
     """
-    sums = dict.fromkeys(arrays, "0" * 64)
+    sums = dict.fromkeys(arrays, "0" * LENGTH)
     preliminary = header(arrays, metadata(sums))
 
     def chunks() -> Iterator[Any]:
-        with ThreadPoolExecutor(1, "checksums") as pool:
-            names = layout(arrays)
-            computed = {name: pool.submit(_digest, as_bytes(arrays[name])) for name in names}
-            try:
-                yield preliminary
-                for name in names:
-                    data = as_bytes(arrays[name])
-                    for begin in range(0, len(data), _CHUNK):
-                        yield data[begin : begin + _CHUNK]
-                sums.update((name, found.result()) for name, found in computed.items())
-            finally:
-                pool.shutdown(cancel_futures=True)
+        yield preliminary
+        for name in layout(arrays):
+            data = as_bytes(arrays[name])
+            found = Checksum()
+            for begin in range(0, len(data), _WRITTEN):
+                yield data[begin : begin + _WRITTEN]
+                found.update(data[begin : begin + _WRITTEN])  # the disk is busy with it
+            sums[name] = found.text
 
     return chunks(), lambda: header(arrays, metadata(sums))
-
-
-def _digest(data: memoryview) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def as_bytes(array: Array) -> memoryview:
@@ -226,7 +216,7 @@ class TensorFile:
 
         Args:
             name: of the tensor; it is in :attr:`entries`.
-            checksum: its SHA-256; ``None`` if nobody knows it.
+            checksum: of it; ``None`` if nobody knows it.
             begin: the first element wanted.
             end: the last one, and one more; ``None`` for all.
 
@@ -237,25 +227,25 @@ class TensorFile:
         size = entry.dtype.itemsize
         last = math.prod(entry.shape) if end is None else end
         wanted = _memory((last - begin) * size)
-        sha = hashlib.sha256()
+        found = None if checksum is None else Checksum(checksum)
         scratch = None
         at = 0
         while at < entry.nbytes:
-            n = min(_CHUNK, entry.nbytes - at)
+            n = min(_READ, entry.nbytes - at)
             if begin * size <= at and at + n <= last * size:
                 chunk = wanted.data[at - begin * size : at - begin * size + n]
                 self._read_into(chunk, entry.begin + at)
             else:
-                scratch = np.empty(_CHUNK, np.uint8) if scratch is None else scratch
+                scratch = np.empty(_READ, np.uint8) if scratch is None else scratch
                 chunk = scratch.data[:n]
                 self._read_into(chunk, entry.begin + at)
                 low, high = max(at, begin * size), min(at + n, last * size)
                 if low < high:
                     wanted[low - begin * size : high - begin * size] = scratch[low - at : high - at]
-            if checksum is not None:
-                sha.update(chunk)
+            if found is not None:
+                found.update(chunk)
             at += n
-        if checksum is not None and sha.hexdigest() != checksum:
+        if found is not None and found.text != checksum:
             raise FileDamaged(
                 f"{self.display}: checksum differs for tensor {name!r:.200}: these are not the saved numbers"
             )
@@ -281,7 +271,7 @@ def _memory(nbytes: int) -> Array:
     NumPy asks for large pages. The kernel then makes room for them among those that the file fills as it is read, which
     takes several times as long as the reading.
     """
-    if nbytes < _CHUNK:
+    if nbytes < _READ:
         return np.empty(nbytes, np.uint8)
     return np.frombuffer(mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
@@ -310,8 +300,3 @@ def check_shape(shape: Sequence[Any]) -> None:
         raise ValueError(f"{shape!r:.60} is no shape")
     if any(not 0 <= n < 1 << 63 for n in shape) or math.prod(n for n in shape if n) >= 1 << 60:
         raise ValueError(f"no array has the shape {shape!r:.60}")
-
-
-def is_digest(text: Any) -> bool:
-    """Return whether this is a SHA-256 in hexadecimal digits."""
-    return isinstance(text, str) and _SHA256.fullmatch(text) is not None

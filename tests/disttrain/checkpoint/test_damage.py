@@ -1,5 +1,6 @@
 """Files that are not as they were written: none loads other numbers, crashes, or takes memory beyond its size."""
 
+import hashlib
 import json
 import os
 import random
@@ -9,9 +10,12 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import xxhash
 
 import disttrain as dt
 from disttrain.checkpoint import manifest as manifests
+from disttrain.checkpoint.reading import Reader
+from disttrain.checkpoint.states import Wanted
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.local import run_ranks
 from disttrain.errors import CheckpointMismatch, FileDamaged
@@ -164,16 +168,40 @@ def test_damage_that_one_rank_sees_is_told_on_all(tmp_path):
     world(2, body)
 
 
+def test_a_checkpoint_of_the_first_version_is_read_and_its_damage_seen(tmp_path):
+    (folder,) = write(tmp_path / "run", steps=(1,))
+    expected = load(folder, make(9))
+
+    def older(content):
+        with Reader(str(folder)) as reader:
+            for name in reader.manifest.tensors:
+                data = reader.read([Wanted(name)])[name].tobytes()
+                said = content["tensors"][name]["pieces"]
+                assert len(said) == 1
+                assert said[0][3] == "xxh3:" + xxhash.xxh3_128(data).hexdigest()
+                said[0][3] = hashlib.sha256(data).hexdigest()
+
+    rewrite(folder, older, version=1)
+
+    assert load(folder, make(9)) == expected
+    path = folder / PART
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FileDamaged, match="checksum differs for tensor"):
+        load(folder, make(9))
+
+
 # ------------------------------------------------------------------------------------------------- liars
 
 
-def rewrite(folder, change):
+def rewrite(folder, change, **head_too):
     """Change a manifest and make its checksum right: what a liar can write."""
     path = folder / manifests.NAME
     head = json.loads(path.read_text())
     change(head["content"])
     head["sha256"] = manifests._digest(head["content"])
-    path.write_text(json.dumps(head))
+    path.write_text(json.dumps(head | head_too))
 
 
 def header_of(path, change):
@@ -213,6 +241,8 @@ LIES = {
     "a piece twice": lambda c: first(c)["pieces"].append(first(c)["pieces"][0]),
     "a piece before the tensor": lambda c: first(c)["pieces"][0].__setitem__(1, -1),
     "no checksum": lambda c: first(c)["pieces"][0].__setitem__(3, ""),
+    "a checksum of no kind": lambda c: first(c)["pieces"][0].__setitem__(3, "crc:" + 32 * "0"),
+    "a checksum that is short": lambda c: first(c)["pieces"][0].__setitem__(3, "xxh3:0"),
     "a path upwards": set_file("../part-00000.safetensors"),
     "an absolute path": set_file("/etc/passwd"),
     "another name": set_file("manifest.json"),
