@@ -20,9 +20,11 @@ It needs matplotlib.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
+import select
 import statistics
 import subprocess
 import sys
@@ -317,38 +319,33 @@ def make_step(side, row, world_size, rank, device="cpu", compiled=False):
     return step
 
 
-def worker(side, row, world_size, steps, turns_at):
-    """Make ``steps`` steps whenever a file says so, and tell in another how long they took."""
+def worker(side, row, world_size, steps, pipes):
+    """Make ``steps`` steps for each line that a pipe brings, and tell in another how long they took."""
     rank = int(os.environ.get("RANK", "0"))
-    name = f"{side}-{world_size}"
-    owner = Path("/proc", Path(turns_at, "owner").read_text())
     step = make_step(side, row, world_size, rank)
     losses = [step().item() for _ in range(10)]
-    turn = 0
-    while True:
-        go = Path(turns_at, f"{name}-{turn}")
-        while not go.exists():
-            time.sleep(0.02)  # while it is others' turn: no more often, to leave them the cores
-            if not owner.exists():  # it was killed, and nobody will say "stop"
-                return
-        text = go.read_text()
-        if text == "stop":
-            return
-        times, work = [], []
-        for _ in range(steps):
-            start, busy = time.perf_counter(), time.process_time()
-            loss = step()
-            times.append(time.perf_counter() - start)
-            work.append(time.process_time() - busy)
-        losses.append(loss.item())
-        if rank == 0:
-            result = Path(turns_at, f"{name}-{turn}.result")
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on Linux
-            result.with_suffix(".part").write_text(
-                json.dumps({"times": times, "work": work, "losses": losses, "peak": peak / 1024})
-            )
-            result.with_suffix(".part").rename(result)
-        turn += 1
+    # While it is others' turn nothing runs here: they need the cores. The pipe ends with whoever opened it.
+    with open(go_pipe(pipes, side, world_size, rank)) as turns:
+        for _ in turns:
+            times, work = [], []
+            for _ in range(steps):
+                start, busy = time.perf_counter(), time.process_time()
+                loss = step()
+                times.append(time.perf_counter() - start)
+                work.append(time.process_time() - busy)
+            losses.append(loss.item())
+            if rank == 0:
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on Linux
+                found = {"times": times, "work": work, "losses": losses, "peak": peak / 1024}
+                result_pipe(pipes, side, world_size).write_text(json.dumps(found) + "\n")
+
+
+def go_pipe(pipes, side, world_size, rank):
+    return Path(pipes, f"{side}-{world_size}-{rank}")
+
+
+def result_pipe(pipes, side, world_size):
+    return Path(pipes, f"{side}-{world_size}")
 
 
 def draw(row, world_size):
@@ -375,59 +372,63 @@ def draw(row, world_size):
         print(f"  bucket {k:2d} {' ' * a}{'━' * b}{' ' * (width - a - b)} {sent:6.2f} to {back:6.2f} ms")
 
 
-def start(side, row, world_size, steps, turns_at):
-    me = [str(Path(__file__).resolve()), "--worker", side, row, str(world_size), str(steps), turns_at]
-    env = {**os.environ, **THREADS}
-    if world_size == 1:
-        command = [sys.executable, *me]
-    elif side == "torch":
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={world_size}",
-            *me,
-        ]
-    else:
-        command = [sys.executable, "-m", "disttrain", "launch", "-n", str(world_size), *me]
-    return subprocess.Popen(command, env=env)
+class Entrant:
+    """One side with one number of ranks: processes that train when it is their turn."""
+
+    def __init__(self, side, row, world_size, steps, pipes):
+        self.name = f"{side} on {world_size} ranks, {row}"
+        paths = [go_pipe(pipes, side, world_size, rank) for rank in range(world_size)]
+        results = result_pipe(pipes, side, world_size)
+        for path in [*paths, results]:
+            os.mkfifo(path)
+        self.turns = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in paths]
+        self.results = open(results, "r+b", buffering=0)  # noqa: SIM115
+        me = [str(Path(__file__).resolve()), "--worker", side, row, str(world_size), str(steps), pipes]
+        if world_size == 1:
+            command = []
+        elif side == "torch":
+            command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+        else:
+            command = ["-m", "disttrain", "launch", "-n", str(world_size)]
+        self.process = subprocess.Popen([sys.executable, *command, *me], env={**os.environ, **THREADS})
+
+    def turn(self):
+        """Return what rank 0 has found."""
+        for turns in self.turns:
+            os.write(turns, b"go\n")
+        deadline = time.monotonic() + 120
+        while not select.select([self.results], [], [], 1)[0]:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{self.name} failed")
+        return json.loads(self.results.readline())
+
+    def close(self):
+        for turns in self.turns:
+            os.close(turns)
+        self.results.close()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.terminate()
+            self.process.wait(30)
 
 
 def measure(row, worlds, sides, steps, turns, clock):
     """Return by (side, world size) the median seconds of a step, the losses and the peak MiB of a process."""
-    entrants = [(side, n) for n in worlds for side in sides]
-    seconds = {entrant: [] for entrant in entrants}
+    seconds = {(side, n): [] for n in worlds for side in sides}
     losses, peaks = {}, {}
-    with tempfile.TemporaryDirectory() as turns_at:
-        tell(turns_at, "owner", str(os.getpid()))
-        workers = {}
-        try:
-            for side, n in entrants:
-                workers[side, n] = start(side, row, n, steps, turns_at)
-            for turn in range(turns):
-                for entrant in entrants:
-                    side, n = entrant
-                    tell(turns_at, f"{side}-{n}-{turn}", "go")
-                    result = Path(turns_at, f"{side}-{n}-{turn}.result")
-                    deadline = time.monotonic() + 120
-                    while not result.exists():
-                        if workers[entrant].poll() is not None or time.monotonic() > deadline:
-                            raise RuntimeError(f"{side} failed at {row!r} on {n} ranks")
-                        time.sleep(0.01)
-                    report = json.loads(result.read_text())
-                    losses[entrant], peaks[entrant] = report["losses"], report["peak"]
-                    if turn:  # the first one warms up
-                        seconds[entrant].append(statistics.median(report[clock]))
-            for (side, n), process in workers.items():
-                tell(turns_at, f"{side}-{n}-{turns}", "stop")
-                process.wait(30)
-        finally:
-            for process in workers.values():
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait(30)
-    return {entrant: statistics.median(s) for entrant, s in seconds.items()}, losses, peaks
+    with tempfile.TemporaryDirectory() as pipes, contextlib.ExitStack() as ends:
+        entrants = {}
+        for side, n in seconds:
+            entrants[side, n] = entrant = Entrant(side, row, n, steps, pipes)
+            ends.callback(entrant.close)
+        for turn in range(turns):
+            for which, entrant in entrants.items():
+                report = entrant.turn()
+                losses[which], peaks[which] = report["losses"], report["peak"]
+                if turn:  # the first one warms up
+                    seconds[which].append(statistics.median(report[clock]))
+    return {which: statistics.median(s) for which, s in seconds.items()}, losses, peaks
 
 
 def pyplot():
@@ -503,12 +504,6 @@ def plot(path, rows, ratios, against):
     plt.close(figure)
 
 
-def tell(turns_at, name, text):
-    path = Path(turns_at, name)
-    path.with_suffix(".part").write_text(text)
-    path.with_suffix(".part").rename(path)
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -538,8 +533,8 @@ def main():
     if args.turns < 2:
         parser.error(f"--turns must be at least 2, as the first is not counted, got {args.turns}")
     if args.worker:
-        side, row, world_size, steps, turns_at = args.worker
-        return worker(side, row, int(world_size), int(steps), turns_at)
+        side, row, world_size, steps, pipes = args.worker
+        return worker(side, row, int(world_size), int(steps), pipes)
 
     if args.draw:
         return draw(args.draw[0], int(args.draw[1]))
