@@ -27,6 +27,8 @@ _ENDING: Final = 0.5
 """Seconds from when a launcher answers no more to the end of its job."""
 _STACK_PATIENCE: Final = 3.0
 """Seconds that the agent of another node may take to find out where a rank is."""
+_ON_SAVE_PATIENCE: Final = 3.0
+"""Seconds that a script may take to say how to save, once its user wants it to."""
 _HINT_AFTER: Final = 3.0
 """Seconds after which a command that waits says what for."""
 _KILL_PATIENCE: Final = 10.0
@@ -286,6 +288,8 @@ def ctl(job: str, command: str, no_wait: bool) -> None:
     pause   lets all ranks wait after a step, until resume
     """
     found = find(job)
+    if command == "save":
+        _wait(lambda: _has_said_how_to_save(found), _ON_SAVE_PATIENCE)
     answer = found.ask("ctl", command=command)
     if not answer["done"]:
         raise JobError(f"{command} is refused: {answer['text']}")
@@ -315,6 +319,15 @@ def ctl(job: str, command: str, no_wait: bool) -> None:
     else:
         why = told[-1]["what"] if told else "the job has ended first"
         raise JobError(f"{command} has not been done: {why}")
+
+
+def _has_said_how_to_save(job: Job) -> bool:
+    """Return whether all ranks have given a function to ``dt.on_save``, or train without one.
+
+    A script that has just been started may be about to, and from other nodes the news takes a moment.
+    """
+    ranks = job.ask("status")["ranks"]
+    return bool(ranks) and all(r["can_save"] or r["steps"] for r in ranks)
 
 
 def history(job: Job) -> list[dict[str, Any]]:

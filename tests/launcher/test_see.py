@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from disttrain.launcher.see import ctl
 
 TRAIN = """
     import sys, time
@@ -109,6 +112,33 @@ def test_a_script_that_does_not_say_how_to_save_is_not_asked_to(start, tool):
     assert (code, err) == (1, f"Error: save is refused: {why}\n")
     assert job.end()[0] == 0
     assert commands(job)[0] == ("save", f"refused: {why}")
+
+
+class Beginner:
+    """A job whose ranks have said how to save when they are looked at for the third time."""
+
+    running = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.looks = 0
+
+    def ask(self, kind: str, **fields: str) -> dict:
+        self.looks += kind == "status"
+        can_save = self.looks >= 3
+        if kind == "ctl":
+            return {"done": can_save, "text": "the script has not said how"}
+        ranks = [{"can_save": True, "steps": 0}, {"can_save": can_save, "steps": 0}]
+        return {"job": {"pending": []}, "ranks": ranks}
+
+
+def test_a_script_that_has_just_begun_may_take_a_moment_to_say_how_to_save(monkeypatch, tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"command":"save","what":"done","step":1}\n')
+    monkeypatch.setattr("disttrain.launcher.see.find", lambda name: Beginner(tmp_path))
+
+    done = CliRunner().invoke(ctl, ["a1b2", "save"])
+
+    assert (done.exit_code, done.output) == (0, "save: done after step 1\n")
 
 
 def test_ps_and_top_show_how_far_a_job_is(start, tool):
