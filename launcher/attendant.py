@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 from disttrain.collectives.env import WorkerEnv
@@ -21,6 +22,7 @@ from disttrain.collectives.ledger import is_ours
 from disttrain.collectives.meter import End, note_heard, read_end
 from disttrain.launcher.commands import Commands, JobFacts
 from disttrain.launcher.desk import Desk
+from disttrain.launcher.gpus import Gpu, visible
 from disttrain.launcher.guardian import send
 from disttrain.launcher.node import Workers, WorkerState, tell_slow
 from disttrain.launcher.pace import Paces
@@ -74,7 +76,7 @@ class Attendant:
             os.close(ledger)
             return
         env = WorkerEnv(rank=process, world_size=size, process=process, processes=size, ledger=ledger)
-        worker = WorkerState(env, socket.gethostname(), ledger, pid)
+        worker = WorkerState(env, socket.gethostname(), ledger, pid, gpus=_gpus_of(pid))
         pidfd = os.pidfd_open(pid)
         self._workers.append(worker)
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_exit(worker, pidfd))
@@ -174,6 +176,14 @@ class Attendant:
         )
         report.write(self._directory.report)
         self._directory.keep()
+
+
+def _gpus_of(pid: int) -> tuple[Gpu, ...]:
+    """Return the GPU of a rank that others have started, by its environment; nothing if it has none."""
+    words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="surrogateescape").split("\0")
+    environ = dict(word.partition("=")[::2] for word in words)
+    local = WorkerEnv.from_environ(environ).local_rank
+    return visible(environ)[local : local + 1]
 
 
 def _say(text: str) -> None:

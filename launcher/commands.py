@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from disttrain.collectives.control import BadMessage, Message
 from disttrain.collectives.ledger import Standing, read, stacks_in
 from disttrain.collectives.meter import Reading, Wish
+from disttrain.launcher import gpus
 from disttrain.launcher.node import WISHES, Workers, WorkerState
 from disttrain.launcher.report import name_ranks
 
@@ -226,6 +227,7 @@ class Commands:
             "processes": about.processes,
             "nodes": len(self._nodes),
             "pending": list(self._pending),
+            "gpus": gpus.trouble(),
         }
 
     def _ranks(self) -> list[dict[str, Any]]:
@@ -247,8 +249,9 @@ def _describe(worker: WorkerState) -> list[dict[str, Any]]:
     }
     trouble = worker.trouble if worker.running else _end_of(worker)
     found = []
-    for reading in worker.readings():
+    for i, reading in enumerate(worker.readings()):
         standing = standings.get(reading.rank)
+        gpu = worker.gpu_uses[i] if i < len(worker.gpu_uses) else None
         state, call = _place(reading, standing)
         found.append(
             asdict(reading)
@@ -259,6 +262,7 @@ def _describe(worker: WorkerState) -> list[dict[str, Any]]:
                 "thread": standing.thread if standing is not None else 0,
                 "state": trouble or state,
                 "call": call[:_MAX_CALL],
+                "gpu": gpu and asdict(gpu),
             }
         )
     return found

@@ -1,6 +1,5 @@
 """What the user asked for, checked: the configuration of one job."""
 
-import glob
 import math
 import os
 from collections.abc import Collection, Iterable
@@ -10,6 +9,7 @@ from typing import Final
 
 from disttrain.collectives.chaos import BadChaos, Fault, parse
 from disttrain.collectives.env import WorkerEnv
+from disttrain.launcher import gpus
 
 TRANSPORTS: Final = ("auto", "local", "shm", "mpi", "nccl")
 REHEARSAL: Final = "disttrain.launcher.rehearsal"
@@ -169,12 +169,11 @@ class LaunchConfig:
 
 
 def _check_gpus(processes: int) -> None:
-    gpus = count_gpus()
-    parts = "MIG" in os.environ.get("CUDA_VISIBLE_DEVICES", "")  # of one GPU, which only CUDA can count
-    if gpus < processes and not parts:
+    count = count_gpus()
+    if count < processes:
         raise ConfigError(
-            f"--transport nccl needs a GPU for each process, got -n {processes} and {gpus or 'no'} visible GPU"
-            f"{'s' * (gpus != 1)}; use -n gpu (--ranks puts several ranks into a process), or --transport auto"
+            f"--transport nccl needs a GPU for each process, got -n {processes} and {count or 'no'} visible GPU"
+            f"{'s' * (count != 1)}; use -n gpu (--ranks puts several ranks into a process), or --transport auto"
         )
 
 
@@ -223,12 +222,12 @@ def parse_nproc(text: str) -> int:
     if text == "cpu":
         return len(os.sched_getaffinity(0))
     if text == "gpu":
-        gpus = count_gpus()
-        if gpus == 0:
+        count = count_gpus()
+        if count == 0:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             why = f"CUDA_VISIBLE_DEVICES={visible!r}" if visible is not None else "there is no /dev/nvidia*"
             raise ConfigError(f"-n gpu: no GPU is visible ({why}); use -n cpu or a number")
-        return gpus
+        return count
     if text == "auto":
         return count_gpus() or parse_nproc("cpu")
     try:
@@ -242,12 +241,7 @@ def parse_nproc(text: str) -> int:
 
 def count_gpus() -> int:
     """Return how many NVIDIA GPUs a process started from here would see, without loading CUDA."""
-    devices = len(glob.glob("/dev/nvidia[0-9]*"))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return devices
-    named = [d for d in visible.split(",") if d.strip() and not d.strip().startswith("-")]
-    return min(devices, len(named))
+    return len(gpus.visible())
 
 
 def parse_env(pairs: Iterable[str]) -> dict[str, str]:

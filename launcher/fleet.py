@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from types import NoneType
 from typing import Any, Final
 
 from disttrain.collectives.control import REPORTS, BadMessage, Message, check
 from disttrain.collectives.ledger import ledger_file
 from disttrain.collectives.stacks import MOST_FRAMES
 from disttrain.launcher.config import ConfigError
+from disttrain.launcher.gpus import GpuUse
 from disttrain.launcher.hosts import Host
 from disttrain.launcher.node import Order, WorkerState
 from disttrain.launcher.pace import Mark
@@ -41,6 +43,9 @@ _LOCAL: Final = re.compile(
     r"|TMP|TMPDIR|USER|XAUTHORITY|XDG_\w+|_"
 )
 """Variables that belong to a machine or a login, and do not travel to the other nodes."""
+
+_GPU_USES: Final = ([str, float, int, int], [str, NoneType, int, int])
+"""The fields of :class:`~disttrain.launcher.gpus.GpuUse`."""
 
 
 @dataclass
@@ -217,6 +222,7 @@ class RemoteNode:
             worker.looked_at = message["clock"]
             worker.trouble, worker.rss = message["trouble"], message["rss"]
             worker.cpu_seconds = message["cpu"]
+            worker.gpu_uses = tuple(map(_gpu_use, message["gpus"]))
         elif kind == "stack":
             if not all(type(line) is str for line in message["lines"]):
                 raise BadMessage("a stack that is not of text")
@@ -315,6 +321,15 @@ class RemoteNode:
             self._fleet.hub.send(
                 self.index, kind, generation=self._fleet.generation, process=process, **fields
             )
+
+
+def _gpu_use(fields: Any) -> GpuUse | None:
+    """Return the use of a GPU that an agent has sent; None if it does not know it."""
+    if fields is None:
+        return None
+    if not (type(fields) is list and [type(x) for x in fields] in _GPU_USES):
+        raise BadMessage("the use of a GPU in another form")
+    return GpuUse(*fields)
 
 
 class Fleet:

@@ -1,5 +1,6 @@
 """The workers on one machine: starting them, hearing of their ends, and ending all that is left of them."""
 
+import math
 import os
 import selectors
 import signal
@@ -17,8 +18,9 @@ from disttrain.collectives.control import Message
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.ledger import Standing, ledger_file, read, stacks_in
 from disttrain.collectives.meter import Reading, Wish, ask, end, read_meters, resume
-from disttrain.launcher import guardian, pmi
+from disttrain.launcher import gpus, guardian, pmi
 from disttrain.launcher.config import THREAD_COUNTS
+from disttrain.launcher.gpus import Gpu, GpuUse
 from disttrain.launcher.memory import MemoryWatch
 from disttrain.launcher.pace import Mark
 from disttrain.launcher.placement import Machine, Place
@@ -81,6 +83,10 @@ class WorkerState:
     """Bytes of memory that it used then."""
     cpu_seconds: float = 0.0
     """Seconds of processor time that it had used by then."""
+    gpus: tuple[Gpu, ...] = ()
+    """Those of its ranks, if it runs on this machine."""
+    gpu_uses: tuple[GpuUse | None, ...] = ()
+    """How busy the GPU of each of its ranks was; nothing if they have none."""
     stack: list[str] | None = None
     """Where it was in its Python code when it was asked last; None while the answer is on its way."""
 
@@ -121,6 +127,10 @@ class WorkerState:
             return
         self.cpu_seconds = (int(fields[11]) + int(fields[12])) / _TICKS
 
+    def look_at_gpus(self) -> None:
+        """Note how busy its GPUs are, if it runs on this machine."""
+        self.gpu_uses = tuple(map(gpus.use, self.gpus))
+
 
 def tell_slow(slow: Slow, workers: Sequence[WorkerState]) -> str:
     """Return the line that names a slow rank, one of those of ``workers``."""
@@ -147,11 +157,16 @@ class Workers:
 
     def __init__(self, workers: Sequence[WorkerState] = ()) -> None:
         self._workers = list(workers)
+        self._gpus_at = -math.inf
 
     def look(self) -> None:
         """Bring up to date what is known of the workers; their ledgers always are."""
         for worker in self._workers:
             worker.look()
+        if time.monotonic() - self._gpus_at >= LOOK:  # the driver takes milliseconds for each
+            self._gpus_at = time.monotonic()
+            for worker in self._workers:
+                worker.look_at_gpus()
 
     def ask(
         self, worker: WorkerState, thread: int = 0, most: int = stacks.MOST_FRAMES, *, wake: bool = False
@@ -238,7 +253,7 @@ class LocalNode(Workers):
             inherited.append(world.fileno())
         machine = self._machine.without(order.without)
         if machine is not self._machine:
-            environ["CUDA_VISIBLE_DEVICES"] = ",".join(name for name, _ in machine.gpus)
+            environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.name for gpu in machine.gpus)
         place = machine.place(env, environ, limits)
         environ |= place.variables
         with _bound(place):
@@ -255,7 +270,7 @@ class LocalNode(Workers):
         os.close(err)
         if world is not None:
             world.close()
-        worker = WorkerState(env, self.host, ledger, popen.pid, place)
+        worker = WorkerState(env, self.host, ledger, popen.pid, place, gpus=place.gpus)
         self._workers.append(worker)
         self._popens[popen.pid] = popen
         pidfd = self._pidfds[popen.pid] = os.pidfd_open(popen.pid)

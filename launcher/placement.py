@@ -1,13 +1,13 @@
 """What each process of a node gets: a GPU, a NUMA node, cores, threads; and the table that says so."""
 
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from disttrain.collectives.env import WorkerEnv
+from disttrain.launcher.gpus import Gpu, trouble, use, visible
 
 BINDING_VARIABLES: Final = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 """Where one of these is set, the user binds, or does not want it: we leave the cores alone."""
@@ -21,8 +21,8 @@ class Machine:
 
     cores: Mapping[int, tuple[int, ...]]
     """NUMA node → its cores, the threads of one core next to each other."""
-    gpus: tuple[tuple[str, int], ...] = ()
-    """Each visible GPU, in CUDA's order: its name for ``CUDA_VISIBLE_DEVICES``, and its NUMA node, -1 if unknown."""
+    gpus: tuple[Gpu, ...] = ()
+    """Those that can be seen, in CUDA's order."""
     siblings: int = 1
     """How many of ``cores`` are threads of one core of the hardware."""
 
@@ -43,7 +43,7 @@ class Machine:
         if not cores:  # a kernel without NUMA
             cores = {0: tuple(sorted(usable, key=lambda c: (_first_sibling(root, c), c)))}
         whole = {_first_sibling(root, core) for core in usable}
-        return cls(cores, _gpus(root, environ), len(usable) // len(whole))
+        return cls(cores, visible(environ, root), len(usable) // len(whole))
 
     def without(self, places: Collection[int]) -> "Machine":
         """Return this machine without the GPUs at these places; the same one if it has none of them."""
@@ -64,7 +64,7 @@ class Machine:
         mine = [core for r in ranks for core in self._share(r, homes)]
         bound = len(mine) >= _LEAST and not any(name in environ for name in BINDING_VARIABLES)
         every = tuple(core for cores in self.cores.values() for core in cores)
-        gpus = tuple(self.gpus[r][0] for r in ranks if r < len(self.gpus))
+        gpus = tuple(self.gpus[r] for r in ranks if r < len(self.gpus))
         owns = bound and len(mine) < len(every)
         given = {name: value for name, value in (limits or {}).items() if name not in environ}
         if owns and not env.fixed_order:
@@ -82,8 +82,8 @@ class Machine:
     def _home(self, rank: int, ranks: int) -> int:
         """Return the NUMA node of a rank: its GPU's, else an equal share of ranks goes to each."""
         nodes = list(self.cores)
-        if rank < len(self.gpus) and self.gpus[rank][1] in self.cores:
-            return self.gpus[rank][1]
+        if rank < len(self.gpus) and self.gpus[rank].numa in self.cores:
+            return self.gpus[rank].numa
         return nodes[rank * len(nodes) // ranks]
 
     def _share(self, rank: int, homes: Sequence[int]) -> tuple[int, ...]:
@@ -99,8 +99,8 @@ class Place:
     """What one process gets."""
 
     env: WorkerEnv
-    gpus: tuple[str, ...]
-    """Those of its ranks, by CUDA's numbers."""
+    gpus: tuple[Gpu, ...]
+    """Those of its ranks."""
     numa: tuple[int, ...]
     cores: tuple[int, ...]
     """Those on which it may run."""
@@ -118,23 +118,34 @@ class Place:
         return (
             ranges(ranks),
             str(self.env.process),
-            ",".join(self.gpus) or "-",
+            ",".join(gpu.name for gpu in self.gpus) or "-",
+            ", ".join(found.free for gpu in self.gpus if (found := use(gpu)) is not None) or "-",
             ranges(self.numa),
             self.threads or "-",
             ranges(sorted(self.cores)) + ("" if self.bound else " (shared)"),
         )
 
 
-UNKNOWN: Final = ("?", "?", "?", "?")
-"""GPU, NUMA, threads and cores of a process whose host has not been asked."""
-_HEADINGS: Final = ("rank", "process", "host", "GPU", "NUMA", "threads", "cores")
+UNKNOWN: Final = ("?", "?", "?", "?", "?")
+"""GPU, its free memory, NUMA, threads and cores of a process whose host has not been asked."""
+_HEADINGS: Final = ("rank", "process", "host", "GPU", "GPU free", "NUMA", "threads", "cores")
 
 
 def table(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[str]:
-    """Return lines for hosts and the :attr:`Place.words` of their processes, with a heading."""
+    """Return lines for hosts and the :attr:`Place.words` of their processes, with a heading.
+
+    What GPUs have free is left out where there are none, or it is not known; a line says why then.
+    """
     cells = [_HEADINGS, *((rank, process, host, *rest) for host, (rank, process, *rest) in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(_HEADINGS))]
-    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    gpu, free = _HEADINGS.index("GPU"), _HEADINGS.index("GPU free")
+    has_gpus = any(row[gpu] not in "-?" for row in cells[1:])
+    if all(row[free] in "-?" for row in cells[1:]):
+        cells = [row[:free] + row[free + 1 :] for row in cells]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    if has_gpus and (why := trouble()):
+        lines.append(f"free memory and NUMA nodes of GPUs are not known: {why}")
+    return lines
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -160,25 +171,6 @@ def _cpus(text: str) -> list[int]:
 def _first_sibling(root: Path, core: int) -> int:
     siblings = _cpus(_read(root / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list"))
     return min(siblings, default=core)
-
-
-def _gpus(root: Path, environ: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """Return the NVIDIA GPUs in the order of their addresses, which is CUDA's where they are all of one kind."""
-    found: list[tuple[str, str, int]] = []
-    for number, folder in enumerate(sorted((root / "proc/driver/nvidia/gpus").glob("*:*"))):
-        uuid = re.search(r"GPU UUID:\s*(\S+)", _read(folder / "information"))
-        node = _read(root / "sys/bus/pci/devices" / folder.name.lower() / "numa_node").strip()
-        found.append((str(number), uuid[1] if uuid else "", int(node) if node.isdecimal() else -1))
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return tuple((name, node) for name, _, node in found)
-    chosen = []
-    for word in map(str.strip, visible.split(",")):
-        known = [gpu for gpu in found if word == gpu[0] or (gpu[1] and word and gpu[1].startswith(word))]
-        if not known:  # CUDA looks no further either
-            break
-        chosen.append((word, known[0][2]))
-    return tuple(chosen)
 
 
 def _number(folder: Path) -> int:

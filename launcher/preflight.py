@@ -1,6 +1,5 @@
 """What can differ between the nodes of a job and spoil it: gathered on each, compared before the first step."""
 
-import glob
 import os
 import platform
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from disttrain import __version__
+from disttrain.launcher import gpus
 
 Facts = dict[str, Any]
 """Name of a fact → text, number or list of texts, as JSON carries them."""
@@ -50,7 +50,7 @@ def gather() -> Facts:
         "system": f"{platform.system()} {platform.machine()}, {platform.libc_ver()[0]} {platform.libc_ver()[1]}",
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "GPUs": _gpus(),
+        "GPUs": [gpu.model for gpu in gpus.visible()],
         "GPU driver": _read("/proc/driver/nvidia/version").partition("\n")[0],
         "git commit": _commit(),
         "free shared memory": _free("/dev/shm"),
@@ -71,14 +71,6 @@ def gather() -> Facts:
 def _processor() -> str:
     found = re.search(r"^model name\s*: (.*)", _read("/proc/cpuinfo"), re.MULTILINE)
     return found[1] if found else platform.machine()
-
-
-def _gpus() -> list[str]:
-    models = []
-    for path in sorted(glob.glob("/proc/driver/nvidia/gpus/*/information")):
-        found = re.search(r"^Model:\s*(.*)", _read(path), re.MULTILINE)
-        models.append(found[1].strip() if found else "unknown")
-    return models
 
 
 def _read(path: str) -> str:

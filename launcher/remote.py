@@ -203,6 +203,7 @@ class Remote:
             trouble=worker.trouble,
             rss=worker.rss,
             cpu=worker.cpu_seconds,
+            gpus=[use and list(astuple(use)) for use in worker.gpu_uses],
         )
 
     def _send(self, kind: str, process: int, **fields: Any) -> None:

@@ -34,6 +34,8 @@ _HINT_AFTER: Final = 3.0
 _KILL_PATIENCE: Final = 10.0
 """Seconds that a launcher may take to end its job; it is killed then, and its guardian ends the job."""
 
+_GPU: Final = ("GPU USE", "GPU MEMORY")
+
 
 class Command(click.Command):
     """A command whose JobError is a line for the user, and which Ctrl-C ends without a traceback."""
@@ -67,7 +69,9 @@ def ps(as_json: bool) -> None:
         else:
             rows.append(_row(job, status))
     if not as_json:
-        _print_table(["JOB", "SCRIPT", "RANKS", "STEP", "LOSS", "SAMPLES/S", "TIME", "STATE"], rows)
+        _print_table(
+            ["JOB", "SCRIPT", "RANKS", "STEP", "LOSS", "SAMPLES/S", "MEMORY", *_GPU, "TIME", "STATE"], rows
+        )
 
 
 def status_of(job: Job) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def status_of(job: Job) -> dict[str, Any]:
 
 def _row(job: Job, status: dict[str, Any]) -> list[str]:
     if "trouble" in status:
-        return [job.id, "?", "", "", "", "", "", "the launcher does not answer"]
+        return [job.id, "?", "", "", "", "", "", "", "", "", "the launcher does not answer"]
     about, ranks = status["job"], status["ranks"]
     losses = [r["loss"] for r in ranks if r["loss"] is not None]
     rate = sum(r["samples_per_second"] for r in ranks)
@@ -97,9 +101,19 @@ def _row(job: Job, status: dict[str, Any]) -> list[str]:
         str(max((r["steps"] for r in ranks), default=0)),
         number(sum(losses) / len(losses)) if losses else "-",
         number(rate) if rate else "-",
+        gib(sum({(r["host"], r["pid"]): r["rss"] for r in ranks}.values())),
+        *_gpus(ranks),
         duration(about["seconds"]),
         summary(ranks) + (f"; {slow.rank} is slow ({slow.why})" if slow is not None else ""),
     ]
+
+
+def _gpus(ranks: list[dict[str, Any]]) -> tuple[str, str]:
+    """Return how busy the GPUs of the ranks are on average, and how much of their memory is used; "" if unknown."""
+    gpus = {(r["host"], r["gpu"]["name"]): r["gpu"] for r in ranks if r["gpu"]}.values()
+    busy = [gpu["busy"] for gpu in gpus if gpu["busy"] is not None]
+    use = f"{sum(busy) / len(busy):.0%}" if busy else ""
+    return use, gib(sum(gpu["used"] for gpu in gpus)) if gpus else ""
 
 
 def summary(ranks: list[dict[str, Any]]) -> str:
@@ -123,6 +137,11 @@ def number(x: float) -> str:
     return f"{x:.4g}" if abs(x) < 1e4 else f"{x:,.0f}"
 
 
+def gib(size: int) -> str:
+    """Return a number of bytes as ``1.5 GiB``."""
+    return f"{size / 2**30:.1f} GiB"
+
+
 def duration(seconds: float) -> str:
     """Return ``0:03:07`` or ``2d 04:00:11``."""
     minutes, s = divmod(int(seconds), 60)
@@ -132,6 +151,9 @@ def duration(seconds: float) -> str:
 
 
 def _print_table(head: list[str], rows: list[list[str]]) -> None:
+    """Print a table; a column about GPUs of which nothing is known in any row is left out."""
+    kept = [i for i, name in enumerate(head) if name not in _GPU or any(row[i] for row in rows)]
+    head, rows = [head[i] for i in kept], [[row[i] for i in kept] for row in rows]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,8 +1,6 @@
 """``disttrain top``: what every rank of a job does, as it goes on."""
 
-import shutil
 import statistics
-import subprocess
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -55,7 +53,6 @@ class Screen:
         self._busy: dict[int, float] = {}
         """Process → its share of a core between the last two looks."""
         self._before: dict[int, tuple[float, float]] = {}
-        self._gpus = _Gpus()
 
     def look(self) -> None:
         """Ask the launcher."""
@@ -66,7 +63,6 @@ class Screen:
             return
         self._trouble = ""
         self._about, self._ranks = status["job"], status["ranks"]
-        self._gpus.look()
         now = time.monotonic()
         for rank in self._ranks:
             pid, used = rank["pid"], rank["cpu_seconds"]
@@ -92,8 +88,9 @@ class Screen:
         lines: list[Any] = [Text(head, style="bold"), self._table(shown, width)]
         if len(shown) < len(ranks):
             lines.append(Text(f"and {len(ranks) - len(shown)} more ranks"))
-        lines += [Text(gpu) for gpu in self._gpus.lines]
         lines.append(Text(slowest(ranks)))
+        if about["gpus"]:
+            lines.append(Text(f"use and memory of GPUs are not known: {about['gpus']}"))
         if about["pending"]:
             lines.append(Text(f"after the next step: {', '.join(about['pending'])}"))
         if self._trouble:
@@ -103,10 +100,18 @@ class Screen:
     def _table(self, ranks: list[dict[str, Any]], width: int) -> Table:
         table = Table(box=None, pad_edge=False)
         hosts = {r["host"] for r in ranks}
-        on_gpu = any(r["gpu_bytes"] for r in ranks)
+        on_gpu, in_pool = any(r["gpu"] for r in ranks), any(r["gpu_bytes"] for r in ranks)
         rows: list[list[str]] = []
         heads = ["RANK", *(["HOST"] if len(hosts) > 1 else []), "STEP", "LOSS", "SAMPLES/S"]
-        heads += ["DATA", "COMPUTE", "WAIT", "CPU", "MEMORY", *(["GPU MEMORY"] if on_gpu else [])]
+        heads += [
+            "DATA",
+            "COMPUTE",
+            "WAIT",
+            "CPU",
+            "MEMORY",
+            *(["GPU", "GPU USE", "GPU MEMORY"] if on_gpu else []),
+        ]
+        heads += ["CUPY POOL"] if in_pool else []
         for r in ranks:
             busy = self._busy.get(r["pid"])
             cells = [str(r["rank"]), *([r["host"]] if len(hosts) > 1 else []), str(r["steps"])]
@@ -115,8 +120,8 @@ class Screen:
             cells += [f"{r[share]:.0%}" for share in ("data", "compute", "wait")]
             cells.append("-" if busy is None else f"{busy:.0%}")
             cells.append(f"{r['rss'] / _MIB:,.0f} MiB" if r["rss"] else "-")
-            if on_gpu:
-                cells.append(f"{r['gpu_bytes'] / _MIB:,.0f} MiB")
+            cells += _of_gpu(r["gpu"]) if on_gpu else []
+            cells += [f"{r['gpu_bytes'] / _MIB:,.0f} MiB"] if in_pool else []
             rows.append([*cells, r["state"]])
         room = width
         for i, head in enumerate([*heads, "STATE"]):
@@ -129,6 +134,14 @@ class Screen:
             call = r["call"] if len(r["call"]) <= room else f"{r['call'][: max(room - 1, 0)]}…"
             table.add_row(*map(Text, [*row, call]), style=style)
         return table
+
+
+def _of_gpu(gpu: dict[str, Any] | None) -> list[str]:
+    """Return the name of a rank's GPU, how busy it is, and how much of its memory is used."""
+    if gpu is None:
+        return ["-", "-", "-"]
+    busy = "-" if gpu["busy"] is None else f"{gpu['busy']:.0%}"
+    return [gpu["name"], busy, f"{gpu['used'] / _MIB:,.0f} of {gpu['total'] / _MIB:,.0f} MiB"]
 
 
 def slowest(ranks: list[dict[str, Any]]) -> str:
@@ -145,28 +158,3 @@ def slowest(ranks: list[dict[str, Any]]) -> str:
     means = {share: statistics.fmean(r[share] for r in going) for share in ("data", "compute", "wait")}
     most = max(means, key=means.__getitem__)
     return f"no rank is behind the others; most of the time goes into {most} ({means[most]:.0%})"
-
-
-class _Gpus:
-    """How busy the GPUs of this machine are, as ``nvidia-smi`` says: a look behind, as it takes its time."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self._command = shutil.which("nvidia-smi")
-        self._asked: subprocess.Popen[str] | None = None
-
-    def look(self) -> None:
-        """Take what the last question has brought, and ask again."""
-        if self._command is None or (self._asked is not None and self._asked.poll() is None):
-            return
-        if self._asked is not None:
-            out, _ = self._asked.communicate()
-            fields = [line.split(", ") for line in out.splitlines()]
-            self.lines = [f"GPU {f[0]}: {f[1]} % busy, {f[2]} of {f[3]} MiB" for f in fields if len(f) == 4]
-        query = "--query-gpu=index,utilization.gpu,memory.used,memory.total"
-        self._asked = subprocess.Popen(
-            [self._command, query, "--format=csv,noheader,nounits"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )

@@ -38,7 +38,7 @@ KINDS: Final[Kinds] = {
     "report": {"message": dict},  # what a worker has sent to the control plane of its node
     "log": {"error": bool, "data": str},  # bytes of stdout or stderr in base64; none at the end
     # A worker: monotonic nanoseconds, its ledger in base64 of zlib, and what ``WorkerState`` has beside it.
-    "looked": {"clock": int, "data": str, "trouble": str, "rss": int, "cpu": float},
+    "looked": {"clock": int, "data": str, "trouble": str, "rss": int, "cpu": float, "gpus": list},
     "paces": {"marks": list},  # the fields of ``disttrain.launcher.pace.Mark`` for each of its ranks
     "stack": {"trouble": str, "lines": list},  # why a worker cannot go on, and where it is in its Python code
     "history": {"data": str},  # lines that ranks have logged, in base64

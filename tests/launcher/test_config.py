@@ -5,7 +5,7 @@ import os
 import pytest
 
 from disttrain.collectives.env import WorkerEnv
-from disttrain.launcher import config
+from disttrain.launcher import config, gpus
 from disttrain.launcher.config import ConfigError, LaunchConfig, parse_nproc
 
 
@@ -68,7 +68,8 @@ def test_cpu_is_the_number_of_cores_this_process_may_use():
 
 
 def test_gpus_are_counted_as_the_workers_would_see_them(monkeypatch):
-    monkeypatch.setattr(config.glob, "glob", lambda pattern: ["/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia2"])
+    monkeypatch.setattr(gpus, "glob", lambda pattern: ["/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia2"])
+    monkeypatch.setattr(gpus, "_nvml", lambda: "")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert parse_nproc("gpu") == parse_nproc("auto") == 3
 
@@ -97,7 +98,8 @@ def test_the_worker_is_told_that_the_program_is_for_pytorch(tmp_path):
     ("visible", "processes", "said"), [("", 1, "no visible GPUs;"), ("1", 2, "1 visible GPU;")]
 )
 def test_nccl_needs_a_gpu_for_each_process(monkeypatch, script, visible, processes, said):
-    monkeypatch.setattr(config.glob, "glob", lambda pattern: ["/dev/nvidia0", "/dev/nvidia1"])
+    monkeypatch.setattr(gpus, "glob", lambda pattern: ["/dev/nvidia0", "/dev/nvidia1"])
+    monkeypatch.setattr(gpus, "_nvml", lambda: "")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
     with pytest.raises(ConfigError, match=f"needs a GPU for each process, got -n {processes} and {said}"):

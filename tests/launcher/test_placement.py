@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from disttrain.collectives.env import WorkerEnv
+from disttrain.launcher.gpus import Gpu
 from disttrain.launcher.placement import Machine, ranges, table
 
 
@@ -23,20 +24,8 @@ def machine(tmp_path):
     return tmp_path
 
 
-def add_gpus(root, nodes):
-    for i, node in enumerate(nodes):
-        folder = root / f"proc/driver/nvidia/gpus/0000:{i}A:00.0"
-        folder.mkdir(parents=True)
-        (folder / "information").write_text(
-            f"Model: \t\t NVIDIA H100\nGPU UUID: \t GPU-{i}f1-x\nDevice Minor: \t {i}\n"
-        )
-        device = root / f"sys/bus/pci/devices/0000:{i}a:00.0"
-        device.mkdir(parents=True)
-        (device / "numa_node").write_text(f"{node}\n")
-
-
-def places(root, processes, *, hosted=1, allowed=range(16), **environ):
-    machine = Machine.look(root, allowed, environ)
+def places(root, processes, *, hosted=1, allowed=range(16), gpus=(), **environ):
+    machine = replace(Machine.look(root, allowed, environ), gpus=tuple(gpus))
     size = processes * hosted
     envs = [
         WorkerEnv(
@@ -64,10 +53,9 @@ def test_cores_that_we_may_not_use_are_not_given(machine):
 
 
 def test_gpus_that_are_left_out_are_not_given(tmp_path):
-    gpus = tuple((name, -1) for name in "3210")
-    machine = Machine({0: (0, 1, 2, 3)}, gpus)
+    machine = Machine({0: (0, 1, 2, 3)}, tuple(map(Gpu, "3210")))
 
-    assert machine.without([1]).gpus == (("3", -1), ("1", -1), ("0", -1))
+    assert [gpu.name for gpu in machine.without([1]).gpus] == ["3", "1", "0"]
     assert machine.without([4]) is machine
     assert machine.without([]) is machine
 
@@ -118,22 +106,14 @@ def test_ranks_that_share_a_process_have_their_cores_together(machine):
 
 
 def test_a_process_is_near_its_gpu(machine):
-    add_gpus(machine, [1, 1, 0, 0])
+    gpus = [Gpu(str(i), numa) for i, numa in enumerate([1, 1, 0, 0])]
 
-    near = places(machine, 4)
+    near = places(machine, 4, gpus=gpus)
 
-    assert [p.gpus for p in near] == [("0",), ("1",), ("2",), ("3",)]
+    assert [p.gpus for p in near] == [(gpu,) for gpu in gpus]
     assert [p.numa for p in near] == [(1,), (1,), (0,), (0,)]
     assert near[0].cores == (4, 12, 5, 13)
-
-
-def test_visible_devices_decide_which_gpus_there_are(machine):
-    add_gpus(machine, [1, 1, 0, 0])
-
-    assert [p.gpus for p in places(machine, 2, CUDA_VISIBLE_DEVICES="3,GPU-1f1")] == [("3",), ("GPU-1f1",)]
-    assert [p.numa for p in places(machine, 2, CUDA_VISIBLE_DEVICES="3,GPU-1f1")] == [(0,), (1,)]
-    assert [p.gpus for p in places(machine, 2, CUDA_VISIBLE_DEVICES="2,7,3")] == [("2",), ()]
-    assert [p.gpus for p in places(machine, 2, CUDA_VISIBLE_DEVICES="")] == [(), ()]
+    assert [p.gpus for p in places(machine, 2, gpus=gpus[:1])] == [(gpus[0],), ()]
 
 
 def test_this_machine_has_a_table():

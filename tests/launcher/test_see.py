@@ -152,7 +152,7 @@ def test_ps_and_top_show_how_far_a_job_is(start, tool):
 
     name = status(tool)["id"]
     head, row = table.splitlines()
-    assert head.split() == ["JOB", "SCRIPT", "RANKS", "STEP", "LOSS", "SAMPLES/S", "TIME", "STATE"]
+    assert head.split() == ["JOB", "SCRIPT", "RANKS", "STEP", "LOSS", "SAMPLES/S", "MEMORY", "TIME", "STATE"]
     assert row.split()[:3] == [name, "script.py", "2"]
     assert int(row.split()[3]) > 0
     assert float(row.split()[4]) >= 0

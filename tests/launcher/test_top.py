@@ -24,6 +24,7 @@ def rank(number: int, **known: Any) -> dict[str, Any]:
         "wait": 0.1,
         "rss": 64 << 20,
         "gpu_bytes": 0,
+        "gpu": None,
         "cpu_seconds": 1.0,
         "state": "runs",
         "call": "",
@@ -38,7 +39,7 @@ class Answers:
     def __init__(self, *ranks: dict[str, Any]) -> None:
         about = {
             "script": "/home/me/train.py", "world_size": len(ranks), "seconds": 3.0, "generation": 1,
-            "nodes": 1, "pending": ["save"],
+            "nodes": 1, "pending": ["save"], "gpus": "",
         }  # fmt: skip
         self._left = [{"job": about, "ranks": list(ranks)}]
 
