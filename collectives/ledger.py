@@ -68,7 +68,7 @@ def bucket_tag(model: int, bucket: int, steps: int, dealt: tuple[int, int] | Non
 def _tag_words(tag: Sequence[int]) -> str:
     which, steps, batch = tag
     if which < _OF_BUCKET:
-        return f"tag {tuple(tag)}"
+        return f"tag {which if (steps, batch) == NO_TAG[1:] else tuple(tag)}"  # of a message it is one number
     model, bucket = (which ^ _OF_BUCKET) >> 32, which & 0xFFFFFFFF
     words = f"bucket {bucket} of model {model} after {steps} steps"
     return words if batch < 0 else f"{words}, batch {batch & 0xFFFFFFFF} of epoch {batch >> 32}"

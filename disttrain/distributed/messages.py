@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from disttrain.collectives.call import Tag
+from disttrain.collectives.call import NO_TAG, Tag
 from disttrain.distributed.groups import ProcessGroup, communicator_of, get_global_rank, group_rank
 from disttrain.distributed.verbs import flat, stays_out, write
 from disttrain.distributed.work import Work
@@ -95,7 +95,14 @@ def _need_no_tape(name: str) -> None:
 
 
 def _tag(tag: int) -> Tag:
-    return (tag, 0, 0)
+    """Return the tag that a header carries.
+
+    Raises:
+        RuntimeError: it is negative, as in PyTorch.
+    """
+    if tag < 0:
+        raise RuntimeError(f"the tag of a message must not be negative, got {tag}")
+    return (tag, *NO_TAG[1:]) if tag else NO_TAG
 
 
 class P2POp:

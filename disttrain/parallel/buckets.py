@@ -46,6 +46,7 @@ class Bucket:
         """What a hook promised in place of the sum."""
 
     def _allocate(self) -> None:
+        self._scale = 1.0
         like = self.params[0]._array
         kind = like.dtype
         ends = np.cumsum([0, *[p.numel() for p in self.params]])
@@ -84,8 +85,10 @@ class Bucket:
 
     def scale(self, factor: float) -> None:
         """Multiply all gradients that are accumulated from now on."""
-        for slot in self.slots:
-            slot.scale = factor
+        if factor != self._scale:
+            self._scale = factor
+            for slot in self.slots:
+                slot.scale = factor
 
     def rest(self) -> None:
         """A backward has ended that only accumulates; all ranks call it."""
@@ -161,12 +164,15 @@ class Bucket:
                 return True
         return bool(get_array_module(self.sums).isfinite(self.sums).all())
 
+    @property
+    def is_used_everywhere(self) -> bool:
+        """Whether, after the sum, every rank has used every parameter."""
+        return bool(min(self.used.tolist()) == self._comm.size)  # quicker than by NumPy
+
     def not_finite(self) -> Iterator[tuple[Tensor, str]]:
         """Yield each parameter whose gradient here is not finite, and what is in it."""
-        begin = 0
-        for p in self.params:
-            part = self.sums[begin : begin + p.numel()]
-            begin += p.numel()
+        for p, slot in zip(self.params, self.slots, strict=True):
+            part = self.sums[slot.offset : slot.offset + slot.array.size]
             nans, infinities = int(np.isnan(part).sum()), int(np.isinf(part).sum())
             if nans or infinities:
                 yield p, f"{nans} nan" if not infinities else f"{nans} nan and {infinities} inf"

@@ -15,25 +15,23 @@ from disttrain import context
 from disttrain.autograd import accumulates, backward_weight
 from disttrain.collectives.call import name_ranks
 from disttrain.collectives.env import current_env
-from disttrain.collectives.errors import PeerFailed
 from disttrain.collectives.ledger import bucket_tag
 from disttrain.distributed.groups import communicator_of
 from disttrain.engine import is_grad_enabled, queue_callback
-from disttrain.errors import AnomalyError
 from disttrain.modes import current_tape, replayed
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import is_lazy
-from disttrain.parallel.buckets import NOT_FINITE, WISHES, Bucket, GradBucket, grouped
+from disttrain.parallel.buckets import Bucket, GradBucket, grouped
 from disttrain.parallel.replicas import agree, compare_fingerprints, take_from
 from disttrain.parallel.spread import SpreadBucket
-from disttrain.parallel.vote import Telling, reason
-from disttrain.steering import Agreement
+from disttrain.parallel.vote import StepVote, Telling, reason
 from disttrain.tensors import RemovableHandle, Tensor
 
 if TYPE_CHECKING:
     from disttrain.collectives.communicator import Communicator
     from disttrain.distributed.groups import ProcessGroup
     from disttrain.futures import Future
+    from disttrain.steering import Agreement
 
     Hook = Callable[[Any, GradBucket], Future]
 
@@ -45,7 +43,7 @@ _INSTEAD = {
     "device_mesh": "give process_group, the ranks to average over",
 }
 _MOST_NAMED = 16
-"""So many samples, or unused parameters, at most are named."""
+"""So many unused parameters at most are named."""
 
 
 class DistributedDataParallel(Module):
@@ -116,8 +114,6 @@ class DistributedDataParallel(Module):
         nonfinite: str = "keep",
     ) -> None:
         super().__init__()
-        if nonfinite not in ("keep", "skip", "raise"):
-            raise ValueError(f"nonfinite must be 'keep', 'skip' or 'raise', got {nonfinite!r}")
         for name, value in (
             ("delay_all_reduce_named_params", delay_all_reduce_named_params),
             ("param_to_hook_all_reduce", param_to_hook_all_reduce),
@@ -149,16 +145,14 @@ class DistributedDataParallel(Module):
             raise ValueError(f"bucket_cap_mb must be positive, got {bucket_cap_mb}")
         self.module = module
         self._comm = communicator_of(process_group)
+        self._vote = StepVote(self._comm, module, nonfinite)
         self._broadcast_buffers = broadcast_buffers
         self._fingerprint_every = fingerprint_every
-        self._nonfinite = nonfinite
         self._forwards = 0
         """How many forwards have recorded."""
         self.steps = 0
         """How often an optimizer has stepped the parameters."""
-        self._agreement = Agreement()
         self._reported_unused = False
-        self._reported_nonfinite = False
         self._is_inside = False
         """Whether the module's forward is running, and the other ranks' backwards will wait for this one's."""
         self._synchronize = True
@@ -168,10 +162,6 @@ class DistributedDataParallel(Module):
         self._running = False
         self._weights: list[float] = []
         """Weights of the backwards since gradients were averaged last."""
-        self._dealt: list[context.Dealt | None] = []
-        """Their batches."""
-        self._faults: list[tuple[Tensor, str]] = []
-        """Parameters whose gradients are not finite on this rank, and what is in those."""
         self._telling: Telling | None = None
         self._hook: tuple[Any, Hook] | None = None
         """What sums the gradients in place of one all-reduce for each bucket, and its state."""
@@ -284,7 +274,7 @@ class DistributedDataParallel(Module):
     @property
     def agreement(self) -> tuple[Agreement, Communicator]:
         """What the ranks have agreed to do after the next step, and the ranks."""
-        return self._agreement, self._comm
+        return self._vote.agreement, self._comm
 
     @property
     def require_backward_grad_sync(self) -> bool:
@@ -427,7 +417,7 @@ class DistributedDataParallel(Module):
             self._send_zeros(self._last_weight if joining.counts else 0.0, failed=False)
             self._averages = True
             self._end()
-            self._agreement.keep(self._comm)  # the others make their step now
+            self._vote.agreement.keep(self._comm)  # the others make their step now
             root = self._call_the_roll(joining)
         complete = np.array([last])  # a rank that has seen all steps; -1 on those that have
         self._comm.all_reduce(complete, complete, op="max")
@@ -478,13 +468,13 @@ class DistributedDataParallel(Module):
         self._averages = averages
         if all(p._grad is None for bucket in self._buckets for p in bucket.params):
             # Whatever was accumulated has been thrown away.
-            self._forget()
-        dealt = context.current().dealt
+            self._weights.clear()
+            self._vote.batches.clear()
         weight = backward_weight()
         self._last_weight = weight
         first = not any(self._weights)
         self._weights.append(weight)
-        self._dealt.append(dealt)
+        self._vote.batches.append(context.current().dealt)
         if first:
             self._first_weight = weight or 1.0
         scale = weight / self._first_weight
@@ -514,19 +504,12 @@ class DistributedDataParallel(Module):
     def _send_next(self) -> None:
         bucket = self._buckets[self._started]
         bucket.fill(self._first_weight, sum(self._weights) / len(self._weights))
-        if not bucket.is_finite:
-            self._faults += bucket.not_finite()
-        if bucket.votes.size:
-            self._vote(bucket)
+        self._vote.look_at(bucket)
+        if bucket is self._buckets[-1]:
+            self._vote.cast(bucket)
         if self._hook is not None:
             self._level(bucket)
         self._start(bucket, stay=bucket is self._buckets[-1])
-
-    def _vote(self, bucket: Bucket) -> None:
-        if self._faults:
-            bucket.votes[NOT_FINITE] = 1
-        for wish in self._agreement.wishes():
-            bucket.votes[WISHES + wish] = 1
 
     def _start(self, bucket: Bucket, stay: bool = False) -> None:
         """Start to sum the next bucket, and ``stay`` until it is done; or start what the hook does instead."""
@@ -585,13 +568,10 @@ class DistributedDataParallel(Module):
             self._send_rest()
             for bucket in self._buckets:
                 bucket.average(divide=not bucket.wait())
-            not_finite, failed, *wishes = self._buckets[-1].votes.tolist()
-            self._agreement.hear(wishes)
-            if failed or (not_finite and not (self._nonfinite == "keep" and self._reported_nonfinite)):
-                self._hear(bool(failed))
-            if not self._reported_unused and any((b.used < self._comm.size).any() for b in self._buckets):
+            self._weights.clear()
+            self._vote.hear(self._buckets)
+            if not self._reported_unused and not all(b.is_used_everywhere for b in self._buckets):
                 self._report_unused()
-            self._forget()
         finally:
             self._finish()
 
@@ -603,50 +583,12 @@ class DistributedDataParallel(Module):
             self._withdraw(error)
             raise
 
-    def _hear(self, failed: bool) -> None:
-        """Ask all ranks why they do not want this step, and do without it."""
-        reasons = Telling(self._comm, self._not_finite_here()).wait()
-        keep = self._nonfinite == "keep" and not failed
-        if not keep:
-            for bucket in self._buckets:
-                for p in bucket.params:
-                    p._grad = None
-        self._forget()
-        if failed:
-            raise PeerFailed(
-                f"the gradients of this step are gone on all ranks, since not all could make it: {reasons}"
-            )
-        if self._nonfinite == "raise":
-            raise AnomalyError(f"a gradient is not finite: {reasons}")
-        self._reported_nonfinite = True
-        if self._comm.rank == 0:
-            done = "averaged as it is (said once)" if keep else "the step is skipped on all ranks"
-            _logger.warning("a gradient is not finite, %s: %s", done, reasons)
-
-    def _not_finite_here(self) -> str:
-        """Return which gradients of this rank are not finite, and of which samples; "" if all are."""
-        if not self._faults:
-            return ""
-        param, what = self._faults[0]
-        names = {id(p): name for name, p in self.module.named_parameters()}
-        words = f"{what} in the gradient of {names.get(id(param), list(param.shape))!r}"
-        if len(self._faults) > 1:
-            words += f" and {len(self._faults) - 1} more"
-        batches = [dealt for dealt in self._dealt if dealt is not None]
-        if batches:
-            words += f", made by {' and '.join(map(str, batches))}"
-        ids = [str(i) for dealt in batches for i in dealt.indices or ()]
-        if ids:
-            more = ", …" if len(ids) > _MOST_NAMED else ""
-            words += f" (samples {', '.join(ids[:_MOST_NAMED])}{more})"
-        return words
-
     def _abandon(self, error: BaseException) -> None:
         """The backward that was running has raised."""
         if not self._running:
             return  # it was _end
         self._weights.pop()
-        self._dealt.pop()
+        self._vote.batches.pop()
         if self._averages and isinstance(error, Exception):
             self._withdraw(error)
         self._finish()
@@ -668,16 +610,11 @@ class DistributedDataParallel(Module):
             telling, self._telling = self._telling, None
             telling.wait()
 
-    def _forget(self) -> None:
-        """Begin to count anew: the gradients so far have been averaged, or thrown away."""
-        self._weights.clear()
-        self._dealt.clear()
-
     def _finish(self) -> None:
         self._running = False
         self._started = 0
         self._weighing = None
-        self._faults.clear()
+        self._vote.faults.clear()
         for bucket in self._buckets:
             bucket.scale(1.0)
 

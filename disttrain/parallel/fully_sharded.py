@@ -85,6 +85,7 @@ def fully_shard(
     offload_policy: OffloadPolicy = OffloadPolicy(),  # noqa: B008  without content
     ignored_params: set[Tensor] | None = None,
     dp_mesh_dims: Any = None,
+    nonfinite: str = "keep",
 ) -> Any:
     """Spread the parameters of ``module`` that no module inside it has spread over the ranks, in place.
 
@@ -98,12 +99,14 @@ def fully_shard(
         reshard_after_forward: let the parameters go between forward and backward. By default yes; the outermost
             module's stay in any case, because backward begins with it.
         ignored_params: parameters that stay whole, and that nobody averages.
+        nonfinite: as of :class:`FullyShardedDataParallel`.
 
     Returns:
         ``module``.
 
     Raises:
-        ValueError: a module without a forward of its own (a ``ModuleList``), or one that is sharded already.
+        ValueError: a module without a forward of its own (a ``ModuleList``), one that is sharded already, or an
+            unknown ``nonfinite``.
         NotImplementedError: an option that is not here.
         CollectiveMismatch: the ranks' modules differ in structure.
     """
@@ -115,7 +118,7 @@ def fully_shard(
     if reshard_after_forward is not None and not isinstance(reshard_after_forward, bool):
         _refuse("fully_shard", f"reshard_after_forward={reshard_after_forward!r}", "give True or False")
     _check_types("fully_shard(mp_policy)", mp_policy)
-    _shard(module, mesh, reshard_after_forward is False, {id(p) for p in ignored_params or ()})
+    _shard(module, mesh, reshard_after_forward is False, {id(p) for p in ignored_params or ()}, nonfinite)
     made = type(f"FSDP{type(module).__name__}", (FSDPModule, type(module)), {})
     module.__class__ = made
     return module
@@ -135,7 +138,7 @@ def _check_types(where: str, given: Any) -> None:
             )
 
 
-def _shard(module: Module, group: Any, keep: bool, ignored: set[int]) -> Unit:
+def _shard(module: Module, group: Any, keep: bool, ignored: set[int], nonfinite: str) -> Unit:
     """Make a unit of the parameters of ``module`` that are in none."""
     if type(module).forward is Module.forward:
         raise ValueError(
@@ -164,7 +167,7 @@ def _shard(module: Module, group: Any, keep: bool, ignored: set[int]) -> Unit:
         )
     named = [(n, p) for n, p in module.named_parameters() if p._shard is None and id(p) not in ignored]
     borrowed = list(dict.fromkeys(_borrowed(module)))
-    unit = Unit(module, named, comm, keep, context.current().units)
+    unit = Unit(module, named, comm, keep, context.current().units, nonfinite)
     context.current().units += 1
     unit.borrowed = borrowed
     module.__dict__["_unit"] = unit
@@ -362,11 +365,15 @@ class FullyShardedDataParallel(Module):
         use_orig_params: accepted as PyTorch's; it is so.
         ignored_states: parameters or modules, as ``ignored_modules``.
         device_mesh: must be None.
+        nonfinite: what becomes of a step in which a rank's gradient, before it is averaged, has a nan or an infinity:
+            ``"keep"``, ``"skip"`` or ``"raise"``, as of ``DistributedDataParallel``. That of the outermost wrapper
+            counts.
 
     Raises:
         NotImplementedError: an option that is not here.
-        ValueError: the module is sharded already, or is a container without a forward.
+        ValueError: the module is sharded already, or is a container without a forward; an unknown ``nonfinite``.
         CollectiveMismatch: the ranks' modules differ in structure.
+        AnomalyError: from backward on all ranks, see ``nonfinite``.
     """
 
     def __init__(
@@ -387,6 +394,8 @@ class FullyShardedDataParallel(Module):
         use_orig_params: bool = False,
         ignored_states: Iterable[Any] | None = None,
         device_mesh: Any = None,
+        *,
+        nonfinite: str = "keep",
     ) -> None:
         super().__init__()
         if sharding_strategy not in (None, ShardingStrategy.FULL_SHARD, ShardingStrategy.SHARD_GRAD_OP):
@@ -412,6 +421,7 @@ class FullyShardedDataParallel(Module):
                 "sharding_strategy": sharding_strategy,
                 "backward_prefetch": backward_prefetch,
                 "ignored_states": given,
+                "nonfinite": nonfinite,
             }
             chosen = wrap.choose(module, auto_wrap_policy, apart)
             made: dict[Module, Module] = {}
@@ -423,7 +433,7 @@ class FullyShardedDataParallel(Module):
                             if child is inner:
                                 around._modules[name] = made[inner]
         self._fsdp_wrapped_module = module
-        unit = _shard(module, comm, keep, ignored)
+        unit = _shard(module, comm, keep, ignored, nonfinite)
         unit.prefetch = backward_prefetch is not None
 
     @property

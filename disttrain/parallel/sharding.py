@@ -26,16 +26,16 @@ from disttrain.engine import Pass, is_grad_enabled, queue_callback, running_pass
 from disttrain.kernels.arrays import Array
 from disttrain.modes import Lender
 from disttrain.nodes import Lent
-from disttrain.parallel.buckets import WISHES
 from disttrain.parallel.data_parallel import tensors_in
 from disttrain.parallel.replicas import agree, take_from
 from disttrain.parallel.spread import SpreadBucket
-from disttrain.steering import Agreement
+from disttrain.parallel.vote import StepVote
 from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:
     from disttrain.collectives.communicator import Communicator, Work
     from disttrain.nn.module import Module
+    from disttrain.steering import Agreement
 
 
 class _Stretch(Lent):
@@ -200,14 +200,23 @@ class Unit:
         comm: the ranks.
         keep: let them stay from forward to backward.
         number: among the units that this rank has made.
+        nonfinite: see :class:`.FullyShardedDataParallel`.
     """
 
     def __init__(
-        self, module: Module, named: Sequence[tuple[str, Tensor]], comm: Communicator, keep: bool, number: int
+        self,
+        module: Module,
+        named: Sequence[tuple[str, Tensor]],
+        comm: Communicator,
+        keep: bool,
+        number: int,
+        nonfinite: str,
     ) -> None:
         self.module = module
         self.comm = comm
         self.keep = keep
+        self.vote = StepVote(comm, module, nonfinite)
+        """That of the outermost unit counts."""
         self.synchronize = True
         """Whether backwards of the forwards that follow average the gradients."""
         self.prefetch = True
@@ -220,7 +229,6 @@ class Unit:
         self.flats: list[Flat] = []
         self.steps = 0
         """How often an optimizer has stepped the parameters."""
-        self._agreement = Agreement()
         for _, p in named:
             p._synchronized = self
         if comm.size == 1:
@@ -236,7 +244,7 @@ class Unit:
 
     def _before(self, module: Module, args: Any, kwargs: Any) -> None:
         if self.tree is None:
-            Tree(units_of(module), self.comm)
+            Tree(units_of(module), self)
         assert self.tree is not None
         self.tree.enter(self)
 
@@ -257,7 +265,8 @@ class Unit:
     @property
     def agreement(self) -> tuple[Agreement, Communicator]:
         """What the ranks have agreed to do after the next step, and the ranks."""
-        return self._agreement if self.tree is None else self.tree.agreement, self.comm
+        vote = self.vote if self.tree is None else self.tree.vote
+        return vote.agreement, self.comm
 
     @property
     def here(self) -> bool:
@@ -319,19 +328,18 @@ class Tree:
     sums are begun in the same order on all ranks whatever parameters these have used.
     """
 
-    def __init__(self, units: list[Unit], comm: Communicator) -> None:
+    def __init__(self, units: list[Unit], outermost: Unit) -> None:
         for unit in units:
             unit.tree = self
         self._units = units
-        self._gathers = _again(comm)
-        self._reduces = _again(comm)
+        self.vote = outermost.vote
+        self._gathers = _again(outermost.comm)
+        self._reduces = _again(outermost.comm)
         for unit in units:
             for flat in unit.flats:
                 flat.comm = self._gathers
                 flat.bucket.use_comm(self._reduces)
-        self._number = agree(comm)
-        self.agreement = Agreement()
-        """What the ranks do after the next step."""
+        self._number = agree(outermost.comm)
         self._order: list[Unit] = []
         """Units of which a recorded forward has used parameters, as they came."""
         self._expected: list[Unit] = []
@@ -454,9 +462,11 @@ class Tree:
         self._flats = [f for u in reversed(self._order) for f in reversed(u.flats) if f.trained]
         if all(p._grad is None for f in self._flats for p in f.params):
             self._weights.clear()  # whatever was accumulated has been thrown away
+            self.vote.batches.clear()
         weight = backward_weight()
         first = not any(self._weights)
         self._weights.append(weight)
+        self.vote.batches.append(context.current().dealt)
         if first:
             self._first_weight = weight or 1.0
         self._started = 0
@@ -480,9 +490,9 @@ class Tree:
                 index - 1
             ].bucket.wait()  # two are whole at a time: one that is sent, one that is made
         flat.bucket.fill(self._first_weight, sum(self._weights) / len(self._weights))
+        self.vote.look_at(flat.bucket)
         if self._started == len(self._flats):
-            for wish in self.agreement.wishes():
-                flat.bucket.votes[WISHES + wish] = 1
+            self.vote.cast(flat.bucket)
         dealt = context.current().dealt
         flat.bucket.start(
             bucket_tag(self._number, index, flat.unit.steps, None if dealt is None else dealt.position)
@@ -496,9 +506,10 @@ class Tree:
             for flat in self._flats:
                 flat.bucket.wait()
                 flat.bucket.average(divide=True)
-            self.agreement.hear(self._flats[-1].bucket.votes[WISHES:].tolist())
             self._weights.clear()
-        elif self._flats:
+            flats, self._flats = self._flats, []
+            self.vote.hear([flat.bucket for flat in flats])
+        else:
             for flat in self._flats:
                 flat.bucket.rest()
         self._finish()
@@ -510,12 +521,14 @@ class Tree:
             for flat in self._flats:
                 flat.bucket.forget(bool(self._weights))
             self._weights.clear()
+            self.vote.batches.clear()
         self._stack.clear()
         self._finish()
 
     def _finish(self) -> None:
         self._pass = None
         self._flats = []
+        self.vote.faults.clear()
         for unit in self._units:
             unit.drop()
 

@@ -88,13 +88,13 @@ class SpreadBucket(Bucket):
             self.places.append(slice(first, first + mine))
         super().__init__(params, comm, last=last)
         self._before = before
-        self._scale = 1.0
         self._held: dict[int, Array] = {}
         """This rank's part of averages that nobody has cleared, by parameter, while new gradients are added."""
         self._part_sums: Array = None
         self._work_of_tail: Work | None = None
 
     def _allocate(self) -> None:
+        self._scale = 1.0
         self.kind = self.params[0]._array.dtype
         self.half = self.kind.itemsize == 2
         self.message = self.sums = self.grads = None
@@ -127,10 +127,6 @@ class SpreadBucket(Bucket):
         if accumulates():
             begin()
             self._open()
-
-    def scale(self, factor: float) -> None:
-        self._scale = factor
-        super().scale(factor)
 
     def take_slots(self) -> None:
         for p, shape, slot in zip(self.params, self._shapes, self.part_slots, strict=True):

@@ -81,10 +81,10 @@ def test_peers_are_numbers_in_the_world(world):
     world(body)
 
 
-def test_tags_must_agree(world):
+def test_tags_must_agree_and_are_named_if_they_were_given(world):
     def body(rank):
         if rank == 0:
-            dist.send(dt.ones(1), 1, tag=5)
+            dist.send(dt.ones(1), 1)
         else:
             dist.recv(dt.ones(1), 0, tag=6)
 
@@ -92,6 +92,17 @@ def test_tags_must_agree(world):
         world(body, 2)
 
     assert isinstance(failed.value.exception, CollectiveMismatch)
+    text = str(failed.value.exception)
+    assert "rank 0: send(float32, shape (1,), to 1) at " in text
+    assert "rank 1: recv(float32, shape (1,), from 0, tag 6) at " in text
+
+
+def test_a_negative_tag_is_refused(world):
+    def body(rank):
+        with pytest.raises(RuntimeError, match="tag of a message must not be negative, got -1"):
+            dist.isend(dt.ones(1), 1 - rank, tag=-1)
+
+    world(body, 2)
 
 
 @pytest.mark.parametrize(

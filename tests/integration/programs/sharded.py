@@ -1,6 +1,7 @@
 """Trains one model in several parallel ways; rank 0 prints a line for each: its name, a hash of all it computed."""
 
 import hashlib
+from functools import partial
 
 import numpy as np
 
@@ -35,18 +36,20 @@ class Model(nn.Module):
         return self.head(self.norm(x.transpose(1, 2)).transpose(1, 2))
 
 
-def in_place(model):
+def in_place(model, **options):
     for layer in model.layers:
         fully_shard(layer)
-    return fully_shard(model, reshard_after_forward=False)
+    return fully_shard(model, reshard_after_forward=False, **options)
 
 
 WRAPS = {
     "plain": DistributedDataParallel,
     "whole": FullyShardedDataParallel,
-    "by layer": lambda model: FullyShardedDataParallel(model, auto_wrap_policy=POLICY),
-    "gradients": lambda model: FullyShardedDataParallel(
-        model, auto_wrap_policy=POLICY, sharding_strategy=ShardingStrategy.SHARD_GRAD_OP
+    "by layer": partial(FullyShardedDataParallel, auto_wrap_policy=POLICY),
+    "gradients": partial(
+        FullyShardedDataParallel,
+        auto_wrap_policy=POLICY,
+        sharding_strategy=ShardingStrategy.SHARD_GRAD_OP,
     ),
     "in place": in_place,
 }
@@ -54,17 +57,19 @@ WRAPS = {
 
 def train(wrap, stage=0):
     dt.manual_seed(1)
-    model = wrap(Model())
+    model = wrap(Model(), nonfinite="skip")
     if stage:
         optimizer = ZeroOptimizer(model.parameters(), dt.optim.AdamW, stage=stage, lr=1e-2)
     else:
         optimizer = dt.optim.AdamW(model.parameters(), lr=1e-2)
     data = dt.data.TensorDataset(dt.tensor(np.random.default_rng(0).integers(0, TOKENS, (37, 9))))
     seen = hashlib.sha256()
-    for _ in range(2):
-        for (tokens,) in dt.data.DataLoader(data, batch_size=3, shuffle=True):
+    for epoch in range(2):
+        for i, (tokens,) in enumerate(dt.data.DataLoader(data, batch_size=3, shuffle=True)):
             optimizer.zero_grad()
             logits = model(tokens[:, :-1])
+            if (epoch, i, dt.distributed.get_rank()) == (1, 1, 1):
+                logits.register_hook(lambda g: g * float("nan"))  # the step is left out on all ranks
             loss = nn.functional.cross_entropy(logits.reshape(-1, TOKENS), tokens[:, 1:].reshape(-1))
             loss.backward()
             seen.update(nn.utils.clip_grad_norm_(model.parameters(), 0.5).numpy().tobytes())
@@ -73,6 +78,8 @@ def train(wrap, stage=0):
             dt.distributed.all_reduce(total)
             seen.update(total.numpy().tobytes())
     for value in model.state_dict().values():
+        if not value.isfinite().all():
+            raise SystemExit("a step that is not finite was made")
         seen.update(value.numpy().tobytes())
     return seen.hexdigest()
 
