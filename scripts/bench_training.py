@@ -7,7 +7,8 @@ ranks (against DistributedDataParallel over gloo), one thread per rank. Both sid
 the same batches and must report the same losses, or the row is an error; "graph" is the step captured by
 disttrain.graph(), whose losses must be equal to the last bit. All take turns, also one rank and two, so that what the
 machine does meanwhile is the same for all; figures are medians. "scaling" is the time of a step of one rank alone over
-that of a step of several ranks with as many samples each: with free communication 100 %.
+that of a step of several ranks with as many samples each. "apart" is the same for as many processes at once of which
+each trains for itself: what free communication would have, as the cores share caches and memory.
 
     python scripts/bench_training.py --timeline --models GPT
 
@@ -42,6 +43,7 @@ THREADS = {
 }
 BATCHES = 8  # different ones, in turn
 OURS = "disttrain", "graph"  # eager, and the captured step
+APART = "apart"  # as many processes at once, each of which trains eagerly for itself
 MARKS = "<!-- begin: scripts/bench_training.py -->\n", "<!-- end: scripts/bench_training.py -->\n"
 
 
@@ -319,13 +321,17 @@ def make_step(side, row, world_size, rank, device="cpu", compiled=False):
     return step
 
 
-def worker(side, row, world_size, steps, pipes):
-    """Make ``steps`` steps for each line that a pipe brings, and tell in another how long they took."""
-    rank = int(os.environ.get("RANK", "0"))
-    step = make_step(side, row, world_size, rank)
+def worker(side, row, world_size, steps, pipes, apart):
+    """Make ``steps`` steps for each line that a pipe brings, and tell in another how long they took.
+
+    Args:
+        apart: "" for a rank; else a number: one of several processes that train each for itself.
+    """
+    rank = int(apart or os.environ.get("RANK", "0"))
+    step = make_step(side, row, 1 if apart else world_size, rank)
     losses = [step().item() for _ in range(10)]
     # While it is others' turn nothing runs here: they need the cores. The pipe ends with whoever opened it.
-    with open(go_pipe(pipes, side, world_size, rank)) as turns:
+    with open(Path(pipes, str(rank))) as turns:
         for _ in turns:
             times, work = [], []
             for _ in range(steps):
@@ -337,15 +343,7 @@ def worker(side, row, world_size, steps, pipes):
             if rank == 0:
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on Linux
                 found = {"times": times, "work": work, "losses": losses, "peak": peak / 1024}
-                result_pipe(pipes, side, world_size).write_text(json.dumps(found) + "\n")
-
-
-def go_pipe(pipes, side, world_size, rank):
-    return Path(pipes, f"{side}-{world_size}-{rank}")
-
-
-def result_pipe(pipes, side, world_size):
-    return Path(pipes, f"{side}-{world_size}")
+                Path(pipes, "result").write_text(json.dumps(found) + "\n")
 
 
 def draw(row, world_size):
@@ -377,20 +375,24 @@ class Entrant:
 
     def __init__(self, side, row, world_size, steps, pipes):
         self.name = f"{side} on {world_size} ranks, {row}"
-        paths = [go_pipe(pipes, side, world_size, rank) for rank in range(world_size)]
-        results = result_pipe(pipes, side, world_size)
-        for path in [*paths, results]:
+        pipes.mkdir()
+        paths = [pipes / str(rank) for rank in range(world_size)]
+        for path in (*paths, pipes / "result"):
             os.mkfifo(path)
         self.turns = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in paths]
-        self.results = open(results, "r+b", buffering=0)  # noqa: SIM115
-        me = [str(Path(__file__).resolve()), "--worker", side, row, str(world_size), str(steps), pipes]
-        if world_size == 1:
-            command = []
-        elif side == "torch":
-            command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
-        else:
-            command = ["-m", "disttrain", "launch", "-n", str(world_size)]
-        self.process = subprocess.Popen([sys.executable, *command, *me], env={**os.environ, **THREADS})
+        self.results = open(pipes / "result", "r+b", buffering=0)  # noqa: SIM115
+        launcher, each = [], [""]
+        if side == APART:
+            side, each = "disttrain", [str(rank) for rank in range(world_size)]
+        elif world_size > 1 and side == "torch":
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+        elif world_size > 1:
+            launcher = ["-m", "disttrain", "launch", "-n", str(world_size)]
+        me = [str(Path(__file__).resolve()), "--worker", side, row, str(world_size), str(steps), str(pipes)]
+        env = {**os.environ, **THREADS}
+        self.processes = [
+            subprocess.Popen([sys.executable, *launcher, *me, apart], env=env) for apart in each
+        ]
 
     def turn(self):
         """Return what rank 0 has found."""
@@ -398,7 +400,7 @@ class Entrant:
             os.write(turns, b"go\n")
         deadline = time.monotonic() + 120
         while not select.select([self.results], [], [], 1)[0]:
-            if self.process.poll() is not None or time.monotonic() > deadline:
+            if any(p.poll() is not None for p in self.processes) or time.monotonic() > deadline:
                 raise RuntimeError(f"{self.name} failed")
         return json.loads(self.results.readline())
 
@@ -406,21 +408,22 @@ class Entrant:
         for turns in self.turns:
             os.close(turns)
         self.results.close()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.terminate()
-            self.process.wait(30)
+        for process in self.processes:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait(30)
 
 
 def measure(row, worlds, sides, steps, turns, clock):
     """Return by (side, world size) the median seconds of a step, the losses and the peak MiB of a process."""
-    seconds = {(side, n): [] for n in worlds for side in sides}
+    seconds = {(side, n): [] for n in worlds for side in ([*sides, APART] if n > 1 else sides)}
     losses, peaks = {}, {}
     with tempfile.TemporaryDirectory() as pipes, contextlib.ExitStack() as ends:
         entrants = {}
         for side, n in seconds:
-            entrants[side, n] = entrant = Entrant(side, row, n, steps, pipes)
+            entrants[side, n] = entrant = Entrant(side, row, n, steps, Path(pipes, f"{side}-{n}"))
             ends.callback(entrant.close)
         for turn in range(turns):
             for which, entrant in entrants.items():
@@ -528,13 +531,13 @@ def main():
         "--write", type=Path, metavar="PAGE", help="put the table into this page, a plot beside it"
     )
     parser.add_argument("--draw", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.turns < 2:
         parser.error(f"--turns must be at least 2, as the first is not counted, got {args.turns}")
     if args.worker:
-        side, row, world_size, steps, pipes = args.worker
-        return worker(side, row, int(world_size), int(steps), pipes)
+        side, row, world_size, steps, pipes, apart = args.worker
+        return worker(side, row, int(world_size), int(steps), pipes, apart)
 
     if args.draw:
         return draw(args.draw[0], int(args.draw[1]))
@@ -590,6 +593,7 @@ def main():
                     )
             if n > 1 and 1 in args.ranks:
                 line += "   scaling " + ", ".join(f"{seconds[s, 1] / seconds[s, n]:.0%}" for s in sides)
+                line += f"; apart {seconds['disttrain', 1] / seconds[APART, n]:.0%}"
             print(line, flush=True)
     if args.against:
         average = "; ".join(f"{label(*bar)} {mean:.2f}" for bar, mean in means(ratios).items())
