@@ -35,9 +35,9 @@ _MASK = (1 << 64) - 1
 
 _unseeded = secrets.randbits(63)  # what a process draws from until somebody sets a seed
 
-DRAW, ORDER, SAMPLE, BATCH = 0, 1, 2, 3
+DRAW, ORDER, SAMPLE, BATCH, ROUND = 0, 1, 2, 3, 4
 """Purposes, the last word of the counter: numbers that a program draws, orders of a data set, numbers drawn for a
-sample of it while it is read, and when its batch is transformed."""
+sample of it while it is read, and when its batch is transformed, and how an optimizer rounds parameters."""
 
 
 def philox(

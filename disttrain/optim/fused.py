@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +12,14 @@ import numpy as np
 
 from disttrain import dtypes
 from disttrain.engine import enable_grad
+from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, on_gpu, to_host
+from disttrain.kernels.casts import cast
 from disttrain.kernels.optim.common import Extras
 from disttrain.nn.parameter import is_lazy
 from disttrain.optim.flat import MASTER, FlatParameters, Run, group_by_memory
 from disttrain.optim.optimizer import Optimizer
+from disttrain.random import ROUND
 from disttrain.tensors import Tensor
 
 
@@ -76,7 +80,10 @@ class FusedOptimizer(Optimizer):
             with enable_grad():
                 loss = closure()
             self._check_wrapped()
+        stretches = itertools.count()
         for i, group in enumerate(self.param_groups):
+            if "rounding_seed" in group:
+                group["rounded_steps"] += 1
             for flat in self._flats_of(i):
                 buffers = self._buffers_of(flat, group)
                 extras = self._extras(flat, buffers)
@@ -85,12 +92,13 @@ class FusedOptimizer(Optimizer):
                 for run in flat.runs(self.state, group, buffers, self.scalars, self.initial):
                     if "step" in run.scalars:
                         run.scalars["step"] += 1
+                    key = _rounding_key(group, flat, next(stretches))
                     if MASTER in run.state:
-                        run.extras = dataclasses.replace(extras, low=run.param)
+                        run.extras = dataclasses.replace(extras, low=run.param, key=key)
                         run.param = run.state[MASTER]
                         self.update(group, run)
                     elif self.takes_extras and on_gpu(run.param):
-                        run.extras = extras
+                        run.extras = extras if key is None else dataclasses.replace(extras, key=key)
                         self.update(group, run)
                     elif run.param.dtype.itemsize > 2:
                         self.update(group, run)
@@ -98,13 +106,13 @@ class FusedOptimizer(Optimizer):
                         param = run.param
                         run.param, run.grad = param.astype(np.float32), run.grad.astype(np.float32)
                         self.update(group, run)
-                        param[...] = run.param
+                        param[...] = run.param if key is None else cast(run.param, param.dtype, key)
         return loss
 
     def keep_masters(self) -> None:
         """Keep parameters in half precision in float32 too, and step those: small steps are not lost by rounding.
 
-        The parameters are what that becomes when it is rounded to the nearest. It is part of the state (``"master"``),
+        The parameters are what that becomes when it is rounded. It is part of the state (``"master"``),
         and made of the parameters at the next step; call this again after other weights were loaded into the model.
 
         Raises:
@@ -119,6 +127,29 @@ class FusedOptimizer(Optimizer):
             group["keep_masters"] = True
         for state in self.state.values():
             state.pop(MASTER, None)
+
+    def round_randomly(self, seed: int = 0) -> None:
+        """Round parameters in half precision up or down at random from now on, and no more to the nearest number.
+
+        A number between two that the type has becomes the upper one with a probability by its distance from the lower
+        (Gupta et al., "Deep learning with limited numerical precision", 2015). So steps far smaller than the last
+        place move parameters as far as they should on average, without the memory of :meth:`keep_masters`; together
+        with that, the masters are what is rounded. Parameters in float32 and float64 are not touched.
+
+        What is drawn follows from ``seed``, the number of the step and the parameters' places, and is the same on the
+        CPU and on a GPU, and on all ranks that have the same parameters. It is part of the options of the groups
+        (``"rounding_seed"``, ``"rounded_steps"``), so a loaded state goes on with what it would have drawn.
+
+        Args:
+            seed: of 64 bits, not negative; the same on all ranks.
+
+        Raises:
+            ValueError: another seed.
+        """
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"round_randomly() takes a seed of 64 bits that is not negative, got {seed}")
+        for group in self.param_groups:
+            group["rounding_seed"], group["rounded_steps"] = int(seed), 0
 
     def _buffers_of(self, flat: FlatParameters, group: dict[str, Any]) -> tuple[str, ...]:
         """Return the names of the state of these parameters that is of their size."""
@@ -189,3 +220,20 @@ class FusedOptimizer(Optimizer):
         ]
         if wrong:
             raise ValueError("the loaded state does not fit: " + "; ".join(wrong))
+
+
+def _rounding_key(group: dict[str, Any], flat: FlatParameters, stretch: int) -> Array | None:
+    """Return by what the parameters of a stretch are rounded at random, where they are; None for to the nearest.
+
+    Args:
+        group: options.
+        flat: the parameters' memory.
+        stretch: its number in this step.
+    """
+    if "rounding_seed" not in group or flat.array.dtype.itemsize != 2:
+        return None
+    shard = flat.params[0]._shard  # of which every rank has another
+    stream = 0 if shard is None else shard.comm.rank
+    words = (group["rounding_seed"], stream, group["rounded_steps"], ROUND | stretch << 8)
+    key = np.array(words, np.uint64)
+    return cuda.upload(key) if on_gpu(flat.array) else key

@@ -3,8 +3,15 @@
 // belongs to parameter owner[t]; those of parameter p are first[p] to first[p + 1]. A block has a tile. Norms are folded in
 // float64, in one fixed order.
 
+// The random bits of the 4 elements from at on, 16 for each: those that each_parameter takes for them.
+inline u64 rounding_bits(const u64* key, long long at) {
+    const auto of = [&](long long e) { return Random(key, e / TILE * 256 + e / 4 % 256 + 1).word[e / 1024 % 4]; };
+    const int shift = at % 4 * 16;
+    return shift ? of(at) >> shift | of(at + 4) << (64 - shift) : of(at);
+}
+
 template <class F> void each_of_tile(const long long* tiles, T* param, A* master, const G* grad,
-                                     const float* grad_scale, bool write, F f) {
+                                     const float* grad_scale, const u64* key, bool write, F f) {
     const long long end = tiles[2 * blockIdx.x + 1];
     along_tile(tiles[2 * blockIdx.x], end, [&](long long at, int) {
         Pack<A, 4> p, g = {};
@@ -21,8 +28,10 @@ template <class F> void each_of_tile(const long long* tiles, T* param, A* master
         f(at, end, p, g);
         if (!write) return;
         if (master) store_some<VECTOR>(master, at, end, p);
+        const u64 bits = key ? rounding_bits(key, at) : 0;
         Pack<T, 4> rounded;
-        for (int i = 0; i < 4; i++) rounded[i] = narrow<T>(p[i]);
+        for (int i = 0; i < 4; i++)
+            rounded[i] = key ? narrow_randomly<T>(p[i], unsigned(bits >> 16 * i)) : narrow<T>(p[i]);
         store_some<VECTOR>(param, at, end, rounded);
     });
 }
@@ -57,7 +66,7 @@ KERNEL lamb_moments(T* param, A* master, const G* grad, A* exp_avg, A* exp_avg_s
     if (skip && *skip) return;
     const Lamb lamb(scalars);
     double ww = 0, uu = 0;
-    each_of_tile(tiles, param, master, grad, grad_scale, false, [&](long long at, long long end, auto& p, auto& g) {
+    each_of_tile(tiles, param, master, grad, grad_scale, nullptr, false, [&](long long at, long long end, auto& p, auto& g) {
         auto m = load_some<VECTOR>(exp_avg, at, end), v = load_some<VECTOR>(exp_avg_sq, at, end);
         Pack<A, 4> u;
         for (int i = 0; i < 4; i++) {
@@ -78,7 +87,7 @@ KERNEL lars_norms(T* param, A* master, const G* grad, const float* grad_scale, c
                   double* sums) {
     if (skip && *skip) return;
     double ww = 0, gg = 0;
-    each_of_tile(tiles, param, master, grad, grad_scale, false, [&](long long at, long long end, auto& p, auto& g) {
+    each_of_tile(tiles, param, master, grad, grad_scale, nullptr, false, [&](long long at, long long end, auto& p, auto& g) {
         ww += squares(p, at, end);
         gg += squares(g, at, end);
     });
@@ -103,21 +112,21 @@ KERNEL rates(const double* sums, const long long* first, const double* scalars, 
 }
 
 KERNEL lamb_apply(T* param, A* master, const A* exp_avg, const A* exp_avg_sq, const double* scalars, const int* skip,
-                  const long long* tiles, const int* owner, const A* rate) {
+                  const u64* key, const long long* tiles, const int* owner, const A* rate) {
     if (skip && *skip) return;
     const Lamb lamb(scalars);
     const A r = rate[owner[blockIdx.x]];
-    each_of_tile(tiles, param, master, nullptr, nullptr, true, [&](long long at, long long end, auto& p, auto&) {
+    each_of_tile(tiles, param, master, nullptr, nullptr, key, true, [&](long long at, long long end, auto& p, auto&) {
         const auto m = load_some<VECTOR>(exp_avg, at, end), v = load_some<VECTOR>(exp_avg_sq, at, end);
         for (int i = 0; i < 4; i++) p[i] -= r * lamb.direction(p[i], m[i], v[i]);
     });
 }
 
 KERNEL lars_apply(T* param, A* master, const G* grad, A* velocity, const double* scalars, const float* grad_scale,
-                  const int* skip, const long long* tiles, const int* owner, const A* rate) {
+                  const int* skip, const u64* key, const long long* tiles, const int* owner, const A* rate) {
     if (skip && *skip) return;
     const A r = rate[owner[blockIdx.x]], keep = scalars[1], l2 = scalars[2], sign = scalars[4];
-    each_of_tile(tiles, param, master, grad, grad_scale, true, [&](long long at, long long end, auto& p, auto& g) {
+    each_of_tile(tiles, param, master, grad, grad_scale, key, true, [&](long long at, long long end, auto& p, auto& g) {
         auto v = load_some<VECTOR>(velocity, at, end);
         for (int i = 0; i < 4; i++) {
             v[i] = v[i] * keep + r * (g[i] * sign + l2 * p[i]);

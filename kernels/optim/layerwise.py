@@ -46,7 +46,7 @@ def lars_step(
         weight_decay: factor of the L2 penalty.
         trust_coefficient: how far a parameter moves at most, as a part of its norm.
         maximize: go up instead of down.
-        extras: what mixed precision needs; no ``key``.
+        extras: what mixed precision needs.
     """
     scalars = (lr, momentum, weight_decay, trust_coefficient, -1.0 if maximize else 1.0)
     if get_array_module(param) is not numpy:
@@ -143,7 +143,7 @@ def lamb_step(
         weight_decay: part of the parameter that is added to its direction.
         step: number of this step, counted from 1.
         maximize: go up instead of down.
-        extras: what mixed precision needs; no ``key``.
+        extras: what mixed precision needs.
     """
     scalars = (
         *(beta1, 1 - beta1, beta2, 1 - beta2, eps, weight_decay),
@@ -274,12 +274,10 @@ class _Step:
         extras: Extras | None,
     ) -> None:
         extras = extras or Extras()
-        if extras.key is not None:
-            raise ValueError("LARS and LAMB round to the nearest: give no key, or keep float32 parameters")
         self.to, self.master, wide_grad = narrow_first(param, grad, states, extras)
         self.tiles = _tiles(tuple(ends), cuda.device())
         self.scalars = upload_scalars(scalars) if extras.scalars is None else extras.scalars
-        self.scale, self.skip = extras.grad_scale, extras.skip
+        self.scale, self.skip, self.key = extras.grad_scale, extras.skip, extras.key
         self.count = len(self.tiles.owner)
         self.sums = cuda.empty((self.count, 2), numpy.float64)
         self.rate = cuda.empty(len(ends), cuda.wide(param.dtype))
@@ -312,7 +310,7 @@ def _lamb_cuda(
     )
     s.find_rates(lars=False)
     s.over_tiles(
-        *("lamb_apply", exp_avg, exp_avg_sq, s.scalars, s.skip, s.tiles.edges, s.tiles.owner, s.rate)
+        *("lamb_apply", exp_avg, exp_avg_sq, s.scalars, s.skip, s.key, s.tiles.edges, s.tiles.owner, s.rate)
     )
 
 
@@ -328,5 +326,6 @@ def _lars_cuda(
     s.over_tiles("lars_norms", grad, s.scale, s.skip, s.tiles.edges, s.sums)
     s.find_rates(lars=True)
     s.over_tiles(
-        *("lars_apply", grad, velocity, s.scalars, s.scale, s.skip, s.tiles.edges, s.tiles.owner, s.rate)
+        *("lars_apply", grad, velocity, s.scalars, s.scale, s.skip, s.key),
+        *(s.tiles.edges, s.tiles.owner, s.rate),
     )

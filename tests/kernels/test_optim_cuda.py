@@ -205,6 +205,23 @@ def test_layerwise_steps(name, dtype, low, wide_grad, shim):
             near(ours[key], a.astype(np.float64), "float32" if a.dtype == np.float32 else dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["lamb", "lars"])
+def test_layerwise_steps_round_at_random_as_the_cpu_rounds_what_they_have_made(name, dtype, shim):
+    arrays, ends = layer_case(dtype, low=True, wide_grad=False)
+    assert any(end % 4 for end in ends[:-1])  # there a thread's elements take bits of two blocks
+    extras = common.Extras(low=arrays["low"], key=KEY)
+    numbers = (0.9, 0.1, 0.99, 0.01, 1e-6, 0.01, 0.3, 0.1, 1.0, 0.1)
+    if name == "lamb":
+        layerwise._lamb_cuda(*(arrays[n] for n in ("param", "grad", "m", "v")), ends, numbers, extras)
+    else:
+        layerwise._lars_cuda(
+            *(arrays[n] for n in ("param", "grad", "m")), ends, (0.1, 0.9, 0.01, 0.02, 1.0), extras
+        )
+
+    assert arrays["low"].tobytes() == random.round_randomly(arrays["param"], kind(dtype), KEY).tobytes()
+
+
 @pytest.mark.parametrize("count", [1, 4095, 4096, 3 * 4096 + 13])
 def test_sums_of_squares_have_the_bits_of_the_cpu(count, shim):
     for dtype in ("float32", "float64"):
