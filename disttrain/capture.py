@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-from disttrain import context, engine
+from disttrain import backward_pass, context
 from disttrain.context import autocast_state, grad_enabled
 from disttrain.errors import CaptureError
 from disttrain.kernels.arrays import Array, get_array_module, is_array
@@ -217,7 +217,7 @@ class _Captured:
             arrays = plan.run(*inputs)
         except BaseException as error:
             plan.explain(error)
-            engine.close_pass(error)
+            backward_pass.close_pass(error)
             raise
         return _fill(self._returned, iter([Tensor._of(a) for a in arrays]))
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from disttrain import engine, random
+from disttrain import backward_pass, engine, random
 from disttrain.autograd.anomaly_mode import show_line
 from disttrain.errors import CaptureError
 from disttrain.kernels.arrays import Array, copy_into, is_array, owner
@@ -200,7 +200,7 @@ def _is_arithmetic(call: Call) -> bool:
     So is the call that brings a gradient to a leaf that nobody watches: see :func:`_launch`.
     """
     if not call.is_python:
-        return call.function not in (engine.open_pass, engine.close_pass)
+        return call.function not in (backward_pass.open_pass, backward_pass.close_pass)
     leaf = call.args[0] if call.args else None
     return (
         isinstance(leaf, engine.Tensor_)
@@ -220,9 +220,9 @@ def _idle_passes(calls: Sequence[Call]) -> set[int]:
     idle: set[int] = set()
     begin: int | None = None
     for i, call in enumerate(calls):
-        if call.function is engine.open_pass:
+        if call.function is backward_pass.open_pass:
             begin = i
-        elif call.function is engine.close_pass:
+        elif call.function is backward_pass.close_pass:
             if begin is not None:
                 idle |= {begin, i}
             begin = None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from disttrain import autograd, dtypes, engine
+from disttrain import autograd, backward_pass, dtypes, engine
 from disttrain.absent import AbsentMethods
 from disttrain.devices import device as Device
 from disttrain.devices import move
@@ -123,7 +123,7 @@ class Tensor(
     """Of a result whose gradient is kept: what ends that."""
     _frozen: str | None = None
     """Why this tensor must not be changed in place in what is recorded."""
-    _slot: engine.Slot | None = None
+    _slot: backward_pass.Slot | None = None
     """Of a leaf: where its gradient lives."""
     _given_grad: weakref.ref[Tensor] | None = None
     """The gradient tensor that was last given out over the slot."""
@@ -629,7 +629,7 @@ class Tensor(
         return self._index if self.grad_fn is not None else 0
 
     def _accumulate(self, g: Any) -> None:
-        engine.accumulate_grad(self, g)
+        backward_pass.accumulate_grad(self, g)
         if self._after_hooks:
             gradient = g if isinstance(g, Tensor) else Tensor._of(g)
             for hook in list(self._after_hooks.values()):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import context, engine
+from disttrain import backward_pass, context, engine
 from disttrain.autograd import anomaly_mode, function, grad_mode, graph
 from disttrain.autograd.anomaly_mode import (
     detect_anomaly,
@@ -189,7 +189,7 @@ def backward(
         raise GradientError("backward(): inputs is empty; leave it out to reach all leaves")
     roots = _roots(roots_of, grads, create_graph)
     if inputs is None:
-        engine.run_backward(roots, retain_graph=retain, create_graph=create_graph, weight=weight)
+        backward_pass.run_backward(roots, retain_graph=retain, create_graph=create_graph, weight=weight)
         return
     leaves = _as_sequence(inputs)
     found = _run_to(roots, _wanted(leaves), retain_graph=retain, create_graph=create_graph, weight=weight)
@@ -197,13 +197,13 @@ def backward(
         if isinstance(t, graph.GradientEdge):
             t = getattr(t.node, "variable", None)  # that of a result leads to no tensor
         if g is not None and t is not None and t._retained is None:  # else the pass has kept it already
-            engine.accumulate(t, g)
+            backward_pass.accumulate(t, g)
 
 
 def _run_to(roots: list[tuple[Any, Any]], wanted: list[Edge], **modes: Any) -> list[Any]:
     token = _accumulates.set(False)
     try:
-        return engine.run_backward(roots, wanted=wanted, **modes)
+        return backward_pass.run_backward(roots, wanted=wanted, **modes)
     finally:
         _accumulates.reset(token)
 
@@ -319,7 +319,7 @@ def backward_weight() -> float:
 
     If none was given it is the number of samples that the DataLoader dealt last, else 1.
     """
-    running = engine.running_pass()
+    running = backward_pass.running_pass()
     if running is not None and running.weight is not None:
         return running.weight
     dealt = context.current().dealt

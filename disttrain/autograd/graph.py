@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from disttrain import engine, missing
+from disttrain import backward_pass, missing
 from disttrain.errors import GradientError
 from disttrain.modes import Mode, Recording, Switch, changed
 from disttrain.nodes import AccumulateGrad, Node, RemovableHandle, gradient_node
@@ -101,12 +101,12 @@ def register_multi_grad_hook(
     """
     if mode not in ("all", "any"):
         raise ValueError(f'register_multi_grad_hook(): mode must be "all" or "any", got {mode!r}')
-    passes: weakref.WeakKeyDictionary[engine.Pass, list[Any]] = weakref.WeakKeyDictionary()
+    passes: weakref.WeakKeyDictionary[backward_pass.Pass, list[Any]] = weakref.WeakKeyDictionary()
     lock = threading.Lock()
 
     def hook_of(i: int) -> Callable[[Tensor], None]:
         def hook(grad: Tensor) -> None:
-            running = engine.running_pass()
+            running = backward_pass.running_pass()
             assert running is not None
             with lock:
                 found = passes.get(running)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.backward_pass import Slot
 from disttrain.defaults import get_default_dtype
-from disttrain.engine import Slot
 from disttrain.kernels.arrays import Array, get_array_module, on_gpu, to_host
 from disttrain.kernels.optim.common import Extras
 from disttrain.tensors import Tensor

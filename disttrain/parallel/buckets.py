@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from disttrain.backward_pass import Slot
 from disttrain.collectives.meter import Wish
-from disttrain.engine import Slot
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.tensors import Tensor
 

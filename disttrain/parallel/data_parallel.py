@@ -13,11 +13,12 @@ import numpy as np
 
 from disttrain import context
 from disttrain.autograd import accumulates, backward_weight
+from disttrain.backward_pass import queue_callback
 from disttrain.collectives.call import name_ranks
 from disttrain.collectives.env import current_env
 from disttrain.collectives.ledger import bucket_tag
 from disttrain.distributed.groups import communicator_of
-from disttrain.engine import is_grad_enabled, queue_callback
+from disttrain.engine import is_grad_enabled
 from disttrain.modes import current_tape, replayed
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import is_lazy

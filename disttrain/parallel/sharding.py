@@ -21,8 +21,9 @@ import numpy as np
 
 from disttrain import context
 from disttrain.autograd import accumulates, backward_weight
+from disttrain.backward_pass import Pass, queue_callback, running_pass
 from disttrain.collectives.ledger import bucket_tag
-from disttrain.engine import Pass, is_grad_enabled, queue_callback, running_pass
+from disttrain.engine import is_grad_enabled
 from disttrain.kernels.arrays import Array
 from disttrain.modes import Lender
 from disttrain.nodes import Lent

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain.autograd import accumulates
-from disttrain.engine import Slot
+from disttrain.backward_pass import Slot
 from disttrain.kernels.arrays import Array
 from disttrain.parallel.buckets import Bucket, vacate
 from disttrain.tensors import RemovableHandle, Tensor

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import disttrain as dt
-from disttrain.engine import Slot
+from disttrain.backward_pass import Slot
 from disttrain.errors import GradientError
 from disttrain.nn.functional import linear
 from disttrain.ops.types import WRITES
