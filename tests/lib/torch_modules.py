@@ -28,6 +28,7 @@ from torch_tables import (
     gradients,
     report,
     resolve,
+    seed,
     show,
     tensors_in,
     to_numpy,
@@ -97,7 +98,7 @@ def state_to_ours(layer: torch.nn.Module) -> dict[str, Any]:
 
 
 def samples(entry: Any, dtype: torch.dtype, training: bool) -> Iterator[Any]:
-    torch.manual_seed(0)
+    seed()
     yield from entry.module_inputs_func(
         entry, device="cpu", dtype=dtype, requires_grad=dtype.is_floating_point, training=training
     )
@@ -109,7 +110,7 @@ def run_sample(score: Score, entry: Any, ours: Any, sample: Any, dtype: torch.dt
     at = f"({show(made.args)} {show(made.kwargs)}).{'train' if training else 'eval'}()"
     if given is not None:
         at += f"({show(given.args)} {show(given.kwargs)})"
-    torch.manual_seed(0)
+    seed()
     theirs = entry.module_cls(*made.args, **made.kwargs).to(dtype).train(training)
     layer, error = attempt(
         lambda: ours(*to_ours(made.args), **to_ours(made.kwargs)).to(to_ours(dtype)).train(training)
@@ -186,7 +187,7 @@ def run(name: str, dtypes: str = "float32,float64") -> Score:
                 run_sample(score, entry, ours, sample, dtype, training)
     if ours is None or entry.module_error_inputs_func is None:
         return score
-    torch.manual_seed(0)
+    seed()
     errors = entry.module_error_inputs_func(
         entry, device="cpu", dtype=torch.float32, requires_grad=True, training=True
     )
