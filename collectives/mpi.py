@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-from disttrain.collectives import mpi_library
+from disttrain.collectives import mpi_library, slurm_pmi
 from disttrain.collectives.control import MAX_BYTES
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.errors import PeerFailed, TransportUnavailable
@@ -144,6 +144,8 @@ class MpiTransport:
         if self._finalize:
             mpi_library.check_starter(mpi)
             mpi_library.choose_shared_memory(mpi, env)
+            if slurm_pmi.is_server():
+                slurm_pmi.stand_between()
             mpi.Init_thread(mpi.THREAD_MULTIPLE)
             mpi_library.unlink_shared_memory(mpi.COMM_WORLD)
         if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
