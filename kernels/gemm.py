@@ -2,20 +2,23 @@
 
 The kernel makes a tile of the result after the other (Goto and van de Geijn 2008). M rows and N columns of the result,
 K terms of each sum. The right factor is packed into panels as wide as a tile, which stay in the second cache; the left
-one is read where it is. Each element is summed in the order of k, in blocks whose size follows from K alone: it does
-not depend on how many rows and columns there are beside it, nor on how many threads share the rows.
+one is read where it is. Where the right one is much larger and lies column by column, as a layer's weight does, the
+transposed product is made in place of it, so that the smaller factor is packed. Each element is summed in the order of
+k in either case: it does not depend on how many rows and columns there are beside it, nor on how many threads share
+the rows.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 
 import numpy
 
 from disttrain.kernels import columns, cublaslt, cuda
 from disttrain.kernels.arrays import Array, get_array_module, on_gpu
-from disttrain.kernels.jit import jit
+from disttrain.kernels.jit import helper, jit
 from disttrain.kernels.libraries import LibraryMissing
 from disttrain.kernels.simd import LANES, load, load_part, multiply, pointer, store, store_part, transpose
 from disttrain.kernels.threads import spread, threads
@@ -29,6 +32,8 @@ _TERMS = 256
 """Most terms of a sum in one block: as much of six rows as stays in the first cache, with a panel."""
 _COLUMNS = 512
 """Most columns in one block: with so many terms they stay in the second cache."""
+_TURNED = 48
+"""Rows of a transposed product that are made before they are turned: whole tiles, and whole squares."""
 
 _NOTHING = numpy.empty(0, numpy.float32)
 """For no bias: of the same type as one, so that the kernel is compiled once."""
@@ -59,13 +64,12 @@ def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = No
     begin = _NOTHING if bias is None else numpy.ascontiguousarray(bias)
     (left, row, step), right, flat = _flat(a), _flat(b), out.reshape(-1)
     if threads() == 1:
-        _product(left, row, step, *right, M, N, K, begin, flat)
+        _kernel(M, N, right[1])(left, row, step, *right, M, N, K, begin, flat)
         return out
 
     def rows(first: int, last: int) -> None:
-        _product(
-            left[first * row :], row, step, *right, last - first, N, K, begin, flat[first * N : last * N]
-        )
+        of, to = left[first * row :], flat[first * N : last * N]
+        _kernel(last - first, N, right[1])(of, row, step, *right, last - first, N, K, begin, to)
 
     spread(rows, M, N * K)
     return out
@@ -187,6 +191,12 @@ def _is_ours(a: Array, b: Array, out: Array) -> bool:
     )
 
 
+def _kernel(M: int, N: int, b_row: int) -> Callable[..., None]:
+    """Return the kernel for so many rows and columns; all make the same bits."""
+    turned = b_row == 1 and M % (4 * LANES) == 0 and 2 * M <= N and M <= _COLUMNS
+    return _product_turned if turned else _product
+
+
 def _flat(x: Array) -> tuple[Array, int, int]:
     """Return the memory of a matrix, which is copied if its rows or columns are not side by side, and its strides."""
     if x.flags.c_contiguous:
@@ -198,89 +208,134 @@ def _flat(x: Array) -> tuple[Array, int, int]:
 
 @jit
 def _product(a, a_row, a_step, b, b_row, b_step, M, N, K, bias, out):  # type: ignore[no-untyped-def]
-    lanes, wide = LANES, 4 * LANES
-    blocks = -(-K // _TERMS)
-    terms = -(-K // blocks)
+    lanes = LANES
+    terms = -(-K // -(-K // _TERMS))
     packed = numpy.empty(-(-min(N, _COLUMNS) // lanes) * lanes * terms, numpy.float32)
-    edges = numpy.empty(6 * lanes, numpy.float32)
     begin = numpy.zeros(-(-N // lanes) * lanes, numpy.float32)
     if bias.size:
         begin[:N] = bias
+    for j0 in range(0, N, _COLUMNS):
+        columns = min(_COLUMNS, N - j0)
+        for k0 in range(0, K, terms):
+            length = min(terms, K - k0)
+            _pack(b, k0 * b_row + j0 * b_step, b_row, b_step, length, columns, packed, 0)
+            start, start_row = (out, N) if k0 else (begin, 0)
+            left = k0 * a_step
+            _tiles(a, left, a_row, a_step, M, packed, 0, length, columns, start, start_row, out, j0, N)
+
+
+@jit
+def _product_turned(a, a_row, a_step, b, b_row, b_step, M, N, K, bias, out):  # type: ignore[no-untyped-def]
+    lanes = LANES
+    terms = -(-K // -(-K // _TERMS))
+    packed = numpy.empty(K * M, numpy.float32)
+    for k0 in range(0, K, terms):
+        _pack(a, k0 * a_step, a_step, a_row, min(terms, K - k0), M, packed, k0 * M)
+    turned = numpy.empty(_TURNED * M, numpy.float32)
+    for n0 in range(0, N, _TURNED):
+        rows = min(_TURNED, N - n0)
+        for n in range(rows):
+            turned[n * M : (n + 1) * M] = bias[n0 + n] if bias.size else numpy.float32(0)
+        for k0 in range(0, K, terms):
+            length, left = min(terms, K - k0), n0 * b_step + k0 * b_row
+            _tiles(b, left, b_step, b_row, rows, packed, k0 * M, length, M, turned, M, turned, 0, M)
+        whole = rows // lanes * lanes
+        for m in range(0, M, lanes):
+            for n in range(0, whole, lanes):
+                transpose(pointer(turned, n * M + m), M, pointer(out, m * N + n0 + n), N)
+            for n in range(whole, rows):
+                for c in range(m, m + lanes):
+                    out[c * N + n0 + n] = turned[n * M + c]
+
+
+@helper
+def _pack(b, first, b_row, b_step, length, columns, packed, place):  # type: ignore[no-untyped-def]
+    """Write panels, as wide as a tile, of ``length`` rows of the right factor to ``packed``, from ``place`` on."""
+    lanes, wide = LANES, 4 * LANES
+    wides = columns // wide * wide
+    whole = columns // lanes * lanes
+    if b_step == 1:
+        for k in range(length):
+            of = pointer(b, first + k * b_row)
+            for j in range(0, whole, lanes):
+                if j < wides:
+                    to = j // wide * wide * length + k * wide + j % wide
+                else:
+                    to = j * length + k * lanes
+                store(pointer(packed, place + to), 0, load(of, j))
+    else:
+        for j in range(0, whole, lanes):
+            width = wide if j < wides else lanes
+            to = place + (j - j % width) * length + j % width
+            at = first + j * b_step
+            k = 0
+            while k + lanes <= length:
+                transpose(pointer(b, at + k), b_step, pointer(packed, to + k * width), width)
+                k += lanes
+            while k < length:
+                for c in range(lanes):
+                    packed[to + k * width + c] = b[at + k + c * b_step]
+                k += 1
+    if whole < columns:
+        at = first + whole * b_step
+        for k in range(length):
+            to = place + whole * length + k * lanes
+            for c in range(columns - whole):
+                packed[to + c] = b[at + k * b_row + c * b_step]
+            for c in range(columns - whole, lanes):
+                packed[to + c] = 0
+
+
+@helper
+def _tiles(  # type: ignore[no-untyped-def]
+    a, first, a_row, a_step, M, packed, place, length, columns, start, start_row, out, corner, out_row
+):
+    """Add products of ``length`` terms, of M rows from ``a[first]`` on and packed panels, to ``start``, into ``out``.
+
+    Both are read and written from ``corner`` on, their rows ``start_row`` and ``out_row`` apart. Rows of ``start``
+    have whole vectors where they are 0 apart: it is one row, for all.
+    """
+    lanes, wide = LANES, 4 * LANES
+    wides = columns // wide * wide
+    whole = columns // lanes * lanes
+    edges = numpy.empty(6 * lanes, numpy.float32)
     edge = pointer(edges, 0)
     fives = (-M) % 6  # M = 6 * sixes + 5 * fives, if it is large enough
     if 5 * fives > M:
         fives = 0
     sixes = (M - 5 * fives) // 6
-    for j0 in range(0, N, _COLUMNS):
-        columns = min(_COLUMNS, N - j0)
-        wides = columns // wide * wide
-        whole = columns // lanes * lanes
-        for k0 in range(0, K, terms):
-            length = min(terms, K - k0)
-            first = k0 * b_row + j0 * b_step
-            if b_step == 1:
-                for k in range(length):
-                    of = pointer(b, first + k * b_row)
-                    for j in range(0, whole, lanes):
-                        if j < wides:
-                            to = j // wide * wide * length + k * wide + j % wide
-                        else:
-                            to = j * length + k * lanes
-                        store(pointer(packed, to), 0, load(of, j))
+    i = n = 0
+    while i < M:
+        rows = 6 if n < sixes else 5 if n < sixes + fives else 1
+        n += 1
+        left = pointer(a, first + i * a_row)
+        begin, at = start_row * i + corner, out_row * i + corner
+        for j in range(0, wides, wide):
+            right = pointer(packed, place + j * length)
+            of, to = pointer(start, begin + j), pointer(out, at + j)
+            if rows == 6:
+                multiply(6, 4, left, a_row, a_step, right, wide, length, of, start_row, to, out_row)
+            elif rows == 5:
+                multiply(5, 4, left, a_row, a_step, right, wide, length, of, start_row, to, out_row)
             else:
-                for j in range(0, whole, lanes):
-                    width = wide if j < wides else lanes
-                    to = (j - j % width) * length + j % width
-                    of = first + j * b_step
-                    k = 0
-                    while k + lanes <= length:
-                        transpose(pointer(b, of + k), b_step, pointer(packed, to + k * width), width)
-                        k += lanes
-                    while k < length:
-                        for c in range(lanes):
-                            packed[to + k * width + c] = b[of + k + c * b_step]
-                        k += 1
-            if whole < columns:
-                of = first + whole * b_step
-                for k in range(length):
-                    to = whole * length + k * lanes
-                    for c in range(columns - whole):
-                        packed[to + c] = b[of + k * b_row + c * b_step]
-                    for c in range(columns - whole, lanes):
-                        packed[to + c] = 0
-            start, start_row = (out, N) if k0 else (begin, 0)
-            i = n = 0
-            while i < M:
-                rows = 6 if n < sixes else 5 if n < sixes + fives else 1
-                n += 1
-                left = pointer(a, i * a_row + k0 * a_step)
-                corner = i * N + j0
-                for j in range(0, wides, wide):
-                    right, to = pointer(packed, j * length), pointer(out, corner + j)
-                    of = pointer(start, start_row * i + j0 + j)
-                    if rows == 6:
-                        multiply(6, 4, left, a_row, a_step, right, wide, length, of, start_row, to, N)
-                    elif rows == 5:
-                        multiply(5, 4, left, a_row, a_step, right, wide, length, of, start_row, to, N)
-                    else:
-                        multiply(1, 4, left, a_row, a_step, right, wide, length, of, start_row, to, N)
-                for j in range(wides, columns, lanes):
-                    right, to = pointer(packed, j * length), pointer(out, corner + j)
-                    of, of_row, to_row = pointer(start, start_row * i + j0 + j), start_row, N
-                    if j == whole:  # the last columns, which are no whole vector
-                        if k0:
-                            for r in range(rows):
-                                store(edge, r * lanes, load_part(of, r * N, columns - j))
-                            of, of_row = edge, lanes
-                        to, to_row = edge, lanes
-                    if rows == 6:
-                        multiply(6, 1, left, a_row, a_step, right, lanes, length, of, of_row, to, to_row)
-                    elif rows == 5:
-                        multiply(5, 1, left, a_row, a_step, right, lanes, length, of, of_row, to, to_row)
-                    else:
-                        multiply(1, 1, left, a_row, a_step, right, lanes, length, of, of_row, to, to_row)
-                    if j == whole:
-                        result = pointer(out, corner + j)
-                        for r in range(rows):
-                            store_part(result, r * N, load(edge, r * lanes), columns - j)
-                i += rows
+                multiply(1, 4, left, a_row, a_step, right, wide, length, of, start_row, to, out_row)
+        for j in range(wides, columns, lanes):
+            right = pointer(packed, place + j * length)
+            of, of_row, to, to_row = pointer(start, begin + j), start_row, pointer(out, at + j), out_row
+            if j == whole:  # the last columns, which are no whole vector
+                if start_row:
+                    for r in range(rows):
+                        store(edge, r * lanes, load_part(of, r * start_row, columns - j))
+                    of, of_row = edge, lanes
+                to, to_row = edge, lanes
+            if rows == 6:
+                multiply(6, 1, left, a_row, a_step, right, lanes, length, of, of_row, to, to_row)
+            elif rows == 5:
+                multiply(5, 1, left, a_row, a_step, right, lanes, length, of, of_row, to, to_row)
+            else:
+                multiply(1, 1, left, a_row, a_step, right, lanes, length, of, of_row, to, to_row)
+            if j == whole:
+                result = pointer(out, at + j)
+                for r in range(rows):
+                    store_part(result, r * out_row, load(edge, r * lanes), columns - j)
+        i += rows

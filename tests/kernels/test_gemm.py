@@ -11,8 +11,10 @@ SHAPES = [
     (61, 77, 513),
     (1000, 65, 7),
     (90, 1100, 300),
+    (64, 150, 300),
+    (128, 256, 20),
 ]
-"""M, N, K: below, above and off the sizes of tiles and blocks."""
+"""M, N, K: below, above and off the sizes of tiles and blocks; the last two for transposed products."""
 
 
 def matrix(rng, rows, columns, by_column):
@@ -56,7 +58,7 @@ def test_parts_of_matrices_are_copied_first():
 def test_nothing_beside_the_result_is_written(size):
     M, N, K = size
     rng = np.random.default_rng(0)
-    a, b = matrix(rng, M, K, False), matrix(rng, K, N, False)
+    a, b = matrix(rng, M, K, False), matrix(rng, K, N, M % 64 == 0)
     memory = np.full(M * N + 128, np.float32(7))
 
     gemm.matmul(a, b, memory[64:-64].reshape(M, N))
@@ -74,6 +76,18 @@ def test_an_element_does_not_depend_on_what_is_beside_it():
 
     assert np.array_equal(gemm.matmul(a[:31], b), whole[:31])
     assert np.array_equal(gemm.matmul(a[40:], b[:, :90].copy()), whole[40:, :90])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_transposed_product_has_the_same_bits():
+    rng = np.random.default_rng(0)
+    a, b = matrix(rng, 64, 700, False), matrix(rng, 700, 200, True)
+    bias = rng.standard_normal(200).astype(np.float32)
+
+    turned = gemm.matmul(a, b, bias=bias)
+
+    assert np.array_equal(turned, gemm.matmul(a, np.ascontiguousarray(b), bias=bias))
+    assert np.array_equal(turned[:31], gemm.matmul(a[:31], b, bias=bias))
 
 
 @pytest.mark.usefixtures("one_thread")
