@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from typing import Any
 
 import numpy
 
@@ -191,7 +191,7 @@ def _is_ours(a: Array, b: Array, out: Array) -> bool:
     )
 
 
-def _kernel(M: int, N: int, b_row: int) -> Callable[..., None]:
+def _kernel(M: int, N: int, b_row: int) -> Any:
     """Return the kernel for so many rows and columns; all make the same bits."""
     turned = b_row == 1 and M % (4 * LANES) == 0 and 2 * M <= N and M <= _COLUMNS
     return _product_turned if turned else _product
