@@ -12,6 +12,20 @@ _NAMES: Final = os.path.join(os.path.dirname(__file__), "pytorch_names.txt")
 _ELSEWHERE: Final = ("", "nn.functional", "nn", "optim", "Tensor", "linalg", "special", "nn.utils", "nn.init")
 """Where a name that is asked of the wrong namespace may be."""
 _INSTEAD: Final = {
+    "distributed.FileStore": "the launcher brings the ranks together; objects travel by broadcast_object_list()",
+    "distributed.HashStore": "the launcher brings the ranks together; objects travel by broadcast_object_list()",
+    "distributed.PrefixStore": "the launcher brings the ranks together; objects travel by broadcast_object_list()",
+    "distributed.Store": "the launcher brings the ranks together; objects travel by broadcast_object_list()",
+    "distributed.TCPStore": "the launcher brings the ranks together; objects travel by broadcast_object_list()",
+    "distributed.algorithms.ddp_comm_hooks.powerSGD_hook": "default_hooks.bf16_compress_hook sends half the bytes",
+    "distributed.algorithms.model_averaging": "gradients are averaged in each step",
+    "distributed.checkpoint": "disttrain.checkpoint.save() and load() write and read a run, spread parameters included",
+    "distributed.nn": "the calls of disttrain.distributed, which have no gradients",
+    "distributed.launcher": "disttrain.launch(fn, args, nproc=N), or `disttrain launch -n N`",
+    "distributed.pipelining": "disttrain.distributed.fsdp.fully_shard() spreads a model that is too large for one rank",
+    "distributed.rpc": "ranks exchange tensors by send() and recv(), objects by send_object_list()",
+    "distributed.run": "`disttrain launch -n N script.py`, or `python -m disttrain launch`",
+    "distributed.tensor": "disttrain.distributed.fsdp.fully_shard() spreads a model that is too large for one rank",
     "fx": "nothing is traced; Module.named_modules() walks a model",
     "utils.tensorboard": "write losses with print() or a file of your own",
 }
@@ -29,8 +43,6 @@ MOVED: Final = {
     "autograd.variable": "disttrain.autograd",
     "cuda.amp.autocast_mode": "disttrain.cuda.amp",
     "cuda.amp.grad_scaler": "disttrain.cuda.amp",
-    "distributed.algorithms": "disttrain.parallel",
-    "distributed.algorithms.ddp_comm_hooks": "disttrain.parallel.comm_hooks",
     "distributed.algorithms.ddp_comm_hooks.default_hooks": "disttrain.parallel.comm_hooks",
     "distributed.distributed_c10d": "disttrain.distributed",
     "distributed.fsdp": "disttrain.distributed.fsdp",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from disttrain import missing
 from disttrain.collectives.errors import CollectiveError
+from disttrain.distributed.device_mesh import DeviceMesh, init_device_mesh
 from disttrain.distributed.groups import (
     Backend,
     GroupMember,
@@ -73,6 +74,7 @@ DistError = DistBackendError = CollectiveError
 
 __all__ = [
     "Backend",
+    "DeviceMesh",
     "DistBackendError",
     "DistError",
     "GradBucket",
@@ -107,6 +109,7 @@ __all__ = [
     "get_rank",
     "get_world_size",
     "group",
+    "init_device_mesh",
     "init_process_group",
     "irecv",
     "is_available",

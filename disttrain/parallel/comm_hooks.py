@@ -7,7 +7,6 @@ number of processes.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from disttrain.tensors import Tensor
 
     Hook = Callable[[Any, GradBucket], Future]
-
-default_hooks = sys.modules[__name__]
 
 
 def allreduce_hook(process_group: ProcessGroup | None, bucket: GradBucket) -> Future:

@@ -17,6 +17,7 @@ from disttrain.backward_pass import queue_callback
 from disttrain.collectives.call import name_ranks
 from disttrain.collectives.env import current_env
 from disttrain.collectives.ledger import bucket_tag
+from disttrain.distributed.device_mesh import data_parallel_group
 from disttrain.distributed.groups import communicator_of
 from disttrain.engine import is_grad_enabled
 from disttrain.modes import current_tape, replayed
@@ -41,7 +42,6 @@ _INSTEAD = {
     "delay_all_reduce_named_params": "all gradients are averaged as backward makes them",
     "param_to_hook_all_reduce": "all gradients are averaged as backward makes them",
     "mixed_precision": "convert the module, or run its forward under autocast",
-    "device_mesh": "give process_group, the ranks to average over",
 }
 _MOST_NAMED = 16
 """So many unused parameters at most are named."""
@@ -70,8 +70,8 @@ class DistributedDataParallel(Module):
         check_reduction: accepted as PyTorch's; it changes nothing.
         gradient_as_bucket_view: accepted as PyTorch's; gradients always live in the buckets.
         static_graph: accepted as PyTorch's; it changes nothing.
-        delay_all_reduce_named_params: must be None, as ``param_to_hook_all_reduce``, ``mixed_precision`` and
-            ``device_mesh``.
+        delay_all_reduce_named_params: must be None, as ``param_to_hook_all_reduce`` and ``mixed_precision``.
+        device_mesh: the ranks to average over, in place of ``process_group``: a mesh of one dimension.
         skip_all_reduce_unused_params: accepted as PyTorch's; it changes nothing.
         fingerprint_every: compare the ranks' parameters before every so many training forwards (the first included);
             0 is never. It takes about as long as reading them.
@@ -81,7 +81,8 @@ class DistributedDataParallel(Module):
             The rank, the parameter and the samples are named.
 
     Raises:
-        NotImplementedError: an argument that must be None is not.
+        NotImplementedError: an argument that must be None is not, or a mesh of several dimensions.
+        RuntimeError: ``process_group`` and ``device_mesh`` at once.
         ValueError: the module has no parameter that requires a gradient, or a bucket size that is not positive.
             Or some, but not all, of the parameters of another wrapper are in the module; if all are, this
             wrapper replaces that one.
@@ -119,7 +120,6 @@ class DistributedDataParallel(Module):
             ("delay_all_reduce_named_params", delay_all_reduce_named_params),
             ("param_to_hook_all_reduce", param_to_hook_all_reduce),
             ("mixed_precision", mixed_precision),
-            ("device_mesh", device_mesh),
         ):
             if value is not None:
                 raise NotImplementedError(
@@ -145,7 +145,10 @@ class DistributedDataParallel(Module):
         if bucket_cap_mb is not None and bucket_cap_mb <= 0:
             raise ValueError(f"bucket_cap_mb must be positive, got {bucket_cap_mb}")
         self.module = module
-        self._comm = communicator_of(process_group)
+        if process_group is not None and device_mesh is not None:
+            raise RuntimeError("give the ranks by process_group or by device_mesh, not by both")
+        mesh_group = data_parallel_group(device_mesh, "give the part of it along one: mesh['NAME']")
+        self._comm = communicator_of(mesh_group or process_group)
         self._vote = StepVote(self._comm, module, nonfinite)
         self._broadcast_buffers = broadcast_buffers
         self._fingerprint_every = fingerprint_every

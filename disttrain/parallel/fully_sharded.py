@@ -12,6 +12,7 @@ import numpy as np
 from disttrain import context, missing
 from disttrain.amp import GradScaler
 from disttrain.collectives.env import current_env
+from disttrain.distributed.device_mesh import data_parallel_group
 from disttrain.distributed.groups import communicator_of
 from disttrain.nn.module import IncompatibleKeys, Module
 from disttrain.nn.parameter import is_lazy
@@ -71,6 +72,9 @@ __all__ = [
     "fully_shard",
 ]
 
+_HYBRID: Final = (
+    "parts that several groups of ranks hold alike are not in disttrain; give mesh['NAME'] of one of them"
+)
 ShardedGradScaler = GradScaler
 """What scales gradients also of sharded parameters: a step is skipped on all ranks if it is on one."""
 
@@ -95,7 +99,7 @@ def fully_shard(
 
     Args:
         module: whose parameters come and go together.
-        mesh: the ranks, a process group; all by default.
+        mesh: the ranks, a mesh of one dimension or a process group; all by default.
         reshard_after_forward: let the parameters go between forward and backward. By default yes; the outermost
             module's stay in any case, because backward begins with it.
         ignored_params: parameters that stay whole, and that nobody averages.
@@ -158,7 +162,7 @@ def _shard(module: Module, group: Any, keep: bool, ignored: set[int], nonfinite:
         )
     if current_env().audit:
         importlib.import_module("disttrain.audit").watch(module)
-    comm = communicator_of(group)
+    comm = communicator_of(data_parallel_group(group, _HYBRID))
     if any(not isinstance(p._array, np.ndarray) for p in module.parameters()):
         _refuse(
             "sharding",
@@ -364,7 +368,7 @@ class FullyShardedDataParallel(Module):
         limit_all_gathers: accepted as PyTorch's; one unit at a time comes early.
         use_orig_params: accepted as PyTorch's; it is so.
         ignored_states: parameters or modules, as ``ignored_modules``.
-        device_mesh: must be None.
+        device_mesh: the ranks, in place of ``process_group``: a mesh of one dimension.
         nonfinite: what becomes of a step in which a rank's gradient, before it is averaged, has a nan or an infinity:
             ``"keep"``, ``"skip"`` or ``"raise"``, as of ``DistributedDataParallel``. That of the outermost wrapper
             counts.
@@ -406,14 +410,14 @@ class FullyShardedDataParallel(Module):
         _check_types("FullyShardedDataParallel(mixed_precision)", mixed_precision)
         if param_init_fn is not None:
             _refuse("FullyShardedDataParallel", "param_init_fn", "initialise the module before it is wrapped")
-        if device_mesh is not None:
-            _refuse("FullyShardedDataParallel", "device_mesh", "give a process_group")
+        if process_group is not None and device_mesh is not None:
+            raise ValueError("give the ranks by process_group or by device_mesh, not by both")
         given = [*(ignored_modules or ()), *(ignored_states or ())]
         apart = {m for g in given if isinstance(g, Module) for m in g.modules()}
         ignored = {id(g) for g in given if isinstance(g, Tensor)} | {
             id(p) for m in apart for p in m.parameters()
         }
-        comm = communicator_of(process_group)
+        comm = communicator_of(data_parallel_group(device_mesh, _HYBRID) or process_group)
         keep = sharding_strategy is ShardingStrategy.SHARD_GRAD_OP
         if auto_wrap_policy is not None:
             options = {
