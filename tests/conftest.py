@@ -1,5 +1,6 @@
 """What all tests share: with DISTTRAIN_TEST_FORBID_SKIP=torch,mpi a skip for want of one of these is a failure."""
 
+import gc
 import os
 
 import pytest
@@ -29,3 +30,9 @@ def pytest_collection_modifyitems(items):
     """Begin with the files that have slow tests: in the end no core waits for another that has just begun with one."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """Spare every later gc.collect() the half a million objects of PyTorch and of the tests, which stay to the end."""
+    gc.collect()
+    gc.freeze()
