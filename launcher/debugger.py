@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType, FunctionType, TracebackType
 from typing import Any, Final, TextIO
 
 from disttrain.collectives.env import HostedRank, hosted_rank
@@ -18,6 +18,7 @@ from disttrain.launcher.program import Program, user_frames
 from disttrain.launcher.report import name_ranks
 
 _OURS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_PRINTING: Final = {f.__code__ for f in vars(RankStream).values() if isinstance(f, FunctionType)}
 Stack = list[tuple[FrameType, int]]
 
 
@@ -133,6 +134,10 @@ class Debugger(pdb.Pdb):
         self._debugging = debugging
         self._shown = rank
         self._own: tuple[Stack, int] = ([], 0)
+
+    def stop_here(self, frame: FrameType) -> bool:
+        """Do not stop in what prints for the ranks: without them that would be C, which is not stepped into."""
+        return super().stop_here(frame) and not _prints(frame)
 
     def stop_in(self, frame: FrameType) -> None:
         """Stop at the next line of ``frame``, in this thread, or in the frame that it returns to."""
@@ -270,6 +275,13 @@ def _here() -> HostedRank:
 
 def _is_ours(frame: FrameType) -> bool:
     return frame.f_code.co_filename.startswith(_OURS)
+
+
+def _prints(frame: FrameType | None) -> bool:
+    """Return whether a rank is writing to its standard output or error."""
+    while frame is not None and frame.f_code not in _PRINTING:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _name(frame: FrameType) -> str:

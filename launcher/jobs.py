@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -133,12 +134,18 @@ def find(name: str | None, *, ended: bool = False) -> Job:
     Raises:
         JobError: no such job, or several.
     """
-    jobs = [job for job in all_jobs() if (ended and name) or job.running]
-    fitting = [job for job in jobs if job.id.startswith(name or "")]
+    jobs = all_jobs()
+    running = [job for job in jobs if job.running]
+    fitting = [job for job in (jobs if ended and name else running) if job.id.startswith(name or "")]
     if len(fitting) == 1:
         return fitting[0]
-    known = ", ".join(job.id for job in jobs) or "none"
-    if not fitting:
-        what = f"no job {name!r}" if name else "no job"
-        raise JobError(f"{what} {'is known' if ended else 'runs'} here; there are: {known} (disttrain ps)")
-    raise JobError(f"which job? There are {', '.join(job.id for job in fitting)}; name one (disttrain ps)")
+    if fitting:
+        raise JobError(f"which job? There are {_names(fitting)}; name one (disttrain ps)")
+    gone = [job for job in jobs if job not in running and (ended or (name and job.id.startswith(name)))]
+    left = f"; ended, with logs: {_names(gone)}" if gone else ""
+    others = f"; those that do: {_names(running)}" if running else ""
+    raise JobError(f"no job {f'{name!r} ' if name else ''}runs here{others}{left}")
+
+
+def _names(jobs: Sequence[Job]) -> str:
+    return ", ".join(job.id for job in jobs)

@@ -118,6 +118,24 @@ def test_breakpoint_stops_the_rank_that_reached_it(terminal):
     ]
 
 
+def test_what_a_line_prints_is_not_stepped_into(terminal):
+    """A rank's output goes through code of ours, where without ranks it would go through C."""
+    screen = terminal(
+        """
+        breakpoint(); print("one")
+        print("two")
+        b = 2
+        """,
+        "-n", "1",
+    )  # fmt: skip
+
+    assert "script.py(3)" in screen.until("(Pdb) ")
+    screen.type("step")
+    assert "script.py(4)" in screen.until("(Pdb) ")
+    screen.type("continue")
+    assert screen.end()[0] == 0
+
+
 def test_every_rank_can_stop_and_step(terminal):
     screen = terminal(
         """

@@ -324,7 +324,7 @@ def test_kill_is_said_on_the_terminal_of_the_job(start, tool):
 
 def test_a_job_is_known_by_the_beginning_of_its_id_and_needs_none_if_it_is_the_only_one(start, tool):
     code, _, err = tool("stack")
-    assert (code, err) == (1, "Error: no job runs here; there are: none (disttrain ps)\n")
+    assert (code, err) == (1, "Error: no job runs here\n")
     script = "import threading; print('ready', flush=True); threading.Event().wait()"
     jobs = [start(script, "launch") for _ in range(2)]
     for job in jobs:
@@ -334,12 +334,30 @@ def test_a_job_is_known_by_the_beginning_of_its_id_and_needs_none_if_it_is_the_o
     code, _, err = tool("top")
 
     assert (code, "which job? There are " in err) == (1, True)
+    unknown = tool("kill", "x")[2]
+    assert unknown == f"Error: no job 'x' runs here; those that do: {', '.join(names)}\n"
     assert tool("kill", names[0][:8])[0] == 0
     assert [json.loads(line)["id"] for line in tool("ps", "--json")[1].splitlines()] == names[1:]
     assert "in <module>" in tool("stack")[1]
     tool("kill", names[1])
     for job in jobs:
         assert job.process.wait(10) == 143
+
+
+def test_a_job_that_has_ended_is_named_to_who_looks_for_it(start, tool):
+    job = start("raise SystemExit(3)", "launch")
+    assert job.end()[0] == 3
+    (directory,) = job.run_directories()
+    name = directory.name
+
+    said = [tool(*command)[2] for command in (["logs"], ["stack"], ["kill", name[:6]], ["kill", "x"])]
+
+    assert said == [
+        f"Error: no job runs here; ended, with logs: {name}\n",
+        "Error: no job runs here\n",
+        f"Error: no job {name[:6]!r} runs here; ended, with logs: {name}\n",
+        "Error: no job 'x' runs here\n",
+    ]
 
 
 def test_a_history_has_what_each_rank_logs(start):
