@@ -33,7 +33,7 @@ from disttrain.launcher.desk import Desk
 from disttrain.launcher.logs import LogPump
 from disttrain.launcher.node import LocalNode, Order, WorkerState, tell_slow
 from disttrain.launcher.pace import Paces
-from disttrain.launcher.placement import table
+from disttrain.launcher.placement import has_own, table
 from disttrain.launcher.report import (
     Attempt,
     Failure,
@@ -123,6 +123,7 @@ class Agent:
         """Ranks that stayed behind the others."""
         self._workers: list[WorkerState] = []
         self._failures: list[Failure] = []
+        self._places_shown = False
         self._stopped: list[int] = []
         self._standings: list[Standing] = []
         """Where the ranks were when the generation began to end."""
@@ -367,16 +368,22 @@ class Agent:
         ):
             faults = [f for f in self._chaos if f.rank < self._config.world_size]  # which may have shrunk
             self._spawn(replace(env, chaos=write(faults)))
-        places = [(w.host, w.place) for w in self._workers if w.place is not None]
-        if self._generation == 0 and self._fleet is None and any(p.bound or p.gpus for _, p in places):
-            lines = table((host, place.words) for host, place in places)
-            self._logs.notice("\n".join(f"disttrain: {line}" for line in lines))
+        self._show_places()
         if self._chaos:
             self._logs.notice(f"disttrain: chaos ordered: {', '.join(map(str, self._chaos))}")
         job = self._config
         about = JobFacts(tuple(job.argv), job.program, job.world_size, job.processes)
         self._commands.begin(about, self._workers, self._nodes, self._generation)
         self._logs.start()
+
+    def _show_places(self) -> None:
+        """Show what each process gets, once all nodes have told it, if any of them has something of its own."""
+        if self._places_shown or self._generation < 0 or not all(w.place for w in self._workers):
+            return
+        self._places_shown = True
+        if any(has_own(w.place) for w in self._workers):
+            lines = table((w.host, w.place) for w in self._workers)
+            self._logs.notice("\n".join(f"disttrain: {line}" for line in lines))
 
     def _catch_signals(self) -> Callable[[], None]:
         read, write = os.pipe()
@@ -437,6 +444,7 @@ class Agent:
     def _watch(self) -> None:
         self._on_messages()  # its descriptor tells edges; there may have been one
         while any(w.running for w in self._workers):
+            self._show_places()
             waits = (
                 self._look_after_beginning(),
                 self._look_for_stopped(),

@@ -27,6 +27,7 @@ from disttrain.launcher.gpus import GpuUse
 from disttrain.launcher.hosts import Host
 from disttrain.launcher.node import Order, WorkerState
 from disttrain.launcher.pace import Mark
+from disttrain.launcher.placement import HEADINGS
 from disttrain.launcher.preflight import Facts
 from disttrain.launcher.remote import BEAT, LOST
 from disttrain.launcher.wire import Hub, address_towards, from_text, to_text, unpack
@@ -44,6 +45,8 @@ _LOCAL: Final = re.compile(
 )
 """Variables that belong to a machine or a login, and do not travel to the other nodes."""
 
+_MOST_PLACE: Final = 4096
+"""Characters of what is said of one thing that a process has: its cores, say."""
 _GPU_USES: Final = ([str, float, int, int], [str, NoneType, int, int])
 """The fields of :class:`~disttrain.launcher.gpus.GpuUse`."""
 
@@ -215,7 +218,7 @@ class RemoteNode:
 
     def _of_worker(self, kind: str, worker: WorkerState, message: Message) -> None:
         if kind == "started":
-            worker.pid = message["pid"]
+            worker.pid, worker.place = message["pid"], _place(message["place"])
         elif kind == "looked":
             data = unpack(message["data"], os.fstat(worker.ledger).st_size)
             os.pwrite(worker.ledger, data, 0)
@@ -321,6 +324,13 @@ class RemoteNode:
             self._fleet.hub.send(
                 self.index, kind, generation=self._fleet.generation, process=process, **fields
             )
+
+
+def _place(words: list[Any]) -> tuple[str, ...]:
+    """Return what a process has of its machine, as its agent has sent it."""
+    if not (len(words) == len(HEADINGS) - 1 and all(type(w) is str and len(w) <= _MOST_PLACE for w in words)):
+        raise BadMessage("a place in another form")
+    return tuple(words)
 
 
 def _gpu_use(fields: Any) -> GpuUse | None:

@@ -61,8 +61,8 @@ class WorkerState:
     """Descriptor of the file in which it notes its calls; of another machine's, a copy as of the last look."""
     pid: int = 0
     """0 until another machine has told it."""
-    place: Place | None = None
-    """What it has of its machine; None for one of another machine."""
+    place: tuple[str, ...] = ()
+    """What it has of its machine, :attr:`.Place.words`; nothing until another machine has told it."""
     looked_at: int | None = None
     """When the copy of its ledger was made: nanoseconds of its machine's monotonic clock."""
     status: int | None = None
@@ -270,7 +270,7 @@ class LocalNode(Workers):
         os.close(err)
         if world is not None:
             world.close()
-        worker = WorkerState(env, self.host, ledger, popen.pid, place, gpus=place.gpus)
+        worker = WorkerState(env, self.host, ledger, popen.pid, place.words, gpus=place.gpus)
         self._workers.append(worker)
         self._popens[popen.pid] = popen
         pidfd = self._pidfds[popen.pid] = os.pidfd_open(popen.pid)

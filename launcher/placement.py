@@ -11,6 +11,7 @@ from disttrain.launcher.gpus import Gpu, trouble, use, visible
 
 BINDING_VARIABLES: Final = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 """Where one of these is set, the user binds, or does not want it: we leave the cores alone."""
+_SHARED: Final = " (shared)"
 _LEAST: Final = 2
 """Cores of a process from which on it is bound. One that has a single core would share it with its helpers."""
 
@@ -122,13 +123,19 @@ class Place:
             ", ".join(found.free for gpu in self.gpus if (found := use(gpu)) is not None) or "-",
             ranges(self.numa),
             self.threads or "-",
-            ranges(sorted(self.cores)) + ("" if self.bound else " (shared)"),
+            ranges(sorted(self.cores)) + ("" if self.bound else _SHARED),
         )
 
 
 UNKNOWN: Final = ("?", "?", "?", "?", "?")
 """GPU, its free memory, NUMA, threads and cores of a process whose host has not been asked."""
-_HEADINGS: Final = ("rank", "process", "host", "GPU", "GPU free", "NUMA", "threads", "cores")
+HEADINGS: Final = ("rank", "process", "host", "GPU", "GPU free", "NUMA", "threads", "cores")
+"""The host, and what :attr:`Place.words` has."""
+
+
+def has_own(words: Sequence[str]) -> bool:
+    """Return whether a process has something of its machine, by its :attr:`Place.words`, that the others have not."""
+    return words[2] != "-" or not words[-1].endswith(_SHARED)
 
 
 def table(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[str]:
@@ -136,8 +143,8 @@ def table(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[str]:
 
     What GPUs have free is left out where there are none, or it is not known; a line says why then.
     """
-    cells = [_HEADINGS, *((rank, process, host, *rest) for host, (rank, process, *rest) in rows)]
-    gpu, free = _HEADINGS.index("GPU"), _HEADINGS.index("GPU free")
+    cells = [HEADINGS, *((rank, process, host, *rest) for host, (rank, process, *rest) in rows)]
+    gpu, free = HEADINGS.index("GPU"), HEADINGS.index("GPU free")
     has_gpus = any(row[gpu] not in "-?" for row in cells[1:])
     if all(row[free] in "-?" for row in cells[1:]):
         cells = [row[:free] + row[free + 1 :] for row in cells]

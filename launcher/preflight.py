@@ -51,6 +51,7 @@ def gather() -> Facts:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "GPUs": [gpu.model for gpu in gpus.visible()],
+        "GPU library": gpus.trouble() or ("works" if gpus.visible() else ""),
         "GPU driver": _read("/proc/driver/nvidia/version").partition("\n")[0],
         "git commit": _commit(),
         "free shared memory": _free("/dev/shm"),

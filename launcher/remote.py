@@ -229,7 +229,7 @@ class Remote:
         out, err = self._open_log(env.process, error=False), self._open_log(env.process, error=True)
         worker = self._node.start(order, out, err, world)
         self._workers[env.process] = worker
-        self._send("started", env.process, pid=worker.pid)
+        self._send("started", env.process, pid=worker.pid, place=list(worker.place))
 
     def _open_log(self, process: int, *, error: bool) -> int:
         read, write = os.pipe()

@@ -32,7 +32,7 @@ KINDS: Final[Kinds] = {
     # From an agent to the launcher. ``process`` is -1 where a message is about no process.
     "hello": {"facts": dict},  # what ``disttrain.launcher.preflight`` compares
     "beat": {},  # both ways, once a second: it lives and its loop turns
-    "started": {"pid": int},
+    "started": {"pid": int, "place": list},  # its line of the table of who gets what
     "exit": {"status": int, "why": str},  # of a worker, negative for a signal; and why it was killed
     "stopped": {"seconds": float},  # for how long a worker has been; 0 once it goes on
     "report": {"message": dict},  # what a worker has sent to the control plane of its node

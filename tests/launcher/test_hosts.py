@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_nvml
 import hosts
 import pytest
 from folded import unfold
@@ -31,7 +32,7 @@ class Cluster:
         self.jobs: list[subprocess.Popen[str]] = []
 
     def launch(
-        self, script: str, *options: str, nodes: str = "2,2", rehearse: bool = False
+        self, script: str, *options: str, nodes: str = "2,2", rehearse: bool = False, **environ: str
     ) -> subprocess.Popen[str]:
         (self.folder / "script.py").write_text(textwrap.dedent(script))
         places = ",".join(f"{a}:{n}" for a, n in zip(self.hosts.addresses, nodes.split(","), strict=False))
@@ -41,7 +42,8 @@ class Cluster:
             [*command, "--ssh", self.ssh, *([] if rehearse else ["--no-rehearsal"]), *options, "script.py"],
             cwd=self.folder,
             env=keep
-            | {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(self.folder), "SECRET_OF_THE_USER": "kept"},
+            | {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(self.folder), "SECRET_OF_THE_USER": "kept"}
+            | environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -541,6 +543,47 @@ def test_a_rank_of_another_host_that_does_not_connect_is_named_with_its_place(cl
     assert re.search(r"ranks 0-2 have waited [2-4]\.\d s for rank 3 to connect, .*\n" + where, err), err
     assert "rank 3 (host host1" in err
     assert cluster.left() == {}
+
+
+def test_gpus_of_all_hosts_are_in_one_table_and_their_use_in_top(cluster, tmp_path):
+    driver = fake_nvml.build(tmp_path) | {"FAKE_GPUS": "2"}
+    variables = " ".join(f"{name}={value}" for name, value in driver.items())
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/sh\nhost=$1\nshift\nexec {cluster.ssh} "$host" "export {variables}; $*"\n')
+    ssh.chmod(0o755)
+    job = cluster.launch(
+        "import signal; print('ready', flush=True); signal.pause()", "--ssh", str(ssh), **driver
+    )
+    cluster.wait_for(job, "] ready", times=4)
+
+    def tool(*command: str) -> str:
+        return subprocess.run(
+            [*cluster.hosts.on(0), sys.executable, "-m", "disttrain", *command],
+            env=os.environ
+            | {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(cluster.folder), "COLUMNS": "200"},
+            capture_output=True, text=True, timeout=30, check=True,
+        ).stdout  # fmt: skip
+
+    screen = [re.split(r"  +", line.strip()) for line in tool("top").splitlines()]
+    tool("kill", json.loads(tool("ps", "--json"))["id"])
+    _, err = job.communicate(timeout=30)
+
+    lines = [line.removeprefix("disttrain: ") for line in err.splitlines()]
+    table = [re.split(r"  +", line) for line in lines if re.match(r"rank  |\d  ", line)]
+    assert [row[:5] for row in table] == [
+        ["rank", "process", "host", "GPU", "GPU free"],
+        ["0", "0", "host0", "0", "79.0 of 80.0 GiB"],
+        ["1", "1", "host0", "1", "78.0 of 80.0 GiB"],
+        ["2", "2", "host1", "0", "79.0 of 80.0 GiB"],
+        ["3", "3", "host1", "1", "78.0 of 80.0 GiB"],
+    ], err
+    columns = [dict(zip(screen[1], row, strict=False)) for row in screen[2:6]]
+    assert [(c["HOST"], c["GPU"], c["GPU USE"], c["GPU MEMORY"]) for c in columns] == [
+        ("host0", "0", "10%", "1,024 of 81,920 MiB"),
+        ("host0", "1", "20%", "2,048 of 81,920 MiB"),
+        ("host1", "0", "10%", "1,024 of 81,920 MiB"),
+        ("host1", "1", "20%", "2,048 of 81,920 MiB"),
+    ]
 
 
 def test_ranks_of_all_hosts_are_seen_and_save_and_stop_after_the_same_step(cluster):
