@@ -1,4 +1,4 @@
-"""cuDNN, NVIDIA's library of convolutions and attention, through its frontend (``nvidia-cudnn-frontend``).
+"""cuDNN, NVIDIA's library of convolutions, attention and norms, through its frontend (``nvidia-cudnn-frontend``).
 
 An operation is a graph of the frontend's nodes over tensors of given sizes, strides and types, from which cuDNN makes a
 plan. Plans are kept; a run hands over addresses and waits for nothing. Numbers are summed in float32, and engines whose
@@ -74,6 +74,14 @@ class Graph:
         self._count += 1
         return self.graph.tensor(
             dim=list(spec.shape), stride=list(spec.strides), data_type=self._kind(spec), uid=self._count
+        )
+
+    def takes_number(self) -> Any:
+        """Return the next array that a run is given, to read: one float32, on the host."""
+        self._count += 1
+        single = self._library.data_type.FLOAT
+        return self.graph.tensor(
+            dim=[1] * 4, stride=[1] * 4, data_type=single, is_pass_by_value=True, uid=self._count
         )
 
     def makes(self, tensor: Any, spec: Spec) -> None:
@@ -159,8 +167,8 @@ def _is_there(device: int) -> bool:
         handle()
     except (ImportError, RuntimeError) as error:
         _say(
-            f"convolution and attention on the GPU use disttrain's own kernels, as cuDNN cannot be used: {error}; "
-            "install disttrain[cudnn12] or disttrain[cudnn13]"
+            "convolution, attention and norms on the GPU use disttrain's own kernels, as cuDNN cannot be used: "
+            f"{error}; install disttrain[cudnn12] or disttrain[cudnn13]"
         )
         return False
     return True
@@ -454,3 +462,210 @@ def _strided(x: Array) -> Array:
     if x.strides[-1] != x.itemsize or any(s % _ALIGNED or s <= 0 for s in steps):
         x = get_array_module(x).ascontiguousarray(x)
     return _ready(x)
+
+
+# ---------------------------------------------------------------------------------------------------- norms
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array] | None:
+    """Return the rows of ``x`` normalised, times ``weight`` plus ``bias``, their means and 1 / deviations; or None.
+
+    Args:
+        x: (M, K), contiguous, float32, float16 or bfloat16.
+        weight: (K,) float32, as is ``bias``.
+        bias: see above.
+        eps: added to the variance.
+
+    Returns:
+        (M, K) of the type of ``x``; (M,) and (M,), float32.
+    """
+    if not _normalises(x):
+        return None
+    out, mean, rstd = cuda.empty(x.shape, x.dtype), *_each(x, 0, 2)
+    made = plan(layer_norm_graph, _rows_of(x))
+    if made is None:
+        return None
+    made.run(_ready(x), _ready(weight), _ready(bias), _number(eps), out, mean, rstd)
+    return out, mean, rstd
+
+
+def layer_norm_grad(
+    g: Array, x: Array, weight: Array, mean: Array, rstd: Array
+) -> tuple[Array, Array, Array] | None:
+    """Return the gradients of ``x`` (M, K), ``weight`` and ``bias`` (K,) float32 of :func:`layer_norm`; or None."""
+    return _norm_grad(layer_norm_grad_graph, g, x, weight, mean, rstd)
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Array] | None:
+    """Return the rows of ``x`` over their root mean squares, times ``weight``, and 1 / these roots; or None.
+
+    The arguments are those of :func:`layer_norm`.
+    """
+    if not _normalises(x):
+        return None
+    out, (rstd,) = cuda.empty(x.shape, x.dtype), _each(x, 0, 1)
+    made = plan(rms_norm_graph, _rows_of(x))
+    if made is None:
+        return None
+    made.run(_ready(x), _ready(weight), _number(eps), out, rstd)
+    return out, rstd
+
+
+def rms_norm_grad(g: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array] | None:
+    """Return the gradients of ``x`` (M, K) and ``weight`` (K,) float32 of :func:`rms_norm`; or None."""
+    if not _normalises(x):
+        return None
+    gx, (gw,) = cuda.empty(x.shape, x.dtype), _each(x, 1, 1)
+    made = plan(rms_norm_grad_graph, _rows_of(x))
+    if made is None:
+        return None
+    made.run(_ready(g), _ready(x), _ready(weight), _ready(rstd), gx, gw)
+    return gx, gw
+
+
+def batch_norm(
+    x: Array, weight: Array, bias: Array, running: tuple[Array, Array], momentum: float, eps: float
+) -> tuple[Array, Array, Array, Array, Array] | None:
+    """Return the columns of ``x`` normalised, times ``weight`` plus ``bias``, and what was found of them; or None.
+
+    Args:
+        x: pixels in rows, channels in columns (M, C), contiguous, float32, float16 or bfloat16.
+        weight: (C,) float32, as are ``bias`` and both arrays of ``running``.
+        bias: see above.
+        running: mean and unbiased variance before this batch.
+        momentum: weight of this batch in those after it.
+        eps: added to the variance.
+
+    Returns:
+        (M, C) of the type of ``x``; (C,) float32: mean, 1 / deviation, running mean and variance after this batch.
+    """
+    if not _normalises(x):
+        return None
+    out, *found = cuda.empty(x.shape, x.dtype), *_each(x, 1, 4)
+    made = plan(batch_norm_graph, _rows_of(x))
+    if made is None:
+        return None
+    made.run(
+        *(_ready(x), _ready(weight), _ready(bias), *map(_ready, running)),
+        *(_number(momentum), _number(eps), out, *found),
+    )
+    mean, rstd, next_mean, next_var = found
+    return out, mean, rstd, next_mean, next_var
+
+
+def batch_norm_grad(
+    g: Array, x: Array, weight: Array, mean: Array, rstd: Array
+) -> tuple[Array, Array, Array] | None:
+    """Return the gradients of ``x`` (M, C), ``weight`` and ``bias`` (C,) float32 of :func:`batch_norm`; or None."""
+    return _norm_grad(batch_norm_grad_graph, g, x, weight, mean, rstd)
+
+
+def _norm_grad(
+    describe: Callable[..., None], g: Array, x: Array, weight: Array, mean: Array, rstd: Array
+) -> tuple[Array, Array, Array] | None:
+    if not _normalises(x):
+        return None
+    gx, gw, gb = cuda.empty(x.shape, x.dtype), *_each(x, 1, 2)
+    made = plan(describe, _rows_of(x))
+    if made is None:
+        return None
+    made.run(*map(_ready, (g, x, weight, mean, rstd)), gx, gw, gb)
+    return gx, gw, gb
+
+
+def layer_norm_graph(graph: Graph, x: Spec) -> None:
+    """Describe :func:`layer_norm`."""
+    y, mean, rstd = graph.graph.layernorm(
+        norm_forward_phase=load_library().norm_forward_phase.TRAINING,
+        input=graph.takes(x),
+        scale=graph.takes(_along(x, 1)),
+        bias=graph.takes(_along(x, 1)),
+        epsilon=graph.takes_number(),
+    )
+    for tensor, spec in ((y, x), (mean, _along(x, 0)), (rstd, _along(x, 0))):
+        graph.makes(tensor, spec)
+
+
+def layer_norm_grad_graph(graph: Graph, x: Spec) -> None:
+    """Describe :func:`layer_norm_grad`."""
+    _describe_grad(graph, graph.graph.layernorm_backward, x, _along(x, 0))
+
+
+def rms_norm_graph(graph: Graph, x: Spec) -> None:
+    """Describe :func:`rms_norm`."""
+    y, rstd = graph.graph.rmsnorm(
+        norm_forward_phase=load_library().norm_forward_phase.TRAINING,
+        input=graph.takes(x),
+        scale=graph.takes(_along(x, 1)),
+        epsilon=graph.takes_number(),
+    )
+    graph.makes(y, x)
+    graph.makes(rstd, _along(x, 0))
+
+
+def rms_norm_grad_graph(graph: Graph, x: Spec) -> None:
+    """Describe :func:`rms_norm_grad`."""
+    gx, gw, _ = graph.graph.rmsnorm_backward(
+        grad=graph.takes(x),
+        input=graph.takes(x),
+        scale=graph.takes(_along(x, 1)),
+        inv_variance=graph.takes(_along(x, 0)),
+        has_dbias=False,
+    )
+    graph.makes(gx, x)
+    graph.makes(gw, _along(x, 1))
+
+
+def batch_norm_graph(graph: Graph, x: Spec) -> None:
+    """Describe :func:`batch_norm`."""
+    channels = _along(x, 1)
+    names = "input", "scale", "bias", "in_running_mean", "in_running_var"
+    given = {name: graph.takes(x if name == "input" else channels) for name in names}
+    made = graph.graph.batchnorm(**given, momentum=graph.takes_number(), epsilon=graph.takes_number())
+    for i, tensor in enumerate(made):
+        graph.makes(tensor, channels if i else x)
+
+
+def batch_norm_grad_graph(graph: Graph, x: Spec) -> None:
+    """Describe :func:`batch_norm_grad`."""
+    _describe_grad(graph, graph.graph.batchnorm_backward, x, _along(x, 1))
+
+
+def _describe_grad(graph: Graph, node: Callable[..., Any], x: Spec, found: Spec) -> None:
+    """Describe a gradient, given the node and what forward has found: a mean and 1 / a deviation."""
+    made = node(
+        grad=graph.takes(x),
+        input=graph.takes(x),
+        scale=graph.takes(_along(x, 1)),
+        mean=graph.takes(found),
+        inv_variance=graph.takes(found),
+    )
+    for tensor, spec in zip(made, (x, _along(x, 1), _along(x, 1)), strict=True):
+        graph.makes(tensor, spec)
+
+
+def _normalises(x: Array) -> bool:
+    return x.dtype.name in _TYPES and x.size > 0 and is_there()
+
+
+def _rows_of(x: Array) -> Spec:
+    """Describe a matrix as images of one pixel, whose channels are its columns."""
+    M, C = x.shape
+    return Spec((M, C, 1, 1), (C, 1, C, C), x.dtype.name)
+
+
+def _along(x: Spec, axis: int) -> Spec:
+    """Describe one float32 for each row (0) or column (1) of such images."""
+    shape = tuple(n if i == axis else 1 for i, n in enumerate(x.shape))
+    step = 1 if axis == 0 else x.shape[1]
+    return Spec(shape, (step, 1, step, step), "float32")
+
+
+def _each(x: Array, axis: int, count: int) -> list[Array]:
+    """Return room for that many float32 of each row (0) or column (1) of ``x``."""
+    return [cuda.empty(x.shape[axis], numpy.float32) for _ in range(count)]
+
+
+def _number(value: float) -> Array:
+    """Return a number as a run is given it: on the host, which is read before the run returns."""
+    return numpy.array([value], numpy.float32)

@@ -2,14 +2,14 @@
 
 On a GPU activations and their gradients may be float16 and bfloat16 too. Weights, statistics and coefficients are
 float32 then (float64 beside float64), and sums accumulate in float32 within parts of the rows, in float64 from part to
-part.
+part. Where cuDNN can be used it normalises rows there, and kernels of ours do the rest.
 """
 
 import typing
 
 import numpy
 
-from disttrain.kernels import cuda
+from disttrain.kernels import cuda, cudnn
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 from disttrain.kernels.relu import relu_grad_reference
@@ -205,7 +205,7 @@ def channel_relu_grad_reference(
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
     """Return the rows of ``x`` (M, K) normalised, times ``weight`` plus ``bias``; and mean and 1 / std."""
     if get_array_module(x) is not numpy:
-        return _layer_norm_cuda(x, None, weight, bias, eps)[1:]
+        return cudnn.layer_norm(x, weight, bias, eps) or _layer_norm_cuda(x, None, weight, bias, eps)[1:]
     out = numpy.empty_like(x)
     mean, rstd = numpy.empty(len(x), x.dtype), numpy.empty(len(x), x.dtype)
     _layer_norm(x, weight, bias, eps, out, mean, rstd)
@@ -264,7 +264,9 @@ def layer_norm_grad(
 ) -> tuple[Array, Array, Array]:
     """Return the gradients of ``x`` (M, K), ``weight`` and ``bias`` (K, summed over the rows in order)."""
     if get_array_module(g) is not numpy:
-        return _layer_norm_grad_cuda(g, x, weight, mean, rstd)
+        return cudnn.layer_norm_grad(g, x, weight, mean, rstd) or _layer_norm_grad_cuda(
+            g, x, weight, mean, rstd
+        )
     gx = numpy.empty_like(g)
     gw, gb = numpy.zeros(g.shape[1]), numpy.zeros(g.shape[1])
     _layer_norm_grad(g, x, weight, mean, rstd, gx, gw, gb)
@@ -313,7 +315,7 @@ def _layer_norm_grad(g, x, weight, mean, rstd, gx, gw, gb):  # type: ignore[no-u
 def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
     """Return the rows of ``x`` (M, K) over their root mean square, times ``weight``; and 1 / that root."""
     if get_array_module(x) is not numpy:
-        return _rms_norm_cuda(x, None, weight, eps)[1:]
+        return cudnn.rms_norm(x, weight, eps) or _rms_norm_cuda(x, None, weight, eps)[1:]
     out, rstd = numpy.empty_like(x), numpy.empty(len(x), x.dtype)
     _rms_norm(x, weight, eps, out, rstd)
     return out, rstd
@@ -359,7 +361,7 @@ def add_rms_norm_reference(
 def rms_norm_grad(g: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
     """Return the gradients of ``x`` (M, K) and of ``weight`` (K, summed over the rows in order)."""
     if get_array_module(g) is not numpy:
-        return _rms_norm_grad_cuda(g, x, weight, rstd)
+        return cudnn.rms_norm_grad(g, x, weight, rstd) or _rms_norm_grad_cuda(g, x, weight, rstd)
     gx, gw = numpy.empty_like(g), numpy.zeros(g.shape[1])
     _rms_norm_grad(g, x, weight, rstd, gx, gw)
     return gx, gw.astype(g.dtype)

@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from disttrain.kernels import columns, dropout, embedding, gelu, layout, norm, optim, softmax
+from disttrain.kernels import columns, cudnn, dropout, embedding, gelu, layout, norm, optim, random, softmax
+from disttrain.kernels.optim.common import Extras
 
 KEY = np.array([1, 0, 0, 0], np.uint64)
 
@@ -83,11 +85,17 @@ def cases(dtype: Any, place: Callable[[Any], Any], shrink: int = 1) -> dict[str,
             lambda x, w, b: norm.layer_norm(x, w, b, 1e-5), [x, weight, shift], 2 * size,
             lambda torch, x, w, b: torch.nn.functional.layer_norm(x, (C,), w.to(x.dtype), b.to(x.dtype)),
         ),
+        "LayerNorm, kernel of ours": Case(
+            without_cudnn(lambda x, w, b: norm.layer_norm(x, w, b, 1e-5)), [x, weight, shift], 2 * size
+        ),
         "LayerNorm of a sum": Case(
             lambda x, r, w, b: norm.add_layer_norm(x, r, w, b, 1e-5), [x, g, weight, shift], 4 * size,
             lambda torch, x, r, w, b: torch.nn.functional.layer_norm(x + r, (C,), w.to(x.dtype), b.to(x.dtype)),
         ),
         "LayerNorm, gradient": Case(norm.layer_norm_grad, [g, x, weight, mean, rstd], 5 * size),
+        "LayerNorm, gradient, kernel of ours": Case(
+            without_cudnn(norm.layer_norm_grad), [g, x, weight, mean, rstd], 5 * size
+        ),
         "bias and GELU": Case(
             gelu.bias_gelu, [wide, bias], 2 * wide.nbytes, lambda torch, x, b: torch.nn.functional.gelu(x + b)
         ),
@@ -110,8 +118,29 @@ def cases(dtype: Any, place: Callable[[Any], Any], shrink: int = 1) -> dict[str,
         "Adam": Case(
             lambda p, g, m, v: optim.adam_step(p, g, m, v, None, **adam), [p, d, m, v], 7 * p.nbytes
         ),
+        "Adam on halves, rounded at random": Case(
+            lambda p, g, m, v, k: optim.adam_step(p, g, m, v, None, **adam, extras=Extras(key=k)),
+            [*(floats(P, of=ml_dtypes.bfloat16) for _ in range(2)), m, v, key], 22 * P,
+        ),
+        "normal numbers": Case(
+            lambda x, k: random.draw_normal(k, x.size, x.dtype), [wide, key], wide.nbytes,
+            lambda torch, x, k: torch.randn_like(x),
+        ),
         "sum of squares": Case(optim.sums_of_squares, [d], d.nbytes, lambda torch, x: (x * x).sum()),
     }  # fmt: skip
+
+
+def without_cudnn(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``run`` with what cuDNN would do done by kernels of ours."""
+
+    def call(*arrays: Any) -> Any:
+        kept, cudnn.settings.enabled = cudnn.settings.enabled, False
+        try:
+            return run(*arrays)
+        finally:
+            cudnn.settings.enabled = kept
+
+    return call
 
 
 def measure(run: Callable[[], Any], event: Callable[[], Any], elapsed: Callable[[Any, Any], float]) -> float:

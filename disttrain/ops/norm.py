@@ -3,7 +3,9 @@
 import math
 from typing import Any
 
+from disttrain.kernels import cudnn
 from disttrain.kernels import norm as kernels
+from disttrain.kernels.arrays import on_gpu
 from disttrain.ops import reduce
 from disttrain.ops.activation import for_kernel, wide_type, widen
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array
@@ -61,6 +63,11 @@ def batch_norm(
             raise ValueError(
                 f"batch_norm: training needs more than one value per channel, got shape {x.shape}"
             )
+        if on_gpu(rows):
+            made = _batch_norm_by_library(rows, weight, bias, running_mean, running_var, momentum, eps)
+            if made is not None:
+                out, *found = made
+                return from_rows(out, x), (x, weight, *found, training, eps), batch_norm_vjp
         mean, var = kernels.channel_moments(rows)
         if running_mean is not None:
             running_mean[...] = (1 - momentum) * widen(running_mean) + momentum * mean
@@ -88,6 +95,12 @@ def batch_norm_vjp(
     gx = gw = gb = None
     if is_array(g):
         rows, seen = to_rows(for_kernel(g)), to_rows(for_kernel(x))
+        if training and M and on_gpu(rows):
+            fused = cudnn.batch_norm_grad(rows, seen, _factors(weight, seen, 1), mean, rstd)
+            if fused is not None:
+                kind = g.dtype if weight is None else weight.dtype
+                grads = (from_rows(fused[0], x), *(v.astype(kind, copy=False) for v in fused[1:]))
+                return tuple(v if need else None for v, need in zip(grads, needs, strict=False))
         total, dot = kernels.channel_grad_sums(rows, seen, mean)
         if needs[0]:
             a = rstd if weight is None else rstd * widen(weight)
@@ -121,6 +134,34 @@ def batch_norm_vjp(
             gx = inverse * h
         gw, gb = total_of(g * xhat).reshape(x.shape[1]), total_of(g).reshape(x.shape[1])
     return tuple(v if need else None for v, need in zip((gx, gw, gb), needs, strict=False))
+
+
+def _batch_norm_by_library(
+    rows: Array,
+    weight: Array | None,
+    bias: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array, Array] | None:
+    """Return the result for rows of channels on a GPU, mean and 1 / std, by cuDNN; or None, and nothing is updated."""
+    running = _factors(running_mean, rows, 0), _factors(running_var, rows, 1)
+    made = cudnn.batch_norm(rows, _factors(weight, rows, 1), _factors(bias, rows, 0), running, momentum, eps)
+    if made is None:
+        return None
+    for kept, after in zip((running_mean, running_var), made[3:], strict=True):
+        if kept is not None:
+            kept[...] = after
+    return made[:3]
+
+
+def _factors(given: Array | None, rows: Array, otherwise: int) -> Array:
+    """Return one number for each column of ``rows``, in float32: those that are given, or the same for all."""
+    xp = get_array_module(rows)
+    if given is None:
+        return xp.full(rows.shape[1], otherwise, xp.float32)
+    return xp.ascontiguousarray(given).astype(xp.float32, copy=False)
 
 
 def to_rows(x: Array) -> Array:

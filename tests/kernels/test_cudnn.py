@@ -15,7 +15,7 @@ from cuda_cases import cast, exact, near
 
 from disttrain.kernels import conv, cudnn
 from disttrain.kernels.conv import Window
-from disttrain.ops import attention
+from disttrain.ops import attention, norm
 from disttrain.ops import conv as ops
 
 rng = np.random.default_rng(0)
@@ -37,6 +37,7 @@ def test_all_plans_of_the_models_can_be_made_for_an_h100(tmp_path):
     assert (
         sum(row["plan"].startswith("conv ") for row in rows) == 23 * 3 * 5
     )  # all different ones of ResNet-50
+    assert sum(row["plan"].startswith("norm ") for row in rows) == 2 * (2 * 2 + 2 + 12 * 2)
     assert sum(row["plan"].startswith("attention gpt2") for row in rows) == 2 * 2
     assert sum(row["plan"].startswith("attention bert") for row in rows) == 2 * 2 * 2
 
@@ -210,6 +211,79 @@ def test_what_dropout_keeps_is_as_on_the_cpu(gpu):
     assert not gpu[0]
 
 
+# ---------------------------------------------------------------------------------------------------- norms
+
+LAYER, RMS, BATCH = ([f"{name}NORM", f"{name}NORM_BWD"] for name in ("LAYER", "RMS", "BATCH"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("factors", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(5, 7, 24), (3, 40)])
+def test_layer_norm(shape, factors, dtype, gpu):
+    args = [placed(shape, dtype), *(placed(shape[-1], "float32") for _ in range(factors))]
+
+    compare(norm.layer_norm, [*args, *[None] * (2 - factors)], dtype, normalized_shape=shape[-1:], eps=1e-3)
+
+    if gpu[0] is not None:
+        assert (gpu[0], gpu[1]) == (LAYER, [])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_rms_norm(dtype, gpu):
+    args = [placed((4, 5, 24), dtype), placed(24, dtype)]
+
+    compare(norm.rms_norm, args, dtype, normalized_shape=(24,), eps=1e-3)
+
+    if gpu[0] is not None:
+        assert (gpu[0], gpu[1]) == (RMS, [])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("factors", [0, 2])
+@pytest.mark.parametrize("shape", [(3, 8, 5, 4), (30, 8)])
+def test_batch_norm(shape, factors, dtype, gpu):
+    args = [placed(shape, dtype), *(placed(8, "float32") for _ in range(factors))]
+    ours = [placed(8, "float32") + np.float32(1) for _ in range(2)]
+    theirs = [np.asarray(a).copy() for a in ours]
+
+    def op(*arrays, **options):
+        here = theirs if type(arrays[0]) is np.ndarray else ours
+        return norm.batch_norm(*arrays, running_mean=here[0], running_var=here[1], **options)
+
+    out = compare(op, [*args, *[None] * (2 - factors)], dtype, 16, training=True, momentum=0.3, eps=1e-3)
+
+    assert np.moveaxis(out, 1, -1).flags.c_contiguous
+    for a, b in zip(ours, theirs, strict=True):
+        near(np.asarray(a), b, "float32", 4)
+    if gpu[0] is not None:
+        assert (gpu[0], gpu[1]) == (BATCH, [])
+
+
+def test_batch_norm_without_running_values_and_outside_of_training(gpu):
+    x, w, b = placed((6, 8), "float32"), placed(8, "float32"), placed(8, "float32")
+    compare(norm.batch_norm, [x, w, b], "float32", training=True, eps=1e-3)
+    running = {"running_mean": np.zeros(8, np.float32), "running_var": np.ones(8, np.float32)}
+    ours = {name: a.view(cuda_shim.GpuArray) for name, a in running.items()}
+
+    out, saved, vjp = norm.batch_norm(x, w, b, **ours, training=False)
+
+    expected = norm.batch_norm(*map(np.asarray, (x, w, b)), **running, training=False)
+    near(np.asarray(out), expected[0], "float32", 4)
+    vjp(out, (True,) * 3, *saved)
+    assert gpu[0] in (None, BATCH)
+
+
+def test_norms_that_cudnn_has_no_plan_for_are_done_by_own_kernels(ran):
+    done = ran(unsupported=["LAYERNORM", "RMSNORM_BWD", "BATCHNORM", "BATCHNORM_BWD"])
+    x, w, b = placed((6, 8), "float16"), placed(8, "float32"), placed(8, "float32")
+
+    compare(norm.layer_norm, [x, w, b], "float16", normalized_shape=(8,), eps=1e-3)
+    compare(norm.rms_norm, [x, w], "float16", normalized_shape=(8,), eps=1e-3)
+    compare(norm.batch_norm, [x, w, b], "float16", 16, training=True, eps=1e-3)
+
+    assert done == ["LAYERNORM_BWD", "RMSNORM"]
+
+
 # --------------------------------------------------------------------------------------------- plans, falling back
 
 
@@ -265,7 +339,7 @@ def test_without_cudnn_own_kernels_are_used_and_that_is_said_once(ran, monkeypat
 
     said = [m for m in caplog.messages if "cuDNN" in m]
     assert said == [
-        "convolution and attention on the GPU use disttrain's own kernels, as cuDNN cannot be used: "
+        "convolution, attention and norms on the GPU use disttrain's own kernels, as cuDNN cannot be used: "
         "No module named 'cudnn'; install disttrain[cudnn12] or disttrain[cudnn13]"
     ]
     cudnn._say.cache_clear()

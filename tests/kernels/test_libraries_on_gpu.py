@@ -9,7 +9,7 @@ import disttrain as dt
 from disttrain.kernels import cublaslt, cudnn, gemm, nvrtc
 from disttrain.kernels.conv import Window
 from disttrain.kernels.cublaslt import Epilogue
-from disttrain.ops import attention
+from disttrain.ops import attention, norm
 from disttrain.ops import conv as ops
 
 pytestmark = pytest.mark.gpu
@@ -142,6 +142,34 @@ def test_attention_and_the_sums_that_it_keeps(form, dtype, cupy, library):
     near(out.get(), expected, dtype, 16)
     for ours, other in zip(vjp(g, needs, *saved)[:3], their_vjp(*down(g), needs, *theirs)[:3], strict=True):
         near(ours.get(), other, dtype, 64)
+
+
+NORMS = {
+    "layer_norm": (norm.layer_norm, (96, 256), 2, {"normalized_shape": (256,), "eps": 1e-5}),
+    "rms_norm": (norm.rms_norm, (96, 256), 1, {"normalized_shape": (256,), "eps": 1e-5}),
+    "batch_norm": (norm.batch_norm, (8, 64, 7, 6), 2, {"training": True, "momentum": 0.3, "eps": 1e-5}),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_and_the_values_that_run(name, dtype, cupy, library):
+    op, shape, factors, options = NORMS[name]
+    size = 64 if name == "batch_norm" else 256
+    args = [placed(cupy, *shape, dtype=dtype), *(placed(cupy, size, dtype="float32") for _ in range(factors))]
+    ours, theirs = {}, {}
+    if name == "batch_norm":
+        ours = {f"running_{v}": placed(cupy, size, dtype="float32") ** 2 for v in ("mean", "var")}
+        theirs = {key: v.get().astype(np.float64) for key, v in ours.items()}
+    out, saved, vjp = op(*args, **ours, **options)
+    g, needs = placed(cupy, *shape, dtype=dtype), (True,) * len(args)
+    expected, kept, their_vjp = op(*down(*args), **theirs, **options)
+
+    near(out.get(), expected, dtype, 16)
+    for key, a in ours.items():
+        near(a.get(), theirs[key], "float32", 4)
+    for a, b in zip(vjp(g, needs, *saved), their_vjp(*down(g), needs, *kept), strict=True):
+        near(a.get(), b, dtype, 64)
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])

@@ -13,7 +13,7 @@ import numpy as np
 from deviceless import target
 from lt_on_cpu import at
 
-from disttrain.kernels import conv, cudnn
+from disttrain.kernels import conv, cudnn, norm
 
 TYPES = {"FLOAT": np.float32, "HALF": np.float16, "BFLOAT16": ml_dtypes.bfloat16}
 
@@ -70,7 +70,8 @@ def install(monkeypatch, unsupported=()):
 def view(tensor, addresses):
     """Return the memory of a tensor of a run, as its description says that it lies."""
     kind = np.dtype(TYPES[str(tensor.data_type).rpartition(".")[2]])
-    assert addresses[tensor.uid] % 16 == 0
+    by_value = tensor.is_pass_by_value
+    assert by_value or addresses[tensor.uid] % 16 == 0
     last = sum((n - 1) * s for n, s in zip(tensor.dim, tensor.stride, strict=True))
     flat = at(addresses[tensor.uid], kind, (last + 1,))
     return np.lib.stride_tricks.as_strided(flat, tensor.dim, [s * kind.itemsize for s in tensor.stride])
@@ -128,7 +129,70 @@ def attention_grad(given, params, outputs):
     return {"dQ": ds @ k, "dK": ds.swapaxes(-1, -2) @ q, "dV": p.swapaxes(-1, -2) @ g}
 
 
+def layer_norm(given, params, outputs):
+    assert params["norm_forward_phase"].name == "TRAINING"
+    x, w, b = (wide(given[name])[..., 0, 0] for name in ("input", "scale", "bias"))
+    y, mean, rstd = norm.layer_norm_reference(x, w[0], b[0], float(given["epsilon"].item()))
+    return pixels({"Y": y, "mean": mean[:, None], "inv_var": rstd[:, None]})
+
+
+def rms_norm(given, params, outputs):
+    assert params["norm_forward_phase"].name == "TRAINING"
+    x, w = (wide(given[name])[..., 0, 0] for name in ("input", "scale"))
+    y, rstd = norm.rms_norm_reference(x, w[0], float(given["epsilon"].item()))
+    return pixels({"Y": y, "inv_var": rstd[:, None]})
+
+
+def row_norm_grad(given, params, outputs):
+    g, x, w, *found = (wide(t)[..., 0, 0] for t in given.values())
+    if "mean" in given:
+        made = norm.layer_norm_grad_reference(g, x, w[0], *(f[:, 0] for f in found))
+    else:
+        assert not params["has_dbias"]
+        made = norm.rms_norm_grad_reference(g, x, w[0], found[0][:, 0])
+    names = "DX", "DScale", "DBias"
+    return pixels({name: v if v.ndim == 2 else v[None] for name, v in zip(names, made, strict=False)})
+
+
+def batch_norm(given, params, outputs):
+    x, w, b, mean, var = (
+        wide(given[name])[..., 0, 0]
+        for name in ("input", "scale", "bias", "in_running_mean", "in_running_var")
+    )
+    factor = float(given["momentum"].item())
+    mu, square = x.mean(0, dtype=np.float64), x.var(0, dtype=np.float64)
+    rstd = 1 / np.sqrt(square + float(given["epsilon"].item()))
+    return pixels(
+        {
+            "Y": (x - mu) * rstd * w + b,
+            "mean": mu[None],
+            "inv_var": rstd[None],
+            "next_running_mean": (1 - factor) * mean + factor * mu,
+            "next_running_var": (1 - factor) * var + factor * square * len(x) / (len(x) - 1),
+        }
+    )
+
+
+def batch_norm_grad(given, params, outputs):
+    g, x, w, mean, rstd = (
+        wide(given[n])[..., 0, 0] for n in ("grad", "input", "scale", "mean", "inv_variance")
+    )
+    xhat = (x - mean) * rstd
+    gw, gb = (g * xhat).sum(0, keepdims=True), g.sum(0, keepdims=True)
+    return pixels({"DX": w * rstd * (g - gb / len(x) - xhat * gw / len(x)), "DScale": gw, "DBias": gb})
+
+
+def pixels(matrices):
+    return {port: v[..., None, None] for port, v in matrices.items()}
+
+
 NODES = {
+    "LAYERNORM": layer_norm,
+    "LAYERNORM_BWD": row_norm_grad,
+    "RMSNORM": rms_norm,
+    "RMSNORM_BWD": row_norm_grad,
+    "BATCHNORM": batch_norm,
+    "BATCHNORM_BWD": batch_norm_grad,
     "CONV_FPROP": forward,
     "CONV_DGRAD": input_grad,
     "CONV_WGRAD": weight_grad,

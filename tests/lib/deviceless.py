@@ -25,6 +25,8 @@ H100 = {
 }  # fmt: skip
 """What a driver would say of one; written by hand."""
 IMAGES = 64
+TOKENS = {"gpt2": 8 * 1024, "bert": 16 * 512}
+WIDTH = 768
 
 
 def missing():
@@ -107,9 +109,11 @@ def cases():
     """Yield a name, the function that describes a graph, and its arguments, of every plan."""
     from disttrain.kernels import cudnn
 
+    results = {}
     for x, w, window in convolutions():
         N, C, H, W = IMAGES, *x[1:]
         size = (N, w[0], *window.out_size(H, W))
+        results[size[1:]] = None
         for dtype in ("bfloat16", "float16", "float32"):
             image, filters, out = (last(shape, dtype) for shape in ((N, C, H, W), w, size))
             name = f"conv {C}x{H}x{W} by {w} /{window.stride[0]} {dtype}"
@@ -122,6 +126,7 @@ def cases():
                     cudnn.convolution_graph,
                     (image, filters, out, window, True, relu),
                 )
+    yield from norms(results)
     for model, a in attentions():
         for dtype in ("bfloat16", "float16"):
             q, k, v = (like(x, dtype) for x in (a.q, a.k, a.v))
@@ -138,6 +143,23 @@ def cases():
                 cudnn.attention_grad_graph,
                 (q, k, v, out, out, lse, mask, 0.125, causal, q, k, v),
             )
+
+
+def norms(sizes):
+    """Yield the cases of norms, given channels and sizes of the images that ResNet-50 normalises."""
+    from disttrain.kernels import cudnn
+
+    for dtype in ("bfloat16", "float32"):  # float16 takes the engines of bfloat16
+        for model, rows in TOKENS.items():
+            tokens = cudnn._rows_of(np.broadcast_to(np.float32(0), (rows, WIDTH)))._replace(dtype=dtype)
+            yield f"norm {model} {dtype} layer_norm", cudnn.layer_norm_graph, (tokens,)
+            yield f"norm {model} {dtype} layer_norm grad", cudnn.layer_norm_grad_graph, (tokens,)
+        yield f"norm {dtype} rms_norm", cudnn.rms_norm_graph, (tokens,)
+        yield f"norm {dtype} rms_norm grad", cudnn.rms_norm_grad_graph, (tokens,)
+        for C, H, W in sizes:
+            pixels = cudnn._rows_of(np.broadcast_to(np.float32(0), (IMAGES * H * W, C)))._replace(dtype=dtype)
+            yield f"norm {C}x{H}x{W} {dtype} batch_norm", cudnn.batch_norm_graph, (pixels,)
+            yield f"norm {C}x{H}x{W} {dtype} batch_norm grad", cudnn.batch_norm_grad_graph, (pixels,)
 
 
 def last(shape, dtype):
