@@ -124,12 +124,12 @@ class Progress:
             self.submit(Operation(lane, calls, steps))
             return
         try:
-            for test, patient in steps:
-                if not comes_soon(test):
-                    operation = Operation(lane, calls, steps)
-                    operation.wait(test, patient)
-                    self.take(operation)
-                    return
+            wait = advance(steps)
+            if wait is not None:
+                operation = Operation(lane, calls, steps)
+                operation.wait(*wait)
+                self.take(operation)
+                return
             for call in calls:
                 call.finish()
         except BaseException as error:
@@ -288,6 +288,14 @@ def comes_soon(test: Request) -> bool:
         if test():
             return True
     return False
+
+
+def advance(steps: Steps) -> Wait | None:
+    """Take ``steps`` as long as what each waits for comes in a moment; return what does not, None at the end."""
+    for wait in steps:
+        if not comes_soon(wait[0]):
+            return wait
+    return None
 
 
 def _copy(error: BaseException) -> BaseException:

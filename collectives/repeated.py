@@ -12,7 +12,7 @@ import numpy
 
 from disttrain.collectives.call import Call, Form, Tag, caller, made
 from disttrain.collectives.host import Group
-from disttrain.collectives.progress import Operation, Steps, comes_soon
+from disttrain.collectives.progress import Operation, Steps, Wait, advance, comes_soon
 from disttrain.collectives.protocol import after_headers
 from disttrain.collectives.reduction import ufunc
 from disttrain.collectives.shared import SharedChannel
@@ -93,7 +93,6 @@ class Repeated:
         flat = x if x.ndim == 1 else x.reshape(-1)
         enclosed: Enclosed | None = None
         steps: Steps | None = None
-        patient = True
         try:
             if known.enclosed is None:
                 channel.offer(place, place)
@@ -102,8 +101,8 @@ class Repeated:
                 enclosed.target[...] = flat
             header = made(group.host.env.generation, number, tag) + known.form.compared
             request, everyone = channel.gather_headers(header)
-            here = comes_soon(request)
-            if here and everyone == header * channel.size:
+            wait: Wait | None = None if comes_soon(request) else (request, True)
+            if wait is None and everyone == header * channel.size:
                 if enclosed is not None:
                     *others, (left, right, _) = enclosed.steps
                     for step in others:
@@ -114,11 +113,8 @@ class Repeated:
                 in_place = group.in_place.get((*channel.offered(), x.size, x.dtype))
                 if in_place is not None:
                     steps = in_place.steps(op)
-                    for request, patient in steps:  # noqa: B007 (used after the loop)
-                        here = comes_soon(request)
-                        if not here:
-                            break
-                    else:
+                    wait = advance(steps)
+                    if wait is None:
                         page.end(entry, failed=False)
                         return None
         except BaseException:
@@ -135,7 +131,7 @@ class Repeated:
         if steps is None:
             steps = after_headers(group, [call], enclosed, header, everyone)
         operation = Operation(id(group), [call], steps)
-        if not here:
-            operation.wait(request, patient)
+        if wait is not None:
+            operation.wait(*wait)
         group.host.progress.take(operation)
         return call
