@@ -317,7 +317,7 @@ def _walk(
                     if g._array.dtype != kind:
                         g = g.to(kind)
                 else:
-                    if not is_array(g):
+                    if type(g) is not np.ndarray and not is_array(g):
                         g = np.asarray(g)
                     if g.dtype != kind:
                         g = g.astype(kind)

@@ -129,9 +129,8 @@ def _record(
         return None
     users = SAVED_FOR.get(vjp) if None in edges else None
     if users is not None:
-        saved = tuple(
-            [s if any(edges[j] is not None for j in u) else None for s, u in zip(saved, users, strict=True)]
-        )
+        wanted = {j for j, edge in enumerate(edges) if edge is not None}
+        saved = tuple([None if wanted.isdisjoint(u) else s for s, u in zip(saved, users, strict=True)])
     node = Node(op, options, vjp, saved, edges, arrays, len(outs))
     if mode is not True and mode.tape is not None:  # type: ignore[union-attr]
         mode.tape.attach(node)  # type: ignore[union-attr]

@@ -52,7 +52,8 @@ def is_array(x: object) -> bool:
     """Return whether ``x`` is an array of any library (and not a Tensor or a Python number)."""
     if isinstance(x, numpy.ndarray):
         return True
-    return on_gpu(x)
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and bool(isinstance(x, cupy.ndarray))
 
 
 def to_host(x: Array) -> numpy.ndarray[Any, Any]:

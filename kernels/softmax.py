@@ -218,7 +218,8 @@ def cross_entropy_grad(
         return _cross_entropy_grad_cuda(g, x, target, weight, smoothing, ignore, stats, out)
     out = numpy.empty_like(x) if out is None else out
     T = x.dtype.type
-    _cross_entropy_grad(g, x, target, weight, T(smoothing), ignore, stats, weight.sum(), out)
+    of_all = weight.sum() if smoothing else T(0)
+    _cross_entropy_grad(g, x, target, weight, T(smoothing), ignore, stats, of_all, out)
     return out
 
 

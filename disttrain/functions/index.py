@@ -86,6 +86,12 @@ def _split(key: Any, shape: tuple[int, ...]) -> tuple[tuple[Any, ...], tuple[Any
     """
     if type(key) is int and shape:
         return (key, ...), None
+    if (
+        type(key) is tuple
+        and len(key) <= len(shape)
+        and all(type(k) is int or (type(k) is slice and k == _WHOLE) for k in key)
+    ):
+        return (*key, ...), None
     parts = _parts(key)
     rest = len(shape) - sum(map(_consumes, parts))
     if rest < 0:

@@ -40,6 +40,8 @@ def _resolve(shape: tuple[int, ...], numel: int, name: str, old: tuple[int, ...]
     Raises:
         RuntimeError: the shape does not hold ``numel`` elements.
     """
+    if math.prod(shape) == numel and min(shape, default=0) >= 0:
+        return shape
     known = math.prod(n for n in shape if n != -1)
     if shape.count(-1) > 1 or any(n < -1 for n in shape):
         raise RuntimeError(f"{name}(): sizes must be >= 0 and at most one may be -1, got {list(shape)}")

@@ -12,7 +12,7 @@ from typing import Any
 from disttrain import engine
 from disttrain.functions.creation import empty, zeros
 from disttrain.functions.index import index_select
-from disttrain.functions.join import cat, stack
+from disttrain.functions.join import cat
 from disttrain.modes import reads_values
 from disttrain.nn import functional as F
 from disttrain.nn import init
@@ -20,7 +20,8 @@ from disttrain.nn.module import Module
 from disttrain.nn.parameter import Parameter
 from disttrain.nn.utils.rnn import PackedSequence
 from disttrain.ops import rnn as ops
-from disttrain.ops.types import Op
+from disttrain.ops import shape as shape_ops
+from disttrain.ops.types import Op, get_array_module
 from disttrain.precision import autocast_enabled, autocasts_as
 from disttrain.tensors import Tensor
 
@@ -187,7 +188,8 @@ class RNNBase(Module):
         expected = self.get_expected_hidden_size(data, batch_sizes)
         shapes = [expected, (*expected[:2], self.hidden_size)] if cells else [expected]
         if states is None:  # the same zeros for all layers: nothing writes to them
-            nothing = [zeros(*shape[1:], dtype=data.dtype, device=data.device) for shape in shapes]
+            xp, kind = get_array_module(data._array), data._array.dtype
+            nothing = [Tensor._of(xp.zeros(shape[1:], kind)) for shape in shapes]
             of_layers = [nothing] * expected[0]
         else:
             for k, (state, shape) in enumerate(zip(states, shapes, strict=True)):
@@ -266,11 +268,12 @@ class RNNBase(Module):
             rows = outs[0] if directions == 1 else cat(outs, 1)
             if self.dropout and layer < self.num_layers - 1:
                 rows = F.dropout(rows, self.dropout, self.training)
-        return rows, [ends[0].unsqueeze(0) if len(ends) == 1 else stack(ends) for ends in last]
+        return rows, [engine.apply(shape_ops.stack, *ends, axis=0) for ends in last]
 
     def _weights(self, k: int) -> list[Any]:
         """Return the arguments of the op for one layer and direction."""
-        weights = [getattr(self, name) for name in self._all_weights[k]]
+        own = self._parameters
+        weights = [own[name] if name in own else getattr(self, name) for name in self._all_weights[k]]
         return weights if self.bias else [*weights[:2], None, None, *weights[2:]]
 
     def extra_repr(self) -> str:
@@ -293,11 +296,11 @@ def _runs(mode: str, ending: str) -> Callable[..., tuple[Tensor, ...]]:
 
     @autocasts_as(_LISTED[mode] + ending)
     def run(*tensors: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
-        kinds = {t.dtype for t in tensors if t is not None}
+        kinds = {t._array.dtype for t in tensors if t is not None}
         if len(kinds) > 1:
             raise RuntimeError(
                 f"{_LISTED[mode]}{ending}: input, states and weights must have one dtype, and autocast does not make "
-                f"one of {', '.join(sorted(map(str, kinds)))}; convert them with .to()"
+                f"one of {', '.join(sorted({str(t.dtype) for t in tensors if t is not None}))}; convert them with .to()"
             )
         return engine.apply(_OPS[mode], *tensors, **options)  # type: ignore[no-any-return]
 

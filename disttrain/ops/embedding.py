@@ -123,22 +123,22 @@ def embedding_grad_vjp(
     return rows, None
 
 
-def check_range(indices: Array, size: int, what: str, ignore: int | None = None) -> None:
-    """Check that each index is in [0, size) or equals ``ignore``.
+def check_range(indices: Array, size: int, what: str, ignore: int | None = None) -> bool:
+    """Check that each index is in [0, size) or equals ``ignore``; return whether all are in [0, size).
 
     Raises:
         IndexError: names the first index that is not, its place and the range.
     """
     xp = get_array_module(indices)
     if not indices.size:
-        return
-    if int(indices.min()) >= 0 and int(indices.max()) < size:
-        return
+        return True
+    if int(indices.view(f"u{indices.itemsize}").max()) < size:  # where what is negative is large
+        return True
     bad = (indices < 0) | (indices >= size)
     if ignore is not None:
         bad &= indices != ignore
     if not bool(bad.any()):
-        return
+        return False
     place = np.unravel_index(int(xp.argmax(bad)), indices.shape)
     value = int(to_host(indices)[place])
     where = ", ".join(str(int(i)) for i in place)

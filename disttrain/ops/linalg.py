@@ -7,8 +7,9 @@ import numpy as np
 
 from disttrain.kernels import gemm
 from disttrain.kernels.arrays import on_gpu
+from disttrain.kernels.columns import column_sums
 from disttrain.ops import shape
-from disttrain.ops.types import Array, Result, call, get_array_module, saved_for, writes
+from disttrain.ops.types import Array, Result, call, get_array_module, is_array, saved_for, writes
 
 Needs = tuple[bool, ...]
 Grads = tuple[Any, ...]
@@ -16,14 +17,15 @@ Shape = tuple[int, ...]
 
 
 def _dot(x: Array, y: Array, bias: Array | None = None, into: Array | None = None) -> Array:
-    half = x.dtype.kind in "fV" and x.dtype.itemsize == 2
     if on_gpu(x):
         if x.ndim == 1 or y.ndim == 1:
             return _dot_vectors(x, y, bias)
-    elif half:
+    elif x.itemsize == 2 and x.dtype.kind in "fV":
         out = np.asarray(_dot(x.astype(np.float32), y.astype(np.float32))).astype(x.dtype)
         return out if bias is None else out + bias
-    if x.ndim >= 2 and y.ndim == 2:  # one product of all rows: up to six times as fast as one for each matrix
+    if x.ndim == y.ndim == 2:
+        return gemm.matmul(x, y, into, bias)
+    if x.ndim > 2 and y.ndim == 2:  # one product of all rows: up to six times as fast as one for each matrix
         out = get_array_module(x).empty((*x.shape[:-1], y.shape[1]), x.dtype) if into is None else into
         rows = math.prod(x.shape[:-1])
         gemm.matmul(x.reshape(rows, x.shape[-1]), y, out.reshape(rows, y.shape[1]), bias)
@@ -97,15 +99,22 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Result:
 @saved_for((1,), (0,))
 def linear_vjp(g: Any, needs: Needs, x: Any, weight: Any, into: Array | None = None) -> Grads:
     gx = gw = None
-    if needs[0]:
-        gx = call(matmul, g, weight)
-    if needs[1]:
-        if g.ndim == 1:
-            gw = g[:, None] * x
-        elif on_gpu(g) and needs[2]:
-            return gx, *gemm.weight_grad(_rows(g), _rows(x), into)
-        elif into is None:
+    if g.ndim == 1:
+        if needs[0]:
+            gx = call(matmul, g, weight)
+        return gx, g[:, None] * x if needs[1] else None, g if needs[2] else None
+    if not is_array(g):
+        if needs[0]:
+            gx = call(matmul, g, weight)
+        if needs[1]:
             gw = call(matmul, _swap(_rows(g)), _rows(x))
-        else:
-            gw = _dot(_swap(_rows(g)), _rows(x), into=into)
-    return gx, gw, g if needs[2] else None
+        return gx, gw, g if needs[2] else None
+    if needs[0]:
+        gx = _dot(g, weight)
+    rows = g if g.ndim == 2 else _rows(g)
+    if needs[1]:
+        of = x if x.ndim == 2 else _rows(x)
+        if needs[2] and on_gpu(g):
+            return gx, *gemm.weight_grad(rows, of, into)
+        gw = _dot(rows.T, of, into=into)
+    return gx, gw, column_sums(rows) if needs[2] else None

@@ -1,5 +1,6 @@
 """Losses. ``reduction`` is ``"none"``, ``"mean"`` or ``"sum"``; the mean of nothing is NaN, as in PyTorch."""
 
+import functools
 import math
 from typing import Any
 
@@ -59,14 +60,14 @@ def cross_entropy(
                 f"cross_entropy: ignore_index goes with classes, not with probabilities, got {ignore_index}"
             )
         return _cross_entropy_of_probabilities(x, target, weight, axis, reduction, label_smoothing)
-    _check_classes("cross_entropy", x, target, axis, ignore_index)
+    all_count = _check_classes("cross_entropy", x, target, axis, ignore_index)
     xp = get_array_module(x)
     kind = wide_type(x)
     rows, shape = _class_rows(for_kernel(x), axis)
     classes = xp.ascontiguousarray(target).reshape(-1).astype(np.int64, copy=False)
     w = _class_weights(weight, x, kind, x.shape[axis])
     loss, stats = kernels.cross_entropy(rows, classes, w, label_smoothing, ignore_index)
-    total = _counted(classes, None if weight is None else w, ignore_index)
+    total = _counted(classes, None if weight is None else w, ignore_index, all_count)
     out = _reduce(loss.reshape(shape), reduction, total)
     options = (axis, ignore_index, reduction, label_smoothing, total)
     saved = (x, target, weight, stats, kind, *options)
@@ -205,7 +206,7 @@ def nll_loss(
     """
     _check_reduction("nll_loss", reduction)
     axis = _class_axis("nll_loss", logp, weight)
-    _check_classes("nll_loss", logp, target, axis, ignore_index)
+    all_count = _check_classes("nll_loss", logp, target, axis, ignore_index)
     xp = get_array_module(logp)
     kept = target != ignore_index
     hot = xp.where(kept, target, 0).astype(np.int64, copy=False)
@@ -216,7 +217,7 @@ def nll_loss(
         picked = xp.zeros(target.shape, wide.dtype)
     w = None if weight is None else widen(weight)
     loss = xp.where(kept, -picked if w is None else -picked * w[hot], wide.dtype.type(0))
-    total = _counted(target.reshape(-1), w, ignore_index)
+    total = _counted(target.reshape(-1), w, ignore_index, all_count)
     out = _reduce(loss, reduction, total)
     saved = (tuple(logp.shape), wide.dtype, target, weight, axis, ignore_index, reduction, total)
     return out.astype(logp.dtype, copy=False), saved, nll_loss_vjp
@@ -439,7 +440,8 @@ def _class_axis(name: str, x: Array, weight: Array | None) -> int:
     return axis
 
 
-def _check_classes(name: str, x: Array, target: Array, axis: int, ignore_index: int) -> None:
+def _check_classes(name: str, x: Array, target: Array, axis: int, ignore_index: int) -> bool:
+    """Check the classes; return whether it is known that none is to be ignored."""
     if target.dtype.kind not in "iu":
         raise RuntimeError(f"{name}: classes must be integers, got {target.dtype}")
     expected = x.shape[:axis] + x.shape[axis + 1 :]
@@ -449,7 +451,9 @@ def _check_classes(name: str, x: Array, target: Array, axis: int, ignore_index: 
             f"{name}: x of shape {tuple(x.shape)} needs a target of shape {tuple(expected)}, "
             f"got {tuple(target.shape)}"
         )
-    check_range(target, x.shape[axis], f"{name}: class", ignore=ignore_index)
+    classes = x.shape[axis]
+    in_range = check_range(target, classes, f"{name}: class", ignore=ignore_index)
+    return in_range and not 0 <= ignore_index < classes
 
 
 def _class_rows(x: Array, axis: int) -> tuple[Array, tuple[int, ...]]:
@@ -468,12 +472,20 @@ def _from_class_rows(rows: Array, shape: tuple[int, ...], axis: int) -> Array:
 def _class_weights(weight: Array | None, like: Array, dtype: Any, classes: int) -> Array:
     xp = get_array_module(like)
     if weight is None:
-        return xp.ones(classes, dtype)
+        return _host_ones(classes, dtype) if xp is np else xp.ones(classes, dtype)
     return xp.ascontiguousarray(weight.astype(dtype, copy=False))
 
 
-def _counted(classes: Array, weight: Array | None, ignore_index: int) -> float:
+@functools.lru_cache(maxsize=8)
+def _host_ones(classes: int, dtype: Any) -> Array:
+    """Return weights of 1, which are to be read only: whoever asks for the same gets the same."""
+    return np.ones(classes, dtype)
+
+
+def _counted(classes: Array, weight: Array | None, ignore_index: int, all_count: bool) -> float:
     """Return the divisor of the mean: the number of elements that count, or the sum of their weights."""
+    if all_count and weight is None:
+        return float(classes.size)
     kept = classes != ignore_index
     if weight is None:
         return float(get_array_module(classes).count_nonzero(kept))

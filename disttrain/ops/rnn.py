@@ -16,6 +16,7 @@ import numpy as np
 
 from disttrain.kernels import gemm, sequences
 from disttrain.kernels import rnn as kernels
+from disttrain.kernels.columns import column_sums
 from disttrain.ops import activation, linalg, reduce, shape
 from disttrain.ops.activation import widen
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array
@@ -251,7 +252,7 @@ def gru_vjp(
     places = _places(batch_sizes, reverse)
     sequences.gru_grad(gates, widen(w_hh), products, before, g_out, dh, d, d_recurrent, *places)
     dx, dw_ih, dw_hh, db_ih = _products(needs, (0, 2, 3, 4, 4), x, w_ih, before, d, d_recurrent)
-    db_hh = d_recurrent.sum(0) if needs[5] else None
+    db_hh = column_sums(d_recurrent) if needs[5] else None
     grads = (dx, dh, dw_ih, dw_hh, db_ih, db_hh)
     return _of_types(needs, grads, (x, h0, w_ih, w_hh, b_ih, b_hh))
 
@@ -349,7 +350,7 @@ def _products(
         gemm.matmul(d, widen(w_ih)) if need_x else None,
         gemm.matmul(d.T, widen(x)) if need_ih else None,
         gemm.matmul(d_recurrent.T, before) if need_hh else None,
-        d.sum(0) if need_b or need_other else None,
+        column_sums(d) if need_b or need_other else None,
     )
 
 

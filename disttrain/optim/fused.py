@@ -22,6 +22,8 @@ from disttrain.optim.optimizer import Optimizer
 from disttrain.random import ROUND
 from disttrain.tensors import Tensor
 
+_NO_EXTRAS = Extras()
+
 
 class FusedOptimizer(Optimizer):
     """An optimizer whose step is one pass over flat buffers.
@@ -161,7 +163,7 @@ class FusedOptimizer(Optimizer):
         scaled = self._scaled
         if scaled is None:
             flat.settle()
-            return Extras()
+            return _NO_EXTRAS
         skipped = flat.skipping(self.state, buffers, self.scalars)
         if skipped is not None:
             return dataclasses.replace(scaled, skipped=skipped)

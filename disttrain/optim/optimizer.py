@@ -389,9 +389,8 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(step)
     def hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        if self._stepping or "_step_pre_hooks" not in vars(
-            self
-        ):  # by way of super().step(); without __init__()
+        # by way of super().step(), or without __init__()
+        if self._stepping or "_step_pre_hooks" not in self.__dict__:
             return step(self, *args, **kwargs)
         tape = current_tape()
         if tape is not None:

@@ -110,7 +110,7 @@ def _step(
     numbers: tuple[float, ...],
 ) -> None:
     check_flat(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq)
-    scalars = [param.dtype.type(v) for v in numbers]
+    scalars = map(param.dtype.type, numbers)
     largest = param[:0] if max_exp_avg_sq is None else max_exp_avg_sq
     if compiled(param):
         _adam(param, grad, exp_avg, exp_avg_sq, largest, *scalars)

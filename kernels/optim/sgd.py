@@ -86,7 +86,7 @@ def _step(param: Array, grad: Array, momentum_buf: Array | None, numbers: tuple[
     buf = param[:0] if momentum_buf is None else momentum_buf
     if numbers[2] == 0 and buf.size:
         buf.fill(0)  # 0 * nan would stay
-    scalars = (*(T(v) for v in values), bool(nesterov))
+    scalars = (*map(T, values), bool(nesterov))
     if compiled(param):
         _sgd(param, grad, buf, *scalars)
     else:
