@@ -3,10 +3,12 @@
     python scripts/bench_checkpoint.py                  # 500 MB, in the temporary folder
     python scripts/bench_checkpoint.py --dir /data      # on another disk
 
-Each turn measures in one process, one after the other: a copy of the bytes to memory that was used before; a plain
-file of them written with one fsync and read into memory that was used before; the stall of a background save; a save
-that is waited for; and a load into a model. Before each read the file is dropped from the page cache. Figures are
-medians of the turns; ``of the disk's`` is the speed of the save or load over that of the plain file in the same turn.
+Each turn measures in one process, one after the other: a copy of the bytes to memory that was used before; the stalls
+of two background saves, of which the first takes new memory for its copy, as the first one of a job does; a plain file
+of them, written with one fsync and put in the place of the one before, and a save that is waited for, which removes the
+one before too; the plain file read into memory that was used before; a load into a model in a job that has saved, and
+one in a job that has not, which takes new memory. Before each read the files are dropped from the page cache. Figures
+are medians of the turns; ``of the disk's`` is the speed of the save or load over that of the plain file in that turn.
 """
 
 import argparse
@@ -48,10 +50,12 @@ def seconds(action, *arguments) -> float:
 
 
 def write_plain(path: Path, memory: np.ndarray) -> None:
-    with path.open("wb", buffering=0) as file:
+    new = path.with_suffix(".new")
+    with new.open("wb", buffering=0) as file:
         for begin in range(0, len(memory), CHUNK):
             file.write(memory[begin : begin + CHUNK].data)
         os.fsync(file.fileno())
+    new.replace(path)
 
 
 def read_plain(path: Path, memory: np.ndarray) -> None:
@@ -64,18 +68,26 @@ def read_plain(path: Path, memory: np.ndarray) -> None:
 def turn(folder: Path, model: nn.Module, memory: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Return the seconds of everything, once."""
     plain, run = folder / "plain", folder / "run"
+
+    def save(step: int, background: bool) -> None:
+        dt.checkpoint.save(run, step=step, model=model, keep_last=1, background=background)
+
+    def load() -> None:
+        dt.checkpoint.load(run, model=model)
+
     found = {"copy": seconds(np.copyto, other, memory)}
-    found["stall"] = seconds(lambda: dt.checkpoint.save(run, step=1, model=model, keep_last=1))
-    dt.checkpoint.wait()
+    for what in ("first stall", "stall"):
+        found[what] = seconds(save, 1, True)
+        dt.checkpoint.wait()
     found["plain write"] = seconds(write_plain, plain, memory)
-    found["save"] = seconds(
-        lambda: dt.checkpoint.save(run, step=2, model=model, keep_last=1, background=False)
-    )
+    found["save"] = seconds(save, 2, False)
     forget(folder)
     found["plain read"] = seconds(read_plain, plain, other)
     forget(folder)
-    found["load"] = seconds(lambda: dt.checkpoint.load(run, model=model))
-    plain.unlink()
+    found["load"] = seconds(load)
+    dt.checkpoint.close()  # and the memory of the copy is gone
+    forget(folder)
+    found["first load"] = seconds(load)
     return found
 
 
@@ -96,14 +108,16 @@ def main() -> None:
         turn(folder, model, memory, other)  # memory is taken, code is loaded
         turns = [turn(folder, model, memory, other) for _ in range(args.turns)]
         dt.checkpoint.close()
+    peers = {"save": "plain write", "load": "plain read", "first load": "plain read"}
+    peers |= dict.fromkeys(("stall", "first stall"), "copy")
     for what in turns[0]:
         took = statistics.median(each[what] for each in turns)
-        line = f"{what:12} {1000 * took:8.1f} ms {nbytes / took / 1e9:7.2f} GB/s"
-        against = {"save": "plain write", "load": "plain read", "stall": "copy"}.get(what)
-        if against == "copy":
-            line += f"  {statistics.median(each[what] / each[against] for each in turns):6.2f} times a copy"
-        elif against:
-            share = statistics.median(each[against] / each[what] for each in turns)
+        line = f"{what:16} {1000 * took:8.1f} ms {nbytes / took / 1e9:7.2f} GB/s"
+        peer = peers.get(what)
+        if peer == "copy":
+            line += f"  {statistics.median(each[what] / each[peer] for each in turns):6.2f} times a copy"
+        elif peer:
+            share = statistics.median(each[peer] / each[what] for each in turns)
             line += f"  {100 * share:5.0f} % of the disk's"
         print(line)
 

@@ -10,12 +10,16 @@ import errno
 import fcntl
 import json
 import logging
+import mmap
 import os
 import socket
 import stat
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
+
+import numpy as np
 
 from disttrain.errors import CheckpointBusy
 
@@ -23,37 +27,82 @@ _logger = logging.getLogger("disttrain")
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _LOCK: Final = ".lock"
 _MAX_LOCK: Final = 4096
-_LARGE: Final = 16 << 20
-"""Bytes after which the kernel is told to begin with them; more often costs more than it gains."""
+_BLOCK: Final = 16 << 20
+"""Bytes that are written at a time. Many, as after each time the writing thread waits for Python's lock, which the
+training may keep for 5 ms."""
 
 
-def write_file(path: str, chunks: Iterable[Any], head: Callable[[], Any] | None = None) -> None:
+def write_file(path: str, chunks: Iterable[Any], head: Callable[[], bytes] | None = None) -> None:
     """Write a file that is not there yet, and return when its content is on the disk.
 
     Args:
         path: of the file.
-        chunks: buffers, written one after the other; the disk begins with each while the next one is made.
+        chunks: buffers, written one after the other.
         head: called at the end; what it returns takes the place of as many bytes at the beginning.
     """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        size = told = 0
-        for chunk in chunks:
-            rest = memoryview(chunk).cast("B")
-            size += len(rest)
-            while rest:
-                rest = rest[os.write(file, rest) :]
-            if size - told >= _LARGE and hasattr(os, "posix_fadvise"):
-                # Which starts to write it out; of all that was written before, each time, it would cost more and more.
-                os.posix_fadvise(file, told, size - told, os.POSIX_FADV_DONTNEED)
-                told = size
+        _write_all(file, chunks)
         if head is not None:
-            beginning, at = memoryview(head()).cast("B"), 0
+            beginning, at = memoryview(head()), 0
             while at < len(beginning):
                 at += os.pwrite(file, beginning[at:], at)
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def _write_all(file: int, chunks: Iterable[Any]) -> None:
+    """Write buffers to a file: whole blocks past the page cache, which is for others, as the processor's time is."""
+    # They begin where pages do, as the disk wants it. One is filled while the other is written.
+    block, other = (np.frombuffer(mmap.mmap(-1, _BLOCK), np.uint8) for _ in range(2))
+    used = 0
+    with ThreadPoolExecutor(1, "writing") as pool:
+        written: Future[None] | None = None
+        for chunk in chunks:
+            rest = np.frombuffer(chunk, np.uint8)
+            while len(rest):
+                part = rest[: _BLOCK - used]
+                np.copyto(block[used : used + len(part)], part)
+                used, rest = used + len(part), rest[len(part) :]
+                if used == _BLOCK:
+                    if written is None:
+                        _set_direct(file, True)
+                    else:
+                        written.result()
+                    written = pool.submit(_write, file, block.data)
+                    block, other, used = other, block, 0
+        if written is not None:
+            written.result()
+    _set_direct(file, False)
+    _write(file, block.data[:used])
+
+
+def _write(file: int, data: memoryview) -> None:
+    while data:
+        try:
+            data = data[os.write(file, data) :]
+        except OSError as error:
+            # A file system with other wishes, or a part of a block that was the last to find room: the usual way writes
+            # it, or says why not.
+            if error.errno != errno.EINVAL or not _set_direct(file, False):
+                raise
+
+
+def _set_direct(file: int, direct: bool) -> bool:
+    """Let writes go past the page cache, or not; return whether that is a change. Some file systems always use it."""
+    if not hasattr(os, "O_DIRECT"):
+        return False
+    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+    if bool(flags & os.O_DIRECT) == direct:
+        return False
+    try:
+        fcntl.fcntl(file, fcntl.F_SETFL, flags ^ os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
 
 
 def make_folder(path: str) -> None:

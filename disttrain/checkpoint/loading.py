@@ -14,7 +14,7 @@ from disttrain import collectives
 from disttrain.checkpoint import folder
 from disttrain.checkpoint.manifest import Manifest
 from disttrain.checkpoint.reading import Reader
-from disttrain.checkpoint.saving import exchange, wait
+from disttrain.checkpoint.saving import exchange, spare_memory, wait
 from disttrain.checkpoint.states import ModulePart, ObjectPart, Part, ValuePart, Wanted, make_parts
 from disttrain.data.ledger import Account, Use
 from disttrain.errors import CheckpointMismatch, FileDamaged
@@ -103,7 +103,7 @@ def load(
             return None
         if "error" in heard:
             raise FileNotFoundError(heard["error"])
-        attempt = _Attempt(heard["path"], parts, random, comm)
+        attempt = _Attempt(heard["path"], parts, random, spare_memory(dir), comm)
         found = attempt.run()
         if found is not None:
             return found
@@ -140,7 +140,9 @@ def _choose(path: str, step: int | str | None, passed: set[str]) -> dict[str, st
 class _Attempt:
     """Loading one checkpoint on this rank, in step with the others."""
 
-    def __init__(self, path: str, parts: list[Part], random: bool | Generator, comm: Communicator) -> None:
+    def __init__(
+        self, path: str, parts: list[Part], random: bool | Generator, memory: Array, comm: Communicator
+    ) -> None:
         self.damage = ""
         """What is wrong with the files, on some rank."""
         self.gone = False
@@ -148,6 +150,7 @@ class _Attempt:
         self._path = path
         self._parts = parts
         self._random = random
+        self._memory = memory
         self._comm = comm
 
     def run(self) -> Checkpoint | None:
@@ -159,7 +162,7 @@ class _Attempt:
         problems: list[str] = []
         damage = ""
         try:
-            with Reader(self._path) as reader:
+            with Reader(self._path, self._memory) as reader:
                 manifest, arrays, values = self._read(reader, problems)
         except FileDamaged as error:
             damage = str(error)

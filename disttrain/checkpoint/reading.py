@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
@@ -13,14 +15,58 @@ import numpy as np
 
 from disttrain import dtypes
 from disttrain.checkpoint.manifest import Manifest, Piece, Stored, name_in_file
-from disttrain.checkpoint.states import Wanted
-from disttrain.checkpoint.tensorfile import TensorFile
+from disttrain.checkpoint.states import Span, Wanted
+from disttrain.checkpoint.tensorfile import TensorFile, new_memory
 from disttrain.errors import FileDamaged
 from disttrain.kernels.arrays import Array
 
 _MANY: Final = 8 << 20
-"""Bytes from which on threads share the reading: what takes the time is the checksums, of which each has its own."""
+"""Bytes from which on threads share the reading: what takes the time is the memory, which the kernel clears."""
 _MOST_THREADS: Final = 4
+_ALIGNED: Final = 64
+"""Bytes: where a tensor may begin in memory that several share."""
+
+
+@dataclass(eq=False)
+class _Job:
+    """A tensor to be read, or some of its elements."""
+
+    name: str
+    tensor: Stored
+    span: Span | None
+    kept: bool = False
+    """Whether it needs memory of its own."""
+    out: Array | None = None
+    """Where its bytes go; new memory if nothing is said."""
+
+    @property
+    def begin(self) -> int:
+        return 0 if self.span is None else self.span[0]
+
+    @property
+    def end(self) -> int:
+        return self.tensor.size if self.span is None else self.span[1]
+
+    @property
+    def nbytes(self) -> int:
+        size: int = (self.end - self.begin) * self.tensor.dtype.itemsize
+        return size
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """Those that have some of its elements."""
+        return [p for p in self.tensor.pieces if max(p.begin, self.begin) < min(p.end, self.end)]
+
+    @property
+    def array(self) -> Array:
+        """What has been read: a whole tensor in its shape, elements of one on one axis."""
+        if self.out is None:
+            raise RuntimeError(f"{self.name} has not been read")
+        return self.out.view(self.tensor.dtype.numpy).reshape(self.tensor.shape if self.span is None else -1)
+
+    def name_of(self, piece: Piece) -> str:
+        """Return what a piece is called in its file."""
+        return name_in_file(self.name, piece.begin, piece.end, self.tensor.size)
 
 
 class Reader:
@@ -28,16 +74,17 @@ class Reader:
 
     Args:
         path: of the checkpoint.
-        manifest: of it, if it has been read.
+        memory: bytes, into which tensors are read that somebody copies, as far as they go; none by default.
 
     Raises:
         FileDamaged: the manifest is not there, or not as it was written.
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: str, manifest: Manifest | None = None) -> None:
+    def __init__(self, path: str, memory: Array | None = None) -> None:
         self.path = path
-        self.manifest = Manifest.read(path) if manifest is None else manifest
+        self._memory = np.empty(0, np.uint8) if memory is None else memory
+        self.manifest = Manifest.read(path)
         self._opened: dict[str, TensorFile] = {}
         self._expected: dict[str, dict[str, tuple[dtypes.dtype, tuple[int, ...]]]] = {
             file: {} for file in self.manifest.files
@@ -95,51 +142,61 @@ class Reader:
             KeyError: there is no such tensor.
         """
         asked = list(wanted)
-        found: dict[Wanted, tuple[str, Stored]] = {}
+        jobs: dict[tuple[str, Span | None], _Job] = {}
         for w in asked:
             real = self.manifest.find(w.name)
             if real is None:
                 raise KeyError(w.name)
-            found[Wanted(real[0], w.span)] = real
-        touched = {w: _touched(t, w.span) for w, (_, t) in found.items()}
-        for pieces in touched.values():
-            for p in pieces:
-                self.file(p.file)  # before memory is taken for it
-        several = len(found) > 1 and sum(t.nbytes for _, t in found.values()) >= _MANY
-        if several:
-            with ThreadPoolExecutor(_threads(), "reading") as pool:
-                try:
-                    made = dict(
-                        zip(found, pool.map(self._read, found.values(), found, touched.values()), strict=True)
-                    )
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+            jobs.setdefault((real[0], w.span), _Job(*real, w.span)).kept |= not w.copied
+        ordered = sorted(jobs.values(), key=self._place)  # which opens the files, before memory is taken
+        for job in ordered:
+            if not job.kept and job.nbytes <= len(self._memory):
+                job.out = self._memory[: job.nbytes]
+                self._memory = self._memory[-(-job.nbytes // _ALIGNED) * _ALIGNED :]
+        total = sum(job.nbytes for job in ordered)
+        stop = threading.Event()
+        if total >= _MANY:
+            shares = _split(ordered, _threads())
+            with ThreadPoolExecutor(len(shares), "reading") as pool:
+                list(pool.map(self._read_all, shares, [stop] * len(shares)))
         else:
-            made = {w: self._read(found[w], w, touched[w]) for w in found}
-        return {w.name: made[Wanted(self.manifest.aliases.get(w.name, w.name), w.span)] for w in asked}
+            self._read_all(ordered, stop)
+        return {w.name: jobs[self.manifest.aliases.get(w.name, w.name), w.span].array for w in asked}
 
-    def _read(self, stored: tuple[str, Stored], w: Wanted, touched: Sequence[Piece]) -> Array:
-        """Return one of them; any thread may."""
-        name, t = stored
-        begin, end = (0, t.size) if w.span is None else w.span
-        if len(touched) == 1 and (touched[0].begin, touched[0].end) == (0, t.size) == (begin, end):
-            out = self.file(touched[0].file).read(name, touched[0].checksum)
-        else:
-            out = np.empty(end - begin, t.dtype.numpy)
-            for p in touched:
-                low, high = max(p.begin, begin), min(p.end, end)
-                part = self.file(p.file).read(
-                    name_in_file(name, p.begin, p.end, t.size), p.checksum, low - p.begin, high - p.begin
-                )
-                out[low - begin : high - begin] = part
-        return out.reshape(t.shape if w.span is None else -1)
+    def _place(self, job: _Job) -> tuple[str, int]:
+        """Return where in which file it begins; all files that it is in are open then."""
+        places = [(p.file, self.file(p.file).entries[job.name_of(p)].begin) for p in job.pieces]
+        return places[0] if places else ("", 0)
+
+    def _read_all(self, jobs: Iterable[_Job], stop: threading.Event) -> None:
+        """Read one after the other; any thread may. All stop when one cannot go on."""
+        for job in jobs:
+            if stop.is_set():
+                return
+            try:
+                self._read(job)
+            except BaseException:
+                stop.set()
+                raise
+
+    def _read(self, job: _Job) -> None:
+        size = job.tensor.dtype.itemsize
+        if job.out is None:
+            job.out = new_memory(job.nbytes)
+        for p in job.pieces:
+            low, high = max(p.begin, job.begin), min(p.end, job.end)
+            out = job.out[(low - job.begin) * size : (high - job.begin) * size]
+            self.file(p.file).read(job.name_of(p), p.checksum, low - p.begin, high - p.begin, out)
 
 
-def _touched(t: Stored, span: tuple[int, int] | None) -> list[Piece]:
-    """Return the pieces in which there is something of the elements ``span``."""
-    begin, end = (0, t.size) if span is None else span
-    return [p for p in t.pieces if max(p.begin, begin) < min(p.end, end)]
+def _split(jobs: list[_Job], parts: int) -> list[list[_Job]]:
+    """Divide jobs, in their order, in so many lists of about as many bytes, each a stretch of a file or of several."""
+    shares: list[list[_Job]] = [[] for _ in range(parts)]
+    total, at = max(1, sum(job.nbytes for job in jobs)), 0
+    for job in jobs:
+        shares[min(parts - 1, at * parts // total)].append(job)
+        at += job.nbytes
+    return shares
 
 
 def _threads() -> int:

@@ -30,7 +30,7 @@ from disttrain.checkpoint.manifest import (
     part_name,
 )
 from disttrain.checkpoint.states import OWN, Item, make_parts
-from disttrain.checkpoint.tensorfile import TensorFile, encode_hashed, layout
+from disttrain.checkpoint.tensorfile import TensorFile, encode_hashed, layout, new_memory
 from disttrain.collectives.env import current_env
 from disttrain.distributed.objects import all_gather_object
 from disttrain.errors import CheckpointBusy, CheckpointError
@@ -143,6 +143,15 @@ def close(dir: str | os.PathLike[str] | None = None) -> None:
             context.current().checkpoints.pop(writer.key)
 
 
+def spare_memory(dir: str | os.PathLike[str]) -> Array:
+    """Return the memory of this rank's last snapshot for a folder, in bytes: nobody uses it before the next one.
+
+    There may be none. For whoever has called :func:`wait`.
+    """
+    writers = _writers(dir)
+    return writers[0].arena if writers else np.empty(0, np.uint8)
+
+
 def _writer(path: str) -> _Writer:
     known = context.current().checkpoints
     key = os.path.realpath(path)
@@ -196,7 +205,7 @@ class _Writer:
         self._path = path
         self._comm = comm
         self._lock: files.Lock | None = None
-        self._arena = np.empty(0, np.uint8)
+        self.arena = np.empty(0, np.uint8)
         """Memory of snapshots, kept from one to the next: pages that were used before are copied to at full speed."""
         self._job: _Job | None = None
         """The save that has not been waited for."""
@@ -312,14 +321,14 @@ class _Writer:
     def _snapshot(self, arrays: dict[str, Array]) -> dict[str, Array]:
         """Copy the arrays to memory of our own, laid out as the file will be."""
         total = sum(a.nbytes for a in arrays.values())
-        if self._arena.size < total:
-            self._arena = np.empty(0, np.uint8)  # first: the old memory may be needed for the new
-            self._arena = np.empty(total, np.uint8)
+        if self.arena.size < total:
+            self.arena = np.empty(0, np.uint8)  # first: the old memory may be needed for the new
+            self.arena = new_memory(total)
         taken: dict[str, Array] = {}
         begin = 0
         for name in layout(arrays):
             a = arrays[name]
-            taken[name] = self._arena[begin : begin + a.nbytes].view(a.dtype).reshape(a.shape)
+            taken[name] = self.arena[begin : begin + a.nbytes].view(a.dtype).reshape(a.shape)
             np.copyto(taken[name], to_host(a))
             begin += a.nbytes
         return taken
@@ -354,7 +363,7 @@ class _Writer:
 
     def close(self) -> None:
         """Let the folder and the memory go."""
-        self._arena = np.empty(0, np.uint8)
+        self.arena = np.empty(0, np.uint8)
         if self._lock is not None:
             self._lock.release()
 

@@ -59,6 +59,8 @@ class Wanted:
 
     name: str
     span: Span | None = None
+    copied: bool = False
+    """Whether whoever wants it copies it and keeps nothing: it may lie in memory that others use afterwards."""
 
 
 class Part:
@@ -88,7 +90,7 @@ class Part:
         raise NotImplementedError
 
     def apply(self, said: Mapping[str, Any], arrays: Mapping[str, Array], source: str) -> None:
-        """Take the state; ``arrays`` are the wanted ones, by name, and may be kept."""
+        """Take the state; ``arrays`` are the wanted ones, by name, and may be kept unless they were to be copied."""
         raise NotImplementedError
 
     def undo(self) -> None:
@@ -175,6 +177,7 @@ class ModulePart(Part):
         known = {key for key, _ in _pairs(said["extra"])}
         _compare_names(self.name, "extra states", list(extra), known, problems)
         wanted = []
+        copied = self._copies()
         for name, item in items.items():
             found = manifest.find(prefix + name)
             if found is None:
@@ -192,8 +195,13 @@ class ModulePart(Part):
                     f"convert the module after it is loaded"
                 )
             else:
-                wanted.append(Wanted(prefix + name, item.span))
+                wanted.append(Wanted(prefix + name, item.span, copied))
         return wanted + others
+
+    def _copies(self) -> bool:
+        """Return whether nobody but ``Module.load_state_dict()``, which copies, is given the tensors."""
+        hooked = any(m._state_hooks is not None for m in self.thing.modules())
+        return type(self.thing).load_state_dict is Module.load_state_dict and not hooked
 
     def apply(self, said: Mapping[str, Any], arrays: Mapping[str, Array], source: str) -> None:
         items, _ = self._state()

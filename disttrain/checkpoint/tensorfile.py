@@ -38,11 +38,8 @@ _NAMES: Final = {
     dtypes.float64: "F64",
 }
 _DTYPES: Final = {name: kind for kind, name in _NAMES.items()}
-_READ: Final = 4 << 20
-"""Bytes that are read at a time: they are still in the cache when their checksum is computed."""
-_WRITTEN: Final = 16 << 20
-"""Bytes that are written at a time. Large, as after each of them the writing thread waits for Python's lock, which the
-training may keep for 5 ms."""
+_BLOCK: Final = 4 << 20
+"""Bytes at a time: they are still in the cache when they are read or copied and their checksum is computed."""
 _METADATA: Final = "__metadata__"
 
 
@@ -113,9 +110,9 @@ def encode_hashed(
         for name in layout(arrays):
             data = as_bytes(arrays[name])
             found = Checksum()
-            for begin in range(0, len(data), _WRITTEN):
-                yield data[begin : begin + _WRITTEN]
-                found.update(data[begin : begin + _WRITTEN])  # the disk is busy with it
+            for begin in range(0, len(data), _BLOCK):
+                found.update(data[begin : begin + _BLOCK])
+                yield data[begin : begin + _BLOCK]
             sums[name] = found.text
 
     return chunks(), lambda: header(arrays, metadata(sums))
@@ -209,7 +206,14 @@ class TensorFile:
                 )
             done += n
 
-    def read(self, name: str, checksum: str | None, begin: int = 0, end: int | None = None) -> Array:
+    def read(
+        self,
+        name: str,
+        checksum: str | None,
+        begin: int = 0,
+        end: int | None = None,
+        out: Array | None = None,
+    ) -> Array:
         """Return the elements ``begin`` to ``end`` of a tensor on one axis, or all of it in its shape.
 
         All of it is read and verified in any case; memory is taken for what is returned.
@@ -219,6 +223,7 @@ class TensorFile:
             checksum: of it; ``None`` if nobody knows it.
             begin: the first element wanted.
             end: the last one, and one more; ``None`` for all.
+            out: where to put them, in bytes; by default into new memory.
 
         Raises:
             FileDamaged: these are not the numbers that were written.
@@ -226,17 +231,17 @@ class TensorFile:
         entry = self.entries[name]
         size = entry.dtype.itemsize
         last = math.prod(entry.shape) if end is None else end
-        wanted = _memory((last - begin) * size)
+        wanted = new_memory((last - begin) * size) if out is None else out
         found = None if checksum is None else Checksum(checksum)
         scratch = None
         at = 0
         while at < entry.nbytes:
-            n = min(_READ, entry.nbytes - at)
+            n = min(_BLOCK, entry.nbytes - at)
             if begin * size <= at and at + n <= last * size:
                 chunk = wanted.data[at - begin * size : at - begin * size + n]
                 self._read_into(chunk, entry.begin + at)
             else:
-                scratch = np.empty(_READ, np.uint8) if scratch is None else scratch
+                scratch = np.empty(_BLOCK, np.uint8) if scratch is None else scratch
                 chunk = scratch.data[:n]
                 self._read_into(chunk, entry.begin + at)
                 low, high = max(at, begin * size), min(at + n, last * size)
@@ -265,13 +270,13 @@ class TensorFile:
         self.close()
 
 
-def _memory(nbytes: int) -> Array:
-    """Return new memory to read into.
+def new_memory(nbytes: int) -> Array:
+    """Return new memory for bytes by the hundred millions.
 
-    NumPy asks for large pages. The kernel then makes room for them among those that the file fills as it is read, which
-    takes several times as long as the reading.
+    NumPy asks for large pages. A virtual machine that gives free ones back to its host has to fetch each anew, which
+    takes several times as long as filling it; small ones cost the same everywhere.
     """
-    if nbytes < _READ:
+    if nbytes < _BLOCK:
         return np.empty(nbytes, np.uint8)
     return np.frombuffer(mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 

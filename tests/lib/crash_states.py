@@ -10,6 +10,7 @@ for every moment between two operations and each model, the tree of files that m
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,12 @@ from pathlib import Path
 from typing import Any
 
 MODELS = ("killed", "power", "names")
+PAGE = 4096
+
+
+def direct(file: int) -> bool:
+    """Return whether writes go past the page cache, so that only whole pages can be written."""
+    return bool(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT)
 
 
 class Recorder:
@@ -46,8 +53,11 @@ class Recorder:
         return file
 
     def write(self, file: int, data: Any) -> int:
-        part = bytes(data[: max(1, len(data) // 2)])  # in pieces, as the kernel may
-        self._note("write", self._paths[file], part)
+        pages = len(data) // 2 // PAGE * PAGE
+        part = data[
+            : pages or (len(data) if direct(file) else max(1, len(data) // 2))
+        ]  # in pieces, as the kernel may
+        self._note("write", self._paths[file], bytes(part))
         return os.write(file, part)
 
     def pwrite(self, file: int, data: Any, at: int) -> int:

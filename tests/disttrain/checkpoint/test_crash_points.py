@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from crash_states import MODELS, Disk, Recorder, states
+from crash_states import MODELS, PAGE, Disk, Recorder, states
 
 import disttrain as dt
 from disttrain.checkpoint import files
@@ -54,6 +54,15 @@ def record(monkeypatch):
     return recorder
 
 
+@pytest.fixture(params=[False, True], ids=["small", "in blocks"])
+def value_of(request, monkeypatch):
+    """What is saved: so little that it is written in one, or so much that blocks go past the page cache."""
+    if request.param:
+        monkeypatch.setattr(files, "_BLOCK", 2 * PAGE)
+        monkeypatch.setattr(sys.modules[__name__], "value", lambda step: np.arange(5000.0) + 100 * step)
+
+
+@pytest.mark.usefixtures("value_of")
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("background", [True, False])
 def test_every_moment_under_every_model_leaves_a_whole_checkpoint(tmp_path, record, ranks, background):

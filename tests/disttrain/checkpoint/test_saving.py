@@ -15,6 +15,8 @@ import disttrain as dt
 from disttrain import nn
 from disttrain.checkpoint import files, saving
 from disttrain.checkpoint.files import Lock
+from disttrain.checkpoint.reading import Reader
+from disttrain.checkpoint.states import Wanted
 from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.local import run_ranks
 from disttrain.errors import CheckpointBusy, CheckpointError, CheckpointMismatch
@@ -167,11 +169,68 @@ def test_memory_of_the_snapshot_is_used_again(tmp_path):
     model = nn.Linear(100, 100)
     dt.checkpoint.save(tmp_path, step=1, model=model)
     (writer,) = saving._writers(tmp_path)
-    arena = writer._arena
+    arena = writer.arena
     dt.checkpoint.save(tmp_path, step=2, model=model)
 
-    assert writer._arena is arena
+    assert writer.arena is arena
     assert arena.nbytes == sum(p.nbytes for p in model.parameters())
+
+
+def test_a_load_reads_modules_into_the_memory_of_the_snapshot_and_keeps_none_of_it(tmp_path):
+    first, second, odd = nn.Linear(300, 200), nn.Linear(200, 300), nn.Linear(7, 3)
+    kept = []
+    odd.register_load_state_dict_pre_hook(lambda module, state, *_: kept.append(state["weight"]))
+    optimizer = dt.optim.SGD([*first.parameters(), *second.parameters()], lr=0.1, momentum=0.9)
+    run = {"first": first, "second": second, "odd": odd, "optimizer": optimizer}
+    expected = step_and_copy(run)
+    dt.checkpoint.save(tmp_path, step=1, **run)
+    dt.checkpoint.wait()
+    (writer,) = saving._writers(tmp_path)
+    writer.arena[:] = 77
+
+    step_and_copy(run)
+    dt.checkpoint.load(tmp_path, **run)
+
+    used = (writer.arena != 77).mean()
+    assert used > 0.4  # the parameters, which are half of the snapshot
+    assert kept
+    writer.arena[:] = 77  # what the next snapshot does to it
+    assert [a.tolist() for a in tensors(run)] == [a.tolist() for a in expected]
+    assert kept[0].tolist() == odd.weight.tolist()
+
+
+def step_and_copy(run):
+    """Make a step of an optimizer, and return copies of all tensors of the run."""
+    optimizer = run["optimizer"]
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = dt.rand(*p.shape)
+    optimizer.step()
+    return [t.detach().clone() for t in tensors(run)]
+
+
+def tensors(run):
+    modules = [m for m in run.values() if isinstance(m, nn.Module)]
+    state = run["optimizer"].state_dict()["state"]
+    return [p for m in modules for p in m.parameters()] + [s["momentum_buffer"] for s in state.values()]
+
+
+def test_a_load_of_some_elements_of_large_tensors_by_threads(tmp_path):
+    model = nn.Sequential(*(nn.Linear(700, 1500) for _ in range(3)))  # above what one thread reads
+    dt.checkpoint.save(tmp_path, step=1, model=model)
+    dt.checkpoint.wait()
+    (place,) = tmp_path.glob("0*")
+
+    with Reader(str(place)) as reader:
+        name, size = "model/1.weight", 700 * 1500
+        spans = [(0, size), (0, 5), (size // 2, size), (size, size), (3, size - 1)]
+        wholes = reader.read([Wanted(f"model/{i}.weight") for i in range(3)])
+        parts = [reader.read([Wanted(name, span), Wanted("model/0.weight")])[name] for span in spans]
+
+    for i in range(3):
+        np.testing.assert_array_equal(wholes[f"model/{i}.weight"], model[i].weight.detach().numpy())
+    for (begin, end), part in zip(spans, parts, strict=True):
+        np.testing.assert_array_equal(part, model[1].weight.detach().numpy().reshape(-1)[begin:end])
 
 
 def test_a_load_that_does_not_fit_lists_everything_and_changes_nothing(tmp_path):
