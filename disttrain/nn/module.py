@@ -711,25 +711,25 @@ class Module:
 
     def _call_hooked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         d = self.__dict__
-        for hook in list(d["_pre_hooks"].values()):
-            if hook.with_kwargs:
-                changed = hook.function(self, args, kwargs)
-                if changed is not None:
-                    if not isinstance(changed, tuple) or len(changed) != 2:
-                        raise RuntimeError(
-                            f"a forward pre-hook with kwargs must return None or (args, kwargs), got {changed!r}"
-                        )
-                    args, kwargs = changed
-            else:
-                changed = hook.function(self, args)
-                if changed is not None:
-                    args = changed if isinstance(changed, tuple) else (changed,)
-        backward = None
-        if d["_backward_hooks"] or d["_backward_pre_hooks"]:
-            backward = BackwardHooks(self, d["_backward_pre_hooks"], d["_backward_hooks"])
-            args = backward.watch_inputs(args)
         called: set[int] = set()
         try:
+            for hook in list(d["_pre_hooks"].values()):
+                if hook.with_kwargs:
+                    changed = hook.function(self, args, kwargs)
+                    if changed is not None:
+                        if not isinstance(changed, tuple) or len(changed) != 2:
+                            raise RuntimeError(
+                                f"a forward pre-hook with kwargs must return None or (args, kwargs), got {changed!r}"
+                            )
+                        args, kwargs = changed
+                else:
+                    changed = hook.function(self, args)
+                    if changed is not None:
+                        args = changed if isinstance(changed, tuple) else (changed,)
+            backward = None
+            if d["_backward_hooks"] or d["_backward_pre_hooks"]:
+                backward = BackwardHooks(self, d["_backward_pre_hooks"], d["_backward_hooks"])
+                args = backward.watch_inputs(args)
             output = self.forward(*args, **kwargs)
             if backward is not None:
                 output = backward.watch_outputs(output)

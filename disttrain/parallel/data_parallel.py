@@ -181,13 +181,15 @@ class DistributedDataParallel(Module):
         self._buckets: list[Bucket] = []
         self._of_modules: list[dict[str, Tensor | None]] = [m._buffers for m in module.modules()]
         """Where the module's buffers are: to walk through it anew takes longer than to send them."""
-        if self._comm.size > 1:
+        self._is_idle = self._comm.size == 1 and nonfinite == "keep"
+        """Whether nothing is to be averaged, nor to be looked at."""
+        if not self._is_idle:
             self._replace_others(module)
         for p in params:
             p._synchronized = self
         if current_env().audit:
             importlib.import_module("disttrain.audit").watch(module)
-        if self._comm.size == 1:
+        if self._is_idle:
             return
         cap = bucket_cap_mb * 2**20 if bucket_cap_mb else self._comm.bucket_bytes(params[0]._array)
         groups = list(grouped(params[::-1], cap))
@@ -223,7 +225,7 @@ class DistributedDataParallel(Module):
         Raises:
             RuntimeError: another wrapper, made later, averages the parameters now; or their type has changed.
         """
-        if self._comm.size == 1:
+        if self._is_idle:
             return self.module(*args, **kwargs)
         recording = is_grad_enabled()
         self._prepare(recording, self._synchronize)

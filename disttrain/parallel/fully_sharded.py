@@ -176,7 +176,7 @@ def _shard(module: Module, group: Any, keep: bool, ignored: set[int], nonfinite:
     unit.borrowed = borrowed
     module.__dict__["_unit"] = unit
     module.__dict__["_settings"] = StateDictSettings()
-    if comm.size > 1:
+    if comm.size > 1 or unit.flats:
         take_from(comm, 0, list(module.buffers()))
         module.register_state_dict_pre_hook(_before_state)
         module.register_state_dict_post_hook(_after_state)
@@ -378,6 +378,7 @@ class FullyShardedDataParallel(Module):
         ValueError: the module is sharded already, or is a container without a forward; an unknown ``nonfinite``.
         CollectiveMismatch: the ranks' modules differ in structure.
         AnomalyError: from backward on all ranks, see ``nonfinite``.
+        PeerFailed: from backward: another rank has raised in this step, which is like the last one.
     """
 
     def __init__(

@@ -11,6 +11,7 @@ What an operation saves of a parameter for backward is only a note of where it w
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +23,7 @@ import numpy as np
 from disttrain import context
 from disttrain.autograd import accumulates, backward_weight
 from disttrain.backward_pass import Pass, queue_callback, running_pass
+from disttrain.collectives.errors import CollectiveError
 from disttrain.collectives.ledger import bucket_tag
 from disttrain.engine import is_grad_enabled
 from disttrain.kernels.arrays import Array
@@ -232,8 +234,8 @@ class Unit:
         """How often an optimizer has stepped the parameters."""
         for _, p in named:
             p._synchronized = self
-        if comm.size == 1:
-            return
+        if comm.size == 1 and nonfinite == "keep":
+            return  # nothing is to be spread, nor to be looked at
         groups: dict[Any, list[tuple[str, Tensor]]] = {}
         for name, p in named:
             groups.setdefault((p._array.dtype, p._requires_grad), []).append((name, p))
@@ -250,8 +252,8 @@ class Unit:
         self.tree.enter(self)
 
     def _after(self, module: Module, args: Any, out: Any) -> None:
-        assert self.tree is not None
-        self.tree.leave(self, out)
+        if self.tree is not None:
+            self.tree.leave(self, out)
 
     def watch(self) -> None:
         """Be told of the gradients of parameters that have come to be trained."""
@@ -320,6 +322,12 @@ class _Forward:
         self.averages = averages
         self.visits: list[tuple[Unit, int]] = []
         """Each unit with the number of units that had ended when it began."""
+        self.events: list[tuple[Unit, bool]] = []
+        """Units as they began (true) and ended."""
+        self.came: list[int] = []
+        """The visits in the order in which backward came to them."""
+        self.is_simple = True
+        """Whether backward has gathered parameters nowhere else: no checkpoint has computed units again."""
 
 
 class Tree:
@@ -333,9 +341,10 @@ class Tree:
         for unit in units:
             unit.tree = self
         self._units = units
-        self.vote = outermost.vote
         self._gathers = _again(outermost.comm)
         self._reduces = _again(outermost.comm)
+        self.vote = outermost.vote
+        self.vote.use_comm(self._reduces)
         for unit in units:
             for flat in unit.flats:
                 flat.comm = self._gathers
@@ -346,8 +355,13 @@ class Tree:
         self._expected: list[Unit] = []
         """Units as they began in the last forward: what comes next."""
         self._began: list[Unit] = []
-        self._stack: list[tuple[Unit, int]] = []
+        self._stack: list[tuple[Unit, int, BaseException | None]] = []
+        """Units whose modules run, with the visits that were over and the error that was handled as they began."""
         self._forward = _Forward(True)
+        self._pattern: _Forward | None = None
+        """The last run whose backward came through it alone and to its end: what the next one will be like."""
+        self._ran: list[_Forward] = []
+        """What the running backward has come through."""
         self._pass: Pass | None = None
         """The backward that runs."""
         self._averages = True
@@ -366,9 +380,11 @@ class Tree:
             self._begin_forward(unit)
         for u in (unit, *unit.borrowed):
             u.hold()
-        self._stack.append((unit, len(self._forward.visits)))
+        self._stack.append((unit, len(self._forward.visits), sys.exc_info()[1]))
         if again:
+            self._forward.is_simple = False
             return
+        self._forward.events.append((unit, True))
         self._began.append(unit)
         if is_grad_enabled():
             self._order += [u for u in (unit, *unit.borrowed) if u not in self._order]
@@ -387,14 +403,22 @@ class Tree:
 
     def leave(self, unit: Unit, out: Any) -> None:
         """The module of ``unit`` has ended, or raised."""
-        _, begin = self._stack.pop()
+        if not self._stack or self._stack[-1][0] is not unit:
+            return  # it has raised before it began
+        _, begin, handled = self._stack[-1]
         again = self._pass is not None
         recording = is_grad_enabled()
+        error = sys.exc_info()[1]
+        raised = error is not handled and not again and _is_own(error)
+        if raised:
+            self._catch_up()
+        self._stack.pop()
         for u in (unit, *unit.borrowed):
             u.release(again or (recording and (u.keep or not self._stack)))
         if again:
             return
         forward = self._forward
+        forward.events.append((unit, False))
         if recording:
             forward.visits.append((unit, begin))
             coming = partial(self._coming, forward, len(forward.visits) - 1)
@@ -406,6 +430,75 @@ class Tree:
             for u in self._units:
                 if not (recording and (u.keep or u is unit)):
                     u.drop()  # what was expected and did not come
+            if raised and recording and unit.module.training:
+                self._follow(forward, forward.averages, error)
+                self._finish()
+
+    # ------------------------------------------------------------------------------- without this rank
+
+    def _is_like_the_last(self, forward: _Forward) -> bool:
+        """Return whether it is known what the other ranks will call, where this rank cannot go on.
+
+        All ranks run the same units in the same order, so they make a step like the last one.
+        """
+        last = self._pattern
+        return (
+            last is not None
+            and last.is_simple
+            and not any(u.borrowed for u in self._units)
+            and last.events[: len(forward.events)] == forward.events
+            and last.came[: len(forward.came)] == forward.came
+        )
+
+    def _catch_up(self) -> None:
+        """After an error in a module: gather what the other ranks gather until that module ends there."""
+        if not self._is_like_the_last(self._forward):
+            return
+        assert self._pattern is not None
+        depth = len(self._stack)
+        try:
+            for unit, begins in self._pattern.events[len(self._forward.events) :]:
+                if begins:
+                    self.enter(unit)
+                elif len(self._stack) > depth:
+                    self.leave(unit, None)
+                else:
+                    return
+        except CollectiveError:
+            del self._stack[depth:]  # they cannot go on either; what this rank raises is the cause
+
+    def _follow(self, forward: _Forward, averages: bool, error: BaseException | None) -> None:
+        """Go through what is left of a backward as the other ranks do, without gradients, and vote against the step."""
+        if not self._is_like_the_last(forward):
+            return
+        assert self._pattern is not None
+        if not self._flats:
+            self._flats = self._trained()
+            self._started = 0
+        lowest: dict[Unit, int] = {}
+        for index, (unit, _) in enumerate(forward.visits):
+            lowest.setdefault(unit, index)
+        left = self._pattern.came[len(forward.came) :]
+        coming = {unit for unit, index in lowest.items() if index in left}
+        try:
+            for index in left:
+                self._bring(forward, index)
+                coming -= {unit for unit in coming if lowest[unit] == index}
+                while averages and self._started < len(self._flats):
+                    if self._flats[self._started].unit in coming:
+                        break
+                    self._start_next(without=True)
+            if averages:
+                while self._started < len(self._flats):
+                    self._start_next(without=True)
+                for flat in self._flats:
+                    flat.bucket.forget(True)
+                self._weights.clear()
+                self.vote.batches.clear()
+                assert isinstance(error, Exception)
+                self.vote.withdraw(error)
+        except CollectiveError:
+            pass  # they cannot go on either; what this rank raises is the cause
 
     # ---------------------------------------------------------------------------------------- backward
 
@@ -420,6 +513,13 @@ class Tree:
             self.begin(forward.averages)
         else:
             self._come_in()
+        if forward not in self._ran:
+            self._ran.append(forward)
+        forward.came.append(index)
+        self._bring(forward, index)
+
+    def _bring(self, forward: _Forward, index: int) -> None:
+        """Gather what backward needs of the unit to which it has come, and of the next one."""
         visits = forward.visits
         unit = visits[index][0]
         before = visits[index - 1][0] if index else unit
@@ -460,7 +560,7 @@ class Tree:
             self._averages |= averages
             return
         self._averages = averages
-        self._flats = [f for u in reversed(self._order) for f in reversed(u.flats) if f.trained]
+        self._flats = self._trained()
         if all(p._grad is None for f in self._flats for p in f.params):
             self._weights.clear()  # whatever was accumulated has been thrown away
             self.vote.batches.clear()
@@ -474,6 +574,10 @@ class Tree:
         for flat in self._flats:
             flat.expect(running, averages, first, weight, weight / self._first_weight)
 
+    def _trained(self) -> list[Flat]:
+        """Return what a backward averages, in order."""
+        return [f for u in reversed(self._order) for f in reversed(u.flats) if f.trained]
+
     def came(self, flat: Flat) -> None:
         """The gradient of one parameter of ``flat`` is complete."""
         flat.bucket.missing -= 1
@@ -483,17 +587,21 @@ class Tree:
         while self._started < len(self._flats) and self._flats[self._started].bucket.missing <= 0:
             self._start_next()
 
-    def _start_next(self) -> None:
+    def _start_next(self, *, without: bool = False) -> None:
+        """Start to sum the next gradients; ``without`` those of this rank, which votes against the step."""
         index, flat = self._started, self._flats[self._started]
         self._started += 1
         if index:
             self._flats[
                 index - 1
             ].bucket.wait()  # two are whole at a time: one that is sent, one that is made
-        flat.bucket.fill(self._first_weight, sum(self._weights) / len(self._weights))
-        self.vote.look_at(flat.bucket)
-        if self._started == len(self._flats):
-            self.vote.cast(flat.bucket)
+        if without:
+            flat.bucket.fill_with_zeros(0, failed=True)
+        else:
+            flat.bucket.fill(self._first_weight, sum(self._weights) / len(self._weights))
+            self.vote.look_at(flat.bucket)
+            if self._started == len(self._flats):
+                self.vote.cast(flat.bucket)
         dealt = context.current().dealt
         flat.bucket.start(
             bucket_tag(self._number, index, flat.unit.steps, None if dealt is None else dealt.position)
@@ -509,18 +617,25 @@ class Tree:
                 flat.bucket.average(divide=True)
             self._weights.clear()
             flats, self._flats = self._flats, []
+            self._note_order()
             self.vote.hear([flat.bucket for flat in flats])
         else:
             for flat in self._flats:
                 flat.bucket.rest()
+            self._note_order()
         self._finish()
+
+    def _note_order(self) -> None:
+        """Remember how this step went, if the next one can be like it."""
+        self._pattern = self._ran[0] if len(self._ran) == 1 else None
 
     def _abandon(self, error: BaseException) -> None:
         """Forget the backward that has raised ``error``."""
         if self._flats:
-            self._weights.pop()
+            if self._ran == [self._forward] and _is_own(error):
+                self._follow(self._forward, self._averages, error)
             for flat in self._flats:
-                flat.bucket.forget(bool(self._weights))
+                flat.bucket.forget(len(self._weights) > 1)
             self._weights.clear()
             self.vote.batches.clear()
         self._stack.clear()
@@ -529,6 +644,7 @@ class Tree:
     def _finish(self) -> None:
         self._pass = None
         self._flats = []
+        self._ran = []
         self.vote.faults.clear()
         for unit in self._units:
             unit.drop()
@@ -538,6 +654,11 @@ def units_of(module: Module) -> list[Unit]:
     """Return the units of a module and of those inside it."""
     found = [m.__dict__.get("_unit") for m in module.modules()]
     return [unit for unit in found if unit is not None]
+
+
+def _is_own(error: BaseException | None) -> bool:
+    """Return whether an error is this rank's own, and not one that all ranks of a call have raised."""
+    return isinstance(error, Exception) and not isinstance(error, CollectiveError)
 
 
 def _again(comm: Communicator) -> Communicator:

@@ -61,6 +61,14 @@ class StepVote:
         self._nonfinite = nonfinite
         self._reported = False
 
+    def use_comm(self, comm: Communicator) -> None:
+        """Tell reasons in another group of the same ranks."""
+        self._comm = comm
+
+    def withdraw(self, error: Exception) -> None:
+        """Tell the other ranks why this one could not make the step, against which it has voted."""
+        Telling(self._comm, reason(error)).wait()
+
     def look_at(self, bucket: Bucket) -> None:
         """Note what of the gradients that this rank is about to contribute is not finite."""
         if not bucket.is_finite:

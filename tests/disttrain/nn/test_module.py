@@ -553,8 +553,11 @@ def test_a_hook_that_is_always_called(lib):
 
     with pytest.raises(KeyError, match="inside"):
         bad(x=1)
+    bad.register_forward_pre_hook(lambda m, args: {}["before"])
+    with pytest.raises(KeyError, match="before"):
+        bad(x=2)
 
-    assert seen == [None, {"x": 1}]
+    assert seen == [None, {"x": 1}, None, {"x": 2}]
 
 
 def test_type_converts_integers_too_and_to_empty_keeps_shapes(lib):

@@ -311,6 +311,20 @@ def test_a_step_with_a_gradient_that_is_not_finite_can_be_skipped(caplog, wrap, 
     assert "batch 1 of epoch 0 (samples 10, 11)" in line
 
 
+@pytest.mark.parametrize("wrap", [plain, sharded, sharded_by_layer, sharded_in_place])
+def test_one_rank_alone_leaves_out_steps_too(caplog, wrap):
+    model, optimizer = make_in(wrap, 0, nonfinite="skip")
+    expected, expected_optimizer = make_in(plain, 0)
+    x = dt.ones(2, 4).double()
+    for bad in (False, True, False):
+        if not bad:
+            step(expected, expected_optimizer, x)
+        step(model, optimizer, x * float("nan") if bad else x)
+
+    assert values_of(model) == values_of(expected)
+    assert "the step is skipped on all ranks: rank 0: " in caplog.text
+
+
 @pytest.mark.parametrize(("wrap", "stage"), WAYS)
 def test_a_gradient_that_is_not_finite_can_be_an_error(wrap, stage):
     def body(rank):
@@ -352,6 +366,109 @@ def test_a_gradient_that_is_not_finite_is_averaged_as_it_is_by_default(caplog, w
     (line,) = [r.getMessage() for r in caplog.records]
     assert "averaged as it is (said once): rank 2: 12 nan in the gradient of '0.weight'" in line
     assert "batch 0 of epoch 0 (samples 4, 5)" in line
+
+
+SHARDED = [sharded, sharded_by_layer, sharded_in_place]
+
+
+class Boom:
+    """Raises where it is called, as a hook of a module or of a parameter, while it is armed."""
+
+    armed = False
+
+    def __call__(self, *_):
+        if self.armed:
+            raise ZeroDivisionError("boom")
+
+    def put(self, model, where):
+        """Raise in a layer's forward (before or after it has run), or as a parameter's gradient is made."""
+        layers = getattr(model, "module", model)
+        name, _, place = where.partition(" ")
+        layer = getattr(layers[int(name)], "module", layers[int(name)])
+        if place == "forward":
+            layer.register_forward_pre_hook(self)
+        elif place == "result":
+            layer.register_forward_hook(self)
+        else:
+            layer.weight.register_hook(self)
+
+
+@pytest.mark.parametrize("wrap", SHARDED)
+@pytest.mark.parametrize(
+    "where",
+    [
+        {0: "0 forward"},
+        {0: "1 forward"},
+        {1: "2 result"},
+        {1: "2 backward"},
+        {2: "0 backward"},
+        {0: "0 forward", 2: "2 backward"},  # two ranks, each in its own place
+    ],
+    ids=str,
+)
+def test_an_error_on_one_rank_takes_the_step_of_a_sharded_model_from_all(wrap, where):
+    def body(rank):
+        model, optimizer = make_in(wrap, 0)
+        boom = Boom()
+        if rank in where:
+            boom.put(model, where[rank])
+        errors = []
+        for i, (x,) in enumerate(batches()):
+            boom.armed = i == 1
+            optimizer.zero_grad()
+            try:
+                model(x * (1 + rank + i)).sum().backward()
+            except (ZeroDivisionError, PeerFailed) as error:
+                errors.append(error)
+                assert all(p.grad is None for p in model.parameters())
+                continue
+            optimizer.step()
+        return values_of(model), errors
+
+    def undisturbed(rank):
+        model, optimizer = make_in(plain, 0)
+        for i, (x,) in enumerate(batches()):
+            if i != 1:
+                step(model, optimizer, x * (1 + rank + i))
+        return values_of(model)
+
+    results = world(3, body)
+    wanted = world(3, undisturbed)
+
+    for rank, (values, (error,)) in enumerate(results):
+        assert values == wanted[rank]
+        assert isinstance(error, ZeroDivisionError if rank in where else PeerFailed)
+        if rank not in where:
+            for odd in where:
+                assert f"rank{'s' * (len(where) > 1)} " in str(error)
+                assert str(odd) in str(error)
+            assert f"ZeroDivisionError: boom at {place(__file__, 1)[:-1]}" in str(error)
+
+
+@pytest.mark.parametrize("wrap", SHARDED)
+def test_an_error_of_a_sharded_model_where_nothing_is_averaged_stays_on_its_rank(wrap):
+    def body(rank):
+        model, optimizer = make_in(wrap, 0)
+        step(model, optimizer, dt.ones(2, 4).double())
+        boom = Boom()
+        if rank == 1:
+            boom.put(model, "0 forward")
+        boom.armed = True
+        seen = []
+        with dt.no_grad():
+            try:
+                seen.append(model.eval()(dt.ones(2, 4).double()).tolist())
+            except ZeroDivisionError:
+                seen.append("boom")
+        boom.armed = False
+        step(model.train(), optimizer, dt.ones(2, 4).double())
+        return seen, values_of(model)
+
+    results = world(3, body)
+
+    assert [values for _, values in results] == [results[0][1]] * 3
+    assert [seen == ["boom"] for seen, _ in results] == [False, True, False]
+    assert results[0][0] == results[2][0]
 
 
 @pytest.mark.parametrize("wrap", [plain, sharded, sharded_by_layer])
