@@ -119,6 +119,69 @@ def weight_grad(g: Array, x: Array, out: Array | None = None) -> tuple[Array, Ar
     return _matmul_cuda(g.T, x, out, None), columns.column_sums(xp.ascontiguousarray(g))
 
 
+def activated(a: Array, b: Array, bias: Array, activation: str) -> tuple[Array, Array] | None:
+    """Return the activation of ``a @ b + bias``, and what its gradient needs, in one product on a GPU; or None.
+
+    Args:
+        a: (M, K), float32, float16 or bfloat16.
+        b: (K, N), of the same type.
+        bias: (N,), of the same type.
+        activation: ``"relu"``, or ``"gelu"`` by its approximation by tanh.
+
+    Returns:
+        (M, N); for ReLU a bit for each element, for GELU its argument (M, N). None where cuBLASLt has no such product.
+    """
+    xp, shape = get_array_module(a), (a.shape[0], b.shape[1])
+    if not _activates(a, b, activation):
+        return None
+    out = xp.empty(shape, a.dtype)
+    aux = cublaslt.relu_bits(shape) if activation == "relu" else xp.empty(shape, a.dtype)
+    epilogue = cublaslt.Epilogue.RELU_AUX_BIAS if activation == "relu" else cublaslt.Epilogue.GELU_AUX_BIAS
+    bias = xp.ascontiguousarray(bias)
+    done = _fused(a, b, out, epilogue, bias, aux)
+    return (out, aux) if done else None
+
+
+def activated_grad(g: Array, b: Array, aux: Array, activation: str) -> tuple[Array, Array] | None:
+    """Return ``g @ b`` times the slope of an activation, and the sums of its columns, in one product on a GPU; or None.
+
+    Args:
+        g: (M, K), the gradient of what ``b.T`` makes of the activation's results.
+        b: (K, N), of the same type.
+        aux: what :func:`activated` has returned; for GELU its argument.
+        activation: see there.
+
+    Returns:
+        (M, N), the gradient of the activation's argument; (N,), that of the bias in it.
+    """
+    xp = get_array_module(g)
+    if not _activates(g, b, activation):
+        return None
+    out, total = xp.empty((g.shape[0], b.shape[1]), g.dtype), xp.empty(b.shape[1], g.dtype)
+    epilogue = cublaslt.Epilogue.DRELU_BGRAD if activation == "relu" else cublaslt.Epilogue.DGELU_BGRAD
+    return (out, total) if _fused(g, b, out, epilogue, total, aux) else None
+
+
+def _activates(a: Array, b: Array, activation: str) -> bool:
+    return bool(
+        a.size
+        and b.size
+        and a.dtype != numpy.float64  # the library has no such epilogues for it
+        and (activation == "relu" or cublaslt.fits_gelu(b.shape[1]))
+        and _serves(a)
+    )
+
+
+def _fused(a: Array, b: Array, out: Array, epilogue: cublaslt.Epilogue, bias: Array, aux: Array) -> bool:
+    """Write ``a @ b`` and what the epilogue makes of it, and return whether that was possible."""
+    try:
+        cublaslt.multiply(a, b, out, epilogue=epilogue, bias=bias, aux=aux, tf32=cublaslt.settings.tf32)
+    except cublaslt.Unsupported as error:
+        _say(f"an activation is applied apart from the product before it: {error}")
+        return False
+    return True
+
+
 def weight_grad_reference(g: Array, x: Array) -> tuple[Array, Array]:
     """What :func:`weight_grad` must equal up to rounding."""
     return g.T @ x, g.sum(0)

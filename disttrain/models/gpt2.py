@@ -8,7 +8,9 @@ from typing import Any
 
 from disttrain import nn
 from disttrain.functions.creation import arange, empty, zeros
+from disttrain.kernels.arrays import on_gpu
 from disttrain.nn import functional as F
+from disttrain.nn.perceptron import is_plain, perceptron
 from disttrain.tensors import Tensor
 
 
@@ -79,6 +81,15 @@ class _MLP(nn.Module):
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
+        layers = self.c_fc, self.c_proj
+        if (
+            on_gpu(x._array)
+            and is_plain(self.act, nn.GELU)
+            and self.act.approximate == "tanh"
+            and all(is_plain(layer, _Projection) for layer in layers)
+        ):
+            params = [p for layer in layers for p in (layer.weight.t(), layer.bias)]
+            return self.dropout(perceptron(x, *params, activation="gelu"))  # type: ignore[no-any-return]
         return self.dropout(self.c_proj(self.act(self.c_fc(x))))  # type: ignore[no-any-return]
 
 

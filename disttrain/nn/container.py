@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Union
 
+from disttrain.kernels.arrays import on_gpu
+from disttrain.nn import perceptron
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import Parameter
 from disttrain.tensors import Tensor
@@ -128,6 +130,8 @@ class Sequential(_Listed):
         return self
 
     def forward(self, input: Any) -> Any:
+        if isinstance(input, Tensor) and on_gpu(input._array):
+            return perceptron.run(list(self._modules.values()), input)  # type: ignore[arg-type]
         for module in self._modules.values():
             input = module(input)  # type: ignore[misc]
         return input

@@ -11,7 +11,9 @@ import numpy as np
 
 from disttrain import context, dtypes
 from disttrain.functions.activation import gelu, relu
-from disttrain.nn import init
+from disttrain.kernels.arrays import on_gpu
+from disttrain.nn import init, perceptron
+from disttrain.nn.activation import ReLU
 from disttrain.nn.attention import MultiheadAttention
 from disttrain.nn.container import ModuleList
 from disttrain.nn.dropout import Dropout
@@ -104,8 +106,7 @@ class TransformerEncoderLayer(Module):
         return self.dropout1(out[0])  # type: ignore[no-any-return]
 
     def _feed(self, x: Tensor) -> Tensor:
-        inner = self.dropout(self.activation(self.linear1(x)))
-        return self.dropout2(self.linear2(inner))  # type: ignore[no-any-return]
+        return self.dropout2(_feed(self, x))  # type: ignore[no-any-return]
 
 
 class TransformerDecoderLayer(Module):
@@ -193,8 +194,7 @@ class TransformerDecoderLayer(Module):
         return out[0]
 
     def _feed(self, x: Tensor) -> Tensor:
-        inner = self.dropout(self.activation(self.linear1(x)))
-        return self.dropout3(self.linear2(inner))  # type: ignore[no-any-return]
+        return self.dropout3(_feed(self, x))  # type: ignore[no-any-return]
 
 
 class TransformerEncoder(Module):
@@ -415,6 +415,17 @@ class Transformer(Module):
         kind = context.current().default_dtype if dtype is None else dtypes.as_dtype(dtype)
         mask = np.triu(np.full((sz, sz), -math.inf, np.float64), 1).astype(kind.numpy)
         return Tensor._of(mask) if device is None else Tensor._of(mask).to(device)
+
+
+_RELU = ReLU()
+
+
+def _feed(layer: TransformerEncoderLayer | TransformerDecoderLayer, x: Tensor) -> Tensor:
+    """Return what the two linear layers make of ``x``; on a GPU as one operation, if it can be."""
+    drops = layer.dropout.training and layer.dropout.p
+    if layer.activation is relu and not drops and on_gpu(x._array):
+        return perceptron.run((layer.linear1, _RELU, layer.linear2), x)
+    return layer.linear2(layer.dropout(layer.activation(layer.linear1(x))))  # type: ignore[no-any-return]
 
 
 def _activation(activation: Activation) -> Callable[[Tensor], Tensor]:

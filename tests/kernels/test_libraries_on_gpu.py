@@ -11,6 +11,7 @@ from disttrain.kernels.conv import Window
 from disttrain.kernels.cublaslt import Epilogue
 from disttrain.ops import attention, norm
 from disttrain.ops import conv as ops
+from disttrain.ops.perceptron import perceptron
 
 pytestmark = pytest.mark.gpu
 rng = np.random.default_rng(0)
@@ -77,6 +78,32 @@ def test_epilogues(activation, dtype, cupy, lt):
     slope = (u > 0) if activation == "relu" else gelu_slope(down(aux)[0])
     expected = np.matmul(*down(g, w)) * slope
     near((ours.get(), total.get()), (expected, expected.sum(0)), dtype, 32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_linear_layers_with_activations_between(activation, dtype, cupy, lt, caplog):
+    shapes = (4, 16, 64), (256, 64), (256,), (128, 256), (128,), (32, 128), (32,)
+    args = [placed(cupy, *s, dtype=dtype) for s in shapes]
+    out, saved, vjp = perceptron(*args, activation=activation)
+    g = placed(cupy, *out.shape, dtype=dtype)
+    expected, kept, their_vjp = perceptron(*down(*args), activation=activation)
+
+    near(out.get(), expected, dtype, 32)
+    needs = (True,) * len(args)
+    for a, b in zip(vjp(g, needs, *saved), their_vjp(*down(g), needs, *kept), strict=True):
+        near(a.get(), b, dtype, 256)
+    assert "apart from the product" not in caplog.text
+
+
+def test_what_is_not_a_number_passes_through_the_activations_of_products(cupy, lt):
+    for activation in ("relu", "gelu"):
+        x, *params = (placed(cupy, *s, dtype="float16") for s in ((8, 16), (32, 16), (32,), (8, 32), (8,)))
+        x[3, 2] = np.nan
+
+        out, _, _ = perceptron(x, *params, activation=activation)
+
+        assert np.isnan(out.get()).any(1).tolist() == [row == 3 for row in range(8)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

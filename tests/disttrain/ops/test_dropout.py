@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from disttrain.ops.dropout import dropout
+from disttrain.kernels import random
+from disttrain.ops.dropout import dropout, dropout_by_key
 
 rng = np.random.default_rng(0)
 X = rng.standard_normal((4, 5))
@@ -43,3 +44,14 @@ def test_random_bits_drop_the_given_part(p):
 def test_names_what_is_wrong(keep, p, error, message):
     with pytest.raises(error, match=message):
         dropout(X, keep, p=p)
+
+
+def test_by_a_key_it_draws_its_bits_itself(check):
+    key = np.array([5, 1, 9, 0], np.uint64)
+    bits = random.words(key, 10).view(np.uint32).reshape(X.shape)
+
+    out, saved, vjp = dropout_by_key(X, key, p=0.4)
+
+    np.testing.assert_array_equal(out, dropout(X, bits, p=0.4)[0])
+    assert vjp(X, (True, False), *saved)[1] is None
+    check(dropout_by_key, X, key, p=0.4)
