@@ -1,6 +1,7 @@
 # mypy: disallow-untyped-calls=False
 """Compiled kernels on disk: made anew when what they call has changed, and by one process at a time."""
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -38,6 +39,12 @@ def _cache_class() -> Any:
             super().__init__(function)
             self._parts = digest(function)
             self._lock = -1
+            # Numba writes the index before the code, over a file of the function as it was: whoever looked in between,
+            # or after a process that was killed there, would run that. So files are named by the function's source.
+            stamp = hashlib.sha256(repr(self._impl.locator.get_source_stamp()).encode()).hexdigest()[:12]
+            self._all_code = f"{self._impl.filename_base}."
+            self._own_code = f"{self._all_code}{stamp}."
+            self._cache_file._data_name_pattern = f"{self._own_code}{{number:d}}.nbc"
 
         def _index_key(self, sig: Any, codegen: Any) -> Any:
             return (*super()._index_key(sig, codegen), self._parts)
@@ -60,8 +67,17 @@ def _cache_class() -> Any:
         def save_overload(self, sig: Any, data: Any) -> None:
             try:
                 super().save_overload(sig, data)
+                self._remove_old()
             finally:
                 self.release()
+
+        def _remove_old(self) -> None:
+            """Remove the code of the function as it was."""
+            for name in os.listdir(self.cache_path):
+                is_code = name.startswith(self._all_code) and name.endswith(".nbc")
+                if is_code and not name.startswith(self._own_code):
+                    with contextlib.suppress(OSError):  # another process was quicker, or may not
+                        os.unlink(os.path.join(self.cache_path, name))
 
         def _acquire(self) -> bool:
             """Return whether this process may compile: no other does, or it cannot be known."""

@@ -63,11 +63,14 @@ def compare_fingerprints(module: Module, comm: Communicator, forwards: int) -> N
         return
     first = int(differ.argmax())
     ranks: dict[int, list[int]] = {}
-    for rank, fingerprint in enumerate(everyone[:, first].tolist()):
+    for rank, fingerprint in zip(comm.ranks, everyone[:, first].tolist(), strict=True):
         ranks.setdefault(fingerprint, []).append(rank)
-    odd = min(ranks.values(), key=len)
+    most, *odd = sorted(ranks.values(), key=len, reverse=True)
+    if len(most) > len(odd[0]):
+        where = f"on {name_ranks(rank for group in odd for rank in group)} it is not what it is on the others"
+    else:
+        where = f"alike only on {' and on '.join(map(name_ranks, [most, *odd]))}"
     raise ReplicasDiffer(
         f"before forward {forwards + 1}, {int(differ.sum())} of {len(named)} parameters differ between the "
-        f"ranks; the first is {named[first][0]!r}, on {name_ranks(odd)} it is not what it is on the others. Look "
-        f"for code that changes parameters on some ranks only"
+        f"ranks; the first is {named[first][0]!r}, {where}. Look for code that changes parameters on some ranks only"
     )

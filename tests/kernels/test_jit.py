@@ -193,6 +193,30 @@ def test_a_kernel_is_compiled_again_when_what_it_calls_has_changed(package):
     assert (first, again, finish(start(RUN))) == ("2.0 1", "2.0 0", "3.0 1")
 
 
+def test_code_of_a_kernel_as_it_was_is_never_run(package):
+    """A process that is killed as it keeps new code leaves an index that names code which is not there."""
+    folder, start, finish = package
+    whole = folder / "kernels" / "whole.py"
+    whole.write_text(KERNEL)
+    (folder / "kernels" / "part.py").write_text(HELPER.format(2))
+    assert finish(start(RUN)) == "2.0 1"
+    before = set((folder / "cache").rglob("whole*.nbc"))
+    whole.write_text(KERNEL.replace("factor(x[i])", "factor(x[i]) + 1"))
+
+    killed = start(
+        "import os\n"
+        "from disttrain.kernels import whole\n"
+        "whole.scale._load()._cache._cache_file._save_data = lambda *_: os.kill(os.getpid(), 9)\n" + RUN
+    )
+    killed.communicate(timeout=100)
+
+    assert killed.returncode == -9
+    assert finish(start(RUN)) == "3.0 1"
+    assert finish(start(RUN)) == "3.0 0"
+    assert len(before) == 1
+    assert not before & set((folder / "cache").rglob("whole*.nbc"))
+
+
 def test_processes_that_begin_together_compile_once(package):
     folder, start, finish = package
     (folder / "kernels" / "whole.py").write_text(KERNEL)
