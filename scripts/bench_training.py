@@ -356,8 +356,8 @@ def draw(row, world_size):
         times = []
         step(times)
         now = time.monotonic()
-        calls = [e for e in dt.collectives.connect().recent_calls() if "bucket" in e.what]
-        calls = [(now - e.seconds, now - e.ended) for e in calls if now - e.seconds >= times[0]]
+        calls = [e for e in dt.collectives.connect().recent_calls() if f" after {i} steps" in e.what]
+        calls = [(now - e.seconds, now - e.ended) for e in calls]
         if i >= 5:
             spans.append([times[1] - times[0], *(t - times[0] for span in calls for t in span)])
     if int(os.environ["RANK"]):
