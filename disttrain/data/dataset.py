@@ -111,6 +111,40 @@ class ConcatDataset(Dataset[T_co]):
         return self.datasets[which][index - (self.cumulative_sizes[which - 1] if which else 0)]
 
 
+class StackDataset(Dataset[Any]):
+    """Data sets of the same length side by side: a sample is a tuple of one of each, or a dict if they have names.
+
+    Args:
+        args: data sets by position,
+        kwargs: or by name.
+
+    Raises:
+        ValueError: none are given, or some by position and some by name, or their lengths differ.
+    """
+
+    datasets: tuple[Dataset[Any], ...] | dict[str, Dataset[Any]]
+
+    def __init__(self, *args: Dataset[Any], **kwargs: Dataset[Any]) -> None:
+        if bool(args) == bool(kwargs):
+            raise ValueError(
+                f"StackDataset needs data sets, either by position or by name; got {len(args)} by position and "
+                f"{len(kwargs)} by name"
+            )
+        self.datasets = args or kwargs
+        lengths = [len(d) for d in (*args, *kwargs.values())]  # type: ignore[arg-type]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"the data sets of a StackDataset need the same length, got {lengths}")
+        self._length = lengths[0]
+
+    def __getitem__(self, index: Any) -> tuple[Any, ...] | dict[str, Any]:
+        if isinstance(self.datasets, dict):
+            return {name: d[index] for name, d in self.datasets.items()}
+        return tuple(d[index] for d in self.datasets)
+
+    def __len__(self) -> int:
+        return self._length
+
+
 class ChainDataset(IterableDataset[T_co]):
     """One stream after the other.
 

@@ -75,6 +75,9 @@ class DataLoader:
         generator: its seed decides the order, in place of the default generator's.
         prefetch_factor: batches that a worker reads ahead; 2 by default.
         persistent_workers: keep the workers from epoch to epoch.
+        pin_memory_device: not used, as in PyTorch, where it is deprecated: memory is pinned for the current GPU.
+        in_order: ``False`` allows batches to come as workers have them; they come in order all the same, as the state
+            of the loader is one position.
         seed: decides the order; the same on all ranks. By default that of ``generator`` or of the default
             generator (``disttrain.manual_seed``, with the same number on all ranks) when the first epoch
             begins. If nobody has set a seed: rank 0's where a model was wrapped, else 0 in a job of several
@@ -107,6 +110,8 @@ class DataLoader:
         *,
         prefetch_factor: int | None = None,
         persistent_workers: bool = False,
+        pin_memory_device: str = "",
+        in_order: bool = True,
         seed: int | None = None,
     ) -> None:
         _check_workers(num_workers, timeout, prefetch_factor, persistent_workers, multiprocessing_context)
@@ -121,6 +126,8 @@ class DataLoader:
         self.multiprocessing_context = multiprocessing_context
         self.generator = generator
         self.persistent_workers = persistent_workers
+        self.pin_memory_device = pin_memory_device
+        self.in_order = in_order
         self.drop_last = drop_last
         self.batch_size = None if batch_sampler is not None else batch_size
         self._epochs = EpochSampler(() if streams else dataset, bool(shuffle), seed, generator)

@@ -7,6 +7,7 @@ from disttrain.data import (
     ConcatDataset,
     Dataset,
     IterableDataset,
+    StackDataset,
     Subset,
     TensorDataset,
     datasets,
@@ -137,3 +138,27 @@ def test_digits_apply_transforms():
 
     assert image.sum().item() == 0
     assert label == -datasets.Digits()[3][1]
+
+
+def test_stacked_data_sets_give_a_tuple_or_a_dict_of_a_sample_of_each():
+    squares, words = Numbers([0, 1, 4]), Numbers(["a", "b", "c"])
+
+    assert [StackDataset(squares, words)[i] for i in range(3)] == [(0, "a"), (1, "b"), (4, "c")]
+    assert StackDataset(n=squares, word=words)[1] == {"n": 1, "word": "b"}
+    assert len(StackDataset(squares)) == 3
+    batch = next(iter(dt.data.DataLoader(StackDataset(n=squares, word=words), 3)))
+    assert batch["n"].tolist() == [0, 1, 4]
+    assert batch["word"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("positions", "names", "text"),
+    [
+        ((), {}, "needs data sets, either by position or by name"),
+        ((Numbers([1]),), {"n": Numbers([1])}, "got 1 by position and 1 by name"),
+        ((Numbers([1]), Numbers([1, 2])), {}, r"need the same length, got \[1, 2\]"),
+    ],
+)
+def test_data_sets_that_cannot_be_stacked_are_refused(positions, names, text):
+    with pytest.raises(ValueError, match=text):
+        StackDataset(*positions, **names)

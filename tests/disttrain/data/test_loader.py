@@ -1,4 +1,5 @@
 import contextvars
+import inspect
 import logging
 import threading
 
@@ -417,3 +418,21 @@ def test_ranks_that_are_threads_read_in_line_and_say_so(caplog):
 
     assert seen == {0: [[0, 1], [4, 5]], 1: [[2, 3], [6, 7]]}
     assert sum("num_workers=1 is not used" in r.message for r in caplog.records) == 1
+
+
+def test_the_signature_is_that_of_pytorch_and_a_seed():
+    theirs = inspect.signature(pytest.importorskip("torch.utils.data").DataLoader).parameters
+    ours = inspect.signature(DataLoader).parameters
+
+    assert list(ours) == [*theirs, "seed"]
+    for name, parameter in theirs.items():
+        assert (ours[name].default, ours[name].kind) == (parameter.default, parameter.kind)
+
+
+def test_batches_come_in_order_though_they_need_not():
+    loader = DataLoader(
+        TensorDataset(dt.arange(12)), 2, num_workers=2, in_order=False, pin_memory_device="cuda"
+    )
+
+    assert [x.tolist() for (x,) in loader] == [[2 * i, 2 * i + 1] for i in range(6)]
+    assert (loader.in_order, loader.pin_memory_device) == (False, "cuda")
