@@ -468,12 +468,19 @@ def means(ratios):
     return {bar: statistics.geometric_mean(found) for bar, found in sorted(each.items())}
 
 
+def scaling(seconds, sides, n):
+    """Return in words which share of a step's time on ``n`` ranks one alone needs; ``seconds`` by (side, ranks)."""
+    shares = ", ".join(f"{seconds[side, 1] / seconds[side, n]:.0%}" for side in sides)
+    return f"{shares}; apart {seconds[OURS[0], 1] / seconds[APART, n]:.0%}"
+
+
 def table(rows, ranks, seconds, peaks, ratios, against):
     """Return a table in Markdown of what was measured, by (row, side, ranks)."""
     sides = [*OURS, against]
     lines = [
-        f"| model | ranks | {' | '.join(sides)} | ratio: {', '.join(OURS)} | memory: {', '.join(sides)} |",
-        "| --- | --- |" + " --- |" * (len(sides) + 2),
+        f"| model | ranks | {' | '.join(sides)} | ratio: {', '.join(OURS)} | memory: {', '.join(sides)} | "
+        f"scaling: {', '.join(sides)} |",
+        "| --- | --- |" + " --- |" * (len(sides) + 3),
     ]
     for row in rows:
         for n in ranks:
@@ -481,6 +488,8 @@ def table(rows, ranks, seconds, peaks, ratios, against):
             cells += [f"{seconds[row, side, n] * 1e3:.3g} ms" for side in sides]
             cells.append(", ".join(f"{ratios[row, side, n]:.2f}" for side in OURS))
             cells.append(", ".join(f"{peaks[row, side, n]:.0f}" for side in sides) + " MiB")
+            of_row = {(side, m): s for (name, side, m), s in seconds.items() if name == row}
+            cells.append(scaling(of_row, sides, n) if n > 1 and 1 in ranks else "")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -592,8 +601,7 @@ def main():
                         + " at step 3"
                     )
             if n > 1 and 1 in args.ranks:
-                line += "   scaling " + ", ".join(f"{seconds[s, 1] / seconds[s, n]:.0%}" for s in sides)
-                line += f"; apart {seconds['disttrain', 1] / seconds[APART, n]:.0%}"
+                line += f"   scaling {scaling(seconds, sides, n)}"
             print(line, flush=True)
     if args.against:
         average = "; ".join(f"{label(*bar)} {mean:.2f}" for bar, mean in means(ratios).items())
