@@ -290,9 +290,8 @@ class Agent:
         self._sweep()
         self._finish_logs()
         if self._failures or self._stopped_by is not None:
-            self._logs.notice(
-                "disttrain: the nodes' first all-reduce has failed; the script has not been started"
-            )
+            what = "the nodes' first all-reduce has failed; " if self._failures else ""
+            self._logs.notice(f"disttrain: {what}the script has not been started")
             return False
         self._forget_workers()
         self._config, self._generation = job, 0

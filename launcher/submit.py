@@ -123,10 +123,12 @@ def status(job: str) -> None:
 @click.argument("job")
 def cancel(job: str) -> None:
     """End JOB, a number that disttrain submit has given, or take it out of the queue."""
+    found = _find(job)
     try:
-        batch.cancel(_find(job))
+        batch.cancel(found)
     except ConfigError as e:
         raise click.ClickException(str(e)) from None
+    click.echo(f"job {found.number} is cancelled")
 
 
 def show_log(job: Submitted, *, wait: bool) -> None:

@@ -247,6 +247,19 @@ def test_ranks_talk_before_the_script_begins(cluster):
     assert cluster.left() == {}
 
 
+def test_who_stops_the_job_before_its_script_begins_is_not_told_of_a_failure(cluster):
+    job = cluster.launch(SUM, rehearse=True)
+    assert job.stderr is not None
+    assert "communicating over mpi" in job.stderr.readline()  # the ranks talk for a second now
+    cluster.hosts.signal(0, "disttrain launch", signal.SIGINT)
+    _, err = job.communicate(timeout=60)
+
+    assert job.returncode == 130
+    assert "failed" not in err
+    assert "disttrain: stopped by SIGINT" in err
+    assert cluster.left() == {}
+
+
 def test_a_node_that_differs_is_named(cluster):
     spy = cluster.folder / "other-ssh"
     spy.write_text(f'#!/bin/sh\nhost=$1\nshift\nexec {cluster.ssh} "$host" "export NCCL_DEBUG=INFO && $*"\n')

@@ -190,7 +190,7 @@ def test_a_job_is_cancelled(batch):
 
     cancelled = batch.run(*DISTTRAIN, "cancel", number)
 
-    assert cancelled.returncode == 0, cancelled.stderr
+    assert (cancelled.returncode, cancelled.stdout) == (0, f"job {number} is cancelled\n"), cancelled.stderr
     batch.run(*DISTTRAIN, "logs", "-f", number)  # to its end
     assert batch.run(*DISTTRAIN, "status", number).stdout.startswith("CANCELLED")
 
