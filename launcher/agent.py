@@ -177,6 +177,7 @@ class Agent:
             self._directory.history,
             lambda text: self._logs.notice(text),
             lambda who: self._stop(signal.SIGTERM, who),
+            self._facts(),
         )
         self._desk = Desk(self._directory.desk, self._directory.run_id, self._selector, self._commands.answer)
         try:
@@ -370,10 +371,13 @@ class Agent:
         self._show_places()
         if self._chaos:
             self._logs.notice(f"disttrain: chaos ordered: {', '.join(map(str, self._chaos))}")
-        job = self._config
-        about = JobFacts(tuple(job.argv), job.program, job.world_size, job.processes)
-        self._commands.begin(about, self._workers, self._nodes, self._generation)
+        self._commands.begin(self._facts(), self._workers, self._nodes, self._generation)
         self._logs.start()
+
+    def _facts(self) -> JobFacts:
+        job = self._config
+        known = self._cluster is None or job.nodes or job.ranks is not None
+        return JobFacts(tuple(job.argv), job.program, job.world_size if known else 0, job.processes)
 
     def _show_places(self) -> None:
         """Show what each process gets, once all nodes have told it, if any of them has something of its own."""

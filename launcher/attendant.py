@@ -65,7 +65,7 @@ class Attendant:
                 self._attend(process, pid, descriptor)
         node = Workers(self._workers)
         self._node, self._paces = node, Paces()
-        self._commands = Commands(self._directory.history, _say, self._end)
+        self._commands = Commands(self._directory.history, _say, self._end, self._facts)
         self._commands.begin(self._facts, self._workers, {0: node}, 0)
         self._desk = Desk(self._directory.desk, self._directory.run_id, self._selector, self._commands.answer)
 

@@ -34,6 +34,7 @@ class JobFacts:
     command: tuple[str, ...]
     script: str
     world_size: int
+    """0 while it depends on nodes that have not joined yet."""
     processes: int
 
 
@@ -44,14 +45,17 @@ class Commands:
         history: the file in which each command and its effect is noted.
         notice: says something to the user on the job's terminal.
         kill: ends the job.
+        about: what the job is, as far as that is known before its ranks have begun.
     """
 
-    def __init__(self, history: Path, notice: Callable[[str], None], kill: Callable[[str], None]) -> None:
+    def __init__(
+        self, history: Path, notice: Callable[[str], None], kill: Callable[[str], None], about: JobFacts
+    ) -> None:
         self.stopped_at: int | None = None
         """After which step the ranks have stopped because they were asked to."""
         self._history, self._notice, self._kill = history, notice, kill
         self._started = time.monotonic()
-        self._about: JobFacts | None = None
+        self._about = about
         self._workers: Sequence[WorkerState] = ()
         self._nodes: Mapping[int, Workers | RemoteNode] = {}
         self._generation = 0
@@ -166,7 +170,7 @@ class Commands:
             return "the job is not paused"
         if command == "pause" and is_paused:
             return "the job is paused already"
-        if command == "pause" and self._about is not None and len(readings) < self._about.world_size:
+        if command == "pause" and len(readings) < self._about.world_size:
             return "ranks on other nodes, which mpiexec or srun has started, could not be told to go on"
         if command == "save":
             if is_paused:
@@ -215,8 +219,6 @@ class Commands:
 
     def _job(self) -> dict[str, Any]:
         about = self._about
-        if about is None:
-            raise BadMessage("the job has not begun")
         return {
             "command": list(about.command),
             "script": about.script,

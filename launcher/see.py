@@ -34,6 +34,8 @@ _HINT_AFTER: Final = 3.0
 _KILL_PATIENCE: Final = 10.0
 """Seconds that a launcher may take to end its job; it is killed then, and its guardian ends the job."""
 
+NO_RANK: Final = "no rank runs now"
+"""What is said of a job whose nodes have not joined yet, or that is about to start its ranks again."""
 _GPU: Final = ("GPU USE", "GPU MEMORY")
 
 
@@ -97,7 +99,7 @@ def _row(job: Job, status: dict[str, Any]) -> list[str]:
     return [
         job.id,
         Path(about["script"]).name,
-        str(about["world_size"]),
+        str(about["world_size"] or "-"),
         str(max((r["steps"] for r in ranks), default=0)),
         number(sum(losses) / len(losses)) if losses else "-",
         number(rate) if rate else "-",
@@ -118,6 +120,8 @@ def _gpus(ranks: list[dict[str, Any]]) -> tuple[str, str]:
 
 def summary(ranks: list[dict[str, Any]]) -> str:
     """Return the states of all ranks in a few words: ``runs``, or ``0-2 wait, 3 is stopped (SIGSTOP)``."""
+    if not ranks:
+        return NO_RANK
     by_state: dict[str, list[int]] = {}
     for r in ranks:
         # For how long a rank waits is not the same on all.
@@ -172,6 +176,8 @@ def stack(job: str | None, rank: int | None) -> None:
     """
     running = find(job)
     status = status_of(running)
+    if not status["ranks"]:
+        raise JobError(NO_RANK)
     ranks = [r for r in status["ranks"] if rank is None or r["rank"] == rank]
     if not ranks:
         raise JobError(f"there is no rank {rank}; the job has {status['job']['world_size']} ranks, from 0")
@@ -330,7 +336,7 @@ def ctl(job: str, command: str, no_wait: bool) -> None:
             break
         if not hinted and time.monotonic() - began > _HINT_AFTER:
             hinted = True
-            step = max(r["steps"] for r in about["ranks"])
+            step = max((r["steps"] for r in about["ranks"]), default=0)
             click.echo(
                 f"waiting for the next optimizer step, after {step} (Ctrl-C: it will be done all the same)"
             )

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from disttrain.launcher.jobs import Job, JobError, find
-from disttrain.launcher.see import Command, duration, number, slowest_of, status_of
+from disttrain.launcher.see import NO_RANK, Command, duration, number, slowest_of, status_of
 
 _BETWEEN: Final = 1.0
 """Seconds between two looks."""
@@ -79,13 +79,15 @@ class Screen:
             return Group(Text(self._trouble or f"job {self._job.id}"))
         rate = sum(r["samples_per_second"] for r in ranks)
         head = (
-            f"job {self._job.id}  {Path(about['script']).name}  {about['world_size']} ranks  "
+            f"job {self._job.id}  {Path(about['script']).name}  {about['world_size'] or '-'} ranks  "
             f"{duration(about['seconds'])}"
             + (f"  generation {about['generation']}" if about["generation"] else "")
             + (f"  {number(rate)} samples/s" if rate else "")
         )
         shown = ranks if height is None else ranks[: max(1, height - _OTHER_LINES)]
-        lines: list[Any] = [Text(head, style="bold"), self._table(shown, width)]
+        lines: list[Any] = [Text(head, style="bold")]
+        if shown:
+            lines.append(self._table(shown, width))
         if len(shown) < len(ranks):
             lines.append(Text(f"and {len(ranks) - len(shown)} more ranks"))
         lines.append(Text(slowest(ranks)))
@@ -147,6 +149,8 @@ def _of_gpu(gpu: dict[str, Any] | None) -> list[str]:
 def slowest(ranks: list[dict[str, Any]]) -> str:
     """Return which rank the others wait for, and why; or what all of them do most of the time."""
     going = [r for r in ranks if r["seconds"] > 0]
+    if not ranks:
+        return NO_RANK
     if not going:
         return "no rank has made a step"
     for r in ranks:

@@ -360,6 +360,26 @@ def test_a_job_that_has_ended_is_named_to_who_looks_for_it(start, tool):
     ]
 
 
+def test_a_job_whose_nodes_have_not_joined_is_seen_and_ended(start, tool, tmp_path):
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/sh\necho trying >&2\nexec sleep 100\n")
+    ssh.chmod(0o755)
+    job = start("", "launch", "--hosts", "localhost:1,127.0.0.2:2", "--ssh", str(ssh))
+    job.wait_for("trying", on_stderr=True)
+
+    table, screen, stack = (tool(command) for command in ("ps", "top", "stack"))
+    name = table[1].splitlines()[1].split()[0]
+    saved = tool("ctl", name, "save")
+    ended = tool("kill", name)
+
+    assert re.fullmatch(rf"{name} +script.py +- +0 +.* no rank runs now", table[1].splitlines()[1])
+    assert [line.strip() for line in screen[1].splitlines()][1:] == ["no rank runs now"]
+    assert stack[::2] == (1, "Error: no rank runs now\n")
+    assert saved[::2] == (1, "Error: save is refused: no rank runs now\n")
+    assert ended[0] == 0
+    assert job.end()[0] == 143
+
+
 def test_a_history_has_what_each_rank_logs(start):
     script = """
         import os
