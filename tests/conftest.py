@@ -2,10 +2,17 @@
 
 import gc
 import os
+import signal
 
 import pytest
 
 FORBIDDEN = [word for word in os.environ.get("DISTTRAIN_TEST_FORBID_SKIP", "").split(",") if word]
+
+
+def pytest_configure():
+    """Hear Ctrl-C, which tests send: a shell's job in the background ignores it, and all that it starts would too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def forbid(report):
