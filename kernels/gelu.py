@@ -125,15 +125,33 @@ _CUBE = 0.044715
 
 
 @fuse
+def gelu_tanh(x: Array) -> Array:
+    """Return the approximation of GELU by tanh."""
+    return _by_tanh(x)
+
+
+@fuse
+def gelu_tanh_grad(g: Array, x: Array) -> Array:
+    """Return the gradient of the input of :func:`gelu_tanh`."""
+    return g * _slope_by_tanh(x)
+
+
+@fuse
 def bias_gelu_tanh(x: Array, bias: Array) -> Array:
     """Return the approximation of GELU by tanh, of ``x + bias``."""
-    u = x + bias
-    return 0.5 * u * (1 + elementwise.tanh(_ROOT * (u + _CUBE * (u * u * u))))
+    return _by_tanh(x + bias)
 
 
 @fuse
 def bias_gelu_tanh_grad(g: Array, x: Array, bias: Array) -> Array:
     """Return the gradient of ``x`` in :func:`bias_gelu_tanh`; that of ``bias`` is its sum over the rows."""
-    u = x + bias
+    return g * _slope_by_tanh(x + bias)
+
+
+def _by_tanh(u: Any) -> Any:
+    return 0.5 * u * (1 + elementwise.tanh(_ROOT * (u + _CUBE * (u * u * u))))
+
+
+def _slope_by_tanh(u: Any) -> Any:
     t = elementwise.tanh(_ROOT * (u + _CUBE * (u * u * u)))
-    return g * (0.5 * (1 + t) + 0.5 * u * (1 - t * t) * (_ROOT * (1 + 3 * _CUBE * (u * u))))
+    return 0.5 * (1 + t) + 0.5 * u * (1 - t * t) * (_ROOT * (1 + 3 * _CUBE * (u * u)))

@@ -225,6 +225,8 @@ def gelu(x: Array, *, approximate: str = "none") -> Result:
         return _flat(gelu_kernels.gelu, x), (x,), gelu_vjp
     if approximate != "tanh":
         raise ValueError(f'gelu: approximate must be "none" or "tanh", got {approximate!r}')
+    if on_gpu(x):
+        return _flat(gelu_kernels.gelu_tanh, x), (x,), gelu_tanh_vjp
     wide = widen(x)
     t = get_array_module(x).tanh(wide * (_ROOT_2_BY_PI * (1 + _CUBE * wide * wide)))
     return (0.5 * wide * (1 + t)).astype(x.dtype, copy=False), (x,), gelu_tanh_vjp
@@ -243,6 +245,8 @@ _CUBE = 0.044715
 
 
 def gelu_tanh_vjp(g: Any, needs: Needs, x: Any) -> Grads:
+    if on_gpu(g):
+        return (_flat(gelu_kernels.gelu_tanh_grad, g, x),)
     wide, h = (widen(x), widen(g)) if is_array(g) else (x, g)
     square = wide * wide
     t = call(tanh, wide * ((square * _CUBE + 1) * _ROOT_2_BY_PI))

@@ -9,7 +9,9 @@ import numpy as np
 
 from disttrain.backward_pass import Slot
 from disttrain.collectives.meter import Wish
-from disttrain.kernels.arrays import Array, get_array_module
+from disttrain.kernels import buckets as kernels
+from disttrain.kernels import cuda
+from disttrain.kernels.arrays import Array, get_array_module, on_gpu
 from disttrain.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -125,12 +127,16 @@ class Bucket:
 
     def _apply_weight(self, first_weight: float, weight: float) -> None:
         """Let ``sums`` be the gradients times the rank's weight; of no samples even a nan counts for nothing."""
-        if self.half:
-            self.sums[...] = self.grads
+        factor = 1.0 if self.weighted else first_weight
         if weight == 0:
             self.sums[...] = 0
-        elif not self.weighted and first_weight != 1:
-            self.sums *= self.sums.dtype.type(first_weight)
+        elif self.half and on_gpu(self.sums):
+            kernels.pack([self.grads], self.sums, _on_gpu(factor))
+        else:
+            if self.half:
+                self.sums[...] = self.grads
+            if factor != 1:
+                self.sums *= self.sums.dtype.type(factor)
 
     def fill_with_zeros(self, weight: float, *, failed: bool) -> None:
         """Make the bucket one of a rank that has no gradients.
@@ -201,13 +207,19 @@ class Bucket:
         Args:
             divide: what the ranks have summed, by their weights.
         """
-        total = self.tail[len(self.params)]
-        if divide and total != 0 and total != 1:
+        total = float(self.tail[len(self.params)])
+        on_the_way = self.half and on_gpu(self.sums)  # halves on a GPU are scaled as they are rounded
+        factor = 1.0
+        if divide and total not in (0, 1):
             if math.frexp(total)[0] == 0.5:  # a power of two: the same bits in less than half the time
-                self.sums *= 1 / total
+                factor = 1 / total
+                if not on_the_way:
+                    self.sums *= self.sums.dtype.type(factor)
             else:
-                self.sums /= total
-        if self.half:
+                self.sums /= self.sums.dtype.type(total)
+        if on_the_way:
+            kernels.unpack(self.sums, [self.grads], _on_gpu(factor))
+        elif self.half:
             with np.errstate(all="ignore"):  # too large for the type: infinite, as anywhere
                 self.grads[...] = self.sums
         for used, p, slot in zip(self.used.tolist(), self.params, self.slots, strict=True):
@@ -217,6 +229,11 @@ class Bucket:
                 p._give_slot()
             else:
                 p._grad._version_counter[0] += 1
+
+
+def _on_gpu(factor: float) -> Array | None:
+    """Return a factor as kernels are given it; None for 1."""
+    return None if factor == 1 else cuda.upload(np.array([factor], np.float32))
 
 
 class GradBucket:

@@ -16,6 +16,7 @@ CASES = {
     "softmax": (activation.softmax, (x,), {"dim": 1}, "softmax softmax_grad"),
     "log_softmax": (activation.log_softmax, (x,), {"dim": 0}, "log_softmax log_softmax_grad"),
     "gelu": (activation.gelu, (x,), {}, "chain chain"),
+    "gelu by tanh": (activation.gelu, (x,), {"approximate": "tanh"}, "chain chain"),
     "silu": (activation.silu, (x,), {}, "chain chain"),
     "sigmoid": (activation.sigmoid, (x,), {}, "chain chain"),
     "relu": (activation.relu, (large,), {}, "chain chain"),
