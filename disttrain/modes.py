@@ -58,6 +58,8 @@ Mode = bool | Recording
 def changed(**what: Any) -> Mode:
     """Return the mode of this thread with some fields of :class:`Recording` replaced."""
     mode: Mode = grad_enabled.get()
+    if isinstance(mode, bool) and [*what] == ["grad"]:  # nearly always: each backward pass begins with it
+        return what["grad"]  # type: ignore[no-any-return]
     new = (Recording(mode) if isinstance(mode, bool) else mode)._replace(**what)
     return new.grad if new == Recording(new.grad) else new
 
