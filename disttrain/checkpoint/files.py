@@ -55,7 +55,8 @@ def write_file(path: str, chunks: Iterable[Any], head: Callable[[], bytes] | Non
 def _write_all(file: int, chunks: Iterable[Any]) -> None:
     """Write buffers to a file: whole blocks past the page cache, which is for others, as the processor's time is."""
     # They begin where pages do, as the disk wants it. One is filled while the other is written.
-    block, other = (np.frombuffer(mmap.mmap(-1, _BLOCK), np.uint8) for _ in range(2))
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    block, other = (np.frombuffer(mmap.mmap(-1, _BLOCK, private), np.uint8) for _ in range(2))
     used = 0
     with ThreadPoolExecutor(1, "writing") as pool:
         written: Future[None] | None = None
