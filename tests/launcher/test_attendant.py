@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+import fake_nvml
 import pytest
 
 pytestmark = pytest.mark.mpi
@@ -32,12 +33,18 @@ TRAIN = """
 
 
 @pytest.fixture
-def bare(start):
-    """A job of two ranks under ``mpiexec``, its id, and the pid of rank 1, once it has made steps."""
+def under_mpiexec(start):
+    """Start two ranks under ``mpiexec``, with these variables."""
     mpiexec = shutil.which("mpiexec", path=str(Path(sys.executable).parent))
     if mpiexec is None:
         pytest.skip('no mpiexec beside the interpreter; pip install "disttrain[mpi]"')
-    return start(TRAIN, by=(mpiexec, "-n", "2", sys.executable))
+    return lambda **environ: start(TRAIN, by=(mpiexec, "-n", "2", sys.executable), **environ)
+
+
+@pytest.fixture
+def bare(under_mpiexec):
+    """A job of two ranks under ``mpiexec``."""
+    return under_mpiexec()
 
 
 def status(tool):
@@ -54,6 +61,16 @@ def ended(job):
     out, err = job.process.communicate(timeout=20)
     job.assert_nothing_left(within=5.0)
     return job.process.returncode, job.out + out, err
+
+
+def test_each_rank_has_the_gpu_of_its_place_on_the_node(under_mpiexec, tool, tmp_path):
+    job = under_mpiexec(**fake_nvml.build(tmp_path), FAKE_GPUS="3", CUDA_VISIBLE_DEVICES="2,0")
+
+    seen = status(tool)
+    tool("kill", seen["id"])
+    ended(job)
+
+    assert [(r["gpu"]["name"], r["gpu"]["busy"]) for r in seen["ranks"]] == [("2", 0.3), ("0", 0.1)]
 
 
 def test_it_is_seen_saves_pauses_and_stops(bare, tool):

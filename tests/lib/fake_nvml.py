@@ -13,6 +13,7 @@ def build(folder: Path) -> dict[str, str]:
     """Compile it into ``folder``; return the variables with which a process finds it."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
+    pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
     library = folder / "libnvidia-ml.so.1"
     subprocess.run(["g++", "-shared", "-fPIC", "-o", str(library), str(SOURCE)], check=True, timeout=60)
     return {"LD_LIBRARY_PATH": str(folder)}
