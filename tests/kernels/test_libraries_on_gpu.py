@@ -199,6 +199,54 @@ def test_norms_and_the_values_that_run(name, dtype, cupy, library):
         near(a.get(), b, dtype, 64)
 
 
+DRAWS = {
+    "rand": lambda place: dt.rand(1000, **place),
+    "randn": lambda place: dt.randn(1000, dtype=dt.bfloat16, **place),
+    "randint": lambda place: dt.randint(-5, 70, (1000,), **place),
+    "randperm": lambda place: dt.randperm(1000, **place),
+    "uniform_": lambda place: dt.zeros(1000, **place).uniform_(-1, 3),
+    "exponential_": lambda place: dt.zeros(1000, **place).exponential_(2.0),
+    "log_normal_": lambda place: dt.zeros(1000, dtype=dt.float64, **place).log_normal_(),
+    "poisson": lambda place: dt.poisson(dt.ones(1000, **place) * 12),
+    "dropout": lambda place: dt.nn.functional.dropout(dt.ones(50, 20, **place), 0.3),
+    "dropout of columns": lambda place: dt.nn.functional.dropout(dt.ones(50, 20, **place).T, 0.3),
+    "dropout2d": lambda place: dt.nn.functional.dropout2d(dt.ones(5, 20, 3, 3, **place), 0.3),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_random_numbers_are_those_of_the_cpu(name, cupy):
+    nvrtc.load_library()
+
+    def drawn(device):
+        dt.manual_seed(7)
+        return DRAWS[name]({"device": device})
+
+    ours, theirs = drawn("cuda"), drawn("cpu")
+
+    assert ours.is_cuda
+    assert ours.cpu()._array.tobytes() == theirs._array.tobytes()
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "RMSprop"])
+def test_parameters_are_rounded_at_random_as_on_the_cpu(name, cupy):
+    nvrtc.load_library()
+
+    def train(device):
+        dt.manual_seed(0)
+        params = [dt.randn(n, dtype=dt.bfloat16).to(device).requires_grad_() for n in (70, 5000)]
+        optimizer = getattr(dt.optim, name)(params, lr=0.01)
+        optimizer.round_randomly(3)
+        for step in range(3):
+            for p in params:
+                p.grad = dt.full(p.shape, 0.1 * (step + 1), dtype=dt.bfloat16, device=device)
+            optimizer.step()
+        return [p.detach().cpu().float()._array for p in params]
+
+    for a, b in zip(train("cuda"), train("cpu"), strict=True):
+        assert (a != b).mean() < (0.05 if name == "RMSprop" else 1e-9)
+
+
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 def test_the_scaler_follows_that_of_the_cpu(name, cupy):
     nvrtc.load_library()
