@@ -47,7 +47,8 @@ def uniform_(input: Tensor, *args: Any, generator: Generator | None = None, **en
     values = u * kind.type(high - low) + kind.type(low)
     # NumPy turns arrays without dimensions into scalars
     values = get_array_module(u).asarray(values, input._array.dtype)
-    values[values >= values.dtype.type(high)] = values.dtype.type(low)  # where rounding reached the end
+    wide = values.astype(np.float32) if values.itemsize == 2 else values
+    values[wide >= wide.dtype.type(values.dtype.type(high))] = low  # where rounding reached the end
     return _write(input, values)
 
 
