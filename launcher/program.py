@@ -12,11 +12,13 @@ from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType, TracebackType
 from typing import Final
 
+import disttrain
 from disttrain.collectives import control
 from disttrain.collectives.ledger import relative
 
 _LAUNCHER: Final = os.path.dirname(os.path.realpath(__file__)) + os.sep
 _COLLECTIVES: Final = os.path.join(os.path.dirname(os.path.dirname(_LAUNCHER)), "collectives") + os.sep
+_LIBRARY: Final = (os.path.realpath(disttrain.__path__[0]) + os.sep, _COLLECTIVES, _LAUNCHER)
 _FOLLOWERS: Final = {"PeerFailed", "CollectiveTimeout"}
 """Exceptions that say that a peer failed, by name: the launcher's half must not load the library's."""
 
@@ -125,7 +127,11 @@ def describe(e: BaseException) -> Outcome:
         return Outcome(1, "SystemExit", str(e.code))
     if type(e).__qualname__ == "BdbQuit":  # only a debugger has loaded it
         return Outcome(1, "BdbQuit", _where_quit(e.__traceback__))
-    text = "".join(traceback.TracebackException(type(e), e, user_frames(e.__traceback__)).format())
+    told = traceback.TracebackException(type(e), e, user_frames(e.__traceback__))
+    if any(c.__name__ == "CollectiveError" for c in type(e).__mro__):  # its text says the rest
+        while len(told.stack) > 1 and os.path.realpath(told.stack[-1].filename).startswith(_LIBRARY):
+            told.stack.pop()
+    text = "".join(told.format())
     try:
         message = str(e)
     except Exception as broken:

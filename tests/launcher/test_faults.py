@@ -191,6 +191,21 @@ def test_an_exception_is_shown_once_with_the_users_frames_only(start):
     ]
 
 
+def test_a_call_that_does_not_fit_is_shown_with_the_users_frames_only(start):
+    script = """
+        import disttrain as dt
+        import disttrain.distributed as dist
+        x = dt.ones(2)
+        dist.all_reduce(x) if dist.get_rank() == 0 else dist.broadcast(x, 0)
+        """
+
+    code, _, err = start(script, "launch", "-n", "2").end()
+
+    assert code == 1
+    assert re.findall(r'^ +File "(.*)", line (\d+)', err, re.MULTILINE) == [("script.py", "5")], err
+    assert "rank 1: broadcast(float32, shape (2,), root 0) at script.py:5" in err
+
+
 def test_the_same_failure_on_all_ranks_is_one_report(start):
     job = start(
         """
