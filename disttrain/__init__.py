@@ -27,7 +27,7 @@ _NAMES = {
         "bernoulli binomial multinomial normal poisson rand rand_like randint randint_like randn randn_like randperm"
     ),
     "disttrain.functions.creation": (
-        "arange as_tensor asarray empty empty_like empty_strided eye from_numpy frombuffer full full_like "
+        "arange as_tensor asarray empty empty_like empty_strided eye from_dlpack from_numpy frombuffer full full_like "
         "linspace logspace ones ones_like scalar_tensor tensor zeros zeros_like"
     ),
     "disttrain.functions.elementwise": (

@@ -162,6 +162,7 @@ from disttrain.functions.creation import empty as empty
 from disttrain.functions.creation import empty_like as empty_like
 from disttrain.functions.creation import empty_strided as empty_strided
 from disttrain.functions.creation import eye as eye
+from disttrain.functions.creation import from_dlpack as from_dlpack
 from disttrain.functions.creation import from_numpy as from_numpy
 from disttrain.functions.creation import frombuffer as frombuffer
 from disttrain.functions.creation import full as full

@@ -359,6 +359,25 @@ class Tensor(
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    def __dlpack__(self, **options: Any) -> Any:
+        """Return the memory as a DLPack capsule, for ``from_dlpack()`` of another library, on the CPU or a GPU.
+
+        Args:
+            options: ``stream``, ``max_version``, ``dl_device`` and ``copy``, as the array API standard has them.
+
+        Raises:
+            BufferError: the tensor requires a gradient, or its library cannot hand out its type (bfloat16 on the CPU).
+        """
+        reads_values("__dlpack__()")
+        if self.requires_grad:
+            raise BufferError("a tensor that requires grad cannot be handed out by DLPack; use detach()")
+        return self._array.__dlpack__(**{k: v for k, v in options.items() if v is not None})
+
+    def __dlpack_device__(self) -> tuple[Any, Any]:
+        """Return DLPack's number of the kind of device (1: CPU, 2: CUDA), and which one it is."""
+        kind, index = self._array.__dlpack_device__()
+        return operator.index(kind), operator.index(index)
+
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: Any = False) -> Tensor:
         return Tensor._of(np.asarray(array))  # what a function of NumPy's made of this tensor
 

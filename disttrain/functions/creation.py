@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import context, dtypes, engine
+from disttrain.devices import current
+from disttrain.devices import device as Device
 from disttrain.functions.common import fitting, need_tensors
 from disttrain.functions.shape import given
 from disttrain.layouts import need_strided, preserve_format
@@ -214,6 +216,45 @@ def from_numpy(ndarray: np.ndarray[Any, Any]) -> Tensor:
             f"astype(array.dtype.newbyteorder('='))"
         )
     return engine.Tensor_._of(_forwards("from_numpy", ndarray))  # type: ignore[no-any-return]
+
+
+_HOST, _GPU = (1, 3), (2, 13)
+"""DLPack's kinds of devices: the host's memory, pinned or not; that of GPUs, managed or not."""
+
+
+def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None) -> Tensor:
+    """A tensor that shares the memory of another library's array, as ``torch.from_dlpack``.
+
+    Args:
+        ext_tensor: an object with ``__dlpack__`` and ``__dlpack_device__``.
+        device: where the result is, by default where the array is.
+        copy: True for memory of its own; False if it must be shared.
+
+    Raises:
+        TypeError: no such object, or of a type that no tensor can have.
+        ValueError: ``copy=False`` and another ``device``.
+        BufferError: memory of another kind of device.
+    """
+    if not hasattr(ext_tensor, "__dlpack__") or not hasattr(ext_tensor, "__dlpack_device__"):
+        raise TypeError(
+            f"from_dlpack() takes an array with __dlpack__ and __dlpack_device__, got {type(ext_tensor).__name__}; "
+            f"give the array itself, not a capsule"
+        )
+    kind = int(ext_tensor.__dlpack_device__()[0])
+    if kind in _HOST:
+        array = np.from_dlpack(ext_tensor)
+    elif kind in _GPU:
+        with current(Device("cuda")) as cupy:
+            array = cupy.from_dlpack(ext_tensor)
+    else:
+        raise BufferError(
+            f"from_dlpack(): memory of DLPack's device {kind} is neither the host's nor a CUDA GPU's"
+        )
+    shared: Tensor = engine.Tensor_._of(_forwards("from_dlpack", array))
+    t = shared if device is None else shared.to(device)
+    if t is not shared and copy is False:
+        raise ValueError(f"from_dlpack(): an array on {shared.device} cannot be on {t.device} without a copy")
+    return t.clone() if copy and t is shared else t
 
 
 def _forwards(name: str, array: Any) -> Any:

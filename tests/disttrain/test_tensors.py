@@ -59,6 +59,8 @@ ASKED: dict[str, Any] = {
     "__bool__": bool,
     "__format__": lambda t: f"{t:.2f}",
     "__array__": lambda t: np.asarray(t).tolist(),
+    "__dlpack__": lambda t: np.from_dlpack(t).tolist(),
+    "__dlpack_device__": lambda t: tuple(map(int, t.__dlpack_device__())),
     "__hash__": lambda t: len({t, t}),
     "mT": lambda t: t.mT.tolist() if t.ndim == 2 else None,
     "mH": lambda t: t.mH.tolist() if t.ndim == 2 else None,

@@ -268,3 +268,16 @@ def test_arrays_that_run_backwards_are_refused() -> None:
         for make in (T.from_numpy, T.tensor, T.as_tensor):
             with pytest.raises(ValueError, match="negative"):
                 make(np.arange(3)[::-1])
+
+
+@pytest.mark.parametrize("options", [{}, {"copy": True}, {"copy": False}, {"device": "cpu"}])
+def test_arrays_of_other_libraries_come_as_in_pytorch(options: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    found = []
+    for T in (dt, torch):
+        array = np.arange(6, dtype=np.int32).reshape(2, 3)
+        t = T.from_dlpack(array.T, **options)
+        array[0, 1] = 9
+        found.append((t.tolist(), tuple(t.shape), str(t.dtype).rpartition(".")[2]))
+
+    assert found[0] == found[1]
