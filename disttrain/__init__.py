@@ -128,6 +128,7 @@ _NAMES = {
     "disttrain.inquiries": (
         "can_cast get_device is_complex is_floating_point is_nonzero is_same_size is_signed numel typename"
     ),
+    "disttrain.errors": "OutOfMemoryError",
     "disttrain.limits": "finfo iinfo",
     "disttrain.steering": "log on_save",
     "disttrain.settings": (

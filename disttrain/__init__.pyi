@@ -80,6 +80,7 @@ from disttrain.dtypes import int64 as long
 from disttrain.dtypes import int8 as int8
 from disttrain.dtypes import promote_types as promote_types
 from disttrain.dtypes import uint8 as uint8
+from disttrain.errors import OutOfMemoryError as OutOfMemoryError
 from disttrain.functions.activation import celu as celu
 from disttrain.functions.activation import celu_ as celu_
 from disttrain.functions.activation import hardshrink as hardshrink

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.gpu_memory import explain_want
 from disttrain.kernels.arrays import on_gpu, owner
 from disttrain.ops.types import Array, Result, call, get_array_module
 
@@ -97,6 +98,7 @@ def current(device: device) -> Iterator[Any]:
         ) from None
     if not cupy.is_available():
         raise RuntimeError(f"device {device}: no GPU is visible to CuPy {cupy.__version__}; use device 'cpu'")
+    explain_want(cupy)
     with cupy.cuda.Device(device.index):
         yield cupy
 

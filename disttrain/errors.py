@@ -6,6 +6,7 @@
 * ``LinAlgError(RuntimeError)``: a matrix that has no inverse, no factorisation of this kind
 * ``UnwrappedModel(RuntimeError)``: an optimizer step in a world of several ranks on parameters nobody keeps equal
 * ``ReplicasDiffer(RuntimeError)``: the ranks' copies of a model are no longer equal
+* ``OutOfMemoryError(RuntimeError, MemoryError)``: a GPU has too little memory; says who holds it
 * ``FileDamaged(ValueError)``: a file of ours that does not hold what it says
 * ``SampleDamaged(FileDamaged)``: what a sample of a data set is made of; names file, offset, sample and rank
 * ``CheckpointError(RuntimeError)``: a checkpoint could not be written
@@ -37,6 +38,10 @@ class UnwrappedModel(RuntimeError):
 
 class ReplicasDiffer(RuntimeError):
     """The ranks' copies of a model are no longer equal; names the first parameter, and the rank that differs."""
+
+
+class OutOfMemoryError(RuntimeError, MemoryError):
+    """A GPU has too little memory left: what was asked for, and who holds the rest. As ``torch.OutOfMemoryError``."""
 
 
 class FileDamaged(ValueError):

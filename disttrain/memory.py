@@ -9,12 +9,12 @@ from __future__ import annotations
 import gc
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from disttrain import engine
-from disttrain.kernels.arrays import is_array, owner
+from disttrain.kernels.arrays import Array, is_array, owner
 from disttrain.nodes import Node, Packed, PackedTensor
 
 if TYPE_CHECKING:
@@ -131,12 +131,43 @@ def _kept(node: Node) -> Iterator[Any]:
 
 def live_tensor_bytes() -> int:
     """Return the bytes of all Tensors that are alive, each stretch of memory once; saved arrays are not Tensors."""
-    owners = {}
-    for o in gc.get_objects():
-        if issubclass(type(o), engine.Tensor_) and hasattr(o, "_array"):
-            memory = owner(o._array)
-            owners[id(memory)] = int(memory.nbytes)
+    owners = {id(memory): int(memory.nbytes) for memory in (owner(t._array) for t in _live_tensors())}
     return sum(owners.values())
+
+
+def _live_tensors() -> Iterator[Tensor]:
+    return (o for o in gc.get_objects() if issubclass(type(o), engine.Tensor_) and hasattr(o, "_array"))
+
+
+def holders(counts: Callable[[Array], bool]) -> dict[str, int]:
+    """Return the bytes of who keeps arrays alive, in words, each stretch of memory at the first of them.
+
+    Args:
+        counts: whether the memory of an array is asked about.
+    """
+    found: Counter[str] = Counter()
+    seen = set()
+
+    def note(who: str, array: Array) -> None:
+        memory = owner(array)
+        if id(memory) not in seen and counts(memory):
+            seen.add(id(memory))
+            found[who] += int(memory.nbytes)
+
+    tensors = list(_live_tensors())
+    for t in tensors:
+        if t.requires_grad and t.is_leaf:
+            note("parameters", t._array)
+    for t in tensors:
+        if t._grad is not None:
+            note("gradients", t._grad._array)
+    for node in sorted(_alive(), key=lambda n: n.sequence):
+        for value in _kept(node):
+            if not isinstance(value, PackedTensor):
+                note(f"saved for backward by {node.op.__name__}", value)
+    for t in tensors:
+        note("other tensors", t._array)
+    return dict(found)
 
 
 def resident_bytes() -> int | None:
@@ -156,27 +187,28 @@ def summary(*roots: Tensor, largest: int = 5) -> str:
         largest: how many pieces to list.
     """
     what = saved(*roots)
-    lines = [f"saved for backward: {_size(what.bytes)} in {what.nodes} operations"]
+    lines = [f"saved for backward: {in_units(what.bytes)} in {what.nodes} operations"]
     if what.leaf_bytes:
-        lines[0] += f", and {_size(what.leaf_bytes)} of leaves that are there anyway"
+        lines[0] += f", and {in_units(what.leaf_bytes)} of leaves that are there anyway"
     if what.packed:
         lines.append(f"  packed by hooks or checkpoint(): {what.packed} tensors")
     for op, size in what.by_op().items():
         count = sum(e.op == op and not e.is_leaf for e in what.entries)
-        lines.append(f"  {op:<24} {_size(size):>12}  in {count}")
+        lines.append(f"  {op:<24} {in_units(size):>12}  in {count}")
     pieces = [e for e in what.entries if not e.is_leaf][:largest]
     if pieces:
         lines.append("largest:")
-        lines += [f"  {e.op:<24} {_size(e.bytes):>12}  {e.dtype} {list(e.shape)}" for e in pieces]
+        lines += [f"  {e.op:<24} {in_units(e.bytes):>12}  {e.dtype} {list(e.shape)}" for e in pieces]
     if not roots:
-        lines.append(f"live tensors: {_size(live_tensor_bytes())}")
+        lines.append(f"live tensors: {in_units(live_tensor_bytes())}")
         resident = resident_bytes()
         if resident is not None:
-            lines.append(f"process: {_size(resident)} resident")
+            lines.append(f"process: {in_units(resident)} resident")
     return "\n".join(lines)
 
 
-def _size(n: float) -> str:
+def in_units(n: float) -> str:
+    """Return a number of bytes in words: ``1.5 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if n < 1024 or unit == "GiB":
             break

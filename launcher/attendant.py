@@ -26,7 +26,7 @@ from disttrain.launcher.gpus import Gpu, visible
 from disttrain.launcher.guardian import send
 from disttrain.launcher.node import Workers, WorkerState, tell_slow
 from disttrain.launcher.pace import Paces
-from disttrain.launcher.report import Attempt, Failure, RunReport, Slow, locate
+from disttrain.launcher.report import Attempt, Failure, RunReport, Slow, locate, name_ranks
 from disttrain.launcher.rundir import RunDirectory
 
 _GRACE: Final = 2.0
@@ -59,6 +59,8 @@ class Attendant:
         self._stopped_by = ""
         """Who has had the job ended, for its user."""
         self._kill_at: float | None = None
+        self._gone: list[WorkerState] = []
+        """Those that have ended, and not well."""
         self._workers: list[WorkerState] = []
         for process, pid, descriptor in about["processes"]:
             with suppress(OSError):  # it has just ended
@@ -90,6 +92,10 @@ class Attendant:
                     waits.append(max(0.0, self._kill_at - time.monotonic()))
                 for key, _ in self._selector.select(min((w for w in waits if w is not None), default=None)):
                     key.data()
+                gone = [w for w in self._workers if w.status and w not in self._gone]
+                self._gone += gone
+                if gone:
+                    self._fail(*gone)
                 if self._kill_at is not None and time.monotonic() >= self._kill_at:
                     self._send(signal.SIGKILL)
                     self._kill_at = None
@@ -105,11 +111,13 @@ class Attendant:
         os.close(pidfd)
         end = read_end(worker.ledger)
         worker.status = end.code if end is not None else -1
-        if worker.status != 0:
-            self._fail(worker)
 
-    def _fail(self, worker: WorkerState) -> None:
-        """Say who has failed: the first that has said so, else ``worker``, the first that is gone."""
+    def _fail(self, worker: WorkerState, *others: WorkerState) -> None:
+        """Say who has failed: the first that has said so, else ``worker``, the first that is gone.
+
+        Args:
+            others: that are gone too: mpiexec kills them within a millisecond, and nothing tells who was the first.
+        """
         if self._failed is not None or self._stopped_by:
             return
         said: list[tuple[End, WorkerState]] = [
@@ -118,6 +126,8 @@ class Attendant:
         end, worker = min(said, key=lambda pair: pair[0].at, default=(None, worker))
         unseen = self._facts.world_size - len(self._workers)
         silent = "has ended without a word: it was killed, or has left with os._exit()"
+        if others:
+            silent += f"; or {name_ranks(r for w in others for r in w.ranks)} did, gone at the same moment"
         if unseen:
             silent += (
                 f", or because of one of the {unseen} ranks on other nodes, which cannot be seen from here"

@@ -8,8 +8,10 @@ from disttrain import missing
 from disttrain.cuda import amp
 from disttrain.devices import device as Device
 from disttrain.devices import is_available, synchronize
+from disttrain.errors import OutOfMemoryError
 
 __all__ = [
+    "OutOfMemoryError",
     "amp",
     "current_device",
     "device_count",

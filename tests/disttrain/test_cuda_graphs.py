@@ -76,6 +76,7 @@ class Streams:
             Device=cuda_shim.GpuDevice,
             Stream=Stream,
             MemoryPool=pool,
+            get_allocator=lambda: "of a user",
             using_allocator=lambda _: contextlib.nullcontext(),
         )
 
@@ -146,7 +147,7 @@ def gpu(monkeypatch):
         import cupy
 
         cupy.cuda = streams.module()
-        cupy.get_default_memory_pool = lambda: types.SimpleNamespace(used_bytes=lambda: 0)
+        cupy.get_default_memory_pool = lambda: types.SimpleNamespace(used_bytes=lambda: 0, malloc=None)
         load = cuda.load
 
         def captured(program, variant, kernel):

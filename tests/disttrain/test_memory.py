@@ -92,3 +92,26 @@ def test_summary_tells_it_in_words() -> None:
     with pytest.raises(TypeError, match="memory is asked of Tensors, got int"):
         memory.saved(3)  # type: ignore[arg-type]
     assert (memory.resident_bytes() or 1 << 20) >= 1 << 20
+
+
+def test_who_holds_memory_is_told_by_kind_each_stretch_once() -> None:
+    w = dt.ones(100, requires_grad=True)
+    (w * 2).sum().backward()
+    x = dt.ones(50)
+    y = (w[:50] * x).exp()  # x is saved, and exp keeps its result
+    ours = {id(memory.owner(a)) for a in (w._array, w.grad._array, x._array, y._array)}
+
+    found = memory.holders(lambda a: id(a) in ours)
+
+    assert found == {
+        "parameters": 400,
+        "gradients": 400,
+        "saved for backward by mul": 200,
+        "saved for backward by exp": 200,
+    }
+    del y
+    assert memory.holders(lambda a: id(a) in ours) == {
+        "parameters": 400,
+        "gradients": 400,
+        "other tensors": 200,
+    }

@@ -112,9 +112,11 @@ def stand_in(schedule, monkeypatch):
 
     class Cupy(types.ModuleType):
         ndarray = GpuArray
-        get_default_memory_pool = staticmethod(lambda: types.SimpleNamespace(used_bytes=lambda: 0))
+        get_default_memory_pool = staticmethod(
+            lambda: types.SimpleNamespace(used_bytes=lambda: 0, malloc=None)
+        )
         is_available = staticmethod(lambda: True)
-        cuda = types.SimpleNamespace(Device=GpuDevice)
+        cuda = types.SimpleNamespace(Device=GpuDevice, get_allocator=lambda: "of a user")
         asarray = staticmethod(
             lambda x, dtype=None: (
                 x.view(GpuArray) if dtype in (None, x.dtype) else x.astype(dtype).view(GpuArray)

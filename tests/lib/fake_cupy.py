@@ -22,7 +22,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -501,7 +501,7 @@ def modules() -> dict[str, ModuleType]:
         ndarray=ndarray, empty=empty, asarray=asarray, copyto=copyto, is_available=is_available, cuda=cuda,
         add=_binary(np.add), multiply=_binary(np.multiply), minimum=_binary(np.minimum), maximum=_binary(np.maximum),
         bitwise_and=_binary(np.bitwise_and), bitwise_or=_binary(np.bitwise_or), bitwise_xor=_binary(np.bitwise_xor),
-        __version__="of tests",
+        get_default_memory_pool=lambda: SimpleNamespace(malloc=None), __version__="of tests",
     )  # fmt: skip
     vars(cuda).update(
         Device=Device,
@@ -510,6 +510,7 @@ def modules() -> dict[str, ModuleType]:
         get_current_stream=get_current_stream,
         runtime=runtime,
         nccl=nccl,
+        get_allocator=lambda: "of a user",
         using_allocator=lambda allocator: contextlib.nullcontext(),
     )
     vars(runtime).update(
