@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 COMMAND = [sys.executable, "-m", "disttrain"]
-FIRST_LINE = "import time; print('first', time.time(), flush=True)\n"
+FIRST_LINE = "import os, time; print('first', time.time(), os.getpid(), flush=True)\n"
 WAITS = FIRST_LINE + "import os, signal; print('pid', os.getpid(), flush=True); signal.pause()\n"
 TRAINS = """
 import os, sys
