@@ -6,6 +6,7 @@ It answers the same question for processes of other nodes, which cannot look for
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,9 @@ class Watch:
         self._host = host
         self._peers = Peers(host.transport.world, host.ledger)
         self._mailbox = None if self._peers.all_near else host.transport.open_mailbox()
-        self._notices: dict[int, tuple[Call, float]] = {}
-        """Rank → the call that it waits for and after how long to say so next."""
+        self._notices: dict[int, tuple[weakref.ref[Call], float]] = {}
+        """Rank → the call that it waited for at the last look, but not the arrays of that call, and after how long to
+        say so next."""
         self._answers: dict[int, list[Where]] = {}
         self._asked = 0
         self._stop = threading.Event()
@@ -112,13 +114,13 @@ class Watch:
             if call.awaited is None and call.source is not AT_THE_END:
                 began = max(began, moved.get(id(call), began))
             waited = now - began
-            known, due = self._notices.get(rank, (None, 0.0))
-            if known is not call:
+            known, due = self._notices.get(rank, (None, NOTICE_S))
+            if known is None or known() is not call:
                 due = NOTICE_S
-                self._notices[rank] = (call, due)
+                self._notices[rank] = (weakref.ref(call), due)
             if waited < due:
                 continue
-            self._notices[rank] = (call, 2 * waited)
+            self._notices[rank] = (weakref.ref(call), 2 * waited)
             if not any(_is_same(call, other) for other in told):
                 told.append(call)
                 self._notice(call, waited)

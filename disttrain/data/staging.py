@@ -7,6 +7,7 @@ neither, but at the end of an epoch for copies that are still on their way.
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ class Staged:
         self._flights: deque[tuple[Any, list[Array]]] = deque()
         """Copies that may not be over: the event of their end, and the memory that they are made from."""
         # No __del__, before which the garbage collection may have ended the stream.
-        weakref.finalize(self, _drain, self._stream, self._flights).atexit = False
+        weakref.finalize(self, _drain, os.getpid(), self._stream, self._flights).atexit = False
 
     def __iter__(self) -> Staged:
         return self
@@ -112,7 +113,13 @@ class Staged:
         return Tensor._of(target)
 
 
-def _drain(stream: Stream, flights: deque[tuple[Any, list[Array]]]) -> None:
-    """Return when the copies are over: before that, none of their memory may be given up."""
+def _drain(process: int, stream: Stream, flights: deque[tuple[Any, list[Array]]]) -> None:
+    """Return when the copies are over: before that, none of their memory may be given up.
+
+    A process that is forked meanwhile, as a loader's worker is, has the memory but nothing of the GPU: there, nobody
+    would ever answer.
+    """
+    if os.getpid() != process:
+        return
     stream.synchronize()
     flights.clear()

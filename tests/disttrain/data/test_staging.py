@@ -1,5 +1,8 @@
 """Batches in pinned memory and on a GPU: on the stand-in for CuPy, whose streams are slow and which reuses memory."""
 
+import gc
+import os
+import signal
 import sys
 import time
 
@@ -66,6 +69,21 @@ def test_a_loop_that_is_left_early_leaves_its_copies_whole(cupy):
     for _ in range(5):
         x, y = next(iter(make_loader().to("cuda")))
         np.testing.assert_array_equal(x._array.get(), values().numpy()[y._array.get()])
+
+
+def test_a_forked_process_does_not_wait_for_copies_of_its_parent(cupy):
+    running = iter(make_loader().to("cuda"))
+    next(running)
+
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)  # the streams' threads are not here: who waits for one waits for ever
+        del running
+        gc.collect()
+        os._exit(0)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_a_batch_that_was_read_ahead_is_not_used_yet(cupy):
