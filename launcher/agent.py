@@ -5,18 +5,15 @@ One loop in the main thread waits for everything at once: exits (pidfd), message
 """
 
 import json
-import math
 import os
 import selectors
 import signal
 import socket
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from disttrain.collectives.chaos import Fault, write
@@ -27,7 +24,7 @@ from disttrain.launcher import openmpi, pmi
 from disttrain.launcher.backoff import BackOff
 from disttrain.launcher.called import result_file
 from disttrain.launcher.commands import Commands, JobFacts
-from disttrain.launcher.config import REHEARSAL, ConfigError, LaunchConfig, count_gpus
+from disttrain.launcher.config import REHEARSAL, ConfigError, LaunchConfig
 from disttrain.launcher.control_plane import ControlPlane
 from disttrain.launcher.desk import Desk
 from disttrain.launcher.logs import LogPump
@@ -47,14 +44,14 @@ from disttrain.launcher.report import (
     name_ranks,
     order,
 )
+from disttrain.launcher.roster import Roster
 from disttrain.launcher.rundir import RunDirectory
+from disttrain.launcher.signals import Signals
 
 if TYPE_CHECKING:  # what several hosts need takes longer to load than all else here
     from disttrain.launcher.fleet import Fleet, RemoteNode
     from disttrain.launcher.hosts import Cluster
 
-ONE_EVENT: Final = 2.0
-"""Seconds within which a signal of an agent and the same one of this process's own are of one event."""
 GRACE: Final = 2.0
 """Seconds between SIGTERM and SIGKILL when the user stops the job."""
 SETTLE_DEATH: Final = 0.1
@@ -73,8 +70,6 @@ PREEMPTS: Final = (signal.SIGTERM, signal.SIGUSR1)
 """Signals by which batch systems announce that they will take the nodes away."""
 STOPPED: Final = 10.0
 """Seconds after which a stopped rank has failed, if others run. Half of it is said first."""
-FAILS: Final = 2
-"""After so many failed generations because of one process, or node, it is left out, if the job has enough others."""
 _MOST_ASKED: Final = 8
 _SWEEP: Final = 5.0  # seconds that another node may take, once it has answered, to end what is left there
 _ANSWER: Final = 2.0  # seconds in which the stack of a rank of another node is to come
@@ -88,19 +83,8 @@ class Agent:
         self._config = config
         self._cluster = cluster
         self._fleet: Fleet | None = None
-        self._fails: Counter[tuple[int, int]] = Counter()
-        """Node and place on it, -1 for all of the node → how many generations have failed because of it."""
-        self._tired: list[tuple[int, int]] = []
-        """Those that have failed too often, in the order in which they came to it."""
-        self._said_away: list[str] = []
-        """What was last said of nodes and processes that are left out."""
-        self._used: dict[int, list[int]] = {}
-        """Node → the places on it that this generation uses, from 0: process after process."""
-        self._signals: list[signal.Signals] = []
-        self._signalled: set[signal.Signals] = set()
-        """What this process has been sent itself."""
-        self._passed_on: dict[signal.Signals, float] = {}
-        """When agents have passed a signal on, by the monotonic clock."""
+        self._roster: Roster | None = None
+        self._signals = Signals(self._take_signal)
         self._stopped_by: signal.Signals | None = None
         self._preempted: signal.Signals | None = None
         """The signal on which the ranks were asked to save and stop."""
@@ -146,7 +130,7 @@ class Agent:
                 f"disttrain launch needs Linux 5.3 or newer, this is {sys.platform}; use disttrain debug"
             )
         self._started = self._began = time.monotonic()
-        restore = self._catch_signals()
+        restore = self._signals.catch(self._selector)
         try:
             self._directory = RunDirectory()
         except RuntimeError:
@@ -182,7 +166,8 @@ class Agent:
         self._desk = Desk(self._directory.desk, self._directory.run_id, self._selector, self._commands.answer)
         try:
             if self._cluster is not None:
-                self._gather(self._cluster)
+                self._roster = Roster(self._cluster, self._nodes, lambda text: self._logs.notice(text))
+                self._gather(self._cluster, self._roster)
                 if self._stopped_by is not None or not self._rehearse():
                     return self._end([])
             others = [] if self._fleet is None else [node.host for node in self._fleet.nodes]
@@ -231,14 +216,14 @@ class Agent:
         self._here.guard(world.pid)
         return world
 
-    def _gather(self, cluster: "Cluster") -> None:
+    def _gather(self, cluster: "Cluster", roster: Roster) -> None:
         """Start the agents of the other nodes and wait for them; find out how many processes each is to run."""
         from disttrain.launcher import preflight
         from disttrain.launcher.fleet import JOIN, Fleet
 
         others = [(i, h) for i, h in cluster.numbered if i > 0]
         if not others:
-            self._share_out(cluster)
+            self._share_out(roster)
             return
         self._fleet = Fleet(
             others,
@@ -247,7 +232,7 @@ class Agent:
             on_report=self._on_report,
             on_exit=self._on_exit,
             on_lost=self._on_lost,
-            on_signal=lambda number: self._take_signal_of_agents(signal.Signals(number)),
+            on_signal=self._signals.take_of_agents,
             on_history=self._commands.keep,
             notice=lambda text: self._logs.notice(text),
             guard=self._here.guard,
@@ -260,7 +245,7 @@ class Agent:
             if time.monotonic() > deadline:
                 self._fleet.give_up(lambda n: n.facts is None, f"it has not joined within {JOIN:g} s")
         if self._stopped_by is None:
-            self._share_out(cluster)
+            self._share_out(roster)
             facts = {0: preflight.gather()} if cluster.here else {}
             facts |= {n.index: n.facts for n in self._fleet.nodes if n.facts is not None and not n.lost}
             offsets = [getattr(self._nodes[i], "ahead", 0.0) for i in facts]
@@ -299,55 +284,17 @@ class Agent:
         self._logs = LogPump(self._directory.path)
         return True
 
-    def _places(self, cluster: "Cluster") -> tuple[dict[int, list[int]], list[str]]:
-        """Return the places for processes on each node, less what is gone or has failed too often; and what has."""
-        slots: dict[int, list[int]] = {}
-        away = []
-        for index, host in cluster.numbered:
-            node = self._nodes[index]
-            if isinstance(node, LocalNode):
-                gpus, cores = count_gpus(), len(os.sched_getaffinity(0))
-            elif node.lost or node.facts is None:
-                away.append(f"{host.name}: {node.lost or 'it has not joined'}")
-                continue
-            else:
-                gpus, cores = len(node.facts["GPUs"]), node.facts["cores"]
-            count = host.slots or cluster.each(gpus, cores, host.name)
-            if count < cluster.fewest:
-                away.append(f"{node.host}: it is for {count} processes, -n asks for {cluster.fewest}")
-                continue
-            slots[index] = list(range(count))
-            tired = [i for n, i in self._tired if n == index and i >= 0]
-            for i in tired[: count - cluster.fewest if cluster.fewest else 0]:
-                away.append(f"process {i} of {node.host}: it has failed {self._fails[index, i]} times")
-                slots[index].remove(i)
-        fails = {index: sum(self._fails[index, i] for i in (-1, *slots[index])) for index in slots}
-        for index in [i for i in slots if fails[i] >= FAILS][: max(0, len(slots) - cluster.least)]:
-            away.append(f"{self._nodes[index].host}: it has failed {fails[index]} times")
-            del slots[index]
-        return slots, away
-
-    def _share_out(self, cluster: "Cluster") -> None:
+    def _share_out(self, roster: Roster) -> None:
         """Decide who runs what.
 
         Raises:
             ConfigError: fewer nodes are there than the job needs, or ``--ranks`` are too few for them.
         """
-        slots, away = self._places(cluster)
-        if len(slots) < cluster.least:
-            s = "s" if cluster.least > 1 else ""
-            raise ConfigError(
-                "\n  ".join([f"the job needs {cluster.least} node{s}, {len(slots)} are there", *away])
-            )
-        for line in away:
-            if line not in self._said_away:
-                self._logs.notice(f"disttrain: going on without {line}")
-        self._said_away = away
-        self._used = slots
+        nodes = roster.share_out()
         self._config = replace(
             self._config,
-            processes=sum(map(len, slots.values())),
-            nodes=tuple((index, len(places)) for index, places in slots.items()),
+            processes=sum(count for _, count in nodes),
+            nodes=nodes,
             master=self._fleet.master if self._fleet is not None else "127.0.0.1",
         )
 
@@ -388,30 +335,6 @@ class Agent:
             lines = table((w.host, w.place) for w in self._workers)
             self._logs.notice("\n".join(f"disttrain: {line}" for line in lines))
 
-    def _catch_signals(self) -> Callable[[], None]:
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        os.set_blocking(write, False)
-        before_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        before: dict[signal.Signals, Any] = {}
-
-        def note(number: int, _: FrameType | None) -> None:
-            self._signals.append(signal.Signals(number))
-
-        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-            if signal.getsignal(s) is not signal.SIG_IGN:  # nohup, a shell's background job
-                before[s] = signal.signal(s, note)
-        self._selector.register(read, selectors.EVENT_READ, lambda: self._on_signals(read))
-
-        def restore() -> None:
-            for s, handler in before.items():
-                signal.signal(s, handler)
-            signal.set_wakeup_fd(before_fd)
-            os.close(read)
-            os.close(write)
-
-        return restore
-
     def _spawn(self, env: WorkerEnv) -> None:
         config = self._config
         defaults = config.thread_limits()
@@ -429,18 +352,10 @@ class Agent:
         out = self._logs.add(env.process, ranks, to_stderr=False, labelled=labelled)
         err = self._logs.add(env.process, ranks, to_stderr=True, labelled=labelled)
         argv = [*config.argv, str(self._call_file)] if config.call else config.argv
-        order = Order(env, tuple(argv), environ, defaults, self._without(env.node))
+        # With --ranks a GPU is a rank's, not a process's, and all ranks stay.
+        without = self._roster.unused(env.node) if self._roster is not None and config.ranks is None else ()
+        order = Order(env, tuple(argv), environ, defaults, without)
         self._workers.append(self._nodes[env.node].start(order, out, err, world))
-
-    def _without(self, node: int) -> tuple[int, ...]:
-        """Return the GPUs of a node that were those of processes which have failed too often.
-
-        With ``--ranks`` a GPU is a rank's, not a process's, and all ranks stay.
-        """
-        places = self._used.get(node, [])
-        if self._config.ranks is not None:
-            return ()
-        return tuple(i for i in range(max(places, default=0)) if i not in places)
 
     # -- watching ------------------------------------------------------------------------------------------
 
@@ -601,24 +516,6 @@ class Agent:
             code = self._pmi.aborts.pop(process)
             self._fail(self._workers[process], f"called MPI_Abort with code {code}", code)
 
-    def _on_signals(self, fd: int) -> None:
-        try:
-            os.read(fd, 64)
-        except BlockingIOError:
-            return
-        signals, self._signals = self._signals, []
-        for s in signals:
-            first = s not in self._signalled
-            self._signalled.add(s)
-            if not first or time.monotonic() - self._passed_on.get(s, -math.inf) > ONE_EVENT:
-                self._take_signal(s)
-
-    def _take_signal_of_agents(self, s: signal.Signals) -> None:
-        """Take what agents have been sent: a batch system tells them and the launcher of one event."""
-        self._passed_on[s] = time.monotonic()
-        if s not in self._signalled:
-            self._take_signal(s)
-
     def _take_signal(self, s: signal.Signals) -> None:
         if self._stopped_by is not None or self._failures:  # asked twice, or ending anyway
             if s != signal.SIGUSR1:
@@ -718,11 +615,9 @@ class Agent:
             or self._generation >= self._config.max_restarts
         ):
             return False
-        if self._cluster is None or len(self._places(self._cluster)[0]) >= self._cluster.least:
+        if self._roster is None or self._roster.suffices:
             return True
-        self._logs.notice(
-            f"disttrain: no restart: fewer than {self._cluster.least} nodes are left (--nnodes)"
-        )
+        self._logs.notice(f"disttrain: no restart: fewer than {self._roster.least} nodes are left (--nnodes)")
         return False
 
     def _prepare_restart(self) -> bool:
@@ -741,10 +636,8 @@ class Agent:
             f"  restart {following} of {self._config.max_restarts}{when}: generation {following}"
         )
         self._attempts.append(attempt)
-        place = self._place_of(self._workers[attempt.failures[0].process])
-        self._fails[place] += 1
-        if self._fails[place] == FAILS:
-            self._tired.append(place)
+        if self._roster is not None:
+            self._roster.blame(self._workers[attempt.failures[0].process], self._workers)
         self._forget_workers()
         self._failures, self._stopped, self._standings = [], [], []
         self._kill_at, self._killed, self._tell_at, self._asked = None, False, NOTICE, []
@@ -754,18 +647,10 @@ class Agent:
         if self._stopped_by is not None:
             return False
         self._generation = following
-        if self._cluster is not None:
-            self._share_out(self._cluster)
+        if self._roster is not None:
+            self._share_out(self._roster)
         self._logs = LogPump(self._directory.path, following)
         return True
-
-    def _place_of(self, worker: WorkerState) -> tuple[int, int]:
-        """Return the node of a worker that has failed, and its place there; -1 for one that was lost with the node."""
-        node = worker.env.node
-        if getattr(self._nodes[node], "lost", "") or node not in self._used:
-            return node, -1
-        first = next(w.env.process for w in self._workers if w.env.node == node)
-        return node, self._used[node][worker.env.process - first]
 
     def _attempt(self) -> Attempt:
         """Return how this generation failed."""

@@ -6,8 +6,6 @@ import signal
 
 import pytest
 
-from disttrain.launcher.agent import Agent
-
 pytestmark = pytest.mark.mpi
 
 TRAIN = """
@@ -119,44 +117,3 @@ def test_a_child_of_a_rank_obeys_the_signals(start):
     code, _, err = job.end()
 
     assert (code, err) == (0, "")
-
-
-class Signalled(Agent):
-    """An agent that only hears of signals."""
-
-    def __init__(self):
-        self._signals, self._signalled, self._passed_on = [], set(), {}
-        self._stopped_by, self._preempted, self._failures, self._nodes = None, None, [], {}
-        self._kill_at = None
-        self.done = []
-
-    def _preempt(self, s):
-        self._preempted = s
-        self.done.append(f"save on {s.name}")
-
-    def _stop(self, by, who):
-        self._stopped_by = by
-        self.done.append(f"stop on {who}")
-
-    def sent(self, number):
-        """Take a signal as the main loop does."""
-        self._signals.append(number)
-        read, write = os.pipe()
-        try:
-            os.write(write, b"x")
-            self._on_signals(read)
-        finally:
-            os.close(read)
-            os.close(write)
-
-
-@pytest.mark.parametrize("agents_first", [True, False])
-def test_a_signal_to_the_launcher_and_to_agents_is_one_event(agents_first):
-    agent = Signalled()
-    steps = [lambda: agent._take_signal_of_agents(signal.SIGTERM), lambda: agent.sent(signal.SIGTERM)]
-    for step in steps if agents_first else steps[::-1]:
-        step()
-
-    assert agent.done == ["save on SIGTERM"]
-    agent.sent(signal.SIGTERM)
-    assert agent.done == ["save on SIGTERM", "stop on SIGTERM"]
