@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 
+import cuda_shim
 import pytest
 
 FORBIDDEN = [word for word in os.environ.get("DISTTRAIN_TEST_FORBID_SKIP", "").split(",") if word]
@@ -43,3 +44,12 @@ def pytest_collection_finish():
     """Spare every later gc.collect() the half a million objects of PyTorch and of the tests, which stay to the end."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The shim stands for a GPU with the arrays of `cuda_shim.there`. Yields the names of the kernels launched."""
+    if reason := cuda_shim.missing():
+        pytest.skip(reason)
+    with cuda_shim.stand_in("round-robin", monkeypatch) as launched:
+        yield launched

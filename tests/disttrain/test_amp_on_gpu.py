@@ -24,12 +24,9 @@ SHAPES = [(3, 4), (5,), (2, 2)]
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    if reason := cuda_shim.missing():
-        pytest.skip(reason)
-    with cuda_shim.stand_in("round-robin", monkeypatch) as launched:
-        monkeypatch.setattr(amp, "is_available", lambda: True)
-        yield launched
+def gpu(gpu, monkeypatch):
+    monkeypatch.setattr(amp, "is_available", lambda: True)
+    return gpu
 
 
 @pytest.fixture
@@ -44,10 +41,6 @@ def waits(monkeypatch):
 
 def here(x):
     return x
-
-
-def there(x):
-    return cuda_shim.aligned(x).view(cuda_shim.GpuArray)
 
 
 class Training:
@@ -100,7 +93,7 @@ def same(ours, theirs):
 @pytest.mark.parametrize("bad", [(), (2,), (0, 3), (1, 2, 5)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_steps_are_skipped_on_the_gpu_without_waiting_for_it(name, bad, unscale, gpu, waits):
-    ours, theirs = Training(name, there), Training(name, here)
+    ours, theirs = Training(name, cuda_shim.there), Training(name, here)
 
     first = 1 + (0 in bad)  # until then there is no state
     for number in range(7):
@@ -118,7 +111,7 @@ def test_steps_are_skipped_on_the_gpu_without_waiting_for_it(name, bad, unscale,
 
 
 def test_what_follows_a_skipped_step_without_the_scaler_knows_of_it(gpu):
-    ours, theirs = Training("adam", there), Training("adam", here)
+    ours, theirs = Training("adam", cuda_shim.there), Training("adam", here)
     for training in (ours, theirs):
         for number in range(4):
             training.step(number, bad=(2,))
@@ -131,7 +124,7 @@ def test_what_follows_a_skipped_step_without_the_scaler_knows_of_it(gpu):
 
 
 def test_parameters_that_do_not_all_step_are_waited_for(gpu):
-    ours, theirs = Training("adam", there), Training("adam", here)
+    ours, theirs = Training("adam", cuda_shim.there), Training("adam", here)
     for training in (ours, theirs):
         for number, without in enumerate((None, None, 1, None, 2)):
             training.step(number, bad=(1, 2, 3), without=without)
@@ -140,7 +133,9 @@ def test_parameters_that_do_not_all_step_are_waited_for(gpu):
 
 
 def test_other_optimizers_wait_to_know(gpu):
-    ours, theirs = (Training(lambda params: Adagrad(params, lr=0.1), place) for place in (there, here))
+    ours, theirs = (
+        Training(lambda params: Adagrad(params, lr=0.1), place) for place in (cuda_shim.there, here)
+    )
     for training in (ours, theirs):
         for number in range(4):
             training.step(number, bad=(1,))
@@ -149,7 +144,7 @@ def test_other_optimizers_wait_to_know(gpu):
 
 
 def test_a_state_that_is_loaded_is_not_changed_by_steps_skipped_before(gpu):
-    ours, fresh = Training("adam", there), Training("adam", there)
+    ours, fresh = Training("adam", cuda_shim.there), Training("adam", cuda_shim.there)
     fresh.step(0)
     ours.step(0)
     ours.step(1, bad=(1,))
@@ -172,11 +167,11 @@ def test_the_scale_may_not_fit_into_the_type_of_the_loss():
     assert np.isinf(loss.grad._array).all()  # 2 ** 17 is no float16
 
 
-@pytest.mark.parametrize("place", [here, there])
+@pytest.mark.parametrize("place", [here, cuda_shim.there])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_parameters_in_half_precision_with_masters_are_those_of_float32_rounded(name, dtype, place, request):
-    if place is there:
+    if place is cuda_shim.there:
         request.getfixturevalue("gpu")
     rng = np.random.default_rng(0)
     halves = [rng.standard_normal(s).astype(kind(dtype)) for s in SHAPES]

@@ -1,6 +1,5 @@
 """Numbers drawn for tensors on a GPU are those of the CPU to the bit, and kernels there make them."""
 
-import cuda_shim
 import ml_dtypes
 import numpy as np
 import pytest
@@ -60,14 +59,6 @@ ON_THE_HOST = "multinomial", "poisson", "binomial", "trunc_normal_", "orthogonal
 def empty(device, *shape, dtype=dt.float32):
     """Return zeros on a device."""
     return dt.zeros(*shape, dtype=dtype).to(device)
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    if reason := cuda_shim.missing():
-        pytest.skip(reason)
-    with cuda_shim.stand_in("round-robin", monkeypatch) as launched:
-        yield launched
 
 
 def drawn(make, device):

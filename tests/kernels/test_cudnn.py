@@ -47,15 +47,14 @@ def placed(shape, dtype):
 
 
 @pytest.fixture(params=["cuDNN", "own kernels"])
-def gpu(request, monkeypatch):
-    """Arrays on a GPU: yields what cuDNN ran, and what kernels were launched; None for the first without it."""
-    reasons = [cuda_shim.missing()] + ([cudnn_on_cpu.missing()] if request.param == "cuDNN" else [])
-    if any(reasons):
-        pytest.skip(" ".join(r for r in reasons if r))
-    with cuda_shim.stand_in("round-robin", monkeypatch) as launched:
-        if request.param != "cuDNN":
-            monkeypatch.setattr(cudnn, "_is_there", lambda device: False)
-        yield (cudnn_on_cpu.install(monkeypatch) if request.param == "cuDNN" else None), launched
+def nodes(request, gpu, monkeypatch):
+    """The nodes of the graphs that cuDNN ran, or None where it is missing."""
+    if request.param != "cuDNN":
+        monkeypatch.setattr(cudnn, "_is_there", lambda device: False)
+        return None
+    if reason := cudnn_on_cpu.missing():
+        pytest.skip(reason)
+    return cudnn_on_cpu.install(monkeypatch)
 
 
 def compare(op, args, dtype, room=8, **options):
@@ -91,7 +90,7 @@ WINDOWS = {
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("which", WINDOWS)
-def test_convolutions(which, bias, dtype, gpu):
+def test_convolutions(which, bias, dtype, nodes, gpu):
     window, groups = WINDOWS[which]
     args = [placed((2, 4, 7, 6), dtype), placed((8, 4 // groups, *window.kernel), dtype)]
 
@@ -100,13 +99,13 @@ def test_convolutions(which, bias, dtype, gpu):
     )
 
     assert np.moveaxis(out, 1, -1).flags.c_contiguous
-    if gpu[0] is not None:
-        assert gpu[0] == ["CONV_FPROP", *["POINTWISE"] * bias, "CONV_DGRAD", "CONV_WGRAD"]
-        assert gpu[1] in ([], ["part_sums", "merge"])  # but for the gradient of the bias
+    if nodes is not None:
+        assert nodes == ["CONV_FPROP", *["POINTWISE"] * bias, "CONV_DGRAD", "CONV_WGRAD"]
+        assert gpu in ([], ["part_sums", "merge"])  # but for the gradient of the bias
 
 
-def test_a_convolution_with_relu(gpu):
-    if gpu[0] is None:
+def test_a_convolution_with_relu(nodes):
+    if nodes is None:
         pytest.skip("for the library alone, as layers do not ask for it")
     window, groups = WINDOWS["3x3"]
     x, w, b = placed((2, 5, 6, 4), "float16"), placed((8, 4, 3, 3), "float16"), placed(8, "float16")
@@ -115,10 +114,10 @@ def test_a_convolution_with_relu(gpu):
 
     expected = conv.conv2d_reference(*exact(np.moveaxis(x, -1, 1), w, b), window, groups)
     near(np.moveaxis(np.asarray(out), -1, 1), np.maximum(expected, 0), "float16", 8)
-    assert gpu[0] == ["CONV_FPROP", "POINTWISE", "POINTWISE"]
+    assert nodes == ["CONV_FPROP", "POINTWISE", "POINTWISE"]
 
 
-def test_images_and_filters_that_lie_otherwise(gpu):
+def test_images_and_filters_that_lie_otherwise(nodes):
     window, groups = WINDOWS["3x3"]
     x = placed((2, 4, 7, 13), "float32")[..., 1::2]  # begins beside a multiple of 16 bytes, with gaps
     w = np.moveaxis(placed((8, 3, 3, 4), "float32"), -1, 1)
@@ -126,14 +125,14 @@ def test_images_and_filters_that_lie_otherwise(gpu):
     compare(ops.convolution, [x, w], "float32", window=window, groups=groups)
 
 
-def test_transposed_convolutions(gpu):
+def test_transposed_convolutions(nodes):
     window = Window((3, 2), (2, 1), (1, 0), (1, 2))
     args = [placed((2, 4, 3, 5), "float16"), placed((4, 6, 3, 2), "float16"), placed(6, "float16")]
 
     compare(ops.conv_transpose, args, "float16", window=window, groups=1, size=(6, 7))
 
 
-def test_volumes_go_as_images(gpu):
+def test_volumes_go_as_images(nodes):
     window = Window((2, 3, 3), (1, 1, 1), (0, 1, 1), (1, 1, 1))
 
     compare(
@@ -153,11 +152,11 @@ def packed(B, T, heads, features, dtype):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention(causal, dtype, gpu):
+def test_attention(causal, dtype, nodes):
     compare(attention.attention, packed(2, 6, 3, 8, dtype), dtype, 16, scale=0.3, causal=causal)
 
-    if gpu[0] is not None:
-        assert gpu[0] == ([] if dtype == "float32" else ["SDPA", "SDPA_BWD"])
+    if nodes is not None:
+        assert nodes == ([] if dtype == "float32" else ["SDPA", "SDPA_BWD"])
 
 
 MASKS = {
@@ -169,16 +168,16 @@ MASKS = {
 
 @pytest.mark.parametrize("which", MASKS)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_attention_with_booleans(which, dtype, gpu):
+def test_attention_with_booleans(which, dtype, nodes):
     q, k, v = (placed((2, 3, n, 8), dtype) for n in (6, 7, 7))
     mask = MASKS[which]().view(cuda_shim.GpuArray)
 
     compare(attention.attention, [q, k, v, mask], dtype, 16, scale=0.3)
 
-    assert gpu[0] in (None, ["SDPA", "SDPA_BWD"])
+    assert nodes in (None, ["SDPA", "SDPA_BWD"])
 
 
-def test_attention_with_numbers_added_without_their_gradient(gpu):
+def test_attention_with_numbers_added_without_their_gradient(nodes):
     q, k, v = (placed((2, 3, n, 8), "float16") for n in (6, 7, 7))
     mask = placed((2, 1, 6, 7), "float16")
     mask[0, 0, 2], mask[1, 0, 3, 4] = -np.inf, -np.inf
@@ -191,24 +190,24 @@ def test_attention_with_numbers_added_without_their_gradient(gpu):
     near(np.asarray(out), expected, "float16", 16)
     for a, b in zip(vjp(g, needs, *saved)[:3], their_vjp(exact(g)[0], needs, *theirs)[:3], strict=True):
         near(np.asarray(a), b, "float16", 64)
-    assert gpu[0] in (None, ["SDPA", "SDPA_BWD"])
+    assert nodes in (None, ["SDPA", "SDPA_BWD"])
 
 
-def test_the_gradient_of_a_mask_is_made_by_own_kernels(gpu):
+def test_the_gradient_of_a_mask_is_made_by_own_kernels(nodes):
     q, k, v = (placed((2, 3, n, 8), "float16") for n in (6, 7, 7))
 
     compare(attention.attention, [q, k, v, placed((2, 1, 6, 7), "float16")], "float16", 16, scale=0.3)
 
-    assert gpu[0] in (None, ["SDPA"])
+    assert nodes in (None, ["SDPA"])
 
 
-def test_what_dropout_keeps_is_as_on_the_cpu(gpu):
+def test_what_dropout_keeps_is_as_on_the_cpu(nodes):
     q, k, v = (placed((2, 3, n, 8), "float16") for n in (6, 7, 7))
     keep = (rng.random((2, 3, 6, 7)) < 0.8).view(cuda_shim.GpuArray)
 
     compare(attention.attention, [q, k, v, None, keep], "float16", 16, scale=0.3, p=0.2)
 
-    assert not gpu[0]
+    assert not nodes
 
 
 # ---------------------------------------------------------------------------------------------------- norms
@@ -219,29 +218,29 @@ LAYER, RMS, BATCH = ([f"{name}NORM", f"{name}NORM_BWD"] for name in ("LAYER", "R
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("factors", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(5, 7, 24), (3, 40)])
-def test_layer_norm(shape, factors, dtype, gpu):
+def test_layer_norm(shape, factors, dtype, nodes, gpu):
     args = [placed(shape, dtype), *(placed(shape[-1], "float32") for _ in range(factors))]
 
     compare(norm.layer_norm, [*args, *[None] * (2 - factors)], dtype, normalized_shape=shape[-1:], eps=1e-3)
 
-    if gpu[0] is not None:
-        assert (gpu[0], gpu[1]) == (LAYER, [])
+    if nodes is not None:
+        assert (nodes, gpu) == (LAYER, [])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_rms_norm(dtype, gpu):
+def test_rms_norm(dtype, nodes, gpu):
     args = [placed((4, 5, 24), dtype), placed(24, dtype)]
 
     compare(norm.rms_norm, args, dtype, normalized_shape=(24,), eps=1e-3)
 
-    if gpu[0] is not None:
-        assert (gpu[0], gpu[1]) == (RMS, [])
+    if nodes is not None:
+        assert (nodes, gpu) == (RMS, [])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("factors", [0, 2])
 @pytest.mark.parametrize("shape", [(3, 8, 5, 4), (30, 8)])
-def test_batch_norm(shape, factors, dtype, gpu):
+def test_batch_norm(shape, factors, dtype, nodes, gpu):
     args = [placed(shape, dtype), *(placed(8, "float32") for _ in range(factors))]
     ours = [placed(8, "float32") + np.float32(1) for _ in range(2)]
     theirs = [np.asarray(a).copy() for a in ours]
@@ -255,11 +254,11 @@ def test_batch_norm(shape, factors, dtype, gpu):
     assert np.moveaxis(out, 1, -1).flags.c_contiguous
     for a, b in zip(ours, theirs, strict=True):
         near(np.asarray(a), b, "float32", 4)
-    if gpu[0] is not None:
-        assert (gpu[0], gpu[1]) == (BATCH, [])
+    if nodes is not None:
+        assert (nodes, gpu) == (BATCH, [])
 
 
-def test_batch_norm_without_running_values_and_outside_of_training(gpu):
+def test_batch_norm_without_running_values_and_outside_of_training(nodes):
     x, w, b = placed((6, 8), "float32"), placed(8, "float32"), placed(8, "float32")
     compare(norm.batch_norm, [x, w, b], "float32", training=True, eps=1e-3)
     running = {"running_mean": np.zeros(8, np.float32), "running_var": np.ones(8, np.float32)}
@@ -270,7 +269,7 @@ def test_batch_norm_without_running_values_and_outside_of_training(gpu):
     expected = norm.batch_norm(*map(np.asarray, (x, w, b)), **running, training=False)
     near(np.asarray(out), expected[0], "float32", 4)
     vjp(out, (True,) * 3, *saved)
-    assert gpu[0] in (None, BATCH)
+    assert nodes in (None, BATCH)
 
 
 def test_norms_that_cudnn_has_no_plan_for_are_done_by_own_kernels(ran):
@@ -288,11 +287,10 @@ def test_norms_that_cudnn_has_no_plan_for_are_done_by_own_kernels(ran):
 
 
 @pytest.fixture
-def ran(monkeypatch):
-    if reason := cuda_shim.missing() or cudnn_on_cpu.missing():
+def ran(gpu, monkeypatch):
+    if reason := cudnn_on_cpu.missing():
         pytest.skip(reason)
-    with cuda_shim.stand_in("round-robin", monkeypatch):
-        yield lambda **options: cudnn_on_cpu.install(monkeypatch, **options)
+    return lambda **options: cudnn_on_cpu.install(monkeypatch, **options)
 
 
 def test_a_plan_is_made_once(ran, monkeypatch):

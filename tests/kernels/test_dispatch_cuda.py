@@ -110,18 +110,10 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def gpu(monkeypatch):
-    if reason := cuda_shim.missing():
-        pytest.skip(reason)
-    with cuda_shim.stand_in("round-robin", monkeypatch) as launched:
-        yield launched
-
-
 def on_gpu(value):
     if isinstance(value, list):
         return [on_gpu(v) for v in value]
-    return cuda_shim.aligned(value).view(cuda_shim.GpuArray) if isinstance(value, np.ndarray) else value
+    return cuda_shim.there(value) if isinstance(value, np.ndarray) else value
 
 
 def flat(values):
@@ -169,10 +161,7 @@ def test_steps_launch_kernels(name, gpu):
     }[name]
     rest = {"adam": [m, v, None], "sgd": [m], "lamb": [m, v, [20, 50]], "lars": [m, [20, 50]]}[name]
     step = getattr(optim, f"{name}_step")
-    ours = [
-        cuda_shim.aligned(a).view(cuda_shim.GpuArray) if isinstance(a, np.ndarray) else a
-        for a in (p, d, *rest)
-    ]
+    ours = on_gpu([p, d, *rest])
 
     step(*ours, **options)
     step(p, d, *rest, **options)

@@ -106,6 +106,11 @@ class GpuArray(OfGpu, np.ndarray):
     """Stands for CuPy's arrays: what is made of it is of its kind, and kernels' modules take it for one on a GPU."""
 
 
+def there(x):
+    """Return a copy of an array on what stands for the GPU."""
+    return aligned(x).view(GpuArray)
+
+
 @contextlib.contextmanager
 def stand_in(schedule, monkeypatch):
     """Let a :class:`GpuArray` be taken for an array on a GPU; yield the names of the kernels that are launched."""

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import lt_on_cpu
 import ml_dtypes
 import numpy as np
 import pytest
 
 from disttrain import engine
 from disttrain.autograd import grad
+from disttrain.kernels import gemm
 from disttrain.tensors import Tensor
 from disttrain.testing import check_vjp
 
@@ -133,3 +135,14 @@ def compare() -> Callable[..., None]:
 def check() -> Callable[..., None]:
     """Compare gradients with central differences."""
     return check_vjp
+
+
+@pytest.fixture(params=["cuBLASLt", "CuPy"])
+def cublas(request: Any, gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What multiplies on the GPU: the stand-in for cuBLASLt, or None where CuPy does it instead."""
+    if request.param == "CuPy":
+        monkeypatch.setattr(gemm, "_is_there", lambda device: False)
+        return None
+    if reason := lt_on_cpu.missing():
+        pytest.skip(reason)
+    return lt_on_cpu.install(monkeypatch)

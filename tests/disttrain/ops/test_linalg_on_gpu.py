@@ -34,18 +34,6 @@ def placed(shape, dtype):
     return cast(rng.standard_normal(shape), dtype).view(cuda_shim.GpuArray)
 
 
-@pytest.fixture(params=["cuBLASLt", "CuPy"])
-def gpu(request, monkeypatch):
-    """Arrays on a GPU: yields the stand-in for cuBLASLt, or None where CuPy multiplies instead."""
-    reasons = [cuda_shim.missing()] + ([lt_on_cpu.missing()] if request.param == "cuBLASLt" else [])
-    if any(reasons):
-        pytest.skip(" ".join(reasons))
-    with cuda_shim.stand_in("round-robin", monkeypatch):
-        if request.param == "CuPy":
-            monkeypatch.setattr(gemm, "_is_there", lambda device: False)
-        yield lt_on_cpu.install(monkeypatch) if request.param == "cuBLASLt" else None
-
-
 def compare(op, args, dtype):
     """Compare forward and backward with the CPU's in float64; return the gradients."""
     out, saved, vjp = op(*args)
@@ -65,30 +53,30 @@ def compare(op, args, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_matmul(shapes, dtype, gpu):
+def test_matmul(shapes, dtype, cublas):
     out, _ = compare(linalg.matmul, [placed(s, dtype) for s in shapes], dtype)
 
     assert isinstance(out, cuda_shim.GpuArray)
-    if gpu is not None:
-        assert gpu.ran == (0 if 0 in shapes[0] + shapes[1] else 3)
+    if cublas is not None:
+        assert cublas.ran == (0 if 0 in shapes[0] + shapes[1] else 3)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("lead", [(), (2,), (5, 2)])
-def test_linear(lead, bias, dtype, gpu):
+def test_linear(lead, bias, dtype, cublas):
     args = [placed((*lead, 3), dtype), placed((4, 3), dtype), placed((4,), dtype) if bias else None]
 
     _, grads = compare(linalg.linear, args, dtype)
 
-    if gpu is not None and bias and lead:
-        epilogues = [o["epilogue"] for o in gpu.operations]
+    if cublas is not None and bias and lead:
+        epilogues = [o["epilogue"] for o in cublas.operations]
         forward = 1 if dtype == "float64" else cublaslt.Epilogue.BIAS
         assert epilogues == [forward, 1, cublaslt.Epilogue.BGRADB]
         assert grads[2].shape == (4,)
 
 
-def test_the_weights_gradient_is_written_where_it_is_wanted(gpu):
+def test_the_weights_gradient_is_written_where_it_is_wanted(cublas):
     x, w, b, g = (placed(s, "float32") for s in ((6, 3), (4, 3), (4,), (6, 4)))
     _, saved, vjp = linalg.linear(x, w, b)
     slot = cuda_shim.poisoned((4, 3), np.float32).view(cuda_shim.GpuArray)
@@ -99,10 +87,10 @@ def test_the_weights_gradient_is_written_where_it_is_wanted(gpu):
     near(np.asarray(slot), exact(g.T @ x)[0], "float32")
 
 
-def test_a_product_that_the_library_lacks_goes_through_cupy_and_says_so_once(monkeypatch, caplog):
-    if reason := cuda_shim.missing() or lt_on_cpu.missing():
+def test_a_product_that_the_library_lacks_goes_through_cupy_and_says_so_once(gpu, monkeypatch, caplog):
+    if reason := lt_on_cpu.missing():
         pytest.skip(reason)
-    with cuda_shim.stand_in("round-robin", monkeypatch), caplog.at_level(logging.WARNING, "disttrain"):
+    with caplog.at_level(logging.WARNING, "disttrain"):
         library = lt_on_cpu.install(monkeypatch, unsupported=lambda operation, result: True)
         args = [placed((6, 3), "bfloat16"), placed((4, 3), "bfloat16"), placed((4,), "bfloat16")]
         for _ in range(2):
@@ -114,7 +102,7 @@ def test_a_product_that_the_library_lacks_goes_through_cupy_and_says_so_once(mon
     assert len(caplog.messages) == len(set(caplog.messages))
 
 
-def test_without_the_library_products_go_through_cupy_and_that_is_said_once(monkeypatch, caplog):
+def test_without_the_library_products_go_through_cupy_and_that_is_said_once(gpu, monkeypatch, caplog):
     def none():
         raise LibraryMissing("not installed")
 
@@ -122,9 +110,7 @@ def test_without_the_library_products_go_through_cupy_and_that_is_said_once(monk
     monkeypatch.setattr(cublaslt, "handle", cublaslt.handle.__wrapped__)
     for name in ("_is_there", "_say"):
         getattr(gemm, name).cache_clear()
-    if reason := cuda_shim.missing():
-        pytest.skip(reason)
-    with cuda_shim.stand_in("round-robin", monkeypatch), caplog.at_level(logging.WARNING, "disttrain"):
+    with caplog.at_level(logging.WARNING, "disttrain"):
         for shape in ((2, 3), (4, 3)):
             compare(linalg.matmul, [placed(shape, "float32"), placed((3, 2), "float32")], "float32")
 

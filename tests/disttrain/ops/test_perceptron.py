@@ -9,7 +9,6 @@ import pytest
 from cuda_cases import cast, exact, near
 
 import disttrain as dt
-from disttrain.kernels import gemm
 from disttrain.kernels.cublaslt import Epilogue
 from disttrain.ops.perceptron import perceptron
 
@@ -26,18 +25,6 @@ def some(*sizes, lead=(5,)):
 
 def placed(args, dtype):
     return [cast(a, dtype).view(cuda_shim.GpuArray) for a in args]
-
-
-@pytest.fixture(params=["cuBLASLt", "CuPy"])
-def gpu(request, monkeypatch):
-    """Arrays on a GPU: yields the stand-in for cuBLASLt, or None where CuPy multiplies instead."""
-    reasons = [cuda_shim.missing()] + ([lt_on_cpu.missing()] if request.param == "cuBLASLt" else [])
-    if any(reasons):
-        pytest.skip(" ".join(reasons))
-    with cuda_shim.stand_in("round-robin", monkeypatch):
-        if request.param == "CuPy":
-            monkeypatch.setattr(gemm, "_is_there", lambda device: False)
-        yield lt_on_cpu.install(monkeypatch) if request.param == "cuBLASLt" else None
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
@@ -61,7 +48,7 @@ def test_gradients_have_gradients(activation):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("sizes", [(3, 8, 5), (6, 8, 16, 4), (3, 5, 2)])
-def test_arrays_on_a_gpu(sizes, activation, dtype, gpu):
+def test_arrays_on_a_gpu(sizes, activation, dtype, cublas):
     args = placed(some(*sizes, lead=(2, 3)), dtype)
     wide = [np.asarray(a) for a in exact(*map(np.asarray, args))]
     needs = (True,) * len(args)
@@ -77,10 +64,10 @@ def test_arrays_on_a_gpu(sizes, activation, dtype, gpu):
     ):
         assert (a.shape, a.dtype) == (p.shape, p.dtype)
         near(np.asarray(a), b, dtype, 32)
-    if gpu is None or dtype == "float64":
+    if cublas is None or dtype == "float64":
         return
     name, maps = activation.upper(), len(sizes) - 1
-    done = [Epilogue(o["epilogue"]) for o in gpu.operations]
+    done = [Epilogue(o["epilogue"]) for o in cublas.operations]
     if name == "GELU" and sizes[1] % 8:
         assert not any(e.has_aux for e in done)
         return
@@ -90,16 +77,16 @@ def test_arrays_on_a_gpu(sizes, activation, dtype, gpu):
     assert len(done) == 3 * maps
 
 
-def test_parts_that_nobody_asks_for_are_not_made(gpu):
+def test_parts_that_nobody_asks_for_are_not_made(cublas):
     args = placed(some(4, 8, 8, 2), "float32")
     out, saved, vjp = perceptron(*args, activation="relu")
-    products = 0 if gpu is None else gpu.ran
+    products = 0 if cublas is None else cublas.ran
 
     grads = vjp(out, (False, False, False, False, True, True, True), *saved)
 
     assert [g is None for g in grads] == [True, True, True, True, False, False, False]
-    if gpu is not None:
-        assert gpu.ran == products + 2  # the last weight's, and what comes down to the bias
+    if cublas is not None:
+        assert cublas.ran == products + 2  # the last weight's, and what comes down to the bias
     _, kept, their_vjp = perceptron(*map(np.asarray, args), activation="relu")
     for a, b in zip(grads[4:], their_vjp(np.asarray(out), (True,) * 7, *kept)[4:], strict=True):
         near(np.asarray(a), b, "float32", 8)
@@ -107,18 +94,17 @@ def test_parts_that_nobody_asks_for_are_not_made(gpu):
 
 @pytest.mark.parametrize("lacks", ["forward", "backward", "both"])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_what_the_library_lacks_is_done_apart_and_that_is_said(activation, lacks, monkeypatch, caplog):
-    if reason := cuda_shim.missing() or lt_on_cpu.missing():
+def test_what_the_library_lacks_is_done_apart_and_that_is_said(activation, lacks, gpu, monkeypatch, caplog):
+    if reason := lt_on_cpu.missing():
         pytest.skip(reason)
     args = some(4, 8, 8, 2)
     refused = [Epilogue.RELU_AUX_BIAS, Epilogue.GELU_AUX_BIAS] * (lacks != "backward")
     refused += [Epilogue.DRELU_BGRAD, Epilogue.DGELU_BGRAD] * (lacks != "forward")
-    with cuda_shim.stand_in("round-robin", monkeypatch):
-        library = lt_on_cpu.install(monkeypatch, unsupported=lambda o, _: o["epilogue"] in refused)
-        ours = placed(args, "float32")
-        with caplog.at_level("WARNING", "disttrain"):
-            out, saved, vjp = perceptron(*ours, activation=activation)
-            grads = vjp(out, (True,) * 7, *saved)
+    library = lt_on_cpu.install(monkeypatch, unsupported=lambda o, _: o["epilogue"] in refused)
+    ours = placed(args, "float32")
+    with caplog.at_level("WARNING", "disttrain"):
+        out, saved, vjp = perceptron(*ours, activation=activation)
+        grads = vjp(out, (True,) * 7, *saved)
 
     assert not {o["epilogue"] for o in library.operations} & set(refused)
     assert "an activation is applied apart from the product before it" in caplog.text

@@ -22,20 +22,8 @@ OPTIMIZERS = {
 SHAPES = [(3, 40), (5,), (2, 2)]
 
 
-@pytest.fixture
-def gpu(monkeypatch):
-    if reason := cuda_shim.missing():
-        pytest.skip(reason)
-    with cuda_shim.stand_in("round-robin", monkeypatch) as launched:
-        yield launched
-
-
 def here(x):
     return x
-
-
-def there(x):
-    return cuda_shim.aligned(x).view(cuda_shim.GpuArray)
 
 
 def make(name, place, dtype, masters=False):
@@ -64,7 +52,9 @@ def train(params, optimizer, place, steps, without=None):
 def test_a_gpu_rounds_as_the_cpu(name, dtype, masters, gpu):
     if masters and name == "rmsprop":
         pytest.skip("has no masters")
-    ours, theirs = (train(*make(name, place, dtype, masters), place, range(4), 1) for place in (there, here))
+    ours, theirs = (
+        train(*make(name, place, dtype, masters), place, range(4), 1) for place in (cuda_shim.there, here)
+    )
 
     for a, b in zip(ours, theirs, strict=True):
         if name in ("adamw", "momentum"):
@@ -76,7 +66,7 @@ def test_a_gpu_rounds_as_the_cpu(name, dtype, masters, gpu):
 
 
 def test_steps_below_the_last_place_are_made_on_average(gpu):
-    for place in (here, there):
+    for place in (here, cuda_shim.there):
         p = Tensor._of(place(np.ones(4096, kind("bfloat16")))).requires_grad_()
         optimizer = SGD([p], lr=2.0**-12)
         optimizer.round_randomly(3)

@@ -57,20 +57,16 @@ def test_what_cannot_be_shared_is_an_error():
         dt.from_dlpack(Elsewhere())
 
 
-def test_arrays_on_a_gpu_come_by_cupy(monkeypatch):
-    if reason := cuda_shim.missing():
-        pytest.skip(reason)
-    a = np.arange(3.0)
+def test_arrays_on_a_gpu_come_by_cupy(gpu, monkeypatch):
     monkeypatch.setattr(cuda_shim.GpuArray, "__dlpack_device__", lambda self: (2, 0), raising=False)
-    with cuda_shim.stand_in("round-robin", monkeypatch):
-        import cupy
+    import cupy
 
-        cupy.from_dlpack = lambda x: x
-        given = a.view(cuda_shim.GpuArray)
-        t = dt.from_dlpack(given)
+    cupy.from_dlpack = lambda x: x
+    given = cuda_shim.there(np.arange(3.0))
+    t = dt.from_dlpack(given)
 
-        assert t._array is given
-        assert t.is_cuda
-        assert t.__dlpack_device__() == (2, 0)
-        with pytest.raises(ValueError, match="on cuda:0 cannot be on cpu without a copy"):
-            dt.from_dlpack(given, device="cpu", copy=False)
+    assert t._array is given
+    assert t.is_cuda
+    assert t.__dlpack_device__() == (2, 0)
+    with pytest.raises(ValueError, match="on cuda:0 cannot be on cpu without a copy"):
+        dt.from_dlpack(given, device="cpu", copy=False)
