@@ -1,25 +1,17 @@
-"""``torch.multiprocessing``: the standard library's module. Tensors travel between processes as copies.
+"""``torch.multiprocessing``: the standard library's module, and :func:`spawn`, by which the launcher starts ranks.
 
-Ranks are started by the launcher, which is why :func:`spawn` is refused.
+Tensors travel between processes as copies.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+from importlib import import_module
 from typing import Any
 
 from disttrain import missing
 
 _STRATEGIES = ("file_descriptor", "file_system")
-
-spawn = missing.refused(
-    "multiprocessing.spawn",
-    "use disttrain.launch(fn, args, nproc=N): the function has its rank in os.environ['RANK']",
-)
-start_processes = missing.refused(
-    "multiprocessing.start_processes",
-    "use disttrain.launch(fn, args, nproc=N): the function has its rank in os.environ['RANK']",
-)
 
 
 def get_all_sharing_strategies() -> set[str]:
@@ -38,6 +30,8 @@ def set_sharing_strategy(new_strategy: str) -> None:
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("spawn", "start_processes"):  # what the launcher needs is not loaded before it is asked for
+        return import_module("disttrain.launcher.function").spawn
     try:
         return getattr(multiprocessing, name)
     except AttributeError:

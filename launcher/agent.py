@@ -4,7 +4,6 @@ One loop in the main thread waits for everything at once: exits (pidfd), message
 (PMI), other nodes (ZeroMQ over TCP), signals from the user. Only the workers' output has a thread of its own.
 """
 
-import json
 import os
 import selectors
 import signal
@@ -22,7 +21,7 @@ from disttrain.collectives.env import WorkerEnv
 from disttrain.collectives.ledger import Standing
 from disttrain.launcher import openmpi, pmi
 from disttrain.launcher.backoff import BackOff
-from disttrain.launcher.called import result_file
+from disttrain.launcher.called import read_result, result_file
 from disttrain.launcher.commands import Commands, JobFacts
 from disttrain.launcher.config import REHEARSAL, ConfigError, LaunchConfig
 from disttrain.launcher.control_plane import ControlPlane
@@ -719,9 +718,10 @@ class Agent:
             self._logs.notice(f"disttrain: {self._directory.report} could not be written: {e.strerror}")
 
     def _read_results(self) -> dict[int, Any]:
-        """Return what the function has returned; None for a rank that has left it with ``sys.exit(0)``."""
-        files = {rank: result_file(self._call_file, rank) for rank in range(self._config.world_size)}
-        return {rank: json.loads(f.read_text()) if f.exists() else None for rank, f in files.items()}
+        """Return what the function has returned, by rank."""
+        return {
+            rank: read_result(result_file(self._call_file, rank)) for rank in range(self._config.world_size)
+        }
 
     def _with_logs(self, failure: Failure) -> Failure:
         if failure.traceback:

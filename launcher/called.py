@@ -3,6 +3,7 @@
 ``python -m disttrain.launcher.called FILE``; the file beside which the results go is JSON: see :class:`Call`.
 """
 
+import argparse
 import importlib
 import importlib.util
 import json
@@ -13,6 +14,8 @@ from typing import Any, Final
 
 from disttrain.collectives.env import current_env
 
+_NAMESPACE: Final = "argparse.Namespace"
+"""The one key of the dict that a namespace is in JSON."""
 _MAIN: Final = "__mp_main__"
 """The name of the parent's script when it is imported: its ``if __name__ == "__main__"`` must not run."""
 
@@ -30,9 +33,11 @@ class Call:
     kwargs: dict[str, Any]
     path: tuple[str, ...]
     """The caller's ``sys.path``."""
+    ranked: bool = False
+    """Whether the rank comes before the arguments."""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self), default=_plain)
 
     def find(self) -> Any:
         """Return the function.
@@ -50,7 +55,7 @@ class Call:
 
 
 def check_json(value: object, what: str) -> None:
-    """Refuse what JSON does not give back as it is. A tuple counts as a list.
+    """Refuse what JSON does not give back as it is. A tuple counts as a list, a namespace as what it has.
 
     Raises:
         TypeError: names the part of ``what`` that is something else.
@@ -61,6 +66,8 @@ def check_json(value: object, what: str) -> None:
         case list() | tuple():
             for i, item in enumerate(value):
                 check_json(item, f"{what}[{i}]")
+        case argparse.Namespace():
+            check_json(vars(value), what)
         case dict():
             for key, item in value.items():
                 if not isinstance(key, str):
@@ -69,9 +76,14 @@ def check_json(value: object, what: str) -> None:
         case _:
             raise TypeError(
                 f"{what} is of {type(value).__module__}.{type(value).__qualname__}, but between processes go only "
-                f"None, bool, int, float, str, list, tuple and dict; give x.item() or x.tolist(), "
+                f"None, bool, int, float, str, list, tuple, dict and argparse.Namespace; give x.item() or x.tolist(), "
                 f"or save it to a file and give the path"
             )
+
+
+def read_result(file: Path) -> Any:
+    """Return what a rank has written; None if it has left the function with ``sys.exit(0)``."""
+    return json.loads(file.read_text(), object_hook=_made) if file.exists() else None
 
 
 def result_file(call: Path, rank: int) -> Path:
@@ -81,14 +93,23 @@ def result_file(call: Path, rank: int) -> Path:
 
 def main(argv: list[str]) -> None:
     file = Path(argv[0])
-    call = Call(**json.loads(file.read_text()))
+    call = Call(**json.loads(file.read_text(), object_hook=_made))
     sys.path[:] = call.path
-    result = call.find()(*call.args, **call.kwargs)
+    rank = current_env().rank
+    result = call.find()(*([rank] if call.ranked else []), *call.args, **call.kwargs)
     check_json(result, f"the result of {call.name}")
-    target = result_file(file, current_env().rank)
+    target = result_file(file, rank)
     temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result))
+    temporary.write_text(json.dumps(result, default=_plain))
     temporary.replace(target)
+
+
+def _plain(value: argparse.Namespace) -> dict[str, Any]:
+    return {_NAMESPACE: vars(value)}
+
+
+def _made(value: dict[str, Any]) -> Any:
+    return argparse.Namespace(**value[_NAMESPACE]) if value.keys() == {_NAMESPACE} else value
 
 
 def _import_script(path: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from disttrain.launcher.called import Call, check_json
 from disttrain.launcher.config import LaunchConfig, parse_nproc
 from disttrain.launcher.hosts import this_node
+from disttrain.launcher.program import runs_for_torch
 from disttrain.launcher.report import RunReport
 
 
@@ -44,7 +45,8 @@ def launch(
 
     Args:
         fn: a function at the top level of a module or script.
-        args: of None, bool, int, float, str, and lists and dicts of these; the same for every rank.
+        args: of None, bool, int, float, str, and lists, dicts and ``argparse.Namespace`` of these; the same for every
+            rank.
         nproc: number of processes, or ``"cpu"``, ``"gpu"``, ``"auto"``, ``"2:4"`` as ``-n``.
         ranks: number of ranks if it is another, as ``--ranks``.
         transport: as ``--transport``.
@@ -59,22 +61,82 @@ def launch(
         RuntimeError: called by a rank of a job, or by a thread other than the main one.
         KeyboardInterrupt: Ctrl-C; all ranks have been ended.
     """
-    _check_caller()
-    module, name, script = _by_name(fn)
-    named = dict(kwargs or {})
-    check_json(list(args), "args")
-    check_json(named, "kwargs")
-    cluster = this_node(str(nproc)) if ":" in str(nproc) else None
-    config = LaunchConfig(
-        program="disttrain.launcher.called",
-        is_module=True,
-        call=Call(module, name, script, tuple(args), named, tuple(sys.path)).to_json(),
-        processes=1 if cluster is not None else parse_nproc(str(nproc)),
+    return _launch(
+        fn,
+        args,
+        kwargs or {},
+        nproc=nproc,
         ranks=ranks,
         transport=transport,
         timeout=timeout,
         max_restarts=max_restarts,
         env=dict(env or {}),
+    )
+
+
+def spawn(
+    fn: Callable[..., Any],
+    args: Sequence[Any] = (),
+    nprocs: int = 1,
+    join: bool = True,
+    daemon: bool = False,
+    start_method: str = "spawn",
+) -> None:
+    """Call ``fn(i, *args)`` in ``nprocs`` new processes, the ranks of a job, and wait for their end.
+
+    ``torch.multiprocessing.spawn``, by :func:`launch`: ``i`` is the rank, and what PyTorch's scripts do next, setting
+    ``MASTER_ADDR`` and calling ``init_process_group(rank=i, world_size=nprocs)``, does no harm. Arguments travel as
+    JSON, an ``argparse.Namespace`` too.
+
+    Args:
+        fn: a function at the top level of a module or script.
+        args: of None, bool, int, float, str, lists, dicts and namespaces of these; the same for every rank.
+        nprocs: number of processes.
+        join: they are always waited for.
+        daemon: they never outlive the caller.
+        start_method: they are always new interpreters, which import the function.
+
+    Raises:
+        LaunchError: a rank failed; the text has the traceback of the root cause (PyTorch: ProcessRaisedException).
+        NotImplementedError: ``join=False``, or the start method ``"fork"``, whose processes have what the parent had.
+        TypeError: ``fn`` cannot be found by name, or an argument is not JSON.
+        RuntimeError: called by a rank of a job, or by a thread other than the main one.
+    """
+    if not join:
+        raise NotImplementedError(
+            "spawn(join=False) is not in disttrain: ranks end with who started them; let the ranks do the work, or "
+            "start the script with `disttrain launch` in the background"
+        )
+    if start_method not in ("spawn", "forkserver"):
+        raise NotImplementedError(
+            f"start_method={start_method!r} is not in disttrain: ranks are new interpreters ('spawn'); give what they "
+            f"need as arguments, or write it to a file and give the path"
+        )
+    _launch(fn, args, {}, nproc=nprocs, ranked=True)
+
+
+def _launch(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    nproc: int | str,
+    ranked: bool = False,
+    **options: Any,
+) -> list[Any]:
+    """Call the function on every rank, with the rank first if it is ``ranked``; ``options`` are those of the job."""
+    _check_caller()
+    call = Call(*_by_name(fn), tuple(args), dict(kwargs), tuple(sys.path), ranked)
+    check_json(list(call.args), "args")
+    check_json(call.kwargs, "kwargs")
+    cluster = this_node(str(nproc)) if ":" in str(nproc) else None
+    config = LaunchConfig(
+        program="disttrain.launcher.called",
+        is_module=True,
+        compat=runs_for_torch(),
+        call=call.to_json(),
+        processes=1 if cluster is not None else parse_nproc(str(nproc)),
+        **options,
     )
     from disttrain.launcher.agent import Agent
 
@@ -95,8 +157,8 @@ def launch(
 def _check_caller() -> None:
     if os.environ.get("DISTTRAIN_RUN_ID"):
         raise RuntimeError(
-            "launch() was called by a worker of a job. If this is a script that calls launch(), its workers import it "
-            'too: put the call under `if __name__ == "__main__":`'
+            "launch() or spawn() was called by a worker of a job. If this is a script that calls it, its workers "
+            'import it too: put the call under `if __name__ == "__main__":`'
         )
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError(

@@ -84,6 +84,11 @@ def run_for_torch() -> None:
     importlib.import_module("disttrain.compat.finder").install()
 
 
+def runs_for_torch() -> bool:
+    """Return whether ``import torch`` means disttrain in this process."""
+    return any(type(finder).__module__ == "disttrain.compat.finder" for finder in sys.meta_path)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a rank left its script."""

@@ -165,5 +165,3 @@ def test_what_is_refused_says_why_when_it_is_called():
         dt.onnx.export(None, (), "x.onnx")
     with pytest.raises(NotImplementedError, match="nothing is downloaded"):
         dt.hub.load_state_dict_from_url("https://example.org/x.pth")
-    with pytest.raises(NotImplementedError, match=r"use disttrain\.launch\(fn"):
-        dt.multiprocessing.spawn(print, nprocs=2)

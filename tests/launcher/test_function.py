@@ -1,15 +1,18 @@
 """``disttrain.launch(fn)``: results by rank, one exception for a failure, and a cure for what cannot be sent."""
 
+import json
 import subprocess
 import sys
 import textwrap
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from folded import unfold
 
 import disttrain as dt
-from disttrain.launcher.called import check_json
+from disttrain.launcher import called
+from disttrain.launcher.called import Call, check_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -168,3 +171,84 @@ def test_what_has_no_name_is_refused():
 def test_what_json_would_change_is_refused(value, said):
     with pytest.raises(TypeError, match=said):
         check_json(value, "x")
+
+
+TUTORIAL = """
+    import argparse, os
+    import {torch}
+    import {torch}.distributed as dist
+    import {torch}.multiprocessing as mp
+
+    def train(rank, world_size, options):
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "localhost", "12355"
+        dist.init_process_group("gloo", rank=rank, world_size=world_size)
+        x = {torch}.full((2,), rank + options.lr)
+        dist.all_reduce(x)
+        {body}
+        print(dist.get_rank(), x.tolist(), options.sizes)
+        dist.destroy_process_group()
+
+    if __name__ == "__main__":
+        mp.spawn(train, args=(2, argparse.Namespace(lr=0.5, sizes=[3, {{"a": None}}])), nprocs=2{more})
+        print("over")
+    """
+
+
+def tutorial(torch="disttrain", body="pass", more=", join=True"):
+    return TUTORIAL.format(torch=torch, body=body, more=more)
+
+
+def test_spawn_as_in_pytorchs_tutorials(run):
+    code, out, err = run(tutorial())
+
+    assert code == 0
+    assert "Traceback" not in err
+    *ranks, last = out.splitlines()
+    assert sorted(ranks) == [f"[{rank}] {rank} [2.0, 2.0] [3, {{'a': None}}]" for rank in range(2)]
+    assert last == "over"
+
+
+def test_spawn_from_a_script_of_pytorch_runs_one(run, tmp_path):
+    """The workers of a program for which ``torch`` means disttrain import what it imports."""
+    (tmp_path / "script.py").write_text(textwrap.dedent(tutorial("torch")))
+
+    code, out, err = run(
+        """
+        import subprocess, sys
+        sys.exit(subprocess.call([sys.executable, "-m", "disttrain", "compat", "--run", "script.py"]))
+        """
+    )
+
+    assert code == 0
+    assert "Traceback" not in err
+    assert out.count("[2.0, 2.0] [3, {'a': None}]") == 2
+
+
+def test_a_rank_that_fails_is_an_exception_of_spawn(run):
+    code, _, err = run(tutorial(body="assert rank == 0, 'not I'"))
+
+    assert code == 1
+    assert "disttrain.launcher.function.LaunchError: disttrain: rank 1 (host " in err
+    assert "  AssertionError: not I\n" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"), [(", join=False", "join=False"), (", start_method='fork'", "start_method='fork'")]
+)
+def test_what_spawn_cannot_do_is_refused(run, more, message):
+    code, _, err = run(tutorial(more=more))
+
+    assert code == 1
+    assert f"NotImplementedError: {'spawn(' if 'join' in more else ''}{message}" in err
+
+
+def test_a_namespace_is_one_again():
+    options = Namespace(a=[1, {"b": Namespace()}])
+    call = Call("m", "f", "", (options,), {}, (), True)
+
+    check_json([options], "args")
+    again = Call(**json.loads(call.to_json(), object_hook=called._made))
+
+    assert again.args == [options]
+    with pytest.raises(TypeError, match=r"args\[0\]\['x'\] is of builtins.set"):
+        check_json([Namespace(x={1})], "args")
