@@ -126,7 +126,7 @@ def activated(a: Array, b: Array, bias: Array, activation: str) -> tuple[Array, 
         a: (M, K), float32, float16 or bfloat16.
         b: (K, N), of the same type.
         bias: (N,), of the same type.
-        activation: ``"relu"``, or ``"gelu"`` by its approximation by tanh.
+        activation: ``"relu"`` or ``"gelu_tanh"``; no product applies another.
 
     Returns:
         (M, N); for ReLU a bit for each element, for GELU its argument (M, N). None where cuBLASLt has no such product.
@@ -167,7 +167,7 @@ def _activates(a: Array, b: Array, activation: str) -> bool:
         a.size
         and b.size
         and a.dtype != numpy.float64  # the library has no such epilogues for it
-        and (activation == "relu" or cublaslt.fits_gelu(b.shape[1]))
+        and (activation == "relu" or (activation == "gelu_tanh" and cublaslt.fits_gelu(b.shape[1])))
         and _serves(a)
     )
 

@@ -158,17 +158,26 @@ def _channel_grad_sums(g, x, mean, total, dot):  # type: ignore[no-untyped-def]
             dot[c] += g[m, c] * (x[m, c] - mean[c])
 
 
-def channel_grad(g: Array, x: Array, mean: Array, a: Array, b: Array, c: Array) -> Array:
-    """Return ``g * a + (x - mean) * b + c`` for (M, C) arrays and one of each coefficient per channel."""
+def channel_grad(
+    g: Array, x: Array, mean: Array, a: Array, b: Array, c: Array, *, y: Array | None = None
+) -> Array:
+    """Return ``g * a + (x - mean) * b + c`` for (M, C) arrays and one of each coefficient per channel.
+
+    With ``y``, the output of a ReLU that came after, ``g`` counts where that is not 0.
+    """
     if get_array_module(g) is not numpy:
-        return _channel_grad_cuda(g, x, None, mean, a, b, c)[0]
+        return _channel_grad_cuda(g, x, y, mean, a, b, c, None)
+    g = g if y is None else relu_grad_reference(g, y)
     out = numpy.empty_like(g)
     _channel_grad(g, x, *(v.astype(g.dtype, copy=False) for v in (mean, a, b, c)), out)
     return out
 
 
-def channel_grad_reference(g: Array, x: Array, mean: Array, a: Array, b: Array, c: Array) -> Array:
+def channel_grad_reference(
+    g: Array, x: Array, mean: Array, a: Array, b: Array, c: Array, *, y: Array | None = None
+) -> Array:
     """What :func:`channel_grad` must equal."""
+    g = g if y is None else relu_grad_reference(g, y)
     mean, a, b, c = (v.astype(g.dtype, copy=False) for v in (mean, a, b, c))
     return g * a + (x - mean) * b + c
 
@@ -189,7 +198,8 @@ def channel_relu_grad(
     The gradients of what was normalised and of what was added to it before the ReLU.
     """
     if get_array_module(g) is not numpy:
-        return _channel_grad_cuda(g, x, y, mean, a, b, c)
+        masked = cuda.empty(g.shape, g.dtype)
+        return _channel_grad_cuda(g, x, y, mean, a, b, c, masked), masked
     h = relu_grad_reference(g, y)
     return channel_grad(h, x, mean, a, b, c), h
 
@@ -508,9 +518,9 @@ def _channel_grad_sums_cuda(g: Array, x: Array, mean: Array, y: Array | None) ->
 
 
 def _channel_grad_cuda(
-    g: Array, x: Array, y: Array | None, mean: Array, a: Array, b: Array, c: Array
-) -> tuple[Array, Array]:
+    g: Array, x: Array, y: Array | None, mean: Array, a: Array, b: Array, c: Array, masked: Array | None
+) -> Array:
     mean, a, b, c = (v.astype(cuda.wide(g.dtype), copy=False) for v in (mean, a, b, c))
-    out, masked = cuda.empty(g.shape, g.dtype), None if y is None else cuda.empty(g.shape, g.dtype)
+    out = cuda.empty(g.shape, g.dtype)
     _over_elements("channel_grad", g, (g, x, y, mean, a, b, c, out, masked), (x, y, mean, a, b, c))
-    return out, masked
+    return out

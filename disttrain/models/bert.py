@@ -7,7 +7,9 @@ from typing import Any
 
 from disttrain import nn
 from disttrain.functions.creation import arange, zeros, zeros_like
+from disttrain.kernels.arrays import on_gpu
 from disttrain.nn import functional as F
+from disttrain.nn import fusion
 from disttrain.tensors import Tensor
 
 
@@ -86,7 +88,7 @@ class _Output(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(x)) + residual)  # type: ignore[no-any-return]
+        return fusion.add_norm(self.LayerNorm, self.dropout(self.dense(x)), residual)[1]
 
 
 class _Attention(nn.Module):
@@ -108,6 +110,8 @@ class _Dense(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
+        if on_gpu(x._array):
+            return fusion.run((self.dense, self.activation), x)
         return self.activation(self.dense(x))  # type: ignore[no-any-return]
 
 
@@ -223,7 +227,11 @@ class _Transform(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.LayerNorm(F.gelu(self.dense(x)))  # type: ignore[no-any-return]
+        x = fusion.run((self.dense, _GELU), x) if on_gpu(x._array) else F.gelu(self.dense(x))
+        return self.LayerNorm(x)  # type: ignore[no-any-return]
+
+
+_GELU = nn.GELU()
 
 
 class _Predictions(nn.Module):

@@ -10,7 +10,7 @@ from disttrain import nn
 from disttrain.functions.creation import arange, empty, zeros
 from disttrain.kernels.arrays import on_gpu
 from disttrain.nn import functional as F
-from disttrain.nn.perceptron import is_plain, perceptron
+from disttrain.nn.fusion import add_norm, is_plain, perceptron
 from disttrain.tensors import Tensor
 
 
@@ -89,7 +89,7 @@ class _MLP(nn.Module):
             and all(is_plain(layer, _Projection) for layer in layers)
         ):
             params = [p for layer in layers for p in (layer.weight.t(), layer.bias)]
-            return self.dropout(perceptron(x, *params, activation="gelu"))  # type: ignore[no-any-return]
+            return self.dropout(perceptron(x, *params, activation="gelu_tanh"))  # type: ignore[no-any-return]
         return self.dropout(self.c_proj(self.act(self.c_fc(x))))  # type: ignore[no-any-return]
 
 
@@ -102,8 +102,8 @@ class _Block(nn.Module):
         self.mlp = _MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+        x, normed = add_norm(self.ln_2, x, self.attn(self.ln_1(x)))
+        return x + self.mlp(normed)  # type: ignore[no-any-return]
 
 
 class GPT2Model(nn.Module):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Union
 
 from disttrain.kernels.arrays import on_gpu
-from disttrain.nn import perceptron
+from disttrain.nn import fusion
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import Parameter
 from disttrain.tensors import Tensor
@@ -131,7 +131,7 @@ class Sequential(_Listed):
 
     def forward(self, input: Any) -> Any:
         if isinstance(input, Tensor) and on_gpu(input._array):
-            return perceptron.run(list(self._modules.values()), input)  # type: ignore[arg-type]
+            return fusion.run(list(self._modules.values()), input)  # type: ignore[arg-type]
         for module in self._modules.values():
             input = module(input)  # type: ignore[misc]
         return input

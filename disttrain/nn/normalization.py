@@ -12,6 +12,7 @@ from disttrain.functions.creation import empty, ones, tensor, zeros
 from disttrain.modes import current_tape
 from disttrain.nn import functional as F
 from disttrain.nn import init
+from disttrain.nn.functional.normalization import batch_norm_add_relu
 from disttrain.nn.module import Module
 from disttrain.nn.parameter import Parameter
 from disttrain.ops import sync_norm
@@ -113,10 +114,14 @@ class _BatchNorm(_Norm):
         self._set_up(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias)
 
     def forward(self, input: Tensor) -> Tensor:
+        return self.normalize(input)
+
+    def normalize(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Return ``input`` normalised; plus ``residual``, of its shape and dtype, and after ReLU, if that is wanted."""
         self._check(input)
         momentum, use_batch = self._begin()
         given = not self.training or self.track_running_stats
-        return F.batch_norm(
+        return batch_norm_add_relu(
             input,
             self.running_mean if given else None,
             self.running_var if given else None,
@@ -125,6 +130,8 @@ class _BatchNorm(_Norm):
             use_batch,
             momentum,
             self.eps,
+            residual,
+            relu,
         )
 
     def _check(self, input: Tensor) -> None:

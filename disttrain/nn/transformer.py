@@ -12,8 +12,8 @@ import numpy as np
 from disttrain import context, dtypes
 from disttrain.functions.activation import gelu, relu
 from disttrain.kernels.arrays import on_gpu
-from disttrain.nn import init, perceptron
-from disttrain.nn.activation import ReLU
+from disttrain.nn import fusion, init
+from disttrain.nn.activation import GELU, ReLU
 from disttrain.nn.attention import MultiheadAttention
 from disttrain.nn.container import ModuleList
 from disttrain.nn.dropout import Dropout
@@ -94,10 +94,11 @@ class TransformerEncoderLayer(Module):
             RuntimeError: shapes, dtypes or options that do not fit.
         """
         if self.norm_first:
-            x = src + self._attend(self.norm1(src), src_mask, src_key_padding_mask, is_causal)
-            return x + self._feed(self.norm2(x))
-        x = self.norm1(src + self._attend(src, src_mask, src_key_padding_mask, is_causal))
-        return self.norm2(x + self._feed(x))  # type: ignore[no-any-return]
+            attended = self._attend(self.norm1(src), src_mask, src_key_padding_mask, is_causal)
+            x, normed = fusion.add_norm(self.norm2, src, attended)
+            return x + self._feed(normed)
+        _, x = fusion.add_norm(self.norm1, src, self._attend(src, src_mask, src_key_padding_mask, is_causal))
+        return fusion.add_norm(self.norm2, x, self._feed(x))[1]
 
     def _attend(self, x: Tensor, mask: Tensor | None, padding: Tensor | None, causal: bool) -> Tensor:
         out = self.self_attn(
@@ -177,12 +178,16 @@ class TransformerDecoderLayer(Module):
         other = (memory_mask, memory_key_padding_mask, memory_is_causal)
         if self.norm_first:
             normed = self.norm1(tgt)
-            x: Tensor = tgt + self.dropout1(self._attend(self.self_attn, normed, normed, *own))
-            x = x + self.dropout2(self._attend(self.multihead_attn, self.norm2(x), memory, *other))
-            return x + self._feed(self.norm3(x))
-        x = self.norm1(tgt + self.dropout1(self._attend(self.self_attn, tgt, tgt, *own)))
-        x = self.norm2(x + self.dropout2(self._attend(self.multihead_attn, x, memory, *other)))
-        return self.norm3(x + self._feed(x))  # type: ignore[no-any-return]
+            attended = self.dropout1(self._attend(self.self_attn, normed, normed, *own))
+            x, normed = fusion.add_norm(self.norm2, tgt, attended)
+            attended = self.dropout2(self._attend(self.multihead_attn, normed, memory, *other))
+            x, normed = fusion.add_norm(self.norm3, x, attended)
+            return x + self._feed(normed)
+        attended = self.dropout1(self._attend(self.self_attn, tgt, tgt, *own))
+        _, x = fusion.add_norm(self.norm1, tgt, attended)
+        attended = self.dropout2(self._attend(self.multihead_attn, x, memory, *other))
+        _, x = fusion.add_norm(self.norm2, x, attended)
+        return fusion.add_norm(self.norm3, x, self._feed(x))[1]
 
     @staticmethod
     def _attend(
@@ -417,14 +422,15 @@ class Transformer(Module):
         return Tensor._of(mask) if device is None else Tensor._of(mask).to(device)
 
 
-_RELU = ReLU()
+_MODULES: dict[Callable[[Tensor], Tensor], Module] = {relu: ReLU(), gelu: GELU()}
 
 
 def _feed(layer: TransformerEncoderLayer | TransformerDecoderLayer, x: Tensor) -> Tensor:
     """Return what the two linear layers make of ``x``; on a GPU as one operation, if it can be."""
-    drops = layer.dropout.training and layer.dropout.p
-    if layer.activation is relu and not drops and on_gpu(x._array):
-        return perceptron.run((layer.linear1, _RELU, layer.linear2), x)
+    if layer.activation in _MODULES and on_gpu(x._array):
+        drops = layer.dropout.training and layer.dropout.p
+        between = (layer.dropout,) if drops else ()
+        return fusion.run((layer.linear1, _MODULES[layer.activation], *between, layer.linear2), x)
     return layer.linear2(layer.dropout(layer.activation(layer.linear1(x))))  # type: ignore[no-any-return]
 
 

@@ -7,7 +7,7 @@ from disttrain.kernels import cudnn
 from disttrain.kernels import norm as kernels
 from disttrain.kernels.arrays import on_gpu
 from disttrain.ops import reduce
-from disttrain.ops.activation import for_kernel, wide_type, widen
+from disttrain.ops.activation import for_kernel, relu_vjp, wide_type, widen
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array
 
 Needs = tuple[bool, ...]
@@ -18,24 +18,30 @@ def batch_norm(
     x: Array,
     weight: Array | None = None,
     bias: Array | None = None,
+    residual: Array | None = None,
     *,
     running_mean: Array | None = None,
     running_var: Array | None = None,
     training: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    relu: bool = False,
 ) -> Result:
     """Normalise each channel (axis 1) over all other axes, as ``F.batch_norm`` (Ioffe and Szegedy 2015).
+
+    What residual networks do next, a sum and ReLU, is done as the result is written, if it is wanted.
 
     Args:
         x: (N, C, ...), any layout; the result of images is in channels-last memory.
         weight: scale (C,), or ``None``.
         bias: shift (C,), or ``None``.
+        residual: added to the result, of the shape and type of ``x``; or ``None``.
         running_mean: (C,), **updated in place** in training; used outside of it.
         running_var: (C,), likewise, with the unbiased variance.
         training: take mean and variance from ``x``. An empty batch gives an empty result and updates nothing.
         momentum: weight of this batch in the running values.
         eps: added to the variance.
+        relu: put zeros in the place of what is negative then.
 
     Raises:
         ValueError: one value per channel in training.
@@ -54,6 +60,8 @@ def batch_norm(
             raise RuntimeError(
                 f"batch_norm: {name} must have shape ({C},) for x of shape {x.shape}, got {a.shape}"
             )
+    if residual is not None and residual.shape != x.shape:
+        raise RuntimeError(f"batch_norm: residual must have the shape of x, {x.shape}, got {residual.shape}")
     xp = get_array_module(x)
     kind = wide_type(x)
     rows = to_rows(for_kernel(x))
@@ -63,11 +71,11 @@ def batch_norm(
             raise ValueError(
                 f"batch_norm: training needs more than one value per channel, got shape {x.shape}"
             )
-        if on_gpu(rows):
+        if on_gpu(rows) and residual is None and not relu:
             made = _batch_norm_by_library(rows, weight, bias, running_mean, running_var, momentum, eps)
             if made is not None:
                 out, *found = made
-                return from_rows(out, x), (x, weight, *found, training, eps), batch_norm_vjp
+                return from_rows(out, x), (x, weight, *found, training, eps, None), batch_norm_vjp
         mean, var = kernels.channel_moments(rows)
         if running_mean is not None:
             running_mean[...] = (1 - momentum) * widen(running_mean) + momentum * mean
@@ -82,33 +90,46 @@ def batch_norm(
     rstd = 1 / xp.sqrt(var + eps)
     scale = rstd if weight is None else rstd * widen(weight)
     shift = xp.zeros(C) if bias is None else bias
-    out = from_rows(kernels.channel_affine(rows, mean, scale, shift), x)
-    saved = (x, weight, mean.astype(kind), rstd.astype(kind), training, eps)
-    return out.astype(x.dtype, copy=False), saved, batch_norm_vjp
+    added = None if residual is None else to_rows(for_kernel(residual))
+    out = from_rows(kernels.channel_affine(rows, mean, scale, shift, residual=added, relu=relu), x)
+    out = out.astype(x.dtype, copy=False)
+    saved = (x, weight, mean.astype(kind), rstd.astype(kind), training, eps, out if relu else None)
+    return out, saved, batch_norm_vjp
 
 
 def batch_norm_vjp(
-    g: Any, needs: Needs, x: Any, weight: Any, mean: Any, rstd: Any, training: bool, eps: float
+    g: Any, needs: Needs, x: Any, weight: Any, mean: Any, rstd: Any, training: bool, eps: float, y: Any
 ) -> Grads:
+    if y is not None and not (is_array(g) and on_gpu(g)):
+        (g,), y = relu_vjp(g, (True,), y), None
     axes = (0, *range(2, len(x.shape)))
     M = math.prod(x.shape[a] for a in axes)
     gx = gw = gb = None
+    gr = g
     if is_array(g):
         rows, seen = to_rows(for_kernel(g)), to_rows(for_kernel(x))
-        if training and M and on_gpu(rows):
+        after = None if y is None else to_rows(y)
+        if training and M and on_gpu(rows) and after is None:
             fused = cudnn.batch_norm_grad(rows, seen, _factors(weight, seen, 1), mean, rstd)
             if fused is not None:
                 kind = g.dtype if weight is None else weight.dtype
-                grads = (from_rows(fused[0], x), *(v.astype(kind, copy=False) for v in fused[1:]))
+                grads = (from_rows(fused[0], x), *(v.astype(kind, copy=False) for v in fused[1:]), g)
                 return tuple(v if need else None for v, need in zip(grads, needs, strict=False))
-        total, dot = kernels.channel_grad_sums(rows, seen, mean)
+        total, dot = kernels.channel_grad_sums(rows, seen, mean, y=after)
         if needs[0]:
             a = rstd if weight is None else rstd * widen(weight)
             n = M if training and M else math.inf
             c = a * total / n
             b = a * rstd * rstd * dot / n
-            gx = from_rows(kernels.channel_grad(rows, seen, mean, a, -b, -c), x).astype(x.dtype, copy=False)
-        if any(needs[1:]):
+            if after is not None and any(needs[3:]):
+                found, masked = kernels.channel_relu_grad(rows, seen, after, mean, a, -b, -c)
+                gr = from_rows(masked, x)
+            else:
+                found = kernels.channel_grad(rows, seen, mean, a, -b, -c, y=after)
+            gx = from_rows(found, x).astype(x.dtype, copy=False)
+        elif after is not None and any(needs[3:]):
+            (gr,) = relu_vjp(g, (True,), y)
+        if any(needs[1:3]):
             kind = (
                 g.dtype if weight is None else weight.dtype
             )  # a float32 weight beside halves keeps its digits
@@ -133,7 +154,7 @@ def batch_norm_vjp(
         else:
             gx = inverse * h
         gw, gb = total_of(g * xhat).reshape(x.shape[1]), total_of(g).reshape(x.shape[1])
-    return tuple(v if need else None for v, need in zip((gx, gw, gb), needs, strict=False))
+    return tuple(v if need else None for v, need in zip((gx, gw, gb, gr), needs, strict=False))
 
 
 def _batch_norm_by_library(
@@ -197,15 +218,9 @@ def layer_norm(
         RuntimeError: shapes that do not fit.
     """
     _check_rows("layer_norm", x, normalized_shape, weight=weight, bias=bias)
-    n = len(normalized_shape)
-    xp = get_array_module(x)
-    K = math.prod(normalized_shape)
-    wide, kind = for_kernel(x), wide_type(x)
-    rows = xp.ascontiguousarray(wide).reshape(math.prod(x.shape[:-n]), K)
-    w = xp.ones(K, kind) if weight is None else _as_row(weight, kind)
-    b = xp.zeros(K, kind) if bias is None else _as_row(bias, kind)
+    (rows,), (w, b) = _rows_of((x,), normalized_shape), _factors_of(x, normalized_shape, weight, bias)
     out, mean, rstd = kernels.layer_norm(rows, w, b, eps)
-    saved = (x, weight, mean, rstd, n, eps)
+    saved = (x, weight, mean, rstd, len(normalized_shape), eps)
     return out.reshape(x.shape).astype(x.dtype, copy=False), saved, layer_norm_vjp
 
 
@@ -241,6 +256,103 @@ def layer_norm_vjp(
     return tuple(v if need else None for v, need in zip(grads, needs, strict=False))
 
 
+def add_layer_norm(
+    x: Array,
+    residual: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    normalized_shape: tuple[int, ...],
+    eps: float = 1e-5,
+) -> Result:
+    """Return ``x + residual``, and what :func:`layer_norm` makes of it.
+
+    Args:
+        x: an array whose shape ends with ``normalized_shape``.
+        residual: of the shape and type of ``x``.
+        weight: scale, of ``normalized_shape``, or ``None``.
+        bias: shift, of ``normalized_shape``, or ``None``.
+        normalized_shape: the axes to normalise over.
+        eps: added to the variance.
+
+    Raises:
+        RuntimeError: shapes that do not fit.
+    """
+    _check_sum("add_layer_norm", x, residual)
+    _check_rows("add_layer_norm", x, normalized_shape, weight=weight, bias=bias)
+    (a, b), (w, shift) = (
+        _rows_of((x, residual), normalized_shape),
+        _factors_of(x, normalized_shape, weight, bias),
+    )
+    total, out, mean, rstd = kernels.add_layer_norm(a, b, w, shift, eps)
+    total, out = (v.reshape(x.shape).astype(x.dtype, copy=False) for v in (total, out))
+    return (total, out), (total, weight, mean, rstd, len(normalized_shape), eps), add_layer_norm_vjp
+
+
+def add_layer_norm_vjp(g: Any, needs: Needs, *saved: Any) -> Grads:
+    return _through_sum(layer_norm_vjp, g, needs, saved)
+
+
+def add_rms_norm(
+    x: Array,
+    residual: Array,
+    weight: Array | None = None,
+    *,
+    normalized_shape: tuple[int, ...],
+    eps: float | None = None,
+) -> Result:
+    """Return ``x + residual``, and what :func:`rms_norm` makes of it; arguments as of :func:`add_layer_norm`."""
+    _check_sum("add_rms_norm", x, residual)
+    _check_rows("add_rms_norm", x, normalized_shape, weight=weight)
+    if eps is None:
+        eps = float(get_array_module(x).finfo(wide_type(x)).eps)
+    (a, b), (w, _) = _rows_of((x, residual), normalized_shape), _factors_of(x, normalized_shape, weight, None)
+    total, out, rstd = kernels.add_rms_norm(a, b, w, eps)
+    total, out = (v.reshape(x.shape).astype(x.dtype, copy=False) for v in (total, out))
+    return (total, out), (total, weight, rstd, len(normalized_shape), eps), add_rms_norm_vjp
+
+
+def add_rms_norm_vjp(g: Any, needs: Needs, *saved: Any) -> Grads:
+    return _through_sum(rms_norm_vjp, g, needs, saved)
+
+
+def _through_sum(vjp: Any, g: Any, needs: Needs, saved: tuple[Any, ...]) -> Grads:
+    """Return the gradients of a sum's two terms, and of the factors of the norm that comes after, with its ``vjp``."""
+    of_sum, of_norm = g
+    asked = any(needs[:2])
+    gx, *factors = [None] * (len(needs) - 1)
+    if of_norm is not None:
+        gx, *factors = vjp(of_norm, (asked, *needs[2:]), *saved)
+    if asked and of_sum is not None:
+        gx = of_sum if gx is None else gx + of_sum
+    return gx if needs[0] else None, gx if needs[1] else None, *factors
+
+
+def _check_sum(name: str, x: Array, residual: Array) -> None:
+    if x.shape != residual.shape or x.dtype != residual.dtype:
+        raise RuntimeError(
+            f"{name}: x and residual must agree in shape and type, got {x.shape} of {x.dtype} and "
+            f"{residual.shape} of {residual.dtype}"
+        )
+
+
+def _rows_of(xs: tuple[Array, ...], normalized_shape: tuple[int, ...]) -> list[Array]:
+    """Return arrays as contiguous matrices, a row for what is normalised together, as kernels take them."""
+    shape = math.prod(xs[0].shape[: -len(normalized_shape)]), math.prod(normalized_shape)
+    return [get_array_module(x).ascontiguousarray(for_kernel(x)).reshape(shape) for x in xs]
+
+
+def _factors_of(
+    x: Array, normalized_shape: tuple[int, ...], weight: Array | None, bias: Array | None
+) -> tuple[Array, Array]:
+    """Return scale and shift of a row, as kernels take them; 1 and 0 where there are none."""
+    xp, kind, K = get_array_module(x), wide_type(x), math.prod(normalized_shape)
+    return (
+        xp.ones(K, kind) if weight is None else _as_row(weight, kind),
+        xp.zeros(K, kind) if bias is None else _as_row(bias, kind),
+    )
+
+
 def _check_rows(name: str, x: Array, normalized_shape: tuple[int, ...], **factors: Array | None) -> None:
     n, shape = len(normalized_shape), tuple(normalized_shape)
     if n < 1 or tuple(x.shape[-n:]) != shape:
@@ -269,13 +381,9 @@ def rms_norm(
         RuntimeError: shapes that do not fit.
     """
     _check_rows("rms_norm", x, normalized_shape, weight=weight)
-    xp = get_array_module(x)
-    K = math.prod(normalized_shape)
-    wide, kind = for_kernel(x), wide_type(x)
     if eps is None:
-        eps = float(xp.finfo(kind).eps)
-    rows = xp.ascontiguousarray(wide).reshape(math.prod(x.shape[: -len(normalized_shape)]), K)
-    w = xp.ones(K, kind) if weight is None else _as_row(weight, kind)
+        eps = float(get_array_module(x).finfo(wide_type(x)).eps)
+    (rows,), (w, _) = _rows_of((x,), normalized_shape), _factors_of(x, normalized_shape, weight, None)
     out, rstd = kernels.rms_norm(rows, w, eps)
     saved = (x, weight, rstd, len(normalized_shape), eps)
     return out.reshape(x.shape).astype(x.dtype, copy=False), saved, rms_norm_vjp

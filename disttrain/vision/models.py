@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from disttrain import missing, nn
+from disttrain.nn.fusion import batch_norm_relu
 from disttrain.tensors import Tensor
 
 __all__ = ["BasicBlock", "Bottleneck", "ResNet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -39,9 +40,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of ``x``, shape ``(B, inplanes, H, W)``."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))  # type: ignore[no-any-return]
+        out = batch_norm_relu(self.bn1, self.relu, self.conv1(x))
+        out = self.conv2(out)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return batch_norm_relu(self.bn2, self.relu, out, shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -70,10 +72,11 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of ``x``, shape ``(B, inplanes, H, W)``."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))  # type: ignore[no-any-return]
+        out = batch_norm_relu(self.bn1, self.relu, self.conv1(x))
+        out = batch_norm_relu(self.bn2, self.relu, self.conv2(out))
+        out = self.conv3(out)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return batch_norm_relu(self.bn3, self.relu, out, shortcut)
 
 
 class ResNet(nn.Module):
@@ -129,7 +132,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the scores of images."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(batch_norm_relu(self.bn1, self.relu, self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
 

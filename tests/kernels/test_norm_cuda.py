@@ -1,5 +1,6 @@
 """The CUDA kernels of normalisation, run on the CPU, equal the plain array operations."""
 
+import cuda_shim
 import numpy as np
 import pytest
 from cuda_cases import DTYPES, cast, exact, near, wide
@@ -91,8 +92,11 @@ def test_over_columns(shape, dtype, shim):
         dtype,
         2,
     )
-    out, _ = norm._channel_grad_cuda(g, x, None, mean, a, b, c)
+    out = norm._channel_grad_cuda(g, x, None, mean, a, b, c, None)
     near(out, norm.channel_grad_reference(*exact(g, x), *coefficients), dtype, 2)
-    out, masked = norm._channel_grad_cuda(g, x, y, mean, a, b, c)
+    out = norm._channel_grad_cuda(g, x, y, mean, a, b, c, None)
+    near(out, norm.channel_grad_reference(*exact(g, x), *coefficients, y=y), dtype, 2)
+    masked = cuda_shim.poisoned(g.shape, g.dtype)
+    out = norm._channel_grad_cuda(g, x, y, mean, a, b, c, masked)
     expected = norm.channel_relu_grad_reference(*exact(g, x), y, *coefficients)
     near((out, masked), expected, dtype, 2)

@@ -258,6 +258,7 @@ def test_normalisation(dtype, equal_to_reference):
     y = np.maximum(some(50, 7), 0)
     equal_to_reference(norm, "channel_affine", dtype, x, *c[:3], residual=g, relu=True)
     equal_to_reference(norm, "channel_grad_sums", dtype, g, x, c[0], y=y)
+    equal_to_reference(norm, "channel_grad", dtype, g, x, *c, y=y)
     equal_to_reference(norm, "channel_relu_grad", dtype, g, x, y, *c)
     equal_to_reference(norm, "add_layer_norm", dtype, x, g, c[0], c[1], 1e-5)
     equal_to_reference(norm, "add_rms_norm", dtype, x, g, c[0], 1e-5)

@@ -44,6 +44,22 @@ def batch_norm(
         RuntimeError: missing running values outside of training, or wrong shapes or dtypes.
         TypeError: ``input`` is no Tensor.
     """
+    return batch_norm_add_relu(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def batch_norm_add_relu(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """:func:`batch_norm`, plus ``residual`` of the shape and dtype of ``input``, and after ReLU, if that is wanted."""
     check_kind("batch_norm", input, "fV")
     if eps <= 0:
         raise ValueError(f"batch_norm: eps must be positive, got {eps}")
@@ -57,11 +73,13 @@ def batch_norm(
         input,
         weight,
         bias,
+        residual,
         running_mean=None if running_mean is None else running_mean._array,
         running_var=None if running_var is None else running_var._array,
         training=training,
         momentum=momentum,
         eps=eps,
+        relu=relu,
     )
     if training:
         for running in (running_mean, running_var):

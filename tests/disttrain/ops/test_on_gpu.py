@@ -8,8 +8,8 @@ from cuda_cases import cast, exact, near
 from disttrain.ops import activation, loss, norm
 
 rng = np.random.default_rng(0)
-x = rng.standard_normal((6, 40))
-weight, bias = rng.standard_normal(40), rng.standard_normal(40)
+x, shifted = rng.standard_normal((6, 40)), rng.standard_normal((6, 40)) + 1
+weight, bias, mean, var = *rng.standard_normal((3, 40)), rng.random(40) + 1
 classes = np.array([3, 0, -100, 39, 7, 7])
 large = rng.standard_normal(20_000)
 CASES = {
@@ -27,6 +27,15 @@ CASES = {
                  "rms_norm row_norm_grad row_norm_weight_grad merge_sums"),
     "batch_norm": (norm.batch_norm, (x, weight, bias), {"training": True, "momentum": 0.1, "eps": 1e-5},
                    "channel_moments merge_moments channel_affine channel_grad_sums merge_sums merge_sums channel_grad"),
+    "batch_norm, sum, relu": (norm.batch_norm, (x, weight, bias, shifted), {"training": True, "relu": True},
+                   "channel_moments merge_moments channel_affine channel_grad_sums merge_sums merge_sums channel_grad"),
+    "batch_norm, relu, running": (norm.batch_norm, (x, weight, bias),
+                   {"training": False, "relu": True, "running_mean": mean, "running_var": var},
+                   "channel_affine channel_grad_sums merge_sums merge_sums channel_grad"),
+    "add_layer_norm": (norm.add_layer_norm, (x, shifted, weight, bias), {"normalized_shape": (40,)},
+                   "layer_norm row_norm_grad row_norm_weight_grad merge_sums merge_sums"),
+    "add_rms_norm": (norm.add_rms_norm, (x, shifted, weight), {"normalized_shape": (40,), "eps": 1e-5},
+                   "rms_norm row_norm_grad row_norm_weight_grad merge_sums"),
 }  # fmt: skip
 
 
@@ -35,20 +44,28 @@ def placed(a, dtype):
     return a.view(cuda_shim.GpuArray)
 
 
+def wide(a):
+    return np.asarray(a) if a.dtype.kind == "i" else np.asarray(exact(np.asarray(a))[0])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", CASES)
 def test_operations_launch_kernels(name, dtype, gpu):
     op, args, options, kernels = CASES[name]
-    ours = [placed(a, dtype) for a in args]
-    out, saved, vjp = op(*ours, **options)
-    g = placed(rng.standard_normal(out.shape), dtype)
-    grads = vjp(g, (True,) * len(args), *saved)
+    running = {k: placed(v, dtype) for k, v in options.items() if isinstance(v, np.ndarray)}
+    ours, needs = [placed(a, dtype) for a in args], (True,) * len(args)
+    out, saved, vjp = op(*ours, **{**options, **running})
+    outs = out if isinstance(out, tuple) else (out,)
+    gs = [placed(rng.standard_normal(o.shape), dtype) for o in outs]
+    grads = vjp(tuple(gs) if isinstance(out, tuple) else gs[0], needs, *saved)
 
     assert gpu == kernels.split()
-    assert out.dtype == ours[0].dtype
-    wide = [np.asarray(a) if a.dtype.kind == "i" else exact(np.asarray(a))[0] for a in ours]
-    expected, saved, vjp = op(*wide, **options)
-    near(np.asarray(out), expected, dtype, 4)
-    for ours_, theirs in zip(grads, vjp(exact(np.asarray(g))[0], (True,) * len(args), *saved), strict=False):
-        if theirs is not None:
-            near(np.asarray(ours_), theirs, dtype, 8)
+    theirs, saved, vjp = op(*map(wide, ours), **{**options, **{k: wide(v) for k, v in running.items()}})
+    for o, expected in zip(outs, theirs if isinstance(out, tuple) else (theirs,), strict=True):
+        assert o.dtype == ours[0].dtype
+        near(np.asarray(o), expected, dtype, 4)
+    gs = [wide(g) for g in gs]
+    expected = vjp(tuple(gs) if isinstance(out, tuple) else gs[0], needs, *saved)
+    for a, b in zip(grads, expected, strict=False):
+        if b is not None:
+            near(np.asarray(a), b, dtype, 8)

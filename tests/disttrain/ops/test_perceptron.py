@@ -27,54 +27,69 @@ def placed(args, dtype):
     return [cast(a, dtype).view(cuda_shim.GpuArray) for a in args]
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("sizes", [(3, 4), (3, 4, 2), (3, 4, 5, 4, 2)])
-def test_gradient_is_that_of_differences(sizes, activation, check):
+@pytest.mark.parametrize("last", [False, True])
+def test_gradient_is_that_of_differences(sizes, activation, last, check):
     for lead in ((5,), (2, 3), ()):
-        check(perceptron, *some(*sizes, lead=lead), activation=activation)
+        check(perceptron, *some(*sizes, lead=lead), activation=activation, last=last)
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_gradients_have_gradients(activation):
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("last", [False, True])
+def test_gradients_have_gradients(activation, last):
     args = [dt.tensor(a).requires_grad_() for a in some(3, 4, 5, 2)]
 
     def run(*args):
-        return dt.engine.apply(perceptron, *args, activation=activation)
+        return dt.engine.apply(perceptron, *args, activation=activation, last=last)
 
     assert dt.autograd.gradcheck(run, args)
     assert dt.autograd.gradgradcheck(run, args)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("sizes", [(3, 8, 5), (6, 8, 16, 4), (3, 5, 2)])
-def test_arrays_on_a_gpu(sizes, activation, dtype, cublas):
+@pytest.mark.parametrize("last", [False, True])
+def test_arrays_on_a_gpu(sizes, activation, last, dtype, cublas, gpu):
     args = placed(some(*sizes, lead=(2, 3)), dtype)
     wide = [np.asarray(a) for a in exact(*map(np.asarray, args))]
     needs = (True,) * len(args)
 
-    out, saved, vjp = perceptron(*args, activation=activation)
+    out, saved, vjp = perceptron(*args, activation=activation, last=last)
     g = cast(rng.standard_normal(out.shape), dtype).view(cuda_shim.GpuArray)
     grads = vjp(g, needs, *saved)
 
-    expected, kept, their_vjp = perceptron(*wide, activation=activation)
+    expected, kept, their_vjp = perceptron(*wide, activation=activation, last=last)
     near(np.asarray(out), expected, dtype, 8)
     for a, b, p in zip(
         grads, their_vjp(np.asarray(exact(np.asarray(g))[0]), needs, *kept), args, strict=True
     ):
         assert (a.shape, a.dtype) == (p.shape, p.dtype)
         near(np.asarray(a), b, dtype, 32)
-    if cublas is None or dtype == "float64":
+    library = cublas is not None and dtype != "float64"
+    of_product = [
+        library and (activation == "relu" or (activation == "gelu_tanh" and n % 8 == 0))
+        for n in (sizes[1:] if last else sizes[1:-1])
+    ]
+    """For each activation whether a product applies it; and its slope, but for the one that comes last."""
+    if activation != "relu":
+        assert gpu.count("chain") == 2 * of_product.count(False) + (last and of_product[-1])
+    if not library:
         return
-    name, maps = activation.upper(), len(sizes) - 1
-    done = [Epilogue(o["epilogue"]) for o in cublas.operations]
-    if name == "GELU" and sizes[1] % 8:
-        assert not any(e.has_aux for e in done)
-        return
-    assert done[:maps] == [Epilogue[f"{name}_AUX_BIAS"]] * (maps - 1) + [Epilogue.BIAS]
-    assert done.count(Epilogue[f"D{name}_BGRAD"]) == maps - 1
-    assert done.count(Epilogue.BGRADB) == 1  # of the last map, whose bias no other product can sum
-    assert len(done) == 3 * maps
+    done, name = (
+        [Epilogue(o["epilogue"]) for o in cublas.operations],
+        activation.removesuffix("_tanh").upper(),
+    )
+    apart = Epilogue.BIAS if activation == "relu" else Epilogue.DEFAULT
+    forward = [Epilogue[f"{name}_AUX_BIAS"] if fused else apart for fused in of_product]
+    assert done[: len(sizes) - 1] == forward + [Epilogue.BIAS] * (not last)
+    slopes = sum(of_product[:-1] if last else of_product)
+    assert [e for e in done if "BGRAD" in e.name and e != Epilogue.BGRADB] == [
+        Epilogue[f"D{name}_BGRAD"]
+    ] * slopes
+    assert done.count(Epilogue.BGRADB) == len(sizes) - 1 - slopes  # biases that no other product can sum
+    assert len(done) == 3 * (len(sizes) - 1)
 
 
 def test_parts_that_nobody_asks_for_are_not_made(cublas):
@@ -93,7 +108,7 @@ def test_parts_that_nobody_asks_for_are_not_made(cublas):
 
 
 @pytest.mark.parametrize("lacks", ["forward", "backward", "both"])
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
 def test_what_the_library_lacks_is_done_apart_and_that_is_said(activation, lacks, gpu, monkeypatch, caplog):
     if reason := lt_on_cpu.missing():
         pytest.skip(reason)
