@@ -318,14 +318,20 @@ def _pack(b, first, b_row, b_step, length, columns, packed, place):  # type: ign
     wides = columns // wide * wide
     whole = columns // lanes * lanes
     if b_step == 1:
-        for k in range(length):
-            of = pointer(b, first + k * b_row)
-            for j in range(0, whole, lanes):
-                if j < wides:
-                    to = j // wide * wide * length + k * wide + j % wide
-                else:
-                    to = j * length + k * lanes
-                store(pointer(packed, place + to), 0, load(of, j))
+        for j in range(
+            0, wides, 2 * wide
+        ):  # more panels at once are as far apart as lines that share a cache's set
+            for k in range(length):
+                of, to = pointer(b, first + k * b_row + j), pointer(packed, place + j * length + k * wide)
+                for c in range(0, wide, lanes):
+                    store(to, c, load(of, c))
+                if j + wide < wides:
+                    for c in range(0, wide, lanes):
+                        store(to, wide * length + c, load(of, wide + c))
+        for j in range(wides, whole, lanes):
+            for k in range(length):
+                of = pointer(b, first + k * b_row + j)
+                store(pointer(packed, place + j * length + k * lanes), 0, load(of, 0))
     else:
         for j in range(0, whole, lanes):
             width = wide if j < wides else lanes

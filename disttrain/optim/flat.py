@@ -17,6 +17,7 @@ import numpy as np
 
 from disttrain.backward_pass import Slot
 from disttrain.defaults import get_default_dtype
+from disttrain.kernels import pages
 from disttrain.kernels.arrays import Array, get_array_module, on_gpu, to_host
 from disttrain.kernels.optim.common import Extras
 from disttrain.tensors import Tensor
@@ -93,7 +94,7 @@ class FlatParameters:
                 self.home = first
                 self.array = get_array_module(first).empty(first.size, first.dtype)
         else:
-            self.array = get_array_module(first).empty(int(ends[-1]), first.dtype)
+            self.array = pages.zeros(int(ends[-1]), first.dtype, first)
             self.views = [
                 self.array[a:b].reshape(p.shape)
                 for p, a, b in zip(self.params, self.begins, self.begins[1:], strict=False)
@@ -135,7 +136,7 @@ class FlatParameters:
         """Give a place for its gradient to each parameter that has none, in a buffer like that of the parameters."""
         if all(p._slot is not None for p in self.params):
             return
-        grads = get_array_module(self.array).empty_like(self.array)
+        grads = pages.zeros(self.array.size, self.array.dtype, self.array)
         for p, begin in zip(self.params, self.begins, strict=False):
             if p._slot is None:
                 p._slot = Slot(grads, begin, p._array.shape)
@@ -158,7 +159,7 @@ class FlatParameters:
                 found = [buffer[i : i + 1].reshape(()) for i in range(len(self.params))]
             else:
                 kind = np.float32 if self.array.dtype.itemsize == 2 else self.array.dtype
-                buffer = self.state[name] = get_array_module(self.array).zeros(self.array.shape, kind)
+                buffer = self.state[name] = pages.zeros(self.array.size, kind, self.array)
                 found = [
                     buffer[a:b].reshape(p.shape)
                     for p, a, b in zip(self.params, self.begins, self.begins[1:], strict=False)

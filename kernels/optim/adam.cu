@@ -5,7 +5,8 @@ KERNEL adam(T* param, A* master, const G* grad, A* exp_avg, A* exp_avg_sq, A* la
             const float* grad_scale, const int* skip, const u64* key, long long count) {
     if (skip && *skip) return;
     const A beta1 = scalars[0], one_minus_beta1 = scalars[1], beta2 = scalars[2], one_minus_beta2 = scalars[3];
-    const A eps = scalars[4], step_size = scalars[5], root_correction = scalars[6], l2 = scalars[7];
+    const A root_correction = scalars[6], l2 = scalars[7];
+    const A eps = A(scalars[4]) * root_correction, step_size = A(scalars[5]) * root_correction;
     const A decay = scalars[8], sign = scalars[9];
     each_parameter(param, master, grad, grad_scale, key, count, [&](long long at, Pack<A, 4>& p, Pack<A, 4>& g) {
         auto m = load_some<VECTOR>(exp_avg, at, count), v = load_some<VECTOR>(exp_avg_sq, at, count);
@@ -19,7 +20,7 @@ KERNEL adam(T* param, A* master, const G* grad, A* exp_avg, A* exp_avg_sq, A* la
             v[i] = v[i] * beta2 + one_minus_beta2 * g[i] * g[i];
             second[i] = v[i];
             if (largest) second[i] = top[i] = v[i] > top[i] || v[i] != v[i] ? v[i] : top[i];
-            p[i] -= step_size * m[i] / (sqrt(second[i]) / root_correction + eps);
+            p[i] -= step_size * m[i] / (sqrt(second[i]) + eps);
         }
         store_some<VECTOR>(exp_avg, at, count, m);
         store_some<VECTOR>(exp_avg_sq, at, count, v);

@@ -152,7 +152,8 @@ def adam_step_reference(
     second = exp_avg_sq
     if largest.size:
         second = xp.maximum(largest, exp_avg_sq, out=largest)
-    param -= step_size * exp_avg / (xp.sqrt(second) / root_correction + eps)
+    step_size, eps = step_size * root_correction, eps * root_correction
+    param -= step_size * exp_avg / (xp.sqrt(second) + eps)
 
 
 @jit
@@ -162,6 +163,10 @@ def _adam(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     amsgrad = largest.size > 0
     near = one_minus_beta1 < 0.5
+    step_size, eps = (
+        step_size * root_correction,
+        eps * root_correction,
+    )  # in place of a division for each element
     for i in range(param.size):
         p = param[i]
         g = grad[i] * sign
@@ -182,7 +187,7 @@ def _adam(  # type: ignore[no-untyped-def]
             if v > old or v != v:  # as numpy.maximum: NaN wins
                 largest[i] = v
             v = largest[i]
-        param[i] = p - step_size * m / (math.sqrt(v) / root_correction + eps)
+        param[i] = p - step_size * m / (math.sqrt(v) + eps)
 
 
 _program = cuda.Program(__file__, include="flat.cuh", T=cuda.FLOATS, WIDE_GRAD=(0, 1), VECTOR=(0, 1))
