@@ -23,7 +23,6 @@ from disttrain.collectives.reduction import (
     operation,
     round_into,
     ufunc,
-    widened,
 )
 from disttrain.collectives.transport import Request
 from disttrain.collectives.tree import is_leaf
@@ -139,8 +138,7 @@ def fold_segments(
     if channel.size > 1:
         yield channel.exchange(sends, receives), False
     for k, target in targets.items():
-        wide = {n: (x, ours) if x.dtype == dtype else widened(group, x) for n, (x, ours) in parts[k].items()}
-        fold_into(group, wide, op, target)
+        fold_into(group, parts[k], op, target)
 
 
 def _cut(xs: Parts, where: slice) -> Parts:

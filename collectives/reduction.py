@@ -1,6 +1,6 @@
 """The reductions of one process: of the arrays of the ranks that it hosts, along the fixed tree."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,8 +8,9 @@ import numpy
 
 from disttrain.collectives.call import Call
 from disttrain.collectives.host import Group
-from disttrain.collectives.tree import Node, fold
-from disttrain.kernels.arrays import Array, address, copy_into, get_array_module
+from disttrain.collectives.tree import Node, fold, nested
+from disttrain.kernels.arrays import Array, address, copy_into, get_array_module, on_gpu
+from disttrain.kernels.buckets import fold_tree
 
 _UFUNCS = {
     "sum": "add",
@@ -40,9 +41,13 @@ def fold_hosted(group: Group, node: Node, xs: Parts, op: str, dtype: Dtype) -> A
     if whole is not None and whole.dtype == dtype:
         return whole
     lo, hi = node
-    parts = {part: widened(group, x) for part, x in xs.items() if lo <= part[0] and part[1] <= hi}
-    count = next(iter(xs.values())).size
-    return fold_along(node, parts, op, partial(group.scratch.take, count, dtype))
+    below = {part: x for part, x in xs.items() if lo <= part[0] and part[1] <= hi}
+    take = partial(group.scratch.take, next(iter(xs.values())).size, dtype)
+    if _adds_at_once(op, below.values()):
+        total = take()
+        fold_tree(nested(node, below), total)
+        return total
+    return fold_along(node, {part: widened(group, x) for part, x in below.items()}, op, take)
 
 
 def fold_along(
@@ -64,12 +69,35 @@ def ufunc(op: str, x: Array) -> Callable[..., Any]:
 
 
 def fold_into(group: Group, parts: dict[Node, tuple[Array, bool]], op: str, out: Array) -> None:
-    """Write into ``out`` the fold of the whole tree; ``parts`` are in the type that it accumulates in."""
+    """Write into ``out`` the fold of the whole tree.
+
+    Args:
+        group: of whose tree it is.
+        parts: the known subtrees: (flat array of the type of ``out`` or of that which it accumulates in, whether it is
+            scratch that may be overwritten).
+        op: the operation.
+        out: where the result goes; it may be the memory of one of the parts.
+    """
+    if _adds_at_once(op, [x for x, _ in parts.values()]):
+        fold_tree(nested((0, group.size), {node: x for node, (x, _) in parts.items()}), out)
+        return
     dtype = accumulator(out.dtype)
+    parts = {node: (x, ours) if x.dtype == dtype else widened(group, x) for node, (x, ours) in parts.items()}
     take = partial(group.scratch.take, out.size, dtype)
     total = fold_along((0, group.size), parts, op, take, out if out.dtype == dtype else None)
     if total is not out:
         round_into(total, out)
+
+
+def _adds_at_once(op: str, xs: Iterable[Array]) -> bool:
+    """Return whether one kernel can add up all of ``xs``: floats on a GPU, of one type."""
+    first, *rest = xs
+    return (
+        op == "sum"
+        and on_gpu(first)
+        and first.dtype.kind in "fV"
+        and all(x.dtype == first.dtype for x in rest)
+    )
 
 
 def widened(group: Group, x: Array) -> tuple[Array, bool]:

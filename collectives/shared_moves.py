@@ -14,7 +14,6 @@ from disttrain.collectives.reduction import (
     fold_into,
     operands,
     operation,
-    widened,
 )
 from disttrain.collectives.shared import SharedChannel
 from disttrain.kernels.arrays import Array
@@ -207,7 +206,7 @@ def _fold(group: Group, xs: dict[int, Array], op: str, out: Array) -> None:
     width = CHUNK_BYTES // out.itemsize
     for lo in range(0, out.size, width):
         group.scratch.reset()
-        parts = {(i, i + 1): widened(group, x[lo : lo + width]) for i, x in xs.items()}
+        parts = {(i, i + 1): (x[lo : lo + width], False) for i, x in xs.items()}
         fold_into(group, parts, op, out[lo : lo + width])
 
 

@@ -25,7 +25,6 @@ from disttrain.collectives.reduction import (
     operation,
     round_into,
     ufunc,
-    widened,
 )
 from disttrain.collectives.scratch import Scratch
 from disttrain.collectives.shared import SMALL_BYTES, SharedChannel
@@ -211,7 +210,7 @@ class InPlace:
         if self._folds is None:
             for parts, target in self._chunks:
                 group.scratch.reset()
-                fold_into(group, {node: widened(group, x) for node, x in parts.items()}, op, target)
+                fold_into(group, {node: (x, False) for node, x in parts.items()}, op, target)
             return
         reduce = ufunc(op, self._out)
         for left, right, target in self._folds:

@@ -64,6 +64,15 @@ def fold(
     return target, out is None
 
 
+def nested(node: Node, parts: Mapping[Node, Any]) -> Any:
+    """Return the tree below ``node`` as pairs of pairs, with ``parts`` in the place of the subtrees that are known."""
+    if node in parts:
+        return parts[node]
+    lo, hi = node
+    mid = split(lo, hi)
+    return nested((lo, mid), parts), nested((mid, hi), parts)
+
+
 def is_leaf(node: Node) -> bool:
     """Return whether the subtree is one rank."""
     return node[1] - node[0] == 1

@@ -19,23 +19,25 @@ KERNEL unpack(const u64* arrays, const long long* tiles, const U* flat, const fl
     }
 }
 
-// The sum of parts (parts, count) along a binary tree that splits at the largest power of two below its width, rounded at
-// every node; out may be one of the parts.
-KERNEL fold_tree(const U* parts, U* out, long long ranks, long long count) {
+// The sum of up to 8 arrays (count) along a binary tree, calculated in the wide type of T and rounded once; out may be one
+// of them. Four bits of merges for each array: how many sums of the last two results are taken once it has been read.
+KERNEL fold_tree(const T* p0, const T* p1, const T* p2, const T* p3, const T* p4, const T* p5, const T* p6, const T* p7,
+                 U* out, long long merges, long long parts, long long count) {
     const long long at = own_index();
     if (at >= count) return;
-    U whole[32];  // the sums of subtrees that nothing was added to yet: one for each bit of the number of leaves
-    const auto sum = [](U left, U right) { return narrow<U>(widen(left) + widen(right)); };
-    for (long long r = 0; r < ranks; r++) {
-        U v = parts[r * count + at];
-        int level = 0;
-        for (; r >> level & 1; level++) v = sum(whole[level], v);
-        whole[level] = v;
+    const T* from[8] = {p0, p1, p2, p3, p4, p5, p6, p7};
+    Wide<T>::type last[8];  // results, the latest one first; they move along, so that they can stay in registers
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if (i >= parts) break;
+#pragma unroll
+        for (int k = 7; k; k--) last[k] = last[k - 1];
+        last[0] = widen(from[i][at]);
+        for (long long left = merges >> 4 * i & 15; left; left--) {
+            last[0] = last[1] + last[0];
+#pragma unroll
+            for (int k = 1; k < 7; k++) last[k] = last[k + 1];
+        }
     }
-    int level = 0;
-    while (!(ranks >> level & 1)) level++;
-    U v = whole[level];
-    for (level++; ranks >> level; level++)
-        if (ranks >> level & 1) v = sum(whole[level], v);
-    out[at] = v;
+    out[at] = narrow<U>(Wide<U>::type(last[0]));
 }

@@ -11,6 +11,9 @@ import numpy
 from disttrain.kernels import cuda
 from disttrain.kernels.arrays import Array, address, get_array_module
 
+Tree = Any
+"""An array, or a pair of trees."""
+
 
 def pack(arrays: Sequence[Array], flat: Array, factor: Array | None = None) -> None:
     """Write the elements of ``arrays``, one array after the other, times ``factor`` to ``flat``.
@@ -57,27 +60,27 @@ def unpack_reference(flat: Array, arrays: Sequence[Array], factor: Array | None 
         begin += a.size
 
 
-def fold_tree(parts: Array, out: Array) -> None:
-    """Write the sum of the rows of ``parts`` (ranks, count) to ``out`` (count,), which may be one of them.
+def fold_tree(tree: Tree, out: Array) -> None:
+    """Write the sum of arrays along a binary tree to ``out``, rounded once.
 
-    Along the tree over the ranks that splits at the largest power of two below its width, rounded at every node: so
-    have partial sums of whole subtrees the bits that they have inside.
+    Args:
+        tree: the arrays, C-contiguous (count,) and of one type of floating point: one of them, or a pair of trees.
+        out: (count,), of any floating point type; it may be one of the arrays.
     """
-    if get_array_module(parts) is not numpy:
-        return _fold_tree_cuda(parts, out)
-    return fold_tree_reference(parts, out)
+    if get_array_module(out) is not numpy:
+        return _fold_tree_cuda(tree, out)
+    return fold_tree_reference(tree, out)
 
 
-def fold_tree_reference(parts: Array, out: Array) -> None:
+def fold_tree_reference(tree: Tree, out: Array) -> None:
     """What :func:`fold_tree` must equal, to the bit."""
+    out[...] = _total(tree).astype(cuda.wide(out.dtype)).astype(out.dtype)
 
-    def total(lo: int, hi: int) -> Array:
-        if hi - lo == 1:
-            return parts[lo]
-        middle = lo + (1 << ((hi - lo - 1).bit_length() - 1))
-        return total(lo, middle) + total(middle, hi)
 
-    out[...] = total(0, len(parts))
+def _total(tree: Tree) -> Array:
+    if isinstance(tree, tuple):
+        return _total(tree[0]) + _total(tree[1])
+    return tree.astype(cuda.wide(tree.dtype))
 
 
 def _times(x: Array, factor: Array | None, dtype: Any) -> Array:
@@ -97,6 +100,8 @@ def _check(arrays: Sequence[Array], flat: Array) -> None:
 
 _program = cuda.Program(__file__, T=cuda.FLOATS, U=cuda.FLOATS)
 _TILE = 4096
+_MOST_PARTS = 8
+"""So many arrays one launch adds up."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -123,8 +128,24 @@ def _move_cuda(kernel: str, arrays: Sequence[Array], flat: Array, factor: Array 
     _program.launch(kernel, (len(tiles),), (256,), where, tiles, flat, factor, T=T, U=U)
 
 
-def _fold_tree_cuda(parts: Array, out: Array) -> None:
-    ranks, count = parts.shape
-    U = cuda.c_type(out.dtype)
-    grid = (cuda.blocks(count, 256),)
-    _program.launch("fold_tree", grid, (256,), parts, out, ranks, count, T=U, U=U)
+def _fold_tree_cuda(tree: Tree, out: Array) -> None:
+    arrays, merges = _in_order(tree)
+    if len(arrays) > _MOST_PARTS:
+        halves = tuple(cuda.empty(out.shape, cuda.wide(arrays[0].dtype)) for _ in range(2))
+        for half, total in zip(tree, halves, strict=True):
+            _fold_tree_cuda(half, total)
+        tree, (arrays, merges) = halves, _in_order(halves)
+    word = sum(count << 4 * i for i, count in enumerate(merges))
+    unused = [None] * (_MOST_PARTS - len(arrays))
+    grid, args = (cuda.blocks(out.size, 256),), (*arrays, *unused, out, word, len(arrays), out.size)
+    T, U = cuda.c_type(arrays[0].dtype), cuda.c_type(out.dtype)
+    _program.launch("fold_tree", grid, (256,), *args, T=T, U=U)
+
+
+def _in_order(tree: Tree) -> tuple[list[Array], list[int]]:
+    """Return the arrays of a tree, and for each how many of its pairs are complete with it, but not before."""
+    if not isinstance(tree, tuple):
+        return [tree], [0]
+    (arrays, merges), (others, theirs) = map(_in_order, tree)
+    theirs[-1] += 1
+    return arrays + others, merges + theirs

@@ -53,3 +53,13 @@ def gpu(monkeypatch):
         pytest.skip(reason)
     with cuda_shim.stand_in("round-robin", monkeypatch) as launched:
         yield launched
+
+
+@pytest.fixture
+def cupy():
+    """The stand-in for CuPy that collectives are tested on, which must have found nothing wrong in the end."""
+    import fake_cupy  # which has a thread from then on
+
+    with fake_cupy.installed() as module:
+        yield module
+    assert fake_cupy.failures == []

@@ -6,11 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-import fake_cupy
 import hosts
 import processes
 import pytest
@@ -100,12 +99,3 @@ def load_program() -> Callable[[str], ModuleType]:
         return module
 
     return load
-
-
-@pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The stand-in for CuPy, which must have found nothing wrong in the end."""
-    for name, module in fake_cupy.modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
-    yield sys.modules["cupy"]
-    assert fake_cupy.failures == []

@@ -103,7 +103,7 @@ CASES = [
     (layout, "swap_middle", some(2, 5, 7, 3)),
     (buckets, "pack", [some(3, 4), some(5)], np.zeros(17, np.float32)),
     (buckets, "unpack", some(17), [some(3, 4), some(5)]),
-    (buckets, "fold_tree", some(5, 9), np.zeros(9, np.float32)),
+    (buckets, "fold_tree", ((some(9), some(9)), some(9)), np.zeros(9, np.float32)),
     (optim, "sum_of_squares", row),
     (optim, "sums_of_squares", some(5000)),
     (optim, "all_finite", row),
@@ -111,8 +111,8 @@ CASES = [
 
 
 def on_gpu(value):
-    if isinstance(value, list):
-        return [on_gpu(v) for v in value]
+    if isinstance(value, list | tuple):
+        return type(value)(map(on_gpu, value))
     return cuda_shim.there(value) if isinstance(value, np.ndarray) else value
 
 

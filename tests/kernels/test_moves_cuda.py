@@ -74,14 +74,34 @@ def test_buckets_that_do_not_fit_are_refused():
         buckets.unpack(np.zeros(4), [np.zeros(2), np.zeros(2, np.float32)])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 7, 8, 13])
-def test_sums_of_ranks_have_the_bits_of_the_tree(ranks, dtype, shim):
-    parts = cast(rng.standard_normal((ranks, 300)), dtype)
-    ours, theirs = np.zeros_like(parts[0]), np.zeros_like(parts[0])
+def tree_over(parts):
+    """Return the tree of the ranks, whose left subtree has a power of two of them."""
+    if len(parts) == 1:
+        return parts[0]
+    middle = 1 << ((len(parts) - 1).bit_length() - 1)
+    return tree_over(parts[:middle]), tree_over(parts[middle:])
 
-    buckets.fold_tree(parts, theirs)
-    buckets._fold_tree_cuda(parts, ours)
-    assert ours.tobytes() == theirs.tobytes()
-    buckets._fold_tree_cuda(parts, parts[ranks - 1])
-    assert parts[ranks - 1].tobytes() == theirs.tobytes()
+
+def leaning(parts, left):
+    """Return a tree whose sums are taken one after another, from the left or from the right."""
+    if len(parts) == 1:
+        return parts[0]
+    return (leaning(parts[:-1], left), parts[-1]) if left else (parts[0], leaning(parts[1:], left))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 7, 8, 13, 29])
+def test_sums_of_ranks_have_the_bits_of_the_tree(ranks, dtype, shim):
+    parts = list(cast(rng.standard_normal((ranks, 300)), dtype))
+    wide = np.float64 if dtype == "float64" else np.float32
+
+    for tree in (tree_over(parts), leaning(parts, True), leaning(parts, False)):
+        for to in {parts[0].dtype, np.dtype(wide)}:
+            ours, theirs = np.zeros(300, to), np.zeros(300, to)
+            buckets.fold_tree(tree, theirs)
+            buckets._fold_tree_cuda(tree, ours)
+            assert ours.tobytes() == theirs.tobytes()
+    theirs = np.zeros_like(parts[0])
+    buckets.fold_tree(tree_over(parts), theirs)
+    buckets._fold_tree_cuda(tree_over(parts), parts[-1])
+    assert parts[-1].tobytes() == theirs.tobytes()

@@ -204,8 +204,8 @@ class _Kernel:
                 return int.from_bytes(struct.pack("d", a), "little")
             if not isinstance(a, np.ndarray):
                 return int(a) % (1 << 64)
-            at = _address(a)
-            return next(c + at - b for c, (b, e) in zip(copies, regions, strict=True) if b <= at <= e)
+            i = _region_of(a, regions)
+            return copies[i] + _address(a) - regions[i][0]
 
         words = (ctypes.c_uint64 * len(arguments))(*map(word, arguments))
         sizes = [(ctypes.c_uint * 3)(*n, *(1,) * (3 - len(n))) for n in (grid, block)]
@@ -244,12 +244,8 @@ class _ThereAndBack:
         def moved(a):
             if not isinstance(a, np.ndarray):
                 return a
-            at = _address(a)
-            return next(
-                np.uint64(device.data.ptr + at - begin)
-                for device, (begin, end) in zip(devices, regions, strict=True)
-                if begin <= at <= end
-            )
+            i = _region_of(a, regions)
+            return np.uint64(devices[i].data.ptr + _address(a) - regions[i][0])
 
         self._kernel(grid, block, tuple(map(moved, arguments)))
         for host, device in zip(hosts, devices, strict=True):
@@ -276,6 +272,11 @@ def _regions(arrays):
         else:
             regions.append((begin, end))
     return regions
+
+
+def _region_of(a, regions):
+    """Return the number of the region that an array lies in; where one ends, the next may begin."""
+    return max(i for i, (begin, _) in enumerate(regions) if begin <= _address(a))
 
 
 @functools.cache

@@ -24,9 +24,12 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
+
+from disttrain.kernels import cuda
 
 failures: list[str] = []
 """What was done that CuPy or NCCL would not forgive."""
@@ -489,21 +492,57 @@ null = Stream()
 
 
 def install() -> None:
-    """Let ``import cupy`` find this."""
+    """Let ``import cupy`` find this, and launches of the one kernel that collectives have go to it."""
     sys.modules.update(modules())
+    vars(cuda).update(_launching())
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[ModuleType]:
+    """:func:`install` within the block; yields the module."""
+    with mock.patch.dict(sys.modules, modules()), mock.patch.multiple(cuda, **_launching()):
+        yield sys.modules["cupy"]
+
+
+def _launching() -> dict[str, Any]:
+    return {"load": _load, "device": lambda: Device().id}
+
+
+def _load(program: cuda.Program, variant: dict[str, Any], kernel: str) -> Callable[..., None]:
+    """Return ``fold_tree`` in NumPy's words; its text is compared with these by the tests of kernels."""
+    assert kernel == "fold_tree", kernel
+    wide = np.float64 if variant["T"] == "double" else np.float32
+
+    def launch(grid: Any, block: Any, arguments: tuple[Any, ...]) -> None:
+        *sources, out, merges, parts, _ = arguments
+        xs, target = [x._memory for x in sources[:parts]], out._memory
+
+        def add() -> None:
+            totals: list[np.ndarray] = []
+            with np.errstate(all="ignore"):
+                for i, x in enumerate(xs):
+                    totals.append(x.astype(wide))
+                    for _ in range(merges >> 4 * i & 15):
+                        right = totals.pop()
+                        totals[-1] = totals[-1] + right
+                np.copyto(target, totals[0], casting="unsafe")
+
+        get_current_stream()._put(add)
+
+    return launch
 
 
 def modules() -> dict[str, ModuleType]:
     """Return what ``sys.modules`` needs for that."""
     cupy = ModuleType("cupy")
-    cuda, runtime, nccl, cupyx = (ModuleType(n) for n in ("cupy.cuda", "runtime", "cupy.cuda.nccl", "cupyx"))
+    cuda_, runtime, nccl, cupyx = (ModuleType(n) for n in ("cupy.cuda", "runtime", "cupy.cuda.nccl", "cupyx"))
     vars(cupy).update(
-        ndarray=ndarray, empty=empty, asarray=asarray, copyto=copyto, is_available=is_available, cuda=cuda,
+        ndarray=ndarray, empty=empty, asarray=asarray, copyto=copyto, is_available=is_available, cuda=cuda_,
         add=_binary(np.add), multiply=_binary(np.multiply), minimum=_binary(np.minimum), maximum=_binary(np.maximum),
         bitwise_and=_binary(np.bitwise_and), bitwise_or=_binary(np.bitwise_or), bitwise_xor=_binary(np.bitwise_xor),
         get_default_memory_pool=lambda: SimpleNamespace(malloc=None), __version__="of tests",
     )  # fmt: skip
-    vars(cuda).update(
+    vars(cuda_).update(
         Device=Device,
         Stream=Stream,
         Event=Event,
@@ -523,4 +562,4 @@ def modules() -> dict[str, ModuleType]:
         **{f"NCCL_{name}": i for i, name in enumerate(_TYPES)}, **{f"NCCL_{name}": i for i, name in enumerate(_OPS)},
     )  # fmt: skip
     vars(cupyx).update(empty_pinned=empty_pinned)
-    return {"cupy": cupy, "cupy.cuda": cuda, "cupy.cuda.nccl": nccl, "cupyx": cupyx}
+    return {"cupy": cupy, "cupy.cuda": cuda_, "cupy.cuda.nccl": nccl, "cupyx": cupyx}
