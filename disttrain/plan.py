@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from disttrain import engine
+from disttrain import backward_pass, engine
+from disttrain.arena import Arena
 from disttrain.autograd.anomaly_mode import Line, show_line
 from disttrain.cuda_graphs import CudaGraphs
 from disttrain.errors import CaptureError
+from disttrain.kernels import buffers
 from disttrain.kernels.arrays import Array, is_array, owner, to_host
-from disttrain.tape import AsTensor, Call, Made, Tape, last_uses, numbers
+from disttrain.tape import UFUNCS, AsTensor, Call, Made, Tape, last_uses, numbers
 
 _number = itertools.count(1).__next__
 
@@ -51,10 +53,13 @@ class Plan:
         linecache.cache[file] = (len(self.source), None, self.source.splitlines(True), file)
         space = names | {"__name__": "disttrain.captured"}  # its warnings are ours
         exec(compile(self.source, file, "exec"), space)
-        self.run: Callable[..., tuple[Any, ...]] = np.errstate(all="ignore")(space["step"])
+        calls = (
+            CudaGraphs(second, self._fresh)
+            if second.is_on_gpu
+            else Arena(np.errstate(all="ignore")(space["step"]))
+        )
+        self.run: Callable[..., tuple[Any, ...]] = calls.run
         """Takes the arrays of the arguments, and returns those of the results."""
-        if second.is_on_gpu:
-            self.run = CudaGraphs(second, self._fresh).run
         del self._fresh
 
     def explain(self, error: BaseException) -> None:
@@ -198,10 +203,14 @@ def _write(tape: Tape, fresh: dict[int, Any]) -> tuple[str, dict[str, Any], list
         if call.is_getter and not made:
             continue
         args = [names.of(a) for a in call.args] + [f"{k}={names.of(v)}" for k, v in call.options.items()]
-        right = f"{names.function(call.function)}({', '.join(args)})"
+        out = call.out
+        if call.made is not None:
+            args.append(names.memory(*call.made))
+            out = out if type(out) is Made else out[0]
+        right = f"{names.function(call)}({', '.join(args)})"
         new = [] if call.line == where else [f"# {os.path.basename(call.line[0])}:{call.line[1]}"]
         where = call.line
-        new.append(_assignment(call.out, right, last))
+        new.append(_assignment(out, right, last))
         new += [f"v{n} = v{n}._array" for n in call.tensors if n in last]
         new += [f"v{n} = asarray(v{n})" for n in call.scalars if n in last]
         done = sorted({n for n in numbers((call.args, call.options)) if last[n] == i})
@@ -248,6 +257,9 @@ class _Names:
     def __init__(self, fresh: dict[int, Any], changed: set[int]) -> None:
         self.objects: dict[str, Any] = {
             "asarray": _as_array,
+            "copy_of": buffers.copy,
+            "empty": buffers.empty,
+            "laid_out": buffers.laid_out,
             "tensor": engine.Tensor_._of,
             "step": None,
         }
@@ -284,15 +296,30 @@ class _Names:
                 id(value) in self._fresh and id(owner(value)) in self._changed
             ):  # each replay begins with a copy
                 self._of[id(value)] = f"c{name[1:]}"
-                self.copies.append(f"c{name[1:]} = {name}.copy()")
+                self.copies.append(f"c{name[1:]} = copy_of({name})")
         return self._of[id(value)]
 
-    def function(self, function: Any) -> str:
-        """Return the name of a function: its own, if no other has it."""
+    def memory(self, shape: tuple[int, ...], dtype: Any, axes: tuple[int, ...]) -> str:
+        """Return an expression that makes the memory of an array, whose axes lie in this order."""
+        kind = self.of(dtype)
+        if axes == tuple(range(len(axes))):
+            return f"empty({shape}, {kind})"
+        return f"laid_out({shape}, {kind}, {axes})"
+
+    def function(self, call: Call) -> str:
+        """Return the name of a call's function: its own, if no other has it."""
+        function = call.function if call.made is None else UFUNCS[call.function]
         if id(function) not in self._of:
             name = _name(function)
             name = name if name.isidentifier() and not keyword.iskeyword(name) else "call"
             taken = name in self.objects
             self._of[id(function)] = f"{name}_{len(self._of)}" if taken else name
-            self.objects[self._of[id(function)]] = function
+            self.objects[self._of[id(function)]] = buffers.apart(function) if _is_apart(call) else function
         return self._of[id(function)]
+
+
+def _is_apart(call: Call) -> bool:
+    """Return whether a call may make other arrays each time, or keep them: they are no part of the fixed memory."""
+    if call.function is backward_pass.close_pass:
+        return True
+    return call.is_python and _name(call.function) != "_accumulate"

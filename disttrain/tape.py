@@ -7,6 +7,7 @@ the two shows when the step is written down a second time.
 
 from __future__ import annotations
 
+import operator
 import random
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +20,42 @@ from disttrain import engine
 from disttrain.autograd.anomaly_mode import Line, show_line, users_line
 from disttrain.context import grad_enabled
 from disttrain.errors import CaptureError
+from disttrain.kernels import buffers
 from disttrain.kernels.arrays import Array, is_array, on_gpu, owner
 from disttrain.modes import changed
 from disttrain.nn.parameter import Parameter
 from disttrain.nodes import Node
+from disttrain.ops import elementwise
 from disttrain.ops.types import Op
+
+UFUNCS: dict[Callable[..., Any], np.ufunc] = {
+    operator.add: np.add,
+    elementwise.add: np.add,
+    elementwise.sub: np.subtract,
+    elementwise.mul: np.multiply,
+    elementwise.div: np.divide,
+    elementwise.neg: np.negative,
+    elementwise.abs: np.abs,
+    elementwise.reciprocal: np.reciprocal,
+    elementwise.exp: np.exp,
+    elementwise.log: np.log,
+    elementwise.log1p: np.log1p,
+    elementwise.sqrt: np.sqrt,
+    elementwise.sin: np.sin,
+    elementwise.cos: np.cos,
+    elementwise.maximum: np.maximum,
+    elementwise.minimum: np.minimum,
+    elementwise.eq: np.equal,
+    elementwise.ne: np.not_equal,
+    elementwise.lt: np.less,
+    elementwise.le: np.less_equal,
+    elementwise.gt: np.greater,
+    elementwise.ge: np.greater_equal,
+    elementwise.logical_and: np.logical_and,
+    elementwise.logical_or: np.logical_or,
+    elementwise.logical_not: np.logical_not,
+}
+"""Operations that on NumPy's arrays are nothing but a function of NumPy's, which writes where it is told."""
 
 
 class Made(NamedTuple):
@@ -53,6 +85,8 @@ class Call:
     """Numbers of what it returns as Tensors, of which only the arrays are known."""
     scalars: list[int] = field(default_factory=list)
     """Numbers of what it may return as NumPy scalars, and is an array afterwards."""
+    made: tuple[Any, ...] | None = None
+    """Shape, type and order of axes in memory of its one result, where it is NumPy's function of ``UFUNCS``."""
     is_getter: bool = False
     """Whether it does nothing but return something."""
     is_python: bool = False
@@ -203,6 +237,7 @@ class Tape:
                 kept.append(self._define(s) if is_array(s) else self._number())
                 fresh.append(kept[-1])
         call.out = (tuple(outs) if type(out) is tuple else outs[0], tuple(fresh), None)
+        call.made = _layout(op, out)
         self.calls.append(call)
         self._saved = list(map(id, saved)), kept, call.line
 
@@ -239,6 +274,7 @@ class Tape:
         if out is not None:
             call.out = self._define(out)
             call.scalars = [] if out.ndim else [call.out.number]
+            call.made = _layout(function, out)
         self.calls.append(call)
 
     def accumulate(self, leaf: Any, g: Any) -> None:
@@ -307,6 +343,14 @@ def last_uses(tape: Tape) -> dict[int, int]:
     """Return, for each known value that is used, the index of the last call that does; for results, one beyond."""
     last = {n: i for i, call in enumerate(tape.calls) for n in numbers((call.args, call.options))}
     return last | dict.fromkeys(numbers(tape.results), len(tape.calls))
+
+
+def _layout(function: Callable[..., Any], out: Any) -> tuple[Any, ...] | None:
+    """Return what to know of the result of NumPy's function of the same meaning, to make its memory beforehand."""
+    if function not in UFUNCS or type(out) is not np.ndarray or not out.ndim:
+        return None
+    axes = buffers.order_of(out)
+    return None if axes is None else (out.shape, out.dtype, axes)
 
 
 def _host_randomness() -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from disttrain.kernels import cuda
+from disttrain.kernels import buffers, cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 
@@ -82,9 +82,9 @@ def _map_axis(x: Array, axis: int, m: AxisMap) -> Array:
     if m.is_selection:
         return x.take(m.index, axis)
     A, B = (int(numpy.prod(part, dtype=numpy.int64)) for part in (x.shape[:axis], x.shape[axis + 1 :]))
-    out = numpy.empty((A, m.out_size, B), x.dtype)
+    out = buffers.empty((A, m.out_size, B), x.dtype)
     weight = m.weight.astype(x.dtype)
-    flat = numpy.ascontiguousarray(x).reshape(A, m.size, B)
+    flat = buffers.contiguous(x).reshape(A, m.size, B)
     if B == 1:
         _map_last(flat[:, :, 0], m.starts, m.index, weight, out[:, :, 0])
     else:
@@ -170,11 +170,11 @@ def max_axis(x: Array, axis: int, span: Spans) -> tuple[Array, Array]:
     if get_array_module(x) is not numpy:
         return _max_axis_cuda(x, axis, span)
     A, B = (int(numpy.prod(part, dtype=numpy.int64)) for part in (x.shape[:axis], x.shape[axis + 1 :]))
-    flat = numpy.ascontiguousarray(x).reshape(A, x.shape[axis], B)
+    flat = buffers.contiguous(x).reshape(A, x.shape[axis], B)
     shape = (*x.shape[:axis], len(span.starts), *x.shape[axis + 1 :])
     out, where = (
-        numpy.empty((A, len(span.starts), B), x.dtype),
-        numpy.empty((A, len(span.starts), B), numpy.int64),
+        buffers.empty((A, len(span.starts), B), x.dtype),
+        buffers.empty((A, len(span.starts), B), numpy.int64),
     )
     _max_axis(flat, span.starts, span.stops, span.step, lowest(x.dtype), out, where)
     return out.reshape(shape), where.reshape(shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy
 
-from disttrain.kernels import cuda
+from disttrain.kernels import buffers, cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 
@@ -22,14 +22,15 @@ def column_sums(x: Array) -> Array:
         return _column_sums_cuda(x)
     if x.size < _SMALL or x.dtype not in (numpy.float32, numpy.float64) or not x.flags.c_contiguous:
         return column_sums_reference(x)
-    out = x[0].copy()
+    out = buffers.copy(x[0])
     _column_sums(x, out)
     return out
 
 
 def column_sums_reference(x: Array) -> Array:
     """What :func:`column_sums` must equal up to rounding."""
-    return x.sum(0, dtype=cuda.wide(x.dtype)).astype(x.dtype, copy=False)
+    kind = cuda.wide(x.dtype)
+    return buffers.convert(x.sum(0, dtype=kind, out=buffers.empty(x.shape[1], kind, x)), x.dtype)
 
 
 @jit

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from disttrain.kernels import cudnn, direct, gemm, grouped, patches, winograd
+from disttrain.kernels import buffers, cudnn, direct, gemm, grouped, patches, winograd
 from disttrain.kernels.arrays import Array, get_array_module, on_gpu
 from disttrain.kernels.jit import jit
 from disttrain.kernels.simd import LANES, pointer, transpose
@@ -49,10 +49,10 @@ class Window(NamedTuple):
 
 def to_channels_last(x: Array) -> Array:
     """Return (N, C, H, W) as contiguous (N, H, W, C): a view if the memory is so already, else a copy."""
-    xp, last = get_array_module(x), x.transpose(0, 2, 3, 1)
-    if xp is not numpy or last.flags.c_contiguous or not x.flags.c_contiguous or x.dtype != numpy.float32:
-        return xp.ascontiguousarray(last)
-    out = numpy.empty(last.shape, x.dtype)
+    last = x.transpose(0, 2, 3, 1)
+    if on_gpu(x) or last.flags.c_contiguous or not x.flags.c_contiguous or x.dtype != numpy.float32:
+        return buffers.contiguous(last)
+    out = buffers.empty(last.shape, x.dtype)
     _to_channels_last(x.reshape(-1), out.reshape(-1), len(x), x.shape[1], x.shape[2] * x.shape[3])
     return out
 
@@ -84,7 +84,7 @@ def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) 
     O = w.shape[0]  # noqa: E741
     if _is_winograd(x.dtype, window, groups, x.shape[3], (N, OH, OW, O)):
         return winograd.convolve(x, w, bias, _pair(window.padding)).transpose(0, 3, 1, 2)
-    out = (numpy.zeros if _is_depthwise(w, groups) else numpy.empty)((N, OH, OW, O), x.dtype)
+    out = (buffers.zeros if _is_depthwise(w, groups) else buffers.empty)((N, OH, OW, O), x.dtype)
     if grouped.serves(x.dtype, groups, w.shape[1], O // groups):
         grouped.convolve(x, w, bias, out, _flat(window))
         return out.transpose(0, 3, 1, 2)
@@ -97,7 +97,7 @@ def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) 
         direct.convolve(x, w, out, _flat(window), groups)
     else:
         out_rows = out.reshape(-1, O)
-        kernel = w.transpose(0, 2, 3, 1).reshape(O, -1)
+        kernel = buffers.reshape(w.transpose(0, 2, 3, 1), (O, -1))
         o = O // groups
         for group in range(groups):
             to = slice(group * o, (group + 1) * o)
@@ -105,7 +105,9 @@ def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) 
                 numpy.matmul(cols, kernel[to].T, out=out_rows[rows, to])
     if bias is not None:
         lines = out.reshape(-1, OW * O)  # far quicker than pixel by pixel if O is small
-        lines += numpy.tile(bias, OW)
+        line = buffers.empty((OW, O), x.dtype)
+        line[...] = bias
+        lines += line.reshape(-1)
     return out.transpose(0, 3, 1, 2)
 
 
@@ -128,13 +130,13 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Siz
         return winograd.convolve(g, w, None, (2 - ph, 2 - pw), turned=True).transpose(0, 3, 1, 2)
     o = O // groups
     if grouped.serves(g.dtype, groups, c, o):
-        gx = numpy.empty((N, *size, O), g.dtype)
+        gx = buffers.empty((N, *size, O), g.dtype)
         grouped.input_grad(g, w, gx, _flat(window))
         return gx.transpose(0, 3, 1, 2)
     g_rows = g.reshape(-1, O)
-    kernel = w.transpose(0, 2, 3, 1).reshape(O, -1)
+    kernel = buffers.reshape(w.transpose(0, 2, 3, 1), (O, -1))
     if _is_pointwise(window) and size == (OH, OW):
-        gx = numpy.empty((N, *size, c * groups), g.dtype)
+        gx = buffers.empty((N, *size, c * groups), g.dtype)
         if groups == 1:
             gemm.matmul(g_rows, w[:, :, 0, 0], gx.reshape(-1, c))
             return gx.transpose(0, 3, 1, 2)
@@ -142,7 +144,7 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Siz
             of, to = slice(group * o, (group + 1) * o), slice(group * c, (group + 1) * c)
             numpy.matmul(g_rows[:, of], kernel[of], out=gx.reshape(-1, c * groups)[:, to])
         return gx.transpose(0, 3, 1, 2)
-    gx = numpy.zeros((N, *size, c * groups), g.dtype)
+    gx = buffers.zeros((N, *size, c * groups), g.dtype)
     if _is_depthwise(w, groups):
         _depthwise(gx, g, _by_tap(w), _flat(window), _IMAGE)
         return gx.transpose(0, 3, 1, 2)
@@ -150,7 +152,7 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Siz
         direct.input_grad(g, w, gx, _flat(window), groups)
         return gx.transpose(0, 3, 1, 2)
     lines, step = N * OH, _lines_per_block(OW, kernel.shape[1] * g.itemsize)
-    cols = numpy.empty((min(step, lines) * OW, kernel.shape[1]), g.dtype)
+    cols = buffers.empty((min(step, lines) * OW, kernel.shape[1]), g.dtype)
     for group in range(groups):
         of = slice(group * o, (group + 1) * o)
         for start in range(0, lines, step):
@@ -174,7 +176,7 @@ def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array
     if grouped.serves(x.dtype, groups, c, o):
         return grouped.weight_grad(g, x, _flat(window), c)
     if o == c == 1 and groups > 1:
-        parts = numpy.zeros((len(g), *window.kernel, O), g.dtype)  # image by image: long sums lose digits
+        parts = buffers.zeros((len(g), *window.kernel, O), g.dtype)  # image by image: long sums lose digits
         for image, out, part in zip(x, g, parts, strict=True):
             _depthwise(image[None], out[None], part, _flat(window), _FILTERS)
         return parts.sum(0)[None].transpose(3, 0, 1, 2)
@@ -183,11 +185,13 @@ def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array
         return gemm.matmul(g_rows.T, x.reshape(-1, c))[:, :, None, None]
     if _is_direct(x, g, g):
         return direct.weight_grad(g, x, _flat(window), groups)
-    gw = numpy.zeros((window.kernel[0] * window.kernel[1] * c, O), g.dtype)
+    gw = buffers.zeros((window.kernel[0] * window.kernel[1] * c, O), g.dtype)
+    part = buffers.empty((len(gw), o), g.dtype)
     for group in range(groups):
         of = slice(group * o, (group + 1) * o)
         for rows, cols in _blocks(x, (OH, OW), window, group, c):
-            gw[:, of] += cols.T @ g_rows[rows, of]  # this way round GEMM is quicker if O is small
+            numpy.matmul(cols.T, g_rows[rows, of], out=part)  # this way round GEMM is quicker if O is small
+            gw[:, of] += part
     return gw.reshape(*window.kernel, c, O).transpose(3, 2, 0, 1)
 
 
@@ -204,7 +208,8 @@ def _blocks(x: Array, out_size: Sizes, window: Window, group: int, c: int) -> It
     taps = window.kernel[0] * window.kernel[1] * c
     lines, step = N * OH, _lines_per_block(OW, taps * x.itemsize)
     one = C == 1 and window.stride[1] == 1  # then a tap sees whole stretches of memory: fill tap by tap
-    cols = numpy.empty((min(step, lines) * OW, taps), x.dtype, order="F" if one else "C")
+    pixels = min(step, lines) * OW
+    cols = buffers.empty((taps, pixels), x.dtype).T if one else buffers.empty((pixels, taps), x.dtype)
     for start in range(0, lines, step):
         stop = min(start + step, lines)
         part = cols[: (stop - start) * OW]
@@ -255,7 +260,7 @@ def _is_depthwise(w: Array, groups: int) -> bool:
 
 def _by_tap(w: Array) -> Array:
     """Return filters (C, 1, KH, KW) as (KH, KW, C)."""
-    return numpy.ascontiguousarray(w[:, 0].transpose(1, 2, 0))
+    return buffers.contiguous(w[:, 0].transpose(1, 2, 0))
 
 
 def _flat(window: Window) -> tuple[int, ...]:

@@ -6,6 +6,7 @@
 
 import numpy
 
+from disttrain.kernels import buffers
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.conv import (
     Sizes,
@@ -25,13 +26,12 @@ def conv3d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) 
 
 def conv3d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Sizes) -> Array:
     """Return the gradient of the input, volumes of ``size`` = (D, H, W)."""
-    xp = get_array_module(g, w)
     filters = _stack_filters(w)
     parts = conv2d_input_grad(_planes(g), filters, _flat(window), groups, size[1:])
     parts = parts.transpose(0, 2, 3, 1).reshape(
         len(g), g.shape[2], *size[1:], groups, window.kernel[0], w.shape[1]
     )
-    gx = xp.zeros((len(g), *size, groups, w.shape[1]), g.dtype)
+    gx = buffers.zeros((len(g), *size, groups, w.shape[1]), g.dtype, g)
     for k in range(window.kernel[0]):
         outs, planes = _meeting(k, g.shape[2], size[0], window)
         gx[:, planes] += parts[:, outs, :, :, :, k]
@@ -63,14 +63,13 @@ def _meeting(k: int, depth: int, planes: int, window: Window) -> tuple[slice, sl
 
 def _stack_planes(x: Array, depth: int, window: Window, groups: int) -> Array:
     """Return what each of ``depth`` outputs sees as images (N * depth, groups * KD * C // groups, H, W)."""
-    xp = get_array_module(x)
     N, C, D, H, W = x.shape
     KD = window.kernel[0]
     x = x.transpose(0, 2, 3, 4, 1)
     if (KD, depth, window.stride[0]) == (1, D, 1):
-        return xp.ascontiguousarray(x).reshape(N * D, H, W, C).transpose(0, 3, 1, 2)
+        return buffers.contiguous(x).reshape(N * D, H, W, C).transpose(0, 3, 1, 2)
     x = x.reshape(N, D, H, W, groups, C // groups)
-    seen = xp.zeros((N, depth, H, W, groups, KD, C // groups), x.dtype)
+    seen = buffers.zeros((N, depth, H, W, groups, KD, C // groups), x.dtype, x)
     for k in range(KD):
         outs, planes = _meeting(k, depth, D, window)
         seen[:, outs, :, :, :, k] = x[:, planes]

@@ -8,6 +8,7 @@ the C channels and o of the O outputs, a filter has T taps, and K = T * c. Filte
 
 import numpy
 
+from disttrain.kernels import buffers
 from disttrain.kernels.arrays import Array
 from disttrain.kernels.jit import helper, jit
 from disttrain.kernels.simd import (
@@ -41,7 +42,8 @@ def convolve(x: Array, w: Array, out: Array, window: tuple[int, ...], groups: in
 
     def images(first: int, last: int) -> None:
         part = out[first:last]
-        _convolve(x[first:last], w, part, window, groups, *_columns(part, w[0].size))
+        filters = buffers.zeros(_panels(len(w), groups) * w[0].size * LANES, numpy.float32)
+        _convolve(x[first:last], w, part, window, groups, *_columns(part, w[0].size), filters)
 
     spread(images, len(x), out[0].size * w[0].size)
 
@@ -53,7 +55,9 @@ def input_grad(g: Array, w: Array, gx: Array, window: tuple[int, ...], groups: i
 
     def images(first: int, last: int) -> None:
         part = g[first:last]
-        _input_grad(part, w, gx[first:last], window, groups, *_columns(part, w[0].size))
+        block, columns, stride = _columns(part, w[0].size)
+        filters = buffers.zeros(len(w) * stride + len(w) // groups * TILE_ROWS, numpy.float32)
+        _input_grad(part, w, gx[first:last], window, groups, block, columns, stride, filters)
 
     spread(images, len(g), g[0].size * w[0].size)
 
@@ -62,22 +66,35 @@ def weight_grad(g: Array, x: Array, window: tuple[int, ...], groups: int) -> Arr
     """Return the gradient of the filters (O, c, KH, KW), given that of the output (N, OH, OW, O) and the images."""
     together = _together(groups, g.shape[3] // groups)
     merged = groups // together
-    gw = numpy.empty((g.shape[3], x.shape[3] // merged, *window[:2]), numpy.float32)
+    gw = buffers.empty((g.shape[3], x.shape[3] // merged, *window[:2]), numpy.float32)
 
     def panels(first: int, last: int) -> None:
         to, part = gw[first * LANES : last * LANES], g
         if len(to) < len(gw):
-            part = numpy.ascontiguousarray(g[..., first * LANES : last * LANES])
-        _weight_grad(part, x, to, window, merged, *_columns(part, gw[0].size))
+            part = buffers.contiguous(g[..., first * LANES : last * LANES])
+        _sum(part, x, to, window, merged)
 
     if merged == 1:
         spread(panels, -(-len(gw) // LANES), LANES * gw[0].size * g[..., 0].size)
     else:  # the outputs of a group see only its channels
-        _weight_grad(g, x, gw, window, merged, *_columns(g, gw[0].size))
+        _sum(g, x, gw, window, merged)
     if together == 1:
         return gw
     parts = gw.reshape(merged, together, len(gw) // groups, together, -1, *window[:2])
     return numpy.stack([parts[:, i, :, i] for i in range(together)], 1).reshape(len(gw), -1, *window[:2])
+
+
+def _sum(g: Array, x: Array, gw: Array, window: tuple[int, ...], groups: int) -> None:
+    """Write the gradient of filters."""
+    block, columns, stride = _columns(g, gw[0].size)
+    sums = buffers.zeros(_panels(len(gw), groups) * stride * LANES, numpy.float32)
+    given = buffers.zeros(block * LANES, numpy.float32)
+    _weight_grad(g, x, gw, window, groups, block, columns, stride, sums, given)
+
+
+def _panels(outputs: int, groups: int) -> int:
+    """Return how many panels of 16 outputs there are: each group has its own."""
+    return groups * -(-(outputs // groups) // LANES)
 
 
 def _together(groups: int, o: int) -> int:
@@ -88,10 +105,10 @@ def _together(groups: int, o: int) -> int:
 def _merge(w: Array, groups: int, together: int) -> Array:
     """Return filters of fewer, larger groups that do the same: with zeros for the channels of other groups."""
     if together == 1:
-        return numpy.ascontiguousarray(w)
+        return buffers.contiguous(w)
     O, c, KH, KW = w.shape  # noqa: E741
     parts = w.reshape(groups // together, together, O // groups, c, KH, KW)
-    out = numpy.zeros((*parts.shape[:3], together, c, KH, KW), w.dtype)
+    out = buffers.zeros((*parts.shape[:3], together, c, KH, KW), w.dtype)
     for i in range(together):
         out[:, i, :, i] = parts[:, i]
     return out.reshape(O, together * c, KH, KW)
@@ -105,7 +122,7 @@ def _columns(out: Array, K: int) -> tuple[int, Array, int]:
     block = -(-block // TILE_ROWS) * TILE_ROWS
     return (
         block,
-        numpy.empty(block * stride + LANES, numpy.float32),
+        buffers.empty(block * stride + LANES, numpy.float32),
         stride,
     )  # a vector may stick out at the end
 
@@ -244,13 +261,12 @@ def _turn(w, line, K, T, c, panel, width, back, square):  # type: ignore[no-unty
 
 
 @jit
-def _convolve(x, w, out, window, groups, block, cols, stride):  # type: ignore[no-untyped-def]
+def _convolve(x, w, out, window, groups, block, cols, stride, filters):  # type: ignore[no-untyped-def]
     N, OH, OW, O = out.shape  # noqa: E741
     C = x.shape[3]
     c, o = C // groups, O // groups
     T = window[0] * window[1]
     K, panels = T * c, -(-o // LANES)
-    filters = numpy.zeros(groups * panels * K * LANES, numpy.float32)
     square = numpy.empty(LANES * LANES, numpy.float32)
     for q in range(groups * panels):
         first, panel = q // panels * o + q % panels * LANES, pointer(filters, q * K * LANES)
@@ -279,12 +295,12 @@ def _convolve(x, w, out, window, groups, block, cols, stride):  # type: ignore[n
 
 
 @jit
-def _input_grad(g, w, gx, window, groups, block, cols, stride):  # type: ignore[no-untyped-def]
+def _input_grad(g, w, gx, window, groups, block, cols, stride, filters):  # type: ignore[no-untyped-def]
     N, OH, OW, O = g.shape  # noqa: E741
     c, o = gx.shape[3] // groups, O // groups
     T = window[0] * window[1]
     K, panels = T * c, stride // LANES
-    filters, taps = numpy.zeros(groups * panels * o * LANES, numpy.float32), w.reshape(-1)
+    taps = w.reshape(-1)
     squares = numpy.empty(LANES * LANES, numpy.float32)
     given, made, square = pointer(w, 0), pointer(filters, 0), pointer(squares, 0)
     for line in range(O):
@@ -302,7 +318,7 @@ def _input_grad(g, w, gx, window, groups, block, cols, stride):  # type: ignore[
                     column = tap * c + channel
                     to = ((group * panels + column // LANES) * o + k) * LANES + column % LANES
                     filters[to] = taps[line * K + channel * T + tap]
-    seen, result, rest = pointer(cols, 0), pointer(gx, 0), numpy.zeros(TILE_ROWS * o, numpy.float32)
+    seen, result, rest = pointer(cols, 0), pointer(gx, 0), filters[O * stride :]
     grads = g.reshape(-1)
     for start in range(0, N * OH * OW, block):
         count = min(block, N * OH * OW - start)
@@ -324,13 +340,11 @@ def _input_grad(g, w, gx, window, groups, block, cols, stride):  # type: ignore[
 
 
 @jit
-def _weight_grad(g, x, gw, window, groups, block, cols, stride):  # type: ignore[no-untyped-def]
+def _weight_grad(g, x, gw, window, groups, block, cols, stride, sums, given):  # type: ignore[no-untyped-def]
     N, OH, OW, O = g.shape  # noqa: E741
     c, o = x.shape[3] // groups, O // groups
     T = window[0] * window[1]
     K, panels = T * c, -(-o // LANES)
-    sums = numpy.zeros(groups * panels * stride * LANES, numpy.float32)
-    given = numpy.zeros(block * LANES, numpy.float32)
     images, seen, grads, line = pointer(x, 0), pointer(cols, 0), pointer(g, 0), pointer(given, 0)
     for start in range(0, N * OH * OW, block):
         count = min(block, N * OH * OW - start)

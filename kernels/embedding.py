@@ -2,7 +2,7 @@
 
 import numpy
 
-from disttrain.kernels import cuda
+from disttrain.kernels import buffers, cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 
@@ -35,8 +35,8 @@ def add_rows(g: Array, indices: Array, rows: int, skip: int) -> Array:
     """
     if get_array_module(g) is not numpy:
         return _add_rows_cuda(g, indices, rows, skip)
-    out = numpy.zeros((rows, g.shape[1]), g.dtype)
-    _add_rows(numpy.ascontiguousarray(g), numpy.ascontiguousarray(indices), skip, out)
+    out = buffers.zeros((rows, g.shape[1]), g.dtype)
+    _add_rows(buffers.contiguous(g), buffers.contiguous(indices), skip, out)
     return out
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-from disttrain.kernels import elementwise
+from disttrain.kernels import buffers, elementwise
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.elementwise import fuse
 from disttrain.kernels.jit import erf as scalar_erf
@@ -22,7 +22,7 @@ def erf(x: Array) -> Array:
     """Return the error function of each element of a flat contiguous array."""
     if get_array_module(x) is not numpy:
         return _erf_chain(x)
-    out = numpy.empty_like(x)
+    out = buffers.empty_like(x)
     _erf(x, out)
     return out
 
@@ -46,7 +46,7 @@ def gelu(x: Array) -> Array:
     """Return ``x * Phi(x)``, where Phi is the normal distribution function."""
     if get_array_module(x) is not numpy:
         return _gelu_chain(x)
-    out = numpy.empty_like(x)
+    out = buffers.empty_like(x)
     _gelu(x, x.dtype.type(_ROOT_HALF), out)
     return out
 
@@ -67,7 +67,7 @@ def gelu_grad(g: Array, x: Array) -> Array:
     """Return ``g * (Phi(x) + x * phi(x))``: the gradient of the input of :func:`gelu`."""
     if get_array_module(g) is not numpy:
         return _gelu_grad_chain(g, x)
-    out = numpy.empty_like(x)
+    out = buffers.empty_like(x)
     T = x.dtype.type
     _gelu_grad(g, x, T(_ROOT_HALF), T(_DENSITY), out)
     return out

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy
 
-from disttrain.kernels import columns, cublaslt, cuda
+from disttrain.kernels import buffers, columns, cublaslt, cuda
 from disttrain.kernels.arrays import Array, get_array_module, on_gpu
 from disttrain.kernels.jit import helper, jit
 from disttrain.kernels.libraries import LibraryMissing
@@ -53,7 +53,7 @@ def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = No
     """
     (M, K), N = a.shape, b.shape[1]
     if out is None:
-        out = get_array_module(a).empty((M, N), a.dtype)
+        out = buffers.empty((M, N), a.dtype, a)
     if on_gpu(a):
         return _matmul_cuda(a, b, out, bias)
     if M * N * K < _FROM or not _is_ours(a, b, out):
@@ -61,15 +61,18 @@ def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = No
         if bias is not None:
             out += bias
         return out
-    begin = _NOTHING if bias is None else numpy.ascontiguousarray(bias)
+    begin = _NOTHING if bias is None else buffers.contiguous(bias)
     (left, row, step), right, flat = _flat(a), _flat(b), out.reshape(-1)
     if threads() == 1:
-        _kernel(M, N, right[1])(left, row, step, *right, M, N, K, begin, flat)
+        kernel, size = _kernel(M, N, K, right[1])
+        kernel(left, row, step, *right, M, N, K, begin, flat, buffers.empty(size, numpy.float32))
         return out
 
     def rows(first: int, last: int) -> None:
         of, to = left[first * row :], flat[first * N : last * N]
-        _kernel(last - first, N, right[1])(of, row, step, *right, last - first, N, K, begin, to)
+        kernel, size = _kernel(last - first, N, K, right[1])
+        memory = buffers.empty(size, numpy.float32)
+        kernel(of, row, step, *right, last - first, N, K, begin, to, memory)
 
     spread(rows, M, N * K)
     return out
@@ -89,12 +92,10 @@ def batched(a: Array, b: Array, out: Array | None = None) -> Array:
 
     On the CPU this is NumPy's product, which is as quick as any for small ones; on a GPU one of cuBLASLt for all.
     """
-    if not on_gpu(a):
-        return numpy.matmul(a, b, out=out)
     if out is None:
         lead = numpy.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        out = get_array_module(a).empty((*lead, a.shape[-2], b.shape[-1]), a.dtype)
-    return _matmul_cuda(a, b, out, None)
+        out = buffers.empty((*lead, a.shape[-2], b.shape[-1]), a.dtype, a)
+    return _matmul_cuda(a, b, out, None) if on_gpu(a) else numpy.matmul(a, b, out=out)
 
 
 def weight_grad(g: Array, x: Array, out: Array | None = None) -> tuple[Array, Array]:
@@ -254,10 +255,30 @@ def _is_ours(a: Array, b: Array, out: Array) -> bool:
     )
 
 
-def _kernel(M: int, N: int, b_row: int) -> Any:
-    """Return the kernel for so many rows and columns; all make the same bits."""
-    turned = b_row == 1 and M % (4 * LANES) == 0 and 2 * M <= N and M <= _COLUMNS
-    return _product_turned if turned else _product
+def _kernel(M: int, N: int, K: int, b_row: int) -> tuple[Any, int]:
+    """Return the kernel for so many rows and columns, and how much memory it works in; all make the same bits."""
+    if b_row == 1 and M % (4 * LANES) == 0 and 2 * M <= N and M <= _COLUMNS:
+        return _product_turned, sum(_memory_turned(M, K))
+    return _product, sum(_memory(N, K))
+
+
+@helper
+def _memory(N, K):  # type: ignore[no-untyped-def]
+    """Return the elements of a padded row of the result, and of a packed block of the right factor."""
+    lanes = LANES
+    return -(-N // lanes) * lanes, -(-min(N, _COLUMNS) // lanes) * lanes * _length(K)
+
+
+@helper
+def _memory_turned(M, K):  # type: ignore[no-untyped-def]
+    """Return the elements of the packed factor, and of the rows of the transposed product that are made at a time."""
+    return K * M, _TURNED * M
+
+
+@helper
+def _length(K):  # type: ignore[no-untyped-def]
+    """Return the terms of a block."""
+    return -(-K // -(-K // _TERMS))
 
 
 def _flat(x: Array) -> tuple[Array, int, int]:
@@ -266,15 +287,14 @@ def _flat(x: Array) -> tuple[Array, int, int]:
         return x.reshape(-1), x.shape[1], 1
     if x.flags.f_contiguous:
         return x.T.reshape(-1), 1, x.shape[0]
-    return numpy.ascontiguousarray(x).reshape(-1), x.shape[1], 1
+    return buffers.contiguous(x).reshape(-1), x.shape[1], 1
 
 
 @jit
-def _product(a, a_row, a_step, b, b_row, b_step, M, N, K, bias, out):  # type: ignore[no-untyped-def]
-    lanes = LANES
-    terms = -(-K // -(-K // _TERMS))
-    packed = numpy.empty(-(-min(N, _COLUMNS) // lanes) * lanes * terms, numpy.float32)
-    begin = numpy.zeros(-(-N // lanes) * lanes, numpy.float32)
+def _product(a, a_row, a_step, b, b_row, b_step, M, N, K, bias, out, memory):  # type: ignore[no-untyped-def]
+    terms, padded = _length(K), _memory(N, K)[0]
+    begin, packed = memory[:padded], memory[padded:]
+    begin[:] = 0
     if bias.size:
         begin[:N] = bias
     for j0 in range(0, N, _COLUMNS):
@@ -288,13 +308,13 @@ def _product(a, a_row, a_step, b, b_row, b_step, M, N, K, bias, out):  # type: i
 
 
 @jit
-def _product_turned(a, a_row, a_step, b, b_row, b_step, M, N, K, bias, out):  # type: ignore[no-untyped-def]
-    lanes = LANES
-    terms = -(-K // -(-K // _TERMS))
-    packed = numpy.empty(K * M, numpy.float32)
+def _product_turned(  # type: ignore[no-untyped-def]
+    a, a_row, a_step, b, b_row, b_step, M, N, K, bias, out, memory
+):
+    lanes, terms = LANES, _length(K)
+    packed, turned = memory[: K * M], memory[K * M :]
     for k0 in range(0, K, terms):
         _pack(a, k0 * a_step, a_step, a_row, min(terms, K - k0), M, packed, k0 * M)
-    turned = numpy.empty(_TURNED * M, numpy.float32)
     for n0 in range(0, N, _TURNED):
         rows = min(_TURNED, N - n0)
         for n in range(rows):

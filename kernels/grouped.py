@@ -12,6 +12,7 @@ import math
 
 import numpy
 
+from disttrain.kernels import buffers
 from disttrain.kernels.arrays import Array
 from disttrain.kernels.jit import helper, jit
 from disttrain.kernels.simd import (
@@ -44,7 +45,7 @@ def convolve(x: Array, w: Array, bias: Array | None, out: Array, window: tuple[i
     """
     (C, width), (KH, KW, sh, sw, ph, pw, dh, dw) = w.shape[:2], window
     outputs, inputs = _pairs(C, width)
-    begin = numpy.zeros(_padded(C), numpy.float32)
+    begin = buffers.zeros(_padded(C), numpy.float32)
     if bias is not None:
         begin[:C] = bias
     rows, columns = (sh, 1, -ph, dh), (sw, 1, -pw, dw)
@@ -57,7 +58,7 @@ def input_grad(g: Array, w: Array, gx: Array, window: tuple[int, ...]) -> None:
     inputs, outputs = _pairs(C, width)  # the other way round
     filters = _pack(w[outputs + inputs // width * width, inputs % width])
     rows, columns = (1, sh, ph, -dh), (1, sw, pw, -dw)
-    nothing = numpy.zeros(_padded(C), numpy.float32)
+    nothing = buffers.zeros(_padded(C), numpy.float32)
     _spread(g, filters, nothing, gx, (KH, KW, width), rows, columns)
 
 
@@ -73,7 +74,9 @@ def _spread(
 def weight_grad(g: Array, x: Array, window: tuple[int, ...], width: int) -> Array:
     """Return the gradient of the filters (C, width, KH, KW), given that of the output (N, OH, OW, C) and the images."""
     (N, _, _, C), (KH, KW, sh, sw, ph, pw, dh, dw) = x.shape, window
-    parts = numpy.zeros((N, KH * KW * width * _padded(C)), numpy.float32)  # each image: long sums lose digits
+    parts = buffers.zeros(
+        (N, KH * KW * width * _padded(C)), numpy.float32
+    )  # each image: long sums lose digits
 
     def images(first: int, last: int) -> None:
         rows, columns = (sh, 1, -ph, dh), (sw, 1, -pw, dw)
@@ -81,7 +84,7 @@ def weight_grad(g: Array, x: Array, window: tuple[int, ...], width: int) -> Arra
 
     spread(images, N, g[0].size * KH * KW * width)
     sums = parts.sum(0).reshape(KH, KW, width, -1)[..., :C]
-    gw = numpy.empty((C, width, KH, KW), numpy.float32)
+    gw = buffers.empty((C, width, KH, KW), numpy.float32)
     outputs, inputs = _pairs(C, width)
     gw[outputs, inputs] = sums.transpose(3, 2, 0, 1)
     return gw
@@ -100,7 +103,7 @@ def _pairs(C: int, width: int) -> tuple[Array, Array]:
 def _pack(filters: Array) -> Array:
     """Return filters (C, width, KH, KW) as described above, in one axis."""
     C, width, KH, KW = filters.shape
-    packed = numpy.zeros((KH, KW, width, _padded(C)), numpy.float32)
+    packed = buffers.zeros((KH, KW, width, _padded(C)), numpy.float32)
     packed[..., :C] = filters.transpose(2, 3, 1, 0)
     return packed.reshape(-1)
 

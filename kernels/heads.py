@@ -10,6 +10,7 @@ import math
 
 import numpy
 
+from disttrain.kernels import buffers
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import exp, helper, jit
 from disttrain.kernels.simd import (
@@ -64,7 +65,8 @@ def attention(q: Array, k: Array, v: Array, scale: float, causal: bool, out: Arr
         of = slice(first, last)
         places = [part for x in (q, k, v, out) for part in _place(x[of])]
         sizes = (last - first, H, L, S, E, F)
-        _attention(*places, lse[of].reshape(-1), sizes, numpy.float32(scale), causal)
+        memory = buffers.empty(sum(_memory(S, E, F)), numpy.float32)
+        _attention(*places, lse[of].reshape(-1), sizes, numpy.float32(scale), causal, memory)
 
     spread(batches, B, H * L * S * (E + F))
 
@@ -124,7 +126,8 @@ def attention_grad(
         given = [part for x in (g, q, k, v, out) for part in _place(x[of])]
         wanted = [part for x in (gq, gk, gv) for part in _place(x[of])]
         sizes = (last - first, H, L, S, E, F)
-        _attention_grad(*given, lse[of].reshape(-1), *wanted, sizes, numpy.float32(scale), causal)
+        memory = buffers.empty(sum(_memory_of_grad(L, S, E, F)), numpy.float32)
+        _attention_grad(*given, lse[of].reshape(-1), *wanted, sizes, numpy.float32(scale), causal, memory)
 
     spread(batches, B, H * L * S * (3 * E + 2 * F))
 
@@ -186,15 +189,31 @@ def _six_rows(a, am, ak, b, bk, K, start, sm, out, om, width):  # type: ignore[n
         multiply(6, 1, a, am, ak, shift(b, n), bk, K, shift(start, n), sm, shift(out, n), om)
 
 
+@helper
+def _memory(S, E, F):  # type: ignore[no-untyped-def]
+    """Return the elements of packed keys, of zeros, and of the scores of six queries."""
+    padded = -(-S // LANES) * LANES
+    return E * padded, max(padded, F), 6 * padded
+
+
+@helper
+def _memory_of_grad(L, S, E, F):  # type: ignore[no-untyped-def]
+    """Return the elements of packed keys, packed values, zeros, probabilities, their gradients, and sums for both."""
+    padded = -(-S // LANES) * LANES
+    line = padded + LANES  # tiles of six keys may look beyond the last one
+    kept = min(L, max(_KEPT // line, 12)) * line
+    return E * padded, F * padded, max(padded, E, F), kept, kept, (S + 6) * E, (S + 6) * F
+
+
 @jit
 def _attention(  # type: ignore[no-untyped-def]
-    q, q_by, k, k_by, v, v_by, out, out_by, lse, sizes, scale, causal
+    q, q_by, k, k_by, v, v_by, out, out_by, lse, sizes, scale, causal, memory
 ):
     B, H, L, S, E, F = sizes
     padded = -(-S // LANES) * LANES
-    packed = numpy.empty(E * padded, numpy.float32)
-    zeros = numpy.zeros(max(padded, F), numpy.float32)
-    scores = numpy.empty(6 * padded, numpy.float32)
+    size, width, _ = _memory(S, E, F)
+    packed, zeros, scores = memory[:size], memory[size : size + width], memory[size + width :]
+    zeros[:] = 0
     shares = numpy.empty(6, numpy.float32)
     for head in range(B * H):
         b, h = head // H, head % H
@@ -286,16 +305,24 @@ def _attention_grad(  # type: ignore[no-untyped-def]
     sizes,
     scale,
     causal,
+    memory,
 ):
     B, H, L, S, E, F = sizes
     padded = -(-S // LANES) * LANES
-    line = padded + LANES  # tiles of six keys may look beyond the last one
-    most = min(L, max(_KEPT // line, 12))
-    blocks = -(-L // most)
-    packed_k, packed_v = numpy.empty(E * padded, numpy.float32), numpy.empty(F * padded, numpy.float32)
-    zeros = numpy.zeros(max(padded, E, F), numpy.float32)
-    p, d = numpy.zeros(most * line, numpy.float32), numpy.zeros(most * line, numpy.float32)
-    sum_k, sum_v = numpy.empty((S + 6) * E, numpy.float32), numpy.empty((S + 6) * F, numpy.float32)
+    line = padded + LANES
+    size_k, size_v, width, kept, _, size_sums, _ = _memory_of_grad(L, S, E, F)
+    blocks = -(-L // (kept // line))
+    packed_k, packed_v, rest = memory[:size_k], memory[size_k : size_k + size_v], memory[size_k + size_v :]
+    zeros, p, d, rest = (
+        rest[:width],
+        rest[width : width + kept],
+        rest[width + kept :][:kept],
+        rest[width + 2 * kept :],
+    )
+    sum_k, sum_v = rest[:size_sums], rest[size_sums:]
+    zeros[:] = 0
+    p[:] = 0
+    d[:] = 0
     for head in range(B * H):
         b, h = head // H, head % H
         zero = pointer(zeros, 0)  # here, for Numba frees an array after its last use

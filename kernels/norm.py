@@ -9,7 +9,7 @@ import typing
 
 import numpy
 
-from disttrain.kernels import cuda, cudnn
+from disttrain.kernels import buffers, cuda, cudnn
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 from disttrain.kernels.relu import relu_grad_reference
@@ -19,8 +19,8 @@ def channel_moments(x: Array) -> tuple[Array, Array]:
     """Return mean and biased variance of each column of ``x`` (M > 0 rows, C channels), in float64."""
     if get_array_module(x) is not numpy:
         return _channel_moments_cuda(x)
-    mean, var = numpy.zeros(x.shape[1]), numpy.zeros(x.shape[1])
-    _channel_moments(x, mean, numpy.empty(x.shape[1], x.dtype), var)
+    mean, var = buffers.zeros(x.shape[1]), buffers.zeros(x.shape[1])
+    _channel_moments(x, mean, buffers.empty(x.shape[1], x.dtype), var)
     return mean, var
 
 
@@ -89,8 +89,8 @@ def channel_affine(
     """
     if get_array_module(x) is not numpy:
         return _channel_affine_cuda(x, mean, scale, shift, residual, relu)
-    out = numpy.empty_like(x)
-    _channel_affine(x, *(v.astype(x.dtype, copy=False) for v in (mean, scale, shift)), out)
+    out = buffers.empty_like(x)
+    _channel_affine(x, *(buffers.convert(v, x.dtype) for v in (mean, scale, shift)), out)
     if residual is not None:
         out += residual
     return numpy.maximum(out, x.dtype.type(0), out=out) if relu else out
@@ -123,8 +123,8 @@ def channel_grad_sums(g: Array, x: Array, mean: Array, *, y: Array | None = None
     if get_array_module(g) is not numpy:
         return _channel_grad_sums_cuda(g, x, mean, y)
     g = g if y is None else relu_grad_reference(g, y)
-    total, dot = numpy.zeros(g.shape[1]), numpy.zeros(g.shape[1])
-    _channel_grad_sums(g, x, mean.astype(x.dtype, copy=False), total, dot)
+    total, dot = buffers.zeros(g.shape[1]), buffers.zeros(g.shape[1])
+    _channel_grad_sums(g, x, buffers.convert(mean, x.dtype), total, dot)
     return total, dot
 
 
@@ -168,8 +168,8 @@ def channel_grad(
     if get_array_module(g) is not numpy:
         return _channel_grad_cuda(g, x, y, mean, a, b, c, None)
     g = g if y is None else relu_grad_reference(g, y)
-    out = numpy.empty_like(g)
-    _channel_grad(g, x, *(v.astype(g.dtype, copy=False) for v in (mean, a, b, c)), out)
+    out = buffers.empty_like(g)
+    _channel_grad(g, x, *(buffers.convert(v, g.dtype) for v in (mean, a, b, c)), out)
     return out
 
 
@@ -216,8 +216,8 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array,
     """Return the rows of ``x`` (M, K) normalised, times ``weight`` plus ``bias``; and mean and 1 / std."""
     if get_array_module(x) is not numpy:
         return cudnn.layer_norm(x, weight, bias, eps) or _layer_norm_cuda(x, None, weight, bias, eps)[1:]
-    out = numpy.empty_like(x)
-    mean, rstd = numpy.empty(len(x), x.dtype), numpy.empty(len(x), x.dtype)
+    out = buffers.empty_like(x)
+    mean, rstd = buffers.empty(len(x), x.dtype), buffers.empty(len(x), x.dtype)
     _layer_norm(x, weight, bias, eps, out, mean, rstd)
     return out, mean, rstd
 
@@ -277,8 +277,8 @@ def layer_norm_grad(
         return cudnn.layer_norm_grad(g, x, weight, mean, rstd) or _layer_norm_grad_cuda(
             g, x, weight, mean, rstd
         )
-    gx = numpy.empty_like(g)
-    gw, gb = numpy.zeros(g.shape[1]), numpy.zeros(g.shape[1])
+    gx = buffers.empty_like(g)
+    gw, gb = buffers.zeros(g.shape[1]), buffers.zeros(g.shape[1])
     _layer_norm_grad(g, x, weight, mean, rstd, gx, gw, gb)
     return gx, gw.astype(g.dtype), gb.astype(g.dtype)
 
@@ -326,7 +326,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
     """Return the rows of ``x`` (M, K) over their root mean square, times ``weight``; and 1 / that root."""
     if get_array_module(x) is not numpy:
         return cudnn.rms_norm(x, weight, eps) or _rms_norm_cuda(x, None, weight, eps)[1:]
-    out, rstd = numpy.empty_like(x), numpy.empty(len(x), x.dtype)
+    out, rstd = buffers.empty_like(x), buffers.empty(len(x), x.dtype)
     _rms_norm(x, weight, eps, out, rstd)
     return out, rstd
 
@@ -372,7 +372,7 @@ def rms_norm_grad(g: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array
     """Return the gradients of ``x`` (M, K) and of ``weight`` (K, summed over the rows in order)."""
     if get_array_module(g) is not numpy:
         return cudnn.rms_norm_grad(g, x, weight, rstd) or _rms_norm_grad_cuda(g, x, weight, rstd)
-    gx, gw = numpy.empty_like(g), numpy.zeros(g.shape[1])
+    gx, gw = buffers.empty_like(g), buffers.zeros(g.shape[1])
     _rms_norm_grad(g, x, weight, rstd, gx, gw)
     return gx, gw.astype(g.dtype)
 

@@ -6,7 +6,7 @@ arrays are float32 or float64.
 
 import numpy
 
-from disttrain.kernels import cuda
+from disttrain.kernels import buffers, cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.axes import lowest
 from disttrain.kernels.conv import Sizes, Window, to_channels_last
@@ -22,8 +22,8 @@ def max_pool2d(x: Array, window: Window, out_size: Sizes) -> tuple[Array, Array]
         return _max_pool2d_cuda(x, window, out_size)
     x = to_channels_last(x)
     N, _, _, C = x.shape
-    out = numpy.empty((N, *out_size, C), x.dtype)
-    where = numpy.empty(out.shape, numpy.int32)
+    out = buffers.empty((N, *out_size, C), x.dtype)
+    where = buffers.empty(out.shape, numpy.int32)
     _max_pool(x, out, where, tuple(n for pair in window for n in pair), lowest(x.dtype))
     return out.transpose(0, 3, 1, 2), where.transpose(0, 3, 1, 2)
 
@@ -106,7 +106,7 @@ def max_pool2d_input_grad(g: Array, where: Array, size: Sizes) -> Array:
     if get_array_module(g) is not numpy:
         return _max_pool2d_input_grad_cuda(g, where, size)
     g, where = to_channels_last(g), to_channels_last(where)
-    gx = numpy.zeros((g.shape[0], *size, g.shape[3]), g.dtype)
+    gx = buffers.zeros((g.shape[0], *size, g.shape[3]), g.dtype)
     _scatter_pixels(g, where, gx)
     return gx.transpose(0, 3, 1, 2)
 

@@ -2,6 +2,7 @@
 
 import numpy
 
+from disttrain.kernels import buffers
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.elementwise import fuse, where
 from disttrain.kernels.jit import jit
@@ -11,7 +12,7 @@ def relu(x: Array) -> Array:
     """Return ``max(x, 0)``; NaN stays."""
     if get_array_module(x) is not numpy:
         return _relu_chain(x)
-    out = numpy.empty_like(x)
+    out = buffers.empty_like(x)
     _relu(x, x.dtype.type(0), out)
     return out
 
@@ -36,7 +37,7 @@ def relu_grad(g: Array, y: Array) -> Array:
     """Return ``g`` where ``y``, the output of ReLU, is not 0, else 0: also where ``g`` is not finite."""
     if get_array_module(g) is not numpy:
         return _relu_grad_chain(g, y)
-    out = numpy.empty_like(g)
+    out = buffers.empty_like(g)
     _relu_grad(g, y, g.dtype.type(0), out)
     return out
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy
 
-from disttrain.kernels import rnn
+from disttrain.kernels import buffers, rnn
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import helper, jit, sigmoid, tanh
 from disttrain.kernels.simd import (
@@ -65,7 +65,8 @@ def lstm(
     """
     if not _is_ours(gates, h):
         return lstm_reference(gates, w_hh, h, c, before, c_before, out, begins, sizes)
-    return _lstm(gates, numpy.ascontiguousarray(w_hh), h, c, before, c_before, out, begins, sizes)  # type: ignore[no-any-return]
+    w, memory = buffers.contiguous(w_hh), buffers.zeros(sum(_memory_of_lstm(*h.shape)), numpy.float32)
+    return _lstm(gates, w, h, c, before, c_before, out, begins, sizes, memory)  # type: ignore[no-any-return]
 
 
 def lstm_reference(
@@ -113,8 +114,9 @@ def lstm_grad(
     """
     if not _is_ours(gates, dh):
         return lstm_grad_reference(gates, w_hh, c_before, g, dh, dc, d, begins, sizes)
-    w = numpy.ascontiguousarray(w_hh)
-    return _lstm_grad(gates, w, c_before, _given(g, dh), dh, dc, d, begins, sizes)  # type: ignore[no-any-return]
+    w = buffers.contiguous(w_hh)
+    memory = buffers.zeros(sum(_memory_of_grad(*dh.shape, 4)), numpy.float32)
+    return _lstm_grad(gates, w, c_before, _given(g, dh), dh, dc, d, begins, sizes, memory)  # type: ignore[no-any-return]
 
 
 def lstm_grad_reference(
@@ -162,9 +164,10 @@ def gru(
     """
     if not _is_ours(gates, h):
         return gru_reference(gates, w_hh, bias, h, before, products, out, begins, sizes)
-    w = numpy.ascontiguousarray(w_hh)
-    added = numpy.zeros(len(w_hh), w_hh.dtype) if bias is None else numpy.ascontiguousarray(bias)
-    return _gru(gates, w, added, h, before, products, out, begins, sizes)  # type: ignore[no-any-return]
+    w = buffers.contiguous(w_hh)
+    added = buffers.zeros(len(w_hh), w_hh.dtype) if bias is None else buffers.contiguous(bias)
+    memory = buffers.zeros(sum(_memory_of_gru(*h.shape)), numpy.float32)
+    return _gru(gates, w, added, h, before, products, out, begins, sizes, memory)  # type: ignore[no-any-return]
 
 
 def gru_reference(
@@ -219,9 +222,10 @@ def gru_grad(
     """
     if not _is_ours(gates, dh):
         return gru_grad_reference(gates, w_hh, products, before, g, dh, d_input, d_recurrent, begins, sizes)
-    w, up = numpy.ascontiguousarray(w_hh), _given(g, dh)
+    w, up = buffers.contiguous(w_hh), _given(g, dh)
+    memory = buffers.zeros(sum(_memory_of_grad(*dh.shape, 3)), numpy.float32)
     return _gru_grad(  # type: ignore[no-any-return]
-        gates, w, products, before, up, dh, d_input, d_recurrent, begins, sizes
+        gates, w, products, before, up, dh, d_input, d_recurrent, begins, sizes, memory
     )
 
 
@@ -247,7 +251,7 @@ def gru_grad_reference(
 
 def _given(g: Array | None, like: Array) -> Array:
     """Return a gradient, or no rows if there is none: a kernel takes one type."""
-    return numpy.empty((0, like.shape[1]), like.dtype) if g is None else numpy.ascontiguousarray(g)
+    return buffers.empty((0, like.shape[1]), like.dtype) if g is None else buffers.contiguous(g)
 
 
 @helper
@@ -326,15 +330,47 @@ def _pack(w, packed, padded):  # type: ignore[no-untyped-def]
 # tanh, has no remainder then, and each remainder takes as long as a vector. Lanes of no hidden unit hold other gates.
 
 
+# They work in memory that is zero at first.
+
+
+@helper
+def _memory_of_lstm(B, H):  # type: ignore[no-untyped-def]
+    """Return the elements of the packed weight, sums, states, cells, opened gates, candidates and output gates."""
+    padded, wide, pair = _whole(4 * H), _whole(H), _whole(2 * H)
+    return H * padded, B * padded + LANES, B * wide, B * wide, pair + LANES, wide, wide
+
+
+@helper
+def _memory_of_gru(B, H):  # type: ignore[no-untyped-def]
+    """Return the elements of the packed weight, sums, states, opened gates and candidates."""
+    padded, wide, pair = _whole(3 * H), _whole(H), _whole(2 * H)
+    return H * padded, B * padded, B * wide, pair + LANES, wide
+
+
+@helper
+def _memory_of_grad(B, H, gates):  # type: ignore[no-untyped-def]
+    """Return the elements of the packed weight, of states or sums, and of a row of cells."""
+    wide = _whole(H)
+    return gates * H * wide, B * wide, wide
+
+
+@helper
+def _cut(memory, size):  # type: ignore[no-untyped-def]
+    """Return the first elements of some memory, and the rest."""
+    return memory[:size], memory[size:]
+
+
 @jit
-def _lstm(gates, w_hh, h, c, before, c_before, out, begins, sizes):  # type: ignore[no-untyped-def]
+def _lstm(gates, w_hh, h, c, before, c_before, out, begins, sizes, memory):  # type: ignore[no-untyped-def]
     B, H = h.shape
     padded, wide, pair = _whole(4 * H), _whole(H), _whole(2 * H)
-    packed = numpy.zeros(H * padded, numpy.float32)
-    sums = numpy.zeros(B * padded + LANES, numpy.float32)
-    states, cells = numpy.zeros(B * wide, numpy.float32), numpy.zeros(B * wide, numpy.float32)
-    opened = numpy.zeros(pair + LANES, numpy.float32)
-    news, outs = numpy.zeros(wide, numpy.float32), numpy.zeros(wide, numpy.float32)
+    size, size_sums, size_states, _, size_opened, _, _ = _memory_of_lstm(B, H)
+    packed, rest = _cut(memory, size)
+    sums, rest = _cut(rest, size_sums)
+    states, rest = _cut(rest, size_states)
+    cells, rest = _cut(rest, size_states)
+    opened, rest = _cut(rest, size_opened)
+    news, outs = _cut(rest, wide)
     _pack_transposed(w_hh, packed, padded)
     for r in range(B):
         _copy(pointer(h, 0), r * H, pointer(states, 0), r * wide, H)
@@ -374,12 +410,13 @@ def _lstm(gates, w_hh, h, c, before, c_before, out, begins, sizes):  # type: ign
 
 
 @jit
-def _lstm_grad(gates, w_hh, c_before, g, dh, dc, d, begins, sizes):  # type: ignore[no-untyped-def]
+def _lstm_grad(gates, w_hh, c_before, g, dh, dc, d, begins, sizes, memory):  # type: ignore[no-untyped-def]
     one = broadcast(numpy.float32(1))
     B, H = dh.shape
     wide = _whole(H)
-    packed, cells = numpy.zeros(4 * H * wide, numpy.float32), numpy.empty(wide, numpy.float32)
-    states = numpy.zeros(B * wide, numpy.float32)
+    size, size_states, _ = _memory_of_grad(B, H, 4)
+    packed, rest = _cut(memory, size)
+    states, cells = _cut(rest, size_states)
     _pack(w_hh, packed, wide)
     for r in range(B):
         _copy(pointer(dh, 0), r * H, pointer(states, 0), r * wide, H)
@@ -421,13 +458,14 @@ def _lstm_grad(gates, w_hh, c_before, g, dh, dc, d, begins, sizes):  # type: ign
 
 
 @jit
-def _gru(gates, w_hh, bias, h, before, products, out, begins, sizes):  # type: ignore[no-untyped-def]
+def _gru(gates, w_hh, bias, h, before, products, out, begins, sizes, memory):  # type: ignore[no-untyped-def]
     B, H = h.shape
     padded, wide, pair = _whole(3 * H), _whole(H), _whole(2 * H)
-    packed = numpy.zeros(H * padded, numpy.float32)
-    sums = numpy.empty(B * padded, numpy.float32)
-    states = numpy.zeros(B * wide, numpy.float32)
-    opened, news = numpy.zeros(pair + LANES, numpy.float32), numpy.zeros(wide, numpy.float32)
+    size, size_sums, size_states, size_opened, _ = _memory_of_gru(B, H)
+    packed, rest = _cut(memory, size)
+    sums, rest = _cut(rest, size_sums)
+    states, rest = _cut(rest, size_states)
+    opened, news = _cut(rest, size_opened)
     _pack_transposed(w_hh, packed, padded)
     for r in range(B):
         _copy(pointer(h, 0), r * H, pointer(states, 0), r * wide, H)
@@ -466,12 +504,14 @@ def _gru(gates, w_hh, bias, h, before, products, out, begins, sizes):  # type: i
 
 @jit
 def _gru_grad(  # type: ignore[no-untyped-def]
-    gates, w_hh, products, before, g, dh, d_input, d_recurrent, begins, sizes
+    gates, w_hh, products, before, g, dh, d_input, d_recurrent, begins, sizes, memory
 ):
     one = broadcast(numpy.float32(1))
     B, H = dh.shape
     wide = _whole(H)
-    packed, sums = numpy.zeros(3 * H * wide, numpy.float32), numpy.empty(B * wide, numpy.float32)
+    size, size_sums, _ = _memory_of_grad(B, H, 3)
+    packed, rest = _cut(memory, size)
+    sums, _ = _cut(rest, size_sums)
     _pack(w_hh, packed, wide)
     for t in range(begins.size - 1, -1, -1):
         begin, b = begins[t], sizes[t]

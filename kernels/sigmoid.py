@@ -2,7 +2,7 @@
 
 import numpy
 
-from disttrain.kernels import elementwise
+from disttrain.kernels import buffers, elementwise
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
 from disttrain.kernels.jit import sigmoid as scalar_sigmoid
@@ -12,7 +12,7 @@ def sigmoid(x: Array) -> Array:
     """Return ``1 / (1 + e ** -x)``."""
     if get_array_module(x) is not numpy:
         return elementwise.sigmoid(x)
-    out = numpy.empty_like(x)
+    out = buffers.empty_like(x)
     _sigmoid(x, out)
     return out
 
@@ -33,7 +33,7 @@ def sigmoid_grad(g: Array, y: Array) -> Array:
     """Return ``g * y * (1 - y)``: the gradient of the input of :func:`sigmoid`, whose output is ``y``."""
     if get_array_module(g) is not numpy:
         return elementwise.sigmoid_grad(g, y)
-    out = numpy.empty_like(g)
+    out = buffers.empty_like(g)
     _sigmoid_grad(g, y, out)
     return out
 
@@ -54,7 +54,7 @@ def silu(x: Array) -> Array:
     """Return ``x * sigmoid(x)``."""
     if get_array_module(x) is not numpy:
         return elementwise.silu(x)
-    out = numpy.empty_like(x)
+    out = buffers.empty_like(x)
     _silu(x, out)
     return out
 
@@ -74,7 +74,7 @@ def silu_grad(g: Array, x: Array) -> Array:
     """Return the gradient of the input of :func:`silu`."""
     if get_array_module(g) is not numpy:
         return elementwise.silu_grad(g, x)
-    out = numpy.empty_like(g)
+    out = buffers.empty_like(g)
     _silu_grad(g, x, out)
     return out
 
@@ -97,7 +97,7 @@ def tanh_grad(g: Array, y: Array) -> Array:
     """Return ``g * (1 - y * y)``: the gradient of the input of the hyperbolic tangent, whose value is ``y``."""
     if get_array_module(g) is not numpy:
         return elementwise.tanh_grad(g, y)
-    out = numpy.empty_like(g)
+    out = buffers.empty_like(g)
     _tanh_grad(g, y, out)
     return out
 

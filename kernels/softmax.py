@@ -6,7 +6,7 @@ sums, and what there is one of per row (statistics, losses and their gradients) 
 
 import numpy
 
-from disttrain.kernels import cuda
+from disttrain.kernels import buffers, cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import exp_down, jit, largest, total
 
@@ -15,7 +15,7 @@ def softmax(x: Array) -> Array:
     """Return ``exp(x)`` over its sum, row by row, for ``x`` (M, K)."""
     if get_array_module(x) is not numpy:
         return _softmax_cuda(x)
-    out = numpy.empty_like(x)
+    out = buffers.empty_like(x)
     if out.size:
         _softmax(x, out)
     return out
@@ -45,7 +45,7 @@ def softmax_grad(g: Array, y: Array) -> Array:
     """Return ``y * (g - sum(g * y))`` row by row: the gradient of :func:`softmax`, whose output is ``y``."""
     if get_array_module(g) is not numpy:
         return _softmax_grad_cuda(g, y)
-    out = numpy.empty_like(g)
+    out = buffers.empty_like(g)
     _softmax_grad(g, y, out)
     return out
 
@@ -71,7 +71,7 @@ def log_softmax(x: Array) -> Array:
     """Return ``log(softmax(x))`` row by row, for ``x`` (M, K)."""
     if get_array_module(x) is not numpy:
         return _log_softmax_cuda(x)
-    out = numpy.empty_like(x)
+    out = buffers.empty_like(x)
     if out.size:
         _log_softmax(x, row_stats(x), out)
     return out
@@ -95,7 +95,7 @@ def log_softmax_grad(g: Array, y: Array) -> Array:
     """Return ``g - exp(y) * sum(g)`` row by row: the gradient of the input of :func:`log_softmax`."""
     if get_array_module(g) is not numpy:
         return _log_softmax_grad_cuda(g, y)
-    out = numpy.empty_like(g)
+    out = buffers.empty_like(g)
     _log_softmax_grad(g, y, out)
     return out
 
@@ -119,9 +119,9 @@ def row_stats(x: Array) -> Array:
     """Return (2, M): the maximum of each row of ``x`` (M, K), and the log of the sum of ``exp(x - max)``"""
     if get_array_module(x) is not numpy:
         return _row_stats_cuda(x)
-    stats = numpy.empty((2, len(x)), x.dtype)
+    stats = buffers.empty((2, len(x)), x.dtype)
     if x.size:
-        _row_stats(x, stats)
+        _row_stats(x, stats, buffers.empty(x.shape[1], x.dtype))
     return stats
 
 
@@ -133,9 +133,8 @@ def row_stats_reference(x: Array) -> Array:
 
 
 @jit
-def _row_stats(x, stats):  # type: ignore[no-untyped-def]
+def _row_stats(x, stats, scratch):  # type: ignore[no-untyped-def]
     M, K = x.shape
-    scratch = numpy.empty(K, x.dtype)
     for m in range(M):
         row = x[m]
         top = largest(row)
@@ -160,7 +159,7 @@ def cross_entropy(
     if get_array_module(x) is not numpy:
         return _cross_entropy_cuda(x, target, weight, smoothing, ignore)
     stats = row_stats(x)
-    loss = numpy.empty(len(x), x.dtype)
+    loss = buffers.empty(len(x), x.dtype)
     _cross_entropy(x, target, weight, x.dtype.type(smoothing), ignore, stats, loss)
     return loss, stats
 
@@ -216,7 +215,7 @@ def cross_entropy_grad(
     """Return the gradient of ``x`` (M, K), given that of each row's loss, ``g`` (M); in ``out``, which may be ``x``."""
     if get_array_module(x) is not numpy:
         return _cross_entropy_grad_cuda(g, x, target, weight, smoothing, ignore, stats, out)
-    out = numpy.empty_like(x) if out is None else out
+    out = buffers.empty_like(x) if out is None else out
     T = x.dtype.type
     of_all = weight.sum() if smoothing else T(0)
     _cross_entropy_grad(g, x, target, weight, T(smoothing), ignore, stats, of_all, out)

@@ -7,6 +7,7 @@ import math
 
 import numpy
 
+from disttrain.kernels import buffers
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.gelu import erf
 from disttrain.kernels.jit import jit
@@ -21,7 +22,7 @@ def erfc(x: Array) -> Array:
     """Return ``1 - erf(x)`` of each element of a flat contiguous array, exact where it is tiny."""
     if get_array_module(x) is not numpy:
         return erfc_reference(x)
-    out = numpy.empty_like(x)
+    out = buffers.empty_like(x)
     _erfc(x, out)
     return out
 
@@ -45,7 +46,7 @@ def lgamma(x: Array) -> Array:
     """Return ``log(|gamma(x)|)`` of each element of a flat contiguous array; infinite at 0, -1, -2, ..."""
     if get_array_module(x) is not numpy:
         return lgamma_reference(x)
-    out = numpy.empty_like(x)
+    out = buffers.empty_like(x)
     _lgamma(x, out)
     return out
 

@@ -17,6 +17,7 @@ all outputs of the tiles that see it into NaN.
 
 import numpy
 
+from disttrain.kernels import buffers
 from disttrain.kernels.arrays import Array
 from disttrain.kernels.jit import helper, jit
 from disttrain.kernels.simd import LANES, TILE_ROWS, broadcast, load, multiply_tile, pointer, store
@@ -45,16 +46,16 @@ def convolve(
     """
     (N, H, W, C), (ph, pw) = x.shape, padding
     O = w.shape[1 if turned else 0]  # noqa: E741
-    out = numpy.empty((N, H + 2 * ph - 2, W + 2 * pw - 2, O), numpy.float32)
+    out = buffers.empty((N, H + 2 * ph - 2, W + 2 * pw - 2, O), numpy.float32)
     if bias is None:
-        bias = numpy.zeros(O, numpy.float32)
-    w = numpy.ascontiguousarray(w)
+        bias = buffers.zeros(O, numpy.float32)
+    w = buffers.contiguous(w)
 
     def images(first: int, last: int) -> None:
         part = out[first:last]
         tiles, panels = _divide(part.shape, C)
         seen, filters = _points(1, tiles * C), _points(panels, C * LANES)
-        _convolve(x[first:last], w, turned, bias, part, ph, pw, tiles, seen, filters)
+        _convolve(x[first:last], w, turned, bias, part, ph, pw, tiles, seen, filters, *_panel(tiles))
 
     spread(images, N, out[0].size * C * 4)
     return out
@@ -63,14 +64,15 @@ def convolve(
 def weight_grad(g: Array, x: Array, padding: tuple[int, int]) -> Array:
     """Return the gradient (O, C, 3, 3) of filters, given that of the output (N, OH, OW, O) and the images."""
     C, O = x.shape[3], g.shape[3]  # noqa: E741
-    gw = numpy.empty((O, C, 3, 3), numpy.float32)
+    gw = buffers.empty((O, C, 3, 3), numpy.float32)
 
     def outputs(first: int, last: int) -> None:
         to, part = gw[first * LANES : last * LANES], g
         if len(to) < O:
-            part = numpy.ascontiguousarray(g[..., first * LANES : last * LANES])
+            part = buffers.contiguous(g[..., first * LANES : last * LANES])
         tiles, panels = _divide(part.shape, C)
-        _sum_tiles(x, part, to, *padding, tiles, _points(1, tiles * C), _points(panels, C * LANES))
+        seen, sums = _points(1, tiles * C), _points(panels, C * LANES)
+        _sum_tiles(x, part, to, *padding, tiles, seen, sums, *_panel(tiles))
 
     spread(outputs, O // LANES, LANES * C * 4 * g[..., 0].size)
     return gw
@@ -94,7 +96,12 @@ def _points(panels: int, size: int) -> Array:
 
     A little more: matrices that are powers of two apart would push each other out of the cache.
     """
-    return numpy.empty((panels, 16, size + LANES), numpy.float32)
+    return buffers.empty((panels, 16, size + LANES), numpy.float32)
+
+
+def _panel(tiles: int) -> tuple[Array, Array]:
+    """Return memory for what a panel of 16 outputs makes of the tiles of a block, and for 16 filters of 16 channels."""
+    return _points(1, tiles * LANES)[0], buffers.empty(LANES * 9 * LANES, numpy.float32)
 
 
 def count_tiles(size: tuple[int, ...]) -> int:
@@ -240,13 +247,11 @@ def _see_tiles(x, H, W, C, place, count, TH, TW, ph, pw, seen, point, tile_step,
 
 
 @jit
-def _convolve(x, w, turned, bias, out, ph, pw, tiles, seen, filters):  # type: ignore[no-untyped-def]
+def _convolve(x, w, turned, bias, out, ph, pw, tiles, seen, filters, made, part):  # type: ignore[no-untyped-def]
     _, H, W, C = x.shape
     N, OH, OW, O = out.shape  # noqa: E741
     TH, TW = (OH + 1) // 2, (OW + 1) // 2
     taps, lane_step, step = w.reshape(-1), (9 if turned else C * 9), (O * 9 if turned else 9)
-    made = numpy.empty((16, tiles * LANES + LANES), numpy.float32)
-    part = numpy.empty(LANES * 9 * LANES, numpy.float32)
     left, result, images, shifts = pointer(seen, 0), pointer(out, 0), pointer(x, 0), pointer(bias, 0)
     seen_point, panel_size, point = seen.shape[2], filters[0].size, made.shape[1]
     for start in range(0, N * TH * TW, tiles):
@@ -290,14 +295,12 @@ def _convolve(x, w, turned, bias, out, ph, pw, tiles, seen, filters):  # type: i
 
 
 @jit
-def _sum_tiles(x, g, gw, ph, pw, tiles, seen, sums):  # type: ignore[no-untyped-def]
+def _sum_tiles(x, g, gw, ph, pw, tiles, seen, sums, given, part):  # type: ignore[no-untyped-def]
     """Write the gradient of filters. In ``seen`` 16 channels lie side by side."""
     _, H, W, C = x.shape
     N, OH, OW, O = g.shape  # noqa: E741
     TH, TW = (OH + 1) // 2, (OW + 1) // 2
     taps = gw.reshape(-1)
-    given = numpy.empty((16, tiles * LANES + LANES), numpy.float32)
-    part = numpy.empty(LANES * 9 * LANES, numpy.float32)
     left, right, images, grads = pointer(seen, 0), pointer(given, 0), pointer(x, 0), pointer(g, 0)
     seen_point, panel_size, point = seen.shape[2], sums[0].size, given.shape[1]
     zero = broadcast(numpy.float32(0))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.kernels import buffers
 from disttrain.kernels import gelu as gelu_kernels
 from disttrain.kernels import relu as relu_kernels
 from disttrain.kernels import sigmoid as sigmoid_kernels
@@ -21,7 +22,7 @@ _SMALL = 4096
 
 def widen(x: Array) -> Array:
     """Return half-precision ``x`` as float32, anything else as it is."""
-    return x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind in "fV" else x
+    return buffers.convert(x, np.float32) if x.dtype.itemsize == 2 and x.dtype.kind in "fV" else x
 
 
 def for_kernel(x: Array) -> Array:
@@ -39,7 +40,7 @@ def relu(x: Array) -> Result:
     if x.dtype.kind in "fV" and x.size >= _SMALL:
         y = _flat(relu_kernels.relu, x)  # three times as fast as NumPy, whose maximum is not vectorised
     else:
-        y = get_array_module(x).maximum(x, x.dtype.type(0))
+        y = get_array_module(x).maximum(x, x.dtype.type(0), out=buffers.spare(x))
     return y, (y,), relu_vjp
 
 
@@ -72,7 +73,7 @@ def elu(x: Array, *, alpha: float, scale: float = 1.0, input_scale: float = 1.0)
     below = xp.expm1(xp.minimum(wide, 0) * kind(input_scale)) * kind(alpha)
     y = xp.maximum(wide, 0) + below
     y = y if scale == 1 else y * kind(scale)
-    return y.astype(x.dtype, copy=False), (x, alpha, scale, input_scale), elu_vjp
+    return buffers.convert(y, x.dtype), (x, alpha, scale, input_scale), elu_vjp
 
 
 def elu_vjp(g: Any, needs: Needs, x: Any, alpha: float, scale: float, input_scale: float) -> Grads:
@@ -82,7 +83,7 @@ def elu_vjp(g: Any, needs: Needs, x: Any, alpha: float, scale: float, input_scal
         wide = widen(x)
         kind = wide.dtype.type
         below = xp.exp(xp.minimum(wide, 0) * kind(input_scale)) * kind(slope)
-        return ((widen(g) * xp.where(wide <= 0, below, kind(scale))).astype(g.dtype, copy=False),)
+        return (buffers.convert(widen(g) * xp.where(wide <= 0, below, kind(scale)), g.dtype),)
     negative = call(elementwise.where, x < 0, x, 0.0)  # no overflow where unused
     below = call(elementwise.exp, negative * input_scale) * slope
     return (call(elementwise.where, x <= 0, g * below, g * scale),)
@@ -114,7 +115,7 @@ def log1p_exp(x: Array) -> Array:
 
 def tanh(x: Array) -> Result:
     """Hyperbolic tangent."""
-    y = get_array_module(x).tanh(widen(x)).astype(x.dtype, copy=False)
+    y = buffers.convert(get_array_module(x).tanh(widen(x)), x.dtype)
     return y, (y,), tanh_vjp
 
 
@@ -141,14 +142,14 @@ def mish(x: Array) -> Result:
     xp = get_array_module(x)
     wide = widen(x)
     y = wide * xp.tanh(log1p_exp(wide))
-    return y.astype(x.dtype, copy=False), (x,), mish_vjp
+    return buffers.convert(y, x.dtype), (x,), mish_vjp
 
 
 def mish_vjp(g: Any, needs: Needs, x: Any) -> Grads:
     wide, h = (widen(x), widen(g)) if is_array(g) else (x, g)
     t = call(tanh, call(softplus, wide, beta=1.0, threshold=20.0))
     gx = h * (t + wide * (1 - t * t) * call(sigmoid, wide))
-    return (gx.astype(g.dtype, copy=False) if is_array(g) else gx,)
+    return (buffers.convert(gx, g.dtype) if is_array(g) else gx,)
 
 
 def softsign(x: Array) -> Result:
@@ -166,7 +167,7 @@ def logsigmoid(x: Array) -> Result:
     xp = get_array_module(x)
     wide = widen(x)
     y = xp.minimum(wide, 0) - xp.log1p(xp.exp(-xp.abs(wide)))
-    return y.astype(x.dtype, copy=False), (x,), logsigmoid_vjp
+    return buffers.convert(y, x.dtype), (x,), logsigmoid_vjp
 
 
 def logsigmoid_vjp(g: Any, needs: Needs, x: Any) -> Grads:
@@ -176,7 +177,7 @@ def logsigmoid_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 def glu(x: Array, *, dim: int) -> Result:
     """The first half along axis ``dim`` times the sigmoid of the second (Dauphin et al. 2017)."""
     a, b = get_array_module(x).split(widen(x), 2, axis=dim)
-    return (a * stable_sigmoid(b)).astype(x.dtype, copy=False), (x, dim), glu_vjp
+    return buffers.convert(a * stable_sigmoid(b), x.dtype), (x, dim), glu_vjp
 
 
 def glu_vjp(g: Any, needs: Needs, x: Any, dim: int) -> Grads:
@@ -195,7 +196,7 @@ def softplus(x: Array, *, beta: float, threshold: float) -> Result:
     wide = widen(x)
     z = wide * wide.dtype.type(beta)
     y = xp.where(z > threshold, wide, log1p_exp(z) / wide.dtype.type(beta))
-    return y.astype(x.dtype, copy=False), (x, beta, threshold), softplus_vjp
+    return buffers.convert(y, x.dtype), (x, beta, threshold), softplus_vjp
 
 
 def softplus_vjp(g: Any, needs: Needs, x: Any, beta: float, threshold: float) -> Grads:
@@ -229,7 +230,7 @@ def gelu(x: Array, *, approximate: str = "none") -> Result:
         return _flat(gelu_kernels.gelu_tanh, x), (x,), gelu_tanh_vjp
     wide = widen(x)
     t = get_array_module(x).tanh(wide * (_ROOT_2_BY_PI * (1 + _CUBE * wide * wide)))
-    return (0.5 * wide * (1 + t)).astype(x.dtype, copy=False), (x,), gelu_tanh_vjp
+    return buffers.convert(0.5 * wide * (1 + t), x.dtype), (x,), gelu_tanh_vjp
 
 
 def gelu_vjp(g: Any, needs: Needs, x: Any) -> Grads:
@@ -252,7 +253,7 @@ def gelu_tanh_vjp(g: Any, needs: Needs, x: Any) -> Grads:
     t = call(tanh, wide * ((square * _CUBE + 1) * _ROOT_2_BY_PI))
     slope = (square * (3 * _CUBE) + 1) * _ROOT_2_BY_PI
     gx = h * ((t + 1) * 0.5 + wide * (1 - t * t) * slope * 0.5)
-    return (gx.astype(g.dtype, copy=False) if is_array(g) else gx,)
+    return (buffers.convert(gx, g.dtype) if is_array(g) else gx,)
 
 
 def softmax(x: Array, *, dim: int) -> Result:
@@ -285,7 +286,7 @@ def _rows(kernel: Any, dim: int, *arrays: Array) -> Array:
     x = arrays[0]
     xp = get_array_module(x)
     if x.ndim == 0:
-        return kernel(*[for_kernel(a).reshape(1, 1) for a in arrays]).reshape(()).astype(x.dtype, copy=False)
+        return buffers.convert(kernel(*[for_kernel(a).reshape(1, 1) for a in arrays]).reshape(()), x.dtype)
     if not -x.ndim <= dim < x.ndim:
         raise IndexError(f"dim must be in [{-x.ndim}, {x.ndim}) for shape {x.shape}, got {dim}")
     last = dim in (-1, x.ndim - 1)
@@ -293,8 +294,8 @@ def _rows(kernel: Any, dim: int, *arrays: Array) -> Array:
     size = moved[0].shape
     if 0 in size:
         return x.copy()
-    out = kernel(*[xp.ascontiguousarray(a).reshape(-1, size[-1]) for a in moved])
-    out = out.reshape(size).astype(x.dtype, copy=False)
+    out = kernel(*[buffers.contiguous(a).reshape(-1, size[-1]) for a in moved])
+    out = buffers.convert(out.reshape(size), x.dtype)
     return out if last else shape.row_major(xp.moveaxis(out, -1, dim))
 
 
@@ -303,13 +304,12 @@ def _flat(kernel: Any, *arrays: Array) -> Array:
     x = arrays[0]
     if all(a.flags.c_contiguous for a in arrays):  # below is longer than a small kernel
         out = kernel(*[for_kernel(a).reshape(-1) for a in arrays])
-        return out.reshape(x.shape).astype(x.dtype, copy=False)
-    xp = get_array_module(x)
+        return buffers.convert(out.reshape(x.shape), x.dtype)
     axes = _memory_order(x)
-    flat = [xp.ascontiguousarray(for_kernel(a).transpose(axes)).reshape(-1) for a in arrays]
-    back = tuple(int(i) for i in np.argsort(axes))
+    flat = [buffers.contiguous(for_kernel(a).transpose(axes)).reshape(-1) for a in arrays]
+    back = [axes.index(a) for a in range(x.ndim)]
     out = kernel(*flat).reshape([x.shape[a] for a in axes]).transpose(back)
-    return out.astype(x.dtype, copy=False)
+    return buffers.convert(out, x.dtype)
 
 
 def _memory_order(x: Array) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from disttrain.kernels import attention as kernels
-from disttrain.kernels import cudnn, gemm, heads
+from disttrain.kernels import buffers, cudnn, gemm, heads
 from disttrain.kernels.arrays import on_gpu
 from disttrain.ops import activation, elementwise, linalg, reduce, shape
 from disttrain.ops.activation import widen
@@ -65,10 +65,9 @@ def attention(
             out, lse = fused
             result = out.reshape(*q.shape[:-1], v.shape[-1])
             return result, (q, k, v, mask, keep, result, lse, scale, causal, p), attention_vjp
-    xp = get_array_module(q)
     kind = widen(q).dtype
     out = _empty_like(a.q, a.v.shape[-1], kind)
-    lse = xp.empty(a.q.shape[:-1], kind)
+    lse = buffers.empty(a.q.shape[:-1], kind, q)
     if _in_one_call(a, scale):
         heads.attention(a.q, a.k, a.v, scale, causal, out, lse)
         result = out.reshape(*q.shape[:-1], v.shape[-1])
@@ -77,14 +76,14 @@ def attention(
     for at in _blocks(a, causal):
         scores = _scores(a, at, before)
         flat = scores.reshape(math.prod(scores.shape[:-1]), scores.shape[-1])
-        sums, share = xp.empty(len(flat), kind), xp.empty(len(flat), kind)
+        sums, share = buffers.empty(len(flat), kind, q), buffers.empty(len(flat), kind, q)
         kernels.softmax(flat, factor, causal, at.first, scores.shape[-2], sums, share)
         lse[at.queries] = sums.reshape(scores.shape[:-1])
         _drop(scores, a, at, p)
         into = out[at.queries]
         gemm.batched(scores, widen(a.v[at.keys]), into)
         into *= share.reshape(*scores.shape[:-1], 1)
-    result = out.astype(q.dtype, copy=False).reshape(*q.shape[:-1], v.shape[-1])
+    result = buffers.convert(out, q.dtype).reshape(*q.shape[:-1], v.shape[-1])
     kept = out if result.dtype != kind else result  # as precise as it was computed
     return result, (q, k, v, mask, keep, kept, lse, scale, causal, p), attention_vjp
 
@@ -114,14 +113,13 @@ def attention_vjp(
             all_three = [x.reshape(to.shape) for x, to in zip(fused, (q, k, v), strict=True)]
             wanted = [x if need else None for x, need in zip(all_three, needs, strict=False)]
             return (*wanted, None, None)[: len(needs)]
-    xp = get_array_module(q)
     kind = lse.dtype
     up = widen(g).reshape(*a.q.shape[:-1], g.shape[-1])
     result = widen(out).reshape(up.shape)
     want_q, want_k, want_v = needs[:3]
     gq, gk, gv = (_empty_like(x, x.shape[-1], kind) for x in (a.q, a.k, a.v))
     if _in_one_call(a, scale):
-        up, result = (x if x.strides[-1] == x.itemsize else xp.ascontiguousarray(x) for x in (up, result))
+        up, result = (x if x.strides[-1] == x.itemsize else buffers.contiguous(x) for x in (up, result))
         heads.attention_grad(up, a.q, a.k, a.v, scale, causal, result, lse, gq, gk, gv)
         grads = [x.reshape(to.shape) for x, to in zip((gq, gk, gv), (q, k, v), strict=True)]
         return (*[x if need else None for x, need in zip(grads, needs, strict=False)], None, None)[
@@ -129,7 +127,7 @@ def attention_vjp(
         ]
     dot = (up * result).sum(-1)
     gk[...], gv[...] = 0, 0
-    gm = xp.zeros(a.mask.shape, kind) if a.mask is not None and needs[3] else None
+    gm = buffers.zeros(a.mask.shape, kind, q) if a.mask is not None and needs[3] else None
     before, factor = _factors(a, scale)
     for at in _blocks(a, causal):
         probabilities = _scores(a, at, before)
@@ -160,7 +158,7 @@ def attention_vjp(
             _drop(probabilities, a, at, p)
             gv[at.keys] += gemm.batched(probabilities.swapaxes(-1, -2), g_block)
     grads = [
-        x.astype(to.dtype, copy=False).reshape(to.shape) if need else None
+        buffers.convert(x, to.dtype).reshape(to.shape) if need else None
         for x, to, need in zip((gq, gk, gv), (q, k, v), needs, strict=False)
     ]
     if gm is not None:  # as large as the mask, or as what it was expanded to
@@ -227,7 +225,7 @@ def _fused(a: _Views, scale: float, causal: bool) -> tuple[Array, Array] | None:
     """Return the result and the logarithms of the sums as cuDNN makes them; None where it cannot."""
     xp = get_array_module(a.q)
     out = _empty_like(a.q, a.v.shape[-1], a.q.dtype)
-    lse = xp.empty(a.q.shape[:-1], np.float32)
+    lse = buffers.empty(a.q.shape[:-1], np.float32, a.q)
     mask, blind = _additive(a)
     if not cudnn.attention(a.q, a.k, a.v, mask, scale, causal, out, lse):
         return None
@@ -261,10 +259,10 @@ def _additive(a: _Views) -> tuple[Array | None, Array | None]:
     if mask.dtype == np.bool_:
         added, blind = xp.where(mask, kind.type(0), least), ~mask.any(-1, keepdims=True)
     else:
-        added, blind = mask.astype(kind, copy=False), xp.isneginf(mask.max(-1, keepdims=True))
+        added, blind = buffers.convert(mask, kind), xp.isneginf(mask.max(-1, keepdims=True))
         added = xp.where(added < least, least, added)
     whole = (*added.shape[:2], a.q.shape[2], a.k.shape[2])
-    return xp.ascontiguousarray(xp.broadcast_to(added, whole)), blind
+    return buffers.contiguous(xp.broadcast_to(added, whole)), blind
 
 
 def _blocks(a: _Views, causal: bool) -> Iterator[_Block]:
@@ -324,9 +322,8 @@ def _factor(p: float) -> float:
 
 def _empty_like(x: Array, features: int, kind: Any) -> Array:
     """Return an array of the shape of ``x`` but for the features, and of its layout in memory."""
-    xp = get_array_module(x)
     order = sorted(range(x.ndim - 1), key=lambda axis: -x.strides[axis])
-    out = xp.empty([*[x.shape[axis] for axis in order], features], kind)
+    out = buffers.empty((*[x.shape[axis] for axis in order], features), kind, x)
     return out.transpose(*[order.index(axis) for axis in range(x.ndim - 1)], x.ndim - 1)
 
 

@@ -5,6 +5,7 @@ Each of the three is bilinear, and its gradients are the other two. Lines (N, C,
 
 from typing import Any
 
+from disttrain.kernels import buffers
 from disttrain.kernels import conv as images
 from disttrain.kernels import conv3d as volumes
 from disttrain.kernels.arrays import on_gpu
@@ -42,7 +43,7 @@ def convolution(x: Array, w: Array, b: Array | None = None, *, window: Window, g
         )
     kernel = images.conv2d if x.ndim == 4 else volumes.conv3d
     out = kernel(*_wide(x, w), None if b is None else _wide(x, b)[1], window, groups)
-    return out.astype(x.dtype, copy=False), (x, w, window, groups), convolution_vjp
+    return buffers.convert(out, x.dtype), (x, w, window, groups), convolution_vjp
 
 
 def _wide(x: Array, other: Array) -> tuple[Array, Array]:
@@ -68,10 +69,13 @@ def _channel_sum(g: Any) -> Any:
     xp = get_array_module(g)
     C, W = g.shape[1], g.shape[-1]
     if not g.size:
-        return xp.zeros(C, g.dtype)
-    lines = xp.ascontiguousarray(xp.moveaxis(widen(g), 1, -1)).reshape(-1, W * C)
-    line = xp.ones(len(lines), lines.dtype) @ lines  # far quicker than a sum over axis 0
-    return line.reshape(W, C).sum(0)
+        return buffers.zeros(C, g.dtype, g)
+    lines = buffers.contiguous(xp.moveaxis(widen(g), 1, -1)).reshape(-1, W * C)
+    ones = buffers.empty(len(lines), lines.dtype, lines)
+    ones.fill(1)
+    # far quicker than a sum over axis 0
+    line = xp.matmul(ones, lines, out=buffers.empty(W * C, lines.dtype, lines))
+    return line.reshape(W, C).sum(0, out=buffers.empty(C, lines.dtype, lines))
 
 
 def convolution_input_grad(g: Array, w: Array, *, window: Window, groups: int, size: Sizes) -> Result:
@@ -81,7 +85,7 @@ def convolution_input_grad(g: Array, w: Array, *, window: Window, groups: int, s
     """
     kernel = images.conv2d_input_grad if g.ndim == 4 else volumes.conv3d_input_grad
     gx = kernel(*_wide(g, w), window, groups, size)
-    return gx.astype(g.dtype, copy=False), (g, w, window, groups), convolution_input_grad_vjp
+    return buffers.convert(gx, g.dtype), (g, w, window, groups), convolution_input_grad_vjp
 
 
 def convolution_input_grad_vjp(h: Any, needs: Needs, g: Any, w: Any, window: Window, groups: int) -> Grads:
@@ -99,7 +103,7 @@ def convolution_weight_grad(g: Array, x: Array, *, window: Window, groups: int) 
     """The gradient of the filters of :func:`convolution`, given that of its output and its images."""
     kernel = images.conv2d_weight_grad if g.ndim == 4 else volumes.conv3d_weight_grad
     gw = kernel(*_wide(g, x), window, groups)
-    return gw.astype(g.dtype, copy=False), (g, x, window, groups), convolution_weight_grad_vjp
+    return buffers.convert(gw, g.dtype), (g, x, window, groups), convolution_weight_grad_vjp
 
 
 def convolution_weight_grad_vjp(h: Any, needs: Needs, g: Any, x: Any, window: Window, groups: int) -> Grads:
@@ -138,8 +142,8 @@ def conv_transpose(
     kernel = images.conv2d_input_grad if x.ndim == 4 else volumes.conv3d_input_grad
     out = kernel(*_wide(x, w), window, groups, size)
     if b is not None:
-        out += b.astype(out.dtype, copy=False).reshape(-1, *[1] * len(size))
-    return out.astype(x.dtype, copy=False), (x, w, window, groups), conv_transpose_vjp
+        out += buffers.convert(b, out.dtype).reshape(-1, *[1] * len(size))
+    return buffers.convert(out, x.dtype), (x, w, window, groups), conv_transpose_vjp
 
 
 def conv_transpose_vjp(g: Any, needs: Needs, x: Any, w: Any, window: Window, groups: int) -> Grads:

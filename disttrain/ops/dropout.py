@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.kernels import buffers
 from disttrain.kernels import dropout as kernels
-from disttrain.ops.types import Array, Result, call, get_array_module, is_array
+from disttrain.ops.types import Array, Result, call, is_array
 
 
 def dropout(x: Array, keep: Array, *, p: float) -> Result:
@@ -52,7 +53,7 @@ def dropout_by_key(x: Array, key: Array, *, p: float) -> Result:
         key: seed, stream, draw and purpose of the draw, (4,) uint64, or their bits as int64.
         p: probability that an element is dropped, in [0, 1].
     """
-    out = kernels.dropout(get_array_module(x).ascontiguousarray(x), key.view(np.uint64), p)
+    out = kernels.dropout(buffers.contiguous(x), key.view(np.uint64), p)
     return out, (key.view(np.int64), p), dropout_by_key_vjp  # a type that Tensors have
 
 

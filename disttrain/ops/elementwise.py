@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.kernels import buffers
 from disttrain.ops.shape import row_major
 from disttrain.ops.types import Array, Op, Result, call, get_array_module, no_vjp, saved_for
 
@@ -378,7 +379,7 @@ def round(x: Array, *, decimals: int) -> Result:
     """The nearest number of ``decimals`` decimals, halves to even."""
     wide = x.astype(np.float32) if decimals and x.dtype.itemsize == 2 else x
     with np.errstate(all="ignore"):
-        return get_array_module(x).round(wide, decimals).astype(x.dtype, copy=False), (), zero_vjp
+        return buffers.convert(get_array_module(x).round(wide, decimals), x.dtype), (), zero_vjp
 
 
 # ------------------------------------------------------------------------------------------ choice
@@ -458,7 +459,7 @@ def fill(x: Array, *, value: Any) -> Result:
 def copy_from(x: Array, y: Array) -> Result:
     """``y`` in the shape and type of ``x``: what ``x.copy_(y)`` writes. It shares memory with ``y`` if it can."""
     with np.errstate(all="ignore"):
-        return get_array_module(x).broadcast_to(y, x.shape).astype(x.dtype, copy=False), (), copy_from_vjp
+        return buffers.convert(get_array_module(x).broadcast_to(y, x.shape), x.dtype), (), copy_from_vjp
 
 
 def copy_from_vjp(g: Any, needs: Needs) -> Grads:
@@ -468,7 +469,7 @@ def copy_from_vjp(g: Any, needs: Needs) -> Grads:
 def masked_fill(x: Array, mask: Array, value: Any) -> Result:
     """``x`` with ``value`` (a number or an array without dimensions) where ``mask`` holds."""
     with np.errstate(all="ignore"):
-        out = get_array_module(x).where(mask, value, x).astype(x.dtype, copy=False)
+        out = buffers.convert(get_array_module(x).where(mask, value, x), x.dtype)
     return row_major(out), (mask,), masked_fill_vjp
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from disttrain.kernels.arrays import to_host
+from disttrain.kernels import buffers
+from disttrain.kernels.arrays import on_gpu, to_host
 from disttrain.kernels.embedding import add_rows
 from disttrain.ops.activation import widen
 from disttrain.ops.types import Array, Result, call, get_array_module, no_vjp
@@ -36,7 +37,11 @@ def embedding(
             raise ValueError(f"embedding: padding_idx must be in [{-rows}, {rows}), got {padding_idx}")
         padding_idx %= rows
     check_range(indices, rows, "embedding: index")
-    out = weight.take(indices, axis=0)  # faster than weight[indices]
+    if on_gpu(weight):
+        out = weight.take(indices, axis=0)
+    else:  # whose other modes check the range again, row by row
+        out = buffers.empty((*indices.shape, weight.shape[1]), weight.dtype)
+        weight.take(indices, axis=0, out=out, mode="clip")
     return out, (indices, rows, padding_idx, by_frequency), embedding_vjp
 
 
@@ -53,7 +58,7 @@ def embedding_vjp(
 def inverse_frequency(indices: Array, *, rows: int, like: Any) -> Result:
     """Return for each index 1 over how often it occurs, of shape ``(*indices.shape, 1)``."""
     xp = get_array_module(indices)
-    counts = xp.bincount(indices.reshape(-1).astype(np.int64, copy=False), minlength=rows)
+    counts = xp.bincount(buffers.convert(indices.reshape(-1), np.int64), minlength=rows)
     kind = like if isinstance(like, np.dtype) else like.numpy
     return (1 / counts[indices])[..., None].astype(kind), (), no_vjp
 
@@ -77,7 +82,7 @@ def bag_maximum(rows: Array, bags: Array, *, count: int) -> Result:
 def _take_winners(rows: Array, winners: Array) -> Array:
     xp = get_array_module(rows)
     if not len(rows):
-        return xp.zeros(winners.shape, rows.dtype)
+        return buffers.zeros(winners.shape, rows.dtype, rows)
     return xp.where(winners >= 0, xp.take_along_axis(rows, xp.maximum(winners, 0), 0), rows.dtype.type(0))
 
 
@@ -87,7 +92,7 @@ def bag_maximum_vjp(g: Any, needs: tuple[bool, ...], winners: Any, shape: tuple[
 
 def spread_to_winners(g: Array, winners: Array, *, shape: tuple[int, ...]) -> Result:
     """Return zeros of ``shape`` with ``g`` where the winners came from."""
-    out = get_array_module(g).zeros(shape, g.dtype)
+    out = buffers.zeros(shape, g.dtype, g)
     some = winners >= 0
     columns = np.broadcast_to(np.arange(winners.shape[1]), winners.shape)
     out[winners[some], columns[some]] = g[some]  # bags have no row in common: no two writes meet
@@ -108,8 +113,8 @@ def embedding_grad(g: Array, indices: Array, *, rows: int, padding_idx: int | No
     size = g.shape[-1]
     flat = widen(g).reshape(-1, size)
     skip = -1 if padding_idx is None else padding_idx
-    out = add_rows(flat, indices.reshape(-1).astype(np.int64, copy=False), rows, skip)
-    return out.astype(g.dtype, copy=False), (indices, padding_idx), embedding_grad_vjp
+    out = add_rows(flat, buffers.convert(indices.reshape(-1), np.int64), rows, skip)
+    return buffers.convert(out, g.dtype), (indices, padding_idx), embedding_grad_vjp
 
 
 def embedding_grad_vjp(

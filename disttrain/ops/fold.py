@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from disttrain.kernels import buffers
 from disttrain.kernels.conv import Sizes, Window
 from disttrain.ops.types import Array, Result, call, get_array_module
 
@@ -16,7 +17,7 @@ def unfold(x: Array, *, window: Window) -> Result:
     N, C, H, W = x.shape
     OH, OW = window.out_size(H, W)
     padded = xp.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
-    out = xp.empty((N, C, KH, KW, OH, OW), x.dtype)
+    out = buffers.empty((N, C, KH, KW, OH, OW), x.dtype, x)
     for i in range(KH):
         for j in range(KW):
             rows = slice(i * dh, i * dh + (OH - 1) * sh + 1, sh)
@@ -36,13 +37,13 @@ def fold(x: Array, *, window: Window, size: Sizes) -> Result:
     N, C = x.shape[0], x.shape[1] // (KH * KW)
     parts = x.reshape(N, C, KH, KW, OH, OW)
     wide = xp.float32 if x.dtype.itemsize == 2 else x.dtype  # half-precision sums
-    out = xp.zeros((N, C, size[0] + 2 * ph, size[1] + 2 * pw), wide)
+    out = buffers.zeros((N, C, size[0] + 2 * ph, size[1] + 2 * pw), wide, x)
     for i in range(KH):
         for j in range(KW):
             rows = slice(i * dh, i * dh + (OH - 1) * sh + 1, sh)
             out[:, :, rows, j * dw : j * dw + (OW - 1) * sw + 1 : sw] += parts[:, :, i, j]
     inside = out[:, :, ph : ph + size[0], pw : pw + size[1]]
-    return inside.astype(x.dtype, copy=False), (window,), fold_vjp
+    return buffers.convert(inside, x.dtype), (window,), fold_vjp
 
 
 def fold_vjp(g: Any, needs: Needs, window: Window) -> Grads:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.kernels import buffers
 from disttrain.ops.shape import row_major
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array, no_vjp
 
@@ -37,7 +38,7 @@ def take_vjp(g: Any, needs: Needs, size: tuple[int, ...], key: Any) -> Grads:
 
 def put_zeros(value: Array, *, shape: tuple[int, ...], key: Any) -> Result:
     """Zeros of ``shape`` with ``value`` added at ``[key]``; indices that repeat add up, in their order."""
-    out = get_array_module(value).zeros(shape, value.dtype)
+    out = buffers.zeros(shape, value.dtype, value)
     if _is_mask(key):
         out[key] = value
     else:
@@ -91,7 +92,7 @@ def put_vjp(g: Any, needs: Needs, key: Any, accumulate: bool) -> Grads:
 def triangle(x: Array, *, diagonal: int, upper: bool) -> Result:
     """``x`` with zeros below (``upper``) or above a diagonal of its last two axes."""
     xp = get_array_module(x)
-    half = (xp.triu if upper else xp.tril)(xp.ascontiguousarray(x), diagonal)
+    half = (xp.triu if upper else xp.tril)(buffers.contiguous(x), diagonal)
     return half, (diagonal, upper), triangle_vjp
 
 

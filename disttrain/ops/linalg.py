@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from disttrain.kernels import gemm
+from disttrain.kernels import buffers, gemm
 from disttrain.kernels.arrays import on_gpu
 from disttrain.kernels.columns import column_sums
 from disttrain.ops import shape
-from disttrain.ops.types import Array, Result, call, get_array_module, is_array, saved_for, writes
+from disttrain.ops.types import Array, Result, call, is_array, saved_for, writes
 
 Needs = tuple[bool, ...]
 Grads = tuple[Any, ...]
@@ -21,12 +21,13 @@ def _dot(x: Array, y: Array, bias: Array | None = None, into: Array | None = Non
         if x.ndim == 1 or y.ndim == 1:
             return _dot_vectors(x, y, bias)
     elif x.itemsize == 2 and x.dtype.kind in "fV":
-        out = np.asarray(_dot(x.astype(np.float32), y.astype(np.float32))).astype(x.dtype)
+        wide = np.asarray(_dot(buffers.convert(x, np.float32), buffers.convert(y, np.float32)))
+        out = buffers.convert(wide, x.dtype)
         return out if bias is None else out + bias
     if x.ndim == y.ndim == 2:
         return gemm.matmul(x, y, into, bias)
     if x.ndim > 2 and y.ndim == 2:  # one product of all rows: up to six times as fast as one for each matrix
-        out = get_array_module(x).empty((*x.shape[:-1], y.shape[1]), x.dtype) if into is None else into
+        out = buffers.empty((*x.shape[:-1], y.shape[1]), x.dtype, x) if into is None else into
         rows = math.prod(x.shape[:-1])
         gemm.matmul(x.reshape(rows, x.shape[-1]), y, out.reshape(rows, y.shape[1]), bias)
         return out

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.kernels import buffers
 from disttrain.kernels import softmax as kernels
 from disttrain.ops import elementwise, reduce
 from disttrain.ops.activation import (
@@ -61,17 +62,16 @@ def cross_entropy(
             )
         return _cross_entropy_of_probabilities(x, target, weight, axis, reduction, label_smoothing)
     all_count = _check_classes("cross_entropy", x, target, axis, ignore_index)
-    xp = get_array_module(x)
     kind = wide_type(x)
     rows, shape = _class_rows(for_kernel(x), axis)
-    classes = xp.ascontiguousarray(target).reshape(-1).astype(np.int64, copy=False)
+    classes = buffers.convert(buffers.contiguous(target).reshape(-1), np.int64)
     w = _class_weights(weight, x, kind, x.shape[axis])
     loss, stats = kernels.cross_entropy(rows, classes, w, label_smoothing, ignore_index)
     total = _counted(classes, None if weight is None else w, ignore_index, all_count)
     out = _reduce(loss.reshape(shape), reduction, total)
     options = (axis, ignore_index, reduction, label_smoothing, total)
     saved = (x, target, weight, stats, kind, *options)
-    return out.astype(x.dtype, copy=False), saved, cross_entropy_vjp
+    return buffers.convert(out, x.dtype), saved, cross_entropy_vjp
 
 
 def cross_entropy_vjp(
@@ -93,16 +93,15 @@ def cross_entropy_vjp(
     g = _spread(g, reduction, total)
     rest = (None,) * (len(needs) - 1)
     if is_array(x):
-        xp = get_array_module(x)
         rows, shape = _class_rows(for_kernel(x), axis)
-        classes = xp.ascontiguousarray(target).reshape(-1).astype(np.int64, copy=False)
-        each = xp.empty(shape, dtype)
+        classes = buffers.convert(buffers.contiguous(target).reshape(-1), np.int64)
+        each = buffers.empty(shape, dtype, x)
         each[...] = g
         w = _class_weights(weight, x, dtype, x.shape[axis])
         gx = kernels.cross_entropy_grad(
             each.reshape(-1), rows, classes, w, label_smoothing, ignore_index, stats
         )
-        return _from_class_rows(gx, shape, axis).astype(x.dtype, copy=False), *rest
+        return buffers.convert(_from_class_rows(gx, shape, axis), x.dtype), *rest
     wanted = call(
         class_targets,
         target,
@@ -133,7 +132,7 @@ def _cross_entropy_of_probabilities(
     total = float(max(loss.size, 0))
     out = _reduce(loss, reduction, total)
     saved = (x, target, weight, axis, reduction, smoothing, total)
-    return out.astype(x.dtype, copy=False), saved, cross_entropy_of_probabilities_vjp
+    return buffers.convert(out, x.dtype), saved, cross_entropy_of_probabilities_vjp
 
 
 def cross_entropy_of_probabilities_vjp(
@@ -178,7 +177,7 @@ def class_targets(
     hot = classes == xp.arange(K).reshape([-1 if a == axis else 1 for a in range(len(like))])
     out = hot.astype(dtype) * (1 - smoothing) + smoothing / K
     if weight is not None:
-        out = out * _along(weight.astype(dtype, copy=False), axis, len(like))
+        out = out * _along(buffers.convert(weight, dtype), axis, len(like))
     return out * (classes != ignore_index), (), no_vjp
 
 
@@ -209,18 +208,18 @@ def nll_loss(
     all_count = _check_classes("nll_loss", logp, target, axis, ignore_index)
     xp = get_array_module(logp)
     kept = target != ignore_index
-    hot = xp.where(kept, target, 0).astype(np.int64, copy=False)
+    hot = buffers.convert(xp.where(kept, target, 0), np.int64)
     wide = widen(logp)
     if logp.shape[axis]:
         picked = xp.take_along_axis(wide, xp.expand_dims(hot, axis), axis).squeeze(axis)
     else:
-        picked = xp.zeros(target.shape, wide.dtype)
+        picked = buffers.zeros(target.shape, wide.dtype, logp)
     w = None if weight is None else widen(weight)
     loss = xp.where(kept, -picked if w is None else -picked * w[hot], wide.dtype.type(0))
     total = _counted(target.reshape(-1), w, ignore_index, all_count)
     out = _reduce(loss, reduction, total)
     saved = (tuple(logp.shape), wide.dtype, target, weight, axis, ignore_index, reduction, total)
-    return out.astype(logp.dtype, copy=False), saved, nll_loss_vjp
+    return buffers.convert(out, logp.dtype), saved, nll_loss_vjp
 
 
 def nll_loss_vjp(
@@ -259,13 +258,21 @@ def mse_loss(x: Array, target: Array, *, reduction: str = "mean") -> Result:
     """
     _check_reduction("mse_loss", reduction)
     _check_same_shape("mse_loss", x, target)
-    difference = widen(x) - widen(target)
-    out = _reduce(difference * difference, reduction, float(x.size))
-    return out.astype(x.dtype, copy=False), (x, target, reduction), mse_loss_vjp
+    xp, wide = get_array_module(x), widen(x)
+    difference = xp.subtract(wide, widen(target), out=buffers.spare(wide))
+    squares = xp.multiply(difference, difference, out=buffers.spare(difference))
+    out = _reduce(squares, reduction, float(x.size))
+    return buffers.convert(out, x.dtype), (x, target, reduction), mse_loss_vjp
 
 
 def mse_loss_vjp(g: Any, needs: Needs, x: Any, target: Any, reduction: str) -> Grads:
-    gx = (x - target) * _spread(g * 2, reduction, float(math.prod(x.shape)))
+    each = _spread(g * 2, reduction, float(math.prod(x.shape)))
+    if is_array(x):
+        xp = get_array_module(x)
+        gx = xp.subtract(x, target, out=buffers.spare(x))
+        gx = xp.multiply(gx, each, out=gx if gx.ndim else None)
+        return gx if needs[0] else None, xp.negative(gx, out=buffers.spare(gx)) if needs[1] else None
+    gx = (x - target) * each
     return gx if needs[0] else None, -gx if needs[1] else None
 
 
@@ -275,7 +282,7 @@ def smooth_l1(x: Array, *, beta: float) -> Result:
     kind = wide.dtype.type
     far = xp.abs(wide)
     y = xp.where(far < beta, wide * wide * kind(0.5 / beta), far - kind(0.5 * beta))
-    return y.astype(x.dtype, copy=False), (x, beta), smooth_l1_vjp
+    return buffers.convert(y, x.dtype), (x, beta), smooth_l1_vjp
 
 
 def smooth_l1_vjp(g: Any, needs: Needs, x: Any, beta: float) -> Grads:
@@ -283,7 +290,7 @@ def smooth_l1_vjp(g: Any, needs: Needs, x: Any, beta: float) -> Grads:
         xp, wide = get_array_module(x), widen(x)
         kind = wide.dtype.type
         slope = xp.minimum(xp.maximum(wide * kind(1 / beta), kind(-1)), kind(1))
-        return ((widen(g) * slope).astype(g.dtype, copy=False),)
+        return (buffers.convert(widen(g) * slope, g.dtype),)
     return (g * call(elementwise.clamp, x * (1 / beta), -1.0, 1.0),)
 
 
@@ -321,7 +328,7 @@ def binary_cross_entropy(
     if weight is not None:
         loss = loss * widen(weight)
     out = _reduce(loss, reduction, float(x.size))
-    return out.astype(x.dtype, copy=False), (x, target, weight, reduction), binary_cross_entropy_vjp
+    return buffers.convert(out, x.dtype), (x, target, weight, reduction), binary_cross_entropy_vjp
 
 
 def binary_cross_entropy_vjp(g: Any, needs: Needs, x: Any, target: Any, weight: Any, reduction: str) -> Grads:
@@ -383,7 +390,7 @@ def binary_cross_entropy_with_logits(
         loss = loss * widen(weight)
     out = _reduce(loss, reduction, float(x.size))
     saved = (x, target, weight, pos_weight, reduction)
-    return out.astype(x.dtype, copy=False), saved, binary_cross_entropy_with_logits_vjp
+    return buffers.convert(out, x.dtype), saved, binary_cross_entropy_with_logits_vjp
 
 
 def binary_cross_entropy_with_logits_vjp(
@@ -459,7 +466,7 @@ def _check_classes(name: str, x: Array, target: Array, axis: int, ignore_index: 
 def _class_rows(x: Array, axis: int) -> tuple[Array, tuple[int, ...]]:
     """Return ``x`` as a contiguous matrix (elements, classes), and the shape of the elements."""
     xp = get_array_module(x)
-    last = xp.ascontiguousarray(x if axis == x.ndim - 1 else xp.moveaxis(x, axis, -1))
+    last = buffers.contiguous(x if axis == x.ndim - 1 else xp.moveaxis(x, axis, -1))
     shape = last.shape[:-1]
     return last.reshape(math.prod(shape), x.shape[axis]), shape
 
@@ -473,7 +480,7 @@ def _class_weights(weight: Array | None, like: Array, dtype: Any, classes: int) 
     xp = get_array_module(like)
     if weight is None:
         return _host_ones(classes, dtype) if xp is np else xp.ones(classes, dtype)
-    return xp.ascontiguousarray(weight.astype(dtype, copy=False))
+    return buffers.contiguous(buffers.convert(weight, dtype))
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from disttrain.kernels import cudnn
+from disttrain.kernels import buffers, cudnn
 from disttrain.kernels import norm as kernels
 from disttrain.kernels.arrays import on_gpu
 from disttrain.ops import reduce
@@ -89,10 +89,10 @@ def batch_norm(
         mean, var = running_mean.astype(xp.float64), running_var.astype(xp.float64)
     rstd = 1 / xp.sqrt(var + eps)
     scale = rstd if weight is None else rstd * widen(weight)
-    shift = xp.zeros(C) if bias is None else bias
+    shift = buffers.zeros(C, xp.float64, x) if bias is None else bias
     added = None if residual is None else to_rows(for_kernel(residual))
     out = from_rows(kernels.channel_affine(rows, mean, scale, shift, residual=added, relu=relu), x)
-    out = out.astype(x.dtype, copy=False)
+    out = buffers.convert(out, x.dtype)
     saved = (x, weight, mean.astype(kind), rstd.astype(kind), training, eps, out if relu else None)
     return out, saved, batch_norm_vjp
 
@@ -113,7 +113,7 @@ def batch_norm_vjp(
             fused = cudnn.batch_norm_grad(rows, seen, _factors(weight, seen, 1), mean, rstd)
             if fused is not None:
                 kind = g.dtype if weight is None else weight.dtype
-                grads = (from_rows(fused[0], x), *(v.astype(kind, copy=False) for v in fused[1:]), g)
+                grads = (from_rows(fused[0], x), *(buffers.convert(v, kind) for v in fused[1:]), g)
                 return tuple(v if need else None for v, need in zip(grads, needs, strict=False))
         total, dot = kernels.channel_grad_sums(rows, seen, mean, y=after)
         if needs[0]:
@@ -126,7 +126,7 @@ def batch_norm_vjp(
                 gr = from_rows(masked, x)
             else:
                 found = kernels.channel_grad(rows, seen, mean, a, -b, -c, y=after)
-            gx = from_rows(found, x).astype(x.dtype, copy=False)
+            gx = buffers.convert(from_rows(found, x), x.dtype)
         elif after is not None and any(needs[3:]):
             (gr,) = relu_vjp(g, (True,), y)
         if any(needs[1:3]):
@@ -182,13 +182,13 @@ def _factors(given: Array | None, rows: Array, otherwise: int) -> Array:
     xp = get_array_module(rows)
     if given is None:
         return xp.full(rows.shape[1], otherwise, xp.float32)
-    return xp.ascontiguousarray(given).astype(xp.float32, copy=False)
+    return buffers.convert(buffers.contiguous(given), xp.float32)
 
 
 def to_rows(x: Array) -> Array:
     """Return (N, C, ...) as a contiguous matrix (M, C); a view if the memory is channels-last."""
     last = x.transpose(0, *range(2, x.ndim), 1)
-    return get_array_module(x).ascontiguousarray(last).reshape(x.size // max(x.shape[1], 1), x.shape[1])
+    return buffers.contiguous(last).reshape(x.size // max(x.shape[1], 1), x.shape[1])
 
 
 def from_rows(rows: Array, like: Array) -> Array:
@@ -221,7 +221,7 @@ def layer_norm(
     (rows,), (w, b) = _rows_of((x,), normalized_shape), _factors_of(x, normalized_shape, weight, bias)
     out, mean, rstd = kernels.layer_norm(rows, w, b, eps)
     saved = (x, weight, mean, rstd, len(normalized_shape), eps)
-    return out.reshape(x.shape).astype(x.dtype, copy=False), saved, layer_norm_vjp
+    return buffers.convert(out.reshape(x.shape), x.dtype), saved, layer_norm_vjp
 
 
 def layer_norm_vjp(
@@ -232,11 +232,11 @@ def layer_norm_vjp(
     if is_array(g):
         xp = get_array_module(g)
         wide, kind = for_kernel(x), wide_type(x)
-        rows = xp.ascontiguousarray(wide).reshape(-1, K) if x.size else wide.reshape(len(mean), K)
+        rows = buffers.contiguous(wide).reshape(-1, K) if x.size else wide.reshape(len(mean), K)
         w = xp.ones(K, kind) if weight is None else _as_row(weight, kind)
-        up = xp.ascontiguousarray(for_kernel(g)).reshape(rows.shape)
+        up = buffers.contiguous(for_kernel(g)).reshape(rows.shape)
         gx, gw, gb = kernels.layer_norm_grad(up, rows, w, mean, rstd)
-        grads = (gx.reshape(shape).astype(x.dtype, copy=False), gw.reshape(inner), gb.reshape(inner))
+        grads = (buffers.convert(gx.reshape(shape), x.dtype), gw.reshape(inner), gb.reshape(inner))
         return tuple(v if need else None for v, need in zip(grads, needs, strict=False))
     last = tuple(range(len(shape) - n, len(shape)))
     first = tuple(range(len(shape) - n))
@@ -285,7 +285,7 @@ def add_layer_norm(
         _factors_of(x, normalized_shape, weight, bias),
     )
     total, out, mean, rstd = kernels.add_layer_norm(a, b, w, shift, eps)
-    total, out = (v.reshape(x.shape).astype(x.dtype, copy=False) for v in (total, out))
+    total, out = (buffers.convert(v.reshape(x.shape), x.dtype) for v in (total, out))
     return (total, out), (total, weight, mean, rstd, len(normalized_shape), eps), add_layer_norm_vjp
 
 
@@ -308,7 +308,7 @@ def add_rms_norm(
         eps = float(get_array_module(x).finfo(wide_type(x)).eps)
     (a, b), (w, _) = _rows_of((x, residual), normalized_shape), _factors_of(x, normalized_shape, weight, None)
     total, out, rstd = kernels.add_rms_norm(a, b, w, eps)
-    total, out = (v.reshape(x.shape).astype(x.dtype, copy=False) for v in (total, out))
+    total, out = (buffers.convert(v.reshape(x.shape), x.dtype) for v in (total, out))
     return (total, out), (total, weight, rstd, len(normalized_shape), eps), add_rms_norm_vjp
 
 
@@ -339,7 +339,7 @@ def _check_sum(name: str, x: Array, residual: Array) -> None:
 def _rows_of(xs: tuple[Array, ...], normalized_shape: tuple[int, ...]) -> list[Array]:
     """Return arrays as contiguous matrices, a row for what is normalised together, as kernels take them."""
     shape = math.prod(xs[0].shape[: -len(normalized_shape)]), math.prod(normalized_shape)
-    return [get_array_module(x).ascontiguousarray(for_kernel(x)).reshape(shape) for x in xs]
+    return [buffers.contiguous(for_kernel(x)).reshape(shape) for x in xs]
 
 
 def _factors_of(
@@ -349,7 +349,7 @@ def _factors_of(
     xp, kind, K = get_array_module(x), wide_type(x), math.prod(normalized_shape)
     return (
         xp.ones(K, kind) if weight is None else _as_row(weight, kind),
-        xp.zeros(K, kind) if bias is None else _as_row(bias, kind),
+        buffers.zeros(K, kind, x) if bias is None else _as_row(bias, kind),
     )
 
 
@@ -363,7 +363,7 @@ def _check_rows(name: str, x: Array, normalized_shape: tuple[int, ...], **factor
 
 
 def _as_row(a: Array, dtype: Any) -> Array:
-    return get_array_module(a).ascontiguousarray(a.reshape(-1).astype(dtype, copy=False))
+    return buffers.contiguous(buffers.convert(a.reshape(-1), dtype))
 
 
 def rms_norm(
@@ -386,7 +386,7 @@ def rms_norm(
     (rows,), (w, _) = _rows_of((x,), normalized_shape), _factors_of(x, normalized_shape, weight, None)
     out, rstd = kernels.rms_norm(rows, w, eps)
     saved = (x, weight, rstd, len(normalized_shape), eps)
-    return out.reshape(x.shape).astype(x.dtype, copy=False), saved, rms_norm_vjp
+    return buffers.convert(out.reshape(x.shape), x.dtype), saved, rms_norm_vjp
 
 
 def rms_norm_vjp(g: Any, needs: Needs, x: Any, weight: Any, rstd: Any, n: int, eps: float) -> Grads:
@@ -395,10 +395,10 @@ def rms_norm_vjp(g: Any, needs: Needs, x: Any, weight: Any, rstd: Any, n: int, e
     if is_array(g):
         xp = get_array_module(g)
         wide, kind = for_kernel(x), wide_type(x)
-        rows = xp.ascontiguousarray(wide).reshape(len(rstd), K)
+        rows = buffers.contiguous(wide).reshape(len(rstd), K)
         w = xp.ones(K, kind) if weight is None else _as_row(weight, kind)
-        gx, gw = kernels.rms_norm_grad(xp.ascontiguousarray(for_kernel(g)).reshape(rows.shape), rows, w, rstd)
-        grads = (gx.reshape(shape).astype(x.dtype, copy=False), gw.reshape(inner))
+        gx, gw = kernels.rms_norm_grad(buffers.contiguous(for_kernel(g)).reshape(rows.shape), rows, w, rstd)
+        grads = (buffers.convert(gx.reshape(shape), x.dtype), gw.reshape(inner))
         return tuple(v if need else None for v, need in zip(grads, needs, strict=False))
     last = tuple(range(len(shape) - n, len(shape)))
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from disttrain.kernels import gelu, gemm
+from disttrain.kernels import buffers, gelu, gemm
 from disttrain.kernels.arrays import on_gpu
 from disttrain.ops import activation as activations
 from disttrain.ops import linalg
-from disttrain.ops.types import Array, Result, call, get_array_module, is_array
+from disttrain.ops.types import Array, Result, call, is_array
 
 Needs = tuple[bool, ...]
 Grads = tuple[Any, ...]
@@ -141,7 +141,7 @@ def _recorded(
 
 
 def _rows(x: Array) -> Array:
-    return get_array_module(x).ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return buffers.contiguous(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _gelu_tanh(x: Array) -> Result:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from disttrain.kernels import buffers
 from disttrain.ops import elementwise
 from disttrain.ops.activation import widen
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array
@@ -33,7 +34,7 @@ def hardsigmoid(x: Array) -> Result:
     """``(x + 3) / 6`` limited to [0, 1]."""
     xp, wide = get_array_module(x), widen(x)
     y = xp.minimum(xp.maximum(wide + 3, 0), 6) / 6
-    return y.astype(x.dtype, copy=False), (x,), hardsigmoid_vjp
+    return buffers.convert(y, x.dtype), (x,), hardsigmoid_vjp
 
 
 def hardsigmoid_vjp(g: Any, needs: Needs, x: Any) -> Grads:
@@ -44,7 +45,7 @@ def hardswish(x: Array) -> Result:
     """``x * (x + 3) / 6`` between -3 and 3, 0 below and ``x`` above (Howard et al. 2019)."""
     xp, wide = get_array_module(x), widen(x)
     y = wide * xp.minimum(xp.maximum(wide + 3, 0), 6) / 6
-    return y.astype(x.dtype, copy=False), (x,), hardswish_vjp
+    return buffers.convert(y, x.dtype), (x,), hardswish_vjp
 
 
 def hardswish_vjp(g: Any, needs: Needs, x: Any) -> Grads:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from disttrain.kernels import axes, pool
+from disttrain.kernels import axes, buffers, pool
 from disttrain.kernels.axes import AxisMap, Maps, Spans
 from disttrain.kernels.conv import Sizes, Window
 from disttrain.ops.activation import widen
@@ -37,7 +37,7 @@ def max_pool(x: Array, *, window: Window, ceil_mode: bool = False) -> Result:
     else:
         steps = zip(x.shape[2:], size, *window, strict=True)
         out, where = axes.max_spans(widen(x), tuple(_taps(*step) for step in steps))
-    out = out.astype(x.dtype, copy=False)
+    out = buffers.convert(out, x.dtype)
     return (out, where), (where, tuple(x.shape[2:])), max_pool_vjp
 
 
@@ -61,7 +61,7 @@ def adaptive_max_pool(x: Array, *, output_size: Sizes) -> Result:
 def max_spans(x: Array, *, spans: tuple[Spans, ...]) -> Result:
     """The largest of each product of stretches of the last axes, and where they are (int64), as :func:`max_pool`."""
     out, where = axes.max_spans(widen(x), spans)
-    return (out.astype(x.dtype, copy=False), where), (where, tuple(x.shape[2:])), max_pool_vjp
+    return (buffers.convert(out, x.dtype), where), (where, tuple(x.shape[2:])), max_pool_vjp
 
 
 def scatter_pixels(g: Array, where: Array, *, size: Sizes) -> Result:
@@ -73,7 +73,7 @@ def scatter_pixels(g: Array, where: Array, *, size: Sizes) -> Result:
     if g.ndim != 4:  # as images of one row
         wide, at, flat = _row(wide), _row(where), (1, math.prod(size))
     gx = pool.max_pool2d_input_grad(wide, at, flat)
-    return gx.reshape(*g.shape[:2], *size).astype(g.dtype, copy=False), (where,), scatter_pixels_vjp
+    return buffers.convert(gx.reshape(*g.shape[:2], *size), g.dtype), (where,), scatter_pixels_vjp
 
 
 def _row(x: Array) -> Array:
@@ -103,7 +103,7 @@ def place_pixels(x: Array, where: Array, *, size: Sizes) -> Result:
     Where several have one place, the last counts; all of them get its gradient.
     """
     xp = get_array_module(x)
-    out = xp.zeros((*x.shape[:2], math.prod(size)), x.dtype)
+    out = buffers.zeros((*x.shape[:2], math.prod(size)), x.dtype, x)
     flat = (*x.shape[:2], math.prod(x.shape[2:]))
     xp.put_along_axis(out, where.reshape(flat), x.reshape(flat), 2)
     return out.reshape(*x.shape[:2], *size), (where,), scatter_pixels_vjp

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.kernels import buffers
 from disttrain.ops import elementwise, scan, shape
 from disttrain.ops.types import Array, Result, call, get_array_module, no_vjp
 
@@ -31,7 +32,7 @@ def sum(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """The sum over ``axes``."""
     wide = np.float32 if x.dtype.kind in "fV" and x.dtype.itemsize == 2 else x.dtype
     with np.errstate(all="ignore"):
-        out = get_array_module(x).sum(x, axis=axes, keepdims=keepdims, dtype=wide).astype(x.dtype, copy=False)
+        out = buffers.convert(buffers.sum_over(x, axes, wide, keepdims), x.dtype)
     return shape.row_major(out), (x.shape, axes, keepdims), sum_vjp
 
 
@@ -44,9 +45,9 @@ def mean(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     n = math.prod(x.shape[a] for a in axes)
     wide = np.float32 if x.dtype.itemsize == 2 else x.dtype
     with np.errstate(all="ignore"):
-        total = get_array_module(x).sum(x, axis=axes, keepdims=keepdims, dtype=wide)
+        total = buffers.sum_over(x, axes, wide, keepdims)
         out = total / wide(n) if wide is np.float32 else total / x.dtype.type(n)
-    return shape.row_major(out.astype(x.dtype, copy=False)), (x.shape, axes, keepdims, n), mean_vjp
+    return shape.row_major(buffers.convert(out, x.dtype)), (x.shape, axes, keepdims, n), mean_vjp
 
 
 def mean_vjp(g: Any, needs: Needs, size: tuple[int, ...], axes: Axes, keepdims: bool, n: int) -> Grads:
@@ -62,7 +63,7 @@ def var(x: Array, *, axes: Axes, keepdims: bool, correction: float) -> Result:
     with np.errstate(all="ignore"):
         centre = wide - wide.sum(axis=axes, keepdims=True) / wide.dtype.type(n)
         out = xp.sum(centre * centre, axis=axes, keepdims=keepdims) / wide.dtype.type(divisor)
-        out = shape.row_major(out.astype(x.dtype, copy=False))
+        out = shape.row_major(buffers.convert(out, x.dtype))
     return out, (x, axes, keepdims, n, divisor), var_vjp
 
 
@@ -187,11 +188,15 @@ def logsumexp(x: Array, *, axes: Axes, keepdims: bool) -> Result:
     """``log(sum(exp(x)))`` over ``axes``, without overflow."""
     xp = get_array_module(x)
     wide = x.astype(np.float32) if x.dtype.itemsize == 2 else x
-    top = xp.max(wide, axis=axes, keepdims=True) if x.size else xp.zeros(_kept(x.shape, axes), wide.dtype)
+    top = (
+        xp.max(wide, axis=axes, keepdims=True)
+        if x.size
+        else buffers.zeros(_kept(x.shape, axes), wide.dtype, x)
+    )
     with np.errstate(all="ignore"):
         top = xp.where(xp.isfinite(top), top, wide.dtype.type(0))
         out = xp.log(xp.sum(xp.exp(wide - top), axis=axes, keepdims=True)) + top
-        out = shape.row_major((out if keepdims else out.squeeze(axes)).astype(x.dtype, copy=False))
+        out = shape.row_major(buffers.convert(out if keepdims else out.squeeze(axes), x.dtype))
     return out, (x, out, axes, keepdims), logsumexp_vjp
 
 
@@ -233,7 +238,7 @@ def vector_norm(x: Array, *, order: float, axes: Axes, keepdims: bool) -> Result
         else:
             out = xp.sum(xp.abs(wide) ** order, **over) ** (1 / order)
     with np.errstate(all="ignore"):
-        out = np.asarray(out).astype(x.dtype, copy=False) if xp is np else out.astype(x.dtype, copy=False)
+        out = buffers.convert(np.asarray(out), x.dtype) if xp is np else buffers.convert(out, x.dtype)
     out = shape.row_major(out)
     return out, (x, out, order, axes, keepdims), vector_norm_vjp
 

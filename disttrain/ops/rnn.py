@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from disttrain.kernels import gemm, sequences
+from disttrain.kernels import buffers, gemm, sequences
 from disttrain.kernels import rnn as kernels
 from disttrain.kernels.columns import column_sums
 from disttrain.ops import activation, linalg, reduce, shape
@@ -56,14 +56,14 @@ def rnn(
         The hidden state after each step (R, H), and each sequence's last one (B, H).
     """
     gates, h = _start(x, h0, w_ih, _sum_of(b_ih, b_hh))
-    xp, product_weight = get_array_module(gates), _across(w_hh, batch_sizes)
-    out, before = xp.empty_like(gates), xp.empty_like(gates)
+    product_weight = _across(w_hh, batch_sizes)
+    out, before = buffers.empty_like(gates), buffers.empty_like(gates)
     for rows, b in _steps(batch_sizes, reverse):
         before[rows] = h[:b]
         kernels.rnn_step(gates[rows], gemm.batched(h[:b], product_weight), relu, out[rows])
         h[:b] = out[rows]
     saved = (x, h0, w_ih, w_hh, b_ih, b_hh, gates, before, tuple(batch_sizes), reverse, relu)
-    return (out.astype(x.dtype, copy=False), h.astype(x.dtype, copy=False)), saved, rnn_vjp
+    return (buffers.convert(out, x.dtype), buffers.convert(h, x.dtype)), saved, rnn_vjp
 
 
 def rnn_vjp(
@@ -84,7 +84,7 @@ def rnn_vjp(
     if not is_array(x):
         return _rnn_recorded(g, needs, x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse, relu)
     g_out, dh = _begin(g[0], g[1], h0)
-    d = get_array_module(x).empty_like(y)
+    d = buffers.empty_like(y)
     w = widen(w_hh)
     for rows, b in reversed(_steps(batch_sizes, reverse)):
         if g_out is not None:
@@ -126,23 +126,22 @@ def lstm(
         The hidden state after each step (R, P), and each sequence's last one (B, P) and last cells (B, H).
     """
     gates, h = _start(x, h0, w_ih, _sum_of(b_ih, b_hh))
-    xp = get_array_module(gates)
     R, H, P = len(gates), c0.shape[1], h0.shape[1]
-    c = xp.array(widen(c0), order="C")
-    c_before, before = xp.empty((R, H), gates.dtype), xp.empty((R, P), gates.dtype)
-    out = xp.empty((R, P), gates.dtype)
+    c = buffers.copy(widen(c0))
+    c_before, before = buffers.empty((R, H), gates.dtype, gates), buffers.empty((R, P), gates.dtype, gates)
+    out = buffers.empty((R, P), gates.dtype, gates)
     if w_hr is None:
         places = _places(tuple(batch_sizes), reverse)
         sequences.lstm(gates, widen(w_hh), h, c, before, c_before, out, *places)
     else:
-        projection, product_weight, hidden = widen(w_hr).T, _across(w_hh, batch_sizes), xp.empty_like(c)
+        projection, product_weight, hidden = widen(w_hr).T, _across(w_hh, batch_sizes), buffers.empty_like(c)
         for rows, b in _steps(batch_sizes, reverse):
             before[rows], c_before[rows] = h[:b], c[:b]
             kernels.lstm_step(gates[rows], gemm.batched(h[:b], product_weight), c[:b], hidden[:b])
             out[rows] = gemm.batched(hidden[:b], projection)
             h[:b] = out[rows]
     saved = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, gates, before, c_before, tuple(batch_sizes), reverse)
-    outs = tuple(a.astype(x.dtype, copy=False) for a in (out, h, c))
+    outs = tuple(buffers.convert(a, x.dtype) for a in (out, h, c))
     return outs, saved, lstm_vjp
 
 
@@ -168,13 +167,13 @@ def lstm_vjp(
     xp = get_array_module(x)
     g_out, dh = _begin(g[0], g[1], h0)
     _, dc = _begin(None, g[2], c0)
-    d = xp.empty_like(gates)
+    d = buffers.empty_like(gates)
     w = widen(w_hh)
     projected = None
     if w_hr is None:
         sequences.lstm_grad(gates, w, c_before, g_out, dh, dc, d, *_places(batch_sizes, reverse))
     else:
-        projection, projected = widen(w_hr), xp.empty_like(before)
+        projection, projected = widen(w_hr), buffers.empty_like(before)
         for rows, b in reversed(_steps(batch_sizes, reverse)):
             if g_out is not None:
                 dh[:b] += g_out[rows]
@@ -219,14 +218,13 @@ def gru(
         The hidden state after each step (R, H), and each sequence's last one (B, H).
     """
     gates, h = _start(x, h0, w_ih, b_ih)
-    xp = get_array_module(gates)
     R, H = len(gates), h0.shape[1]
-    out, before, products = (xp.empty((R, H), gates.dtype) for _ in range(3))
+    out, before, products = (buffers.empty((R, H), gates.dtype, gates) for _ in range(3))
     bias = None if b_hh is None else widen(b_hh)
     places = _places(tuple(batch_sizes), reverse)
     sequences.gru(gates, widen(w_hh), bias, h, before, products, out, *places)
     saved = (x, h0, w_ih, w_hh, b_ih, b_hh, gates, products, before, tuple(batch_sizes), reverse)
-    return (out.astype(x.dtype, copy=False), h.astype(x.dtype, copy=False)), saved, gru_vjp
+    return (buffers.convert(out, x.dtype), buffers.convert(h, x.dtype)), saved, gru_vjp
 
 
 def gru_vjp(
@@ -246,9 +244,8 @@ def gru_vjp(
 ) -> Grads:
     if not is_array(x):
         return _gru_recorded(g, needs, x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse)
-    xp = get_array_module(x)
     g_out, dh = _begin(g[0], g[1], h0)
-    d, d_recurrent = xp.empty_like(gates), xp.empty_like(gates)
+    d, d_recurrent = buffers.empty_like(gates), buffers.empty_like(gates)
     places = _places(batch_sizes, reverse)
     sequences.gru_grad(gates, widen(w_hh), products, before, g_out, dh, d, d_recurrent, *places)
     dx, dw_ih, dw_hh, db_ih = _products(needs, (0, 2, 3, 4, 4), x, w_ih, before, d, d_recurrent)
@@ -312,22 +309,19 @@ def _places(batch_sizes: tuple[int, ...], reverse: bool) -> tuple[Array, Array]:
 def _start(x: Array, h0: Array, w_ih: Array, bias: Array | None) -> tuple[Array, Array]:
     """Return what the input gives to the gates (R, KH), and the hidden state to step."""
     gates = gemm.matmul(widen(x), widen(w_ih).T, bias=None if bias is None else widen(bias))
-    return gates, get_array_module(x).array(widen(h0), order="C")
+    return gates, buffers.copy(widen(h0))
 
 
 def _across(w_hh: Array, batch_sizes: Sequence[int]) -> Array:
     """Return ``w_hh.T``, to multiply the hidden state with at each step."""
     across = widen(w_hh).T
-    return (
-        get_array_module(across).ascontiguousarray(across) if len(batch_sizes) >= _TRANSPOSE_FROM else across
-    )
+    return buffers.contiguous(across) if len(batch_sizes) >= _TRANSPOSE_FROM else across
 
 
 def _begin(g_out: Array | None, g_last: Array | None, state: Array) -> tuple[Array | None, Array]:
     """Return the gradient of the output, and that of the last state, to be stepped back."""
-    xp = get_array_module(state)
     wide = widen(state)
-    last = xp.zeros(state.shape, wide.dtype) if g_last is None else xp.array(widen(g_last), order="C")
+    last = buffers.zeros(state.shape, wide.dtype, state) if g_last is None else buffers.copy(widen(g_last))
     return None if g_out is None else widen(g_out), last
 
 
@@ -357,7 +351,7 @@ def _products(
 def _of_types(needs: Needs, grads: Grads, arguments: Grads) -> Grads:
     """Return the gradients that are wanted, each of the type of its argument."""
     return tuple(
-        g.astype(a.dtype, copy=False) if need else None
+        buffers.convert(g, a.dtype) if need else None
         for need, g, a in zip(needs, grads, arguments, strict=False)
     )
 

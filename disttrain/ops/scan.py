@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.kernels import buffers
 from disttrain.ops import elementwise, shape
 from disttrain.ops.types import Array, Result, call, get_array_module, is_array
 
@@ -25,7 +26,7 @@ def _backwards(g: Any, axis: int) -> Any:
 def cumsum(x: Array, *, axis: int) -> Result:
     """The sums of the first 1, 2, 3 … elements along ``axis``."""
     with np.errstate(all="ignore"):
-        out = get_array_module(x).cumsum(x, axis, dtype=_accumulator(x)).astype(x.dtype, copy=False)
+        out = buffers.convert(get_array_module(x).cumsum(x, axis, dtype=_accumulator(x)), x.dtype)
     return shape.row_major(out), (axis,), cumsum_vjp
 
 
@@ -36,7 +37,7 @@ def cumsum_vjp(g: Any, needs: Needs, axis: int) -> Grads:
 def cumprod(x: Array, *, axis: int) -> Result:
     """The products of the first 1, 2, 3 … elements along ``axis``."""
     with np.errstate(all="ignore"):
-        out = get_array_module(x).cumprod(x, axis, dtype=_accumulator(x)).astype(x.dtype, copy=False)
+        out = buffers.convert(get_array_module(x).cumprod(x, axis, dtype=_accumulator(x)), x.dtype)
     out = shape.row_major(out)
     return out, (x, out, axis), cumprod_vjp
 
@@ -64,9 +65,9 @@ def cumprod_vjp(g: Any, needs: Needs, x: Any, out: Any, axis: int) -> Grads:
 
 def logcumsumexp(x: Array, *, axis: int) -> Result:
     """``log(cumsum(exp(x)))`` along ``axis``, without overflow."""
-    wide = x.astype(_accumulator(x), copy=False)
+    wide = buffers.convert(x, _accumulator(x))
     with np.errstate(all="ignore"):
-        out = get_array_module(x).logaddexp.accumulate(wide, axis).astype(x.dtype, copy=False)
+        out = buffers.convert(get_array_module(x).logaddexp.accumulate(wide, axis), x.dtype)
     out = shape.row_major(out)
     return out, (x, out, axis), logcumsumexp_vjp
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.kernels import buffers
 from disttrain.ops import elementwise, shape
 from disttrain.ops.index import add_at
 from disttrain.ops.types import Array, Result, call, get_array_module
@@ -24,7 +25,7 @@ def gather_vjp(g: Any, needs: Needs, index: Any, axis: int, size: tuple[int, ...
 
 def scatter_add_zeros(value: Array, index: Array, *, axis: int, shape: tuple[int, ...]) -> Result:
     """Zeros of ``shape`` with ``value`` added at ``index`` along ``axis``: the gradient of :func:`gather`."""
-    out = get_array_module(value).zeros(shape, value.dtype)
+    out = buffers.zeros(shape, value.dtype, value)
     add_at(out, _numbers(index, axis, shape), value)
     return out, (index, axis), scatter_add_zeros_vjp
 

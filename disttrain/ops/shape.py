@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from disttrain.kernels import buffers
 from disttrain.ops.types import Array, Op, Result, call, get_array_module, is_array
 
 Chain = tuple[tuple[Op, dict[str, Any]], ...]
@@ -14,7 +15,7 @@ Chain = tuple[tuple[Op, dict[str, Any]], ...]
 
 def reshape(x: Array, *, shape: tuple[int, ...]) -> Result:
     """``x`` with another shape; a view where the memory allows it."""
-    return x.reshape(shape), (x.shape,), reshape_vjp
+    return buffers.reshape(x, shape), (x.shape,), reshape_vjp
 
 
 def reshape_vjp(g: Any, needs: tuple[bool, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
@@ -54,10 +55,10 @@ def sum_to_shape(x: Array, *, shape: tuple[int, ...]) -> Result:
     out = x
     if axes:
         with np.errstate(all="ignore"):
-            out = x.sum(axis=axes, dtype=np.float32 if x.dtype.itemsize == 2 else None)
+            out = buffers.sum_over(x, axes, np.dtype(np.float32) if x.dtype.itemsize == 2 else x.dtype)
     if out.shape != shape or not shape:  # an array without dimensions where the sum is a scalar of NumPy's
         out = np.reshape(out, shape)
-    return out.astype(x.dtype, copy=False), (x.shape,), sum_to_shape_vjp
+    return buffers.convert(out, x.dtype), (x.shape,), sum_to_shape_vjp
 
 
 def sum_to_shape_vjp(g: Any, needs: tuple[bool, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
@@ -75,7 +76,7 @@ def index_vjp(g: Any, needs: tuple[bool, ...], shape: tuple[int, ...], key: Any)
 
 def scatter_basic(value: Array, *, shape: tuple[int, ...], key: Any) -> Result:
     """Zeros of ``shape`` with ``value`` at ``[key]``: the gradient of :func:`index`."""
-    out = get_array_module(value).zeros(shape, value.dtype)
+    out = buffers.zeros(shape, value.dtype, value)
     out[key] = value
     return out, (key,), scatter_basic_vjp
 
@@ -148,7 +149,7 @@ def _memory_order(x: Array) -> tuple[int, ...]:
 
 def _empty_of(like: Array, shape: tuple[int, ...], order: tuple[int, ...]) -> Array:
     """Return an array whose axes lie in memory in an order, from the outermost to the innermost."""
-    out = get_array_module(like).empty([shape[a] for a in order], like.dtype)
+    out = buffers.empty(tuple([shape[a] for a in order]), like.dtype, like)
     return out.transpose([order.index(a) for a in range(len(order))])
 
 
@@ -172,7 +173,7 @@ def diagonal_vjp(
 
 def scatter_view(value: Array, *, shape: tuple[int, ...], chain: Chain) -> Result:
     """Zeros of ``shape`` with ``value`` in the view that ``chain`` takes of them."""
-    out = get_array_module(value).zeros(shape, value.dtype)
+    out = buffers.zeros(shape, value.dtype, value)
     _replay(out, chain)[...] = value
     return out, (chain,), scatter_view_vjp
 
@@ -183,7 +184,7 @@ def scatter_view_vjp(g: Any, needs: tuple[bool, ...], chain: Chain) -> tuple[Any
 
 def view_scatter(base: Array, value: Array, *, chain: Chain) -> Result:
     """A copy of ``base`` with ``value`` in the view that ``chain`` takes of it."""
-    out = base.copy()
+    out = buffers.copy(base)
     view = _replay(out, chain)
     if not view.size or get_array_module(out).may_share_memory(view, out):
         view[...] = value
@@ -220,7 +221,7 @@ def kept_order(x: Array) -> Literal["C", "K"]:
 
 def row_major(x: Array) -> Array:
     """Return a result in row-major memory: NumPy gives some in the order of their arguments, PyTorch does not."""
-    return x if x.flags.c_contiguous else get_array_module(x).ascontiguousarray(x)
+    return x if x.flags.c_contiguous else buffers.contiguous(x)
 
 
 def copy_vjp(g: Any, needs: tuple[bool, ...]) -> tuple[Any, ...]:
@@ -243,7 +244,7 @@ def concatenate(*xs: Array, axis: int) -> Result:
     out = None
     if _is_mixed(xs):
         shape = xs[0].shape
-        out = get_array_module(*xs).empty((*shape[:axis], sum(sizes), *shape[axis + 1 :]), xs[0].dtype)
+        out = buffers.empty((*shape[:axis], sum(sizes), *shape[axis + 1 :]), xs[0].dtype, xs[0])
     return get_array_module(*xs).concatenate(xs, axis, out=out), (axis, sizes), concatenate_vjp
 
 
@@ -266,7 +267,7 @@ def concatenate_vjp(g: Any, needs: tuple[bool, ...], axis: int, sizes: tuple[int
 def stack(*xs: Array, axis: int) -> Result:
     """``xs`` along a new axis, row-major."""
     xp, shape = get_array_module(*xs), xs[0].shape
-    out = xp.empty((*shape[:axis], len(xs), *shape[axis:]), xs[0].dtype)
+    out = buffers.empty((*shape[:axis], len(xs), *shape[axis:]), xs[0].dtype, xs[0])
     return xp.stack(xs, axis, out=out), (axis,), stack_vjp
 
 
@@ -288,7 +289,7 @@ def flip_vjp(g: Any, needs: tuple[bool, ...], axes: tuple[int, ...]) -> tuple[An
 def roll(x: Array, *, shifts: tuple[int, ...], axes: tuple[int, ...]) -> Result:
     """``x`` shifted along ``axes``, row-major; what leaves at one end comes in at the other."""
     xp = get_array_module(x)
-    return xp.roll(xp.ascontiguousarray(x), shifts, axes), (shifts, axes), roll_vjp
+    return xp.roll(buffers.contiguous(x), shifts, axes), (shifts, axes), roll_vjp
 
 
 def roll_vjp(
@@ -315,7 +316,7 @@ def pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float) -> Resul
     cut = tuple(slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(widths, x.shape, strict=True))
     grown = tuple((max(a, 0), max(b, 0)) for a, b in widths)
     xp = get_array_module(x)
-    out = xp.pad(xp.ascontiguousarray(x[cut]) if x.flags.fnc else x[cut], grown, constant_values=value)
+    out = xp.pad(buffers.contiguous(x[cut]) if x.flags.fnc else x[cut], grown, constant_values=value)
     return out, (x.shape, widths), pad_vjp
 
 

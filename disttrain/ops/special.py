@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.kernels import buffers
 from disttrain.kernels import special as kernels
 from disttrain.ops import elementwise
 from disttrain.ops.activation import widen
@@ -20,8 +21,8 @@ Grads = tuple[Any, ...]
 
 def _each(kernel: Any, x: Array, *options: Any) -> Array:
     """Run a kernel of a flat array."""
-    flat = get_array_module(x).ascontiguousarray(widen(x)).reshape(-1)
-    return kernel(flat, *options).reshape(x.shape).astype(x.dtype, copy=False)
+    flat = buffers.contiguous(widen(x)).reshape(-1)
+    return buffers.convert(kernel(flat, *options).reshape(x.shape), x.dtype)
 
 
 # ------------------------------------------------------------------------------------------ inverses
@@ -79,7 +80,7 @@ def atanh_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 def atan2(y: Array, x: Array) -> Result:
     """The angle of the point ``(x, y)``, in radians."""
     out = get_array_module(x, y).arctan2(widen(y), widen(x))
-    return out.astype(y.dtype, copy=False), (y, x), atan2_vjp
+    return buffers.convert(out, y.dtype), (y, x), atan2_vjp
 
 
 def atan2_vjp(g: Any, needs: Needs, y: Any, x: Any) -> Grads:
@@ -91,7 +92,7 @@ def atan2_vjp(g: Any, needs: Needs, y: Any, x: Any) -> Grads:
 
 def hypot(x: Array, y: Array) -> Result:
     """``sqrt(x * x + y * y)`` without overflow."""
-    out = get_array_module(x, y).hypot(widen(x), widen(y)).astype(x.dtype, copy=False)
+    out = buffers.convert(get_array_module(x, y).hypot(widen(x), widen(y)), x.dtype)
     return out, (x, y, out), hypot_vjp
 
 
@@ -110,7 +111,7 @@ def logaddexp(x: Array, y: Array) -> Result:
     """``log(exp(x) + exp(y))`` without overflow."""
     with np.errstate(all="ignore"):
         out = get_array_module(x, y).logaddexp(widen(x), widen(y))
-    return out.astype(x.dtype, copy=False), (x, y), logaddexp_vjp
+    return buffers.convert(out, x.dtype), (x, y), logaddexp_vjp
 
 
 def logaddexp_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
@@ -121,7 +122,7 @@ def logaddexp2(x: Array, y: Array) -> Result:
     """``log2(exp2(x) + exp2(y))`` without overflow."""
     with np.errstate(all="ignore"):
         out = get_array_module(x, y).logaddexp2(widen(x), widen(y))
-    return out.astype(x.dtype, copy=False), (x, y), logaddexp2_vjp
+    return buffers.convert(out, x.dtype), (x, y), logaddexp2_vjp
 
 
 def logaddexp2_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
@@ -144,7 +145,7 @@ def xlogy(x: Array, y: Array) -> Result:
     a, b = widen(x), widen(y)
     with np.errstate(all="ignore"):
         out = xp.where((a == 0) & (b == b), a.dtype.type(0), a * xp.log(b))
-    return out.astype(x.dtype, copy=False), (x, y), xlogy_vjp
+    return buffers.convert(out, x.dtype), (x, y), xlogy_vjp
 
 
 def xlogy_vjp(g: Any, needs: Needs, x: Any, y: Any) -> Grads:
@@ -165,7 +166,7 @@ def logit(x: Array, *, limit: float | None) -> Result:
         p = xp.minimum(xp.maximum(p, p.dtype.type(limit)), p.dtype.type(1 - limit))
     with np.errstate(all="ignore"):
         out = xp.log(p / (1 - p))
-    return out.astype(x.dtype, copy=False), (x, limit), logit_vjp
+    return buffers.convert(out, x.dtype), (x, limit), logit_vjp
 
 
 def logit_vjp(g: Any, needs: Needs, x: Any, limit: float | None) -> Grads:
@@ -232,7 +233,7 @@ def sinc(x: Array) -> Result:
         a = widen(x) * math.pi
         zero = a == 0
         out = xp.where(zero, a.dtype.type(1), xp.sin(a) / xp.where(zero, a.dtype.type(1), a))
-    return out.astype(x.dtype, copy=False), (x,), sinc_vjp
+    return buffers.convert(out, x.dtype), (x,), sinc_vjp
 
 
 def sinc_vjp(g: Any, needs: Needs, x: Any) -> Grads:
@@ -247,7 +248,7 @@ def sinc_vjp(g: Any, needs: Needs, x: Any) -> Grads:
 
 def copysign(x: Array, y: Array) -> Result:
     """``|x|`` with the sign of ``y``."""
-    out = get_array_module(x, y).copysign(widen(x), widen(y)).astype(x.dtype, copy=False)
+    out = buffers.convert(get_array_module(x, y).copysign(widen(x), widen(y)), x.dtype)
     return out, (x, out), copysign_vjp
 
 
@@ -341,7 +342,7 @@ def lerp(x: Array, end: Array, weight: Array) -> Result:
             out = a + w * gap if -0.5 < w < 0.5 else b - gap * (1 - w)
         else:
             out = xp.where(xp.abs(w) < 0.5, a + w * gap, b - gap * (1 - w))
-        return out.astype(x.dtype, copy=False), (x, end, weight), lerp_vjp
+        return buffers.convert(out, x.dtype), (x, end, weight), lerp_vjp
 
 
 @saved_for((2,), (2,), (0, 1))
@@ -358,7 +359,7 @@ def addcmul(x: Array, y: Array, z: Array, *, value: float) -> Result:
     a, b, c = widen(x), widen(y), widen(z)
     with np.errstate(all="ignore"):
         out = a + (b if value == 1 else value * b) * c
-        return out.astype(x.dtype, copy=False), (y, z, value), addcmul_vjp
+        return buffers.convert(out, x.dtype), (y, z, value), addcmul_vjp
 
 
 @saved_for((2,), (1,), (1, 2))
@@ -375,7 +376,7 @@ def addcdiv(x: Array, y: Array, z: Array, *, value: float) -> Result:
     a, b, c = widen(x), widen(y), widen(z)
     with np.errstate(all="ignore"):
         out = a + (b if value == 1 else value * b) / c
-        return out.astype(x.dtype, copy=False), (y, z, value), addcdiv_vjp
+        return buffers.convert(out, x.dtype), (y, z, value), addcdiv_vjp
 
 
 @saved_for((2,), (1, 2), (1, 2))

@@ -2,6 +2,7 @@
 
 import random
 import re
+import tracemalloc
 from contextlib import nullcontext
 
 import numpy as np
@@ -43,20 +44,21 @@ def lenet():
 
 
 class Recurrent(nn.Module):
-    def __init__(self):
+    def __init__(self, features=6, width=5, kind=nn.LSTM, dropout=0.2):
         super().__init__()
-        self.rnn = nn.LSTM(6, 5, num_layers=2, batch_first=True, dropout=0.2)
-        self.head = nn.Linear(5, 10)
+        self.rnn = kind(features, width, num_layers=2, batch_first=True, dropout=dropout)
+        self.head = nn.Linear(width, 10)
 
     def forward(self, x):
         return self.head(self.rnn(x)[0][:, -1])
 
 
 class GPT(nn.Module):
-    def __init__(self):
+    def __init__(self, length=12, width=16, heads=2, dropout=0.1):
         super().__init__()
+        dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
         self.model = GPT2LMHeadModel(
-            GPT2Config(vocab_size=20, n_positions=12, n_embd=16, n_layer=2, n_head=2)
+            GPT2Config(vocab_size=20, n_positions=length, n_embd=width, n_layer=2, n_head=heads, **dropouts)
         )
 
     def forward(self, x):
@@ -64,15 +66,28 @@ class GPT(nn.Module):
 
 
 class Residual(nn.Module):
-    def __init__(self):
+    def __init__(self, width=8):
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
-        self.inner = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
-        self.head = nn.Linear(8, 10)
+        first = nn.Conv2d(3, width, 3, padding=1)
+        self.first = nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.inner = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.head = nn.Linear(width, 10)
 
     def forward(self, x):
         x = self.first(x)
         return self.head(nn.functional.relu(x + self.inner(x)).mean((2, 3)))
+
+
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(20, 64)
+        layer = nn.TransformerEncoderLayer(64, 2, 256, dropout=0.0, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.tokens(x))).flatten(0, 1)
 
 
 def sgd(params):
@@ -153,6 +168,44 @@ def test_replays_are_the_step_to_the_last_bit(name):
 
     assert_same(ours, theirs)
     assert len(set(map(float, theirs[0]))) == STEPS
+
+
+LARGE = {  # so that any array of a batch has 64 KiB and more
+    "mlp": (
+        lambda: nn.Sequential(
+            nn.Linear(300, 256), nn.ReLU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 64)
+        ),
+        *(batch, (256, 300), adam),
+    ),
+    "lenet": (lenet, batch, (64, 1, 32, 32), sgd),
+    "lstm": (lambda: Recurrent(64, 64, dropout=0.0), batch, (64, 16, 64), adam),
+    "gru": (lambda: Recurrent(64, 64, nn.GRU, 0.0), batch, (64, 16, 64), sgd),
+    "transformer": (Transformer, text, (16, 64), adam),
+    "residual with batch norm": (lambda: Residual(32), batch, (16, 3, 24, 24), sgd),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_replay_allocates_no_array(name):
+    build, data, shape, optimizer_of = LARGE[name]
+    model, optimizer = make(build, optimizer_of)
+    step = dt.graph(trainer(model, optimizer))
+    batches = [data(i, *shape) for i in range(8)]
+    for x, y in batches[:6]:
+        step(x, y)
+
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        for x, y in batches[6:]:
+            step(x, y)
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+    # NumPy's loops over arrays that lie otherwise than their results have a buffer of 32 KiB of their own.
+    assert peak < 56 << 10
 
 
 def test_a_replay_makes_no_graph_and_calls_no_module():

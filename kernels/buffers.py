@@ -1,0 +1,147 @@
+"""Where kernels get the memory of what they make: from the system, or, in a replayed step, from its fixed buffers.
+
+Results are the same arrays in shape, type and layout as NumPy's function of the same name would make. Arrays on a GPU
+come from their own library.
+
+Who hands out fixed buffers relies on one rule: how many arrays an operation asks for, and which, depends on the shapes
+and types of its arguments, never on their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy
+
+from disttrain.kernels.arrays import Array, get_array_module
+
+Shape = tuple[int, ...]
+Source = Callable[[Shape | int, Any], Array]
+"""Returns C-contiguous memory for an array of a shape and type; what it holds is undefined."""
+
+_source: ContextVar[Source | None] = ContextVar("buffers", default=None)
+"""By thread: where a replay's memory comes from."""
+
+
+@contextmanager
+def taken_from(source: Source | None) -> Iterator[None]:
+    """Let this thread's kernels get their memory from ``source``; from the system if it is ``None``."""
+    token = _source.set(source)
+    try:
+        yield
+    finally:
+        _source.reset(token)
+
+
+def apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` with memory from the system for all that it makes."""
+    set_source, reset = _source.set, _source.reset
+
+    def call(*args: Any, **options: Any) -> Any:
+        token = set_source(None)
+        try:
+            return function(*args, **options)
+        finally:
+            reset(token)
+
+    return call
+
+
+def empty(shape: Shape | int, dtype: Any = numpy.float64, like: Array | None = None) -> Array:
+    """Return an array that holds anything, C-contiguous; of the library of ``like``, if that is given."""
+    if like is not None and type(like) is not numpy.ndarray:
+        return get_array_module(like).empty(shape, dtype)
+    source = _source.get()
+    return numpy.empty(shape, dtype) if source is None else source(shape, dtype)
+
+
+def laid_out(shape: Shape, dtype: Any, axes: Sequence[int]) -> Array:
+    """Return an array that holds anything, whose axes lie in memory in an order, the outermost first."""
+    out = empty(tuple([shape[a] for a in axes]), dtype)
+    return out.transpose([axes.index(a) for a in range(len(axes))])
+
+
+def order_of(x: Array) -> tuple[int, ...] | None:
+    """Return the axes of ``x`` as they lie in memory, the outermost first; ``None`` where there are gaps or repeats."""
+    axes = tuple(sorted(range(x.ndim), key=lambda a: -x.strides[a]))
+    return axes if x.transpose(axes).flags.c_contiguous else None
+
+
+def zeros(shape: Shape | int, dtype: Any = numpy.float64, like: Array | None = None) -> Array:
+    """Return an array of zeros, C-contiguous; of the library of ``like``, if that is given."""
+    if like is not None and type(like) is not numpy.ndarray:
+        return get_array_module(like).zeros(shape, dtype)
+    source = _source.get()
+    if source is None:
+        return numpy.zeros(shape, dtype)
+    out = source(shape, dtype)
+    out.fill(0)
+    return out
+
+
+def empty_like(x: Array, dtype: Any = None) -> Array:
+    """Return an array of the shape of ``x``, and of its type unless another is given, laid out in memory as ``x``."""
+    kind = x.dtype if dtype is None else dtype
+    source = _source.get()
+    if source is None or type(x) is not numpy.ndarray:
+        return get_array_module(x).empty_like(x, kind)
+    if x.flags.c_contiguous:
+        return source(x.shape, kind)
+    axes = order_of(x)
+    return numpy.empty_like(x, kind) if axes is None else laid_out(x.shape, kind, axes)
+
+
+def copy(x: Array) -> Array:
+    """Return a copy of ``x``, C-contiguous."""
+    out = empty(x.shape, x.dtype, x)
+    out[...] = x
+    return out
+
+
+def reshape(x: Array, shape: Shape) -> Array:
+    """Return ``x`` in another shape: a view if the memory allows it, else a copy."""
+    if _source.get() is None or type(x) is not numpy.ndarray or x.flags.c_contiguous:
+        return x.reshape(shape)
+    try:
+        return x.reshape(shape, copy=False)
+    except ValueError:  # it has to be copied
+        return copy(x).reshape(shape)
+
+
+def sum_over(x: Array, axes: Shape, dtype: Any, keepdims: bool = False) -> Array:
+    """Return the sum of ``x`` over ``axes``, added up in a type and returned in it."""
+    if _source.get() is None or type(x) is not numpy.ndarray or not x.flags.c_contiguous:
+        return x.sum(axis=axes, dtype=dtype, keepdims=keepdims)
+    shape = tuple([1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes])
+    return x.sum(axis=axes, dtype=dtype, keepdims=keepdims, out=empty(shape, dtype))
+
+
+def spare(x: Array) -> Array | None:
+    """Return what to give as ``out`` to a function of NumPy whose result is like ``x``; ``None`` lets it make one."""
+    return None if _source.get() is None or type(x) is not numpy.ndarray else empty_like(x)
+
+
+def contiguous(x: Array, dtype: Any = None) -> Array:
+    """Return ``x`` C-contiguous, of one axis or more, and of a type: itself if it is so, else a copy."""
+    if _source.get() is None or type(x) is not numpy.ndarray or not x.ndim:
+        return get_array_module(x).ascontiguousarray(x, dtype)
+    kind = x.dtype if dtype is None else dtype
+    if x.flags.c_contiguous and x.dtype == kind:
+        return x
+    out = empty(x.shape, kind)
+    out[...] = x
+    return out
+
+
+def convert(x: Array, dtype: Any) -> Array:
+    """Return ``x`` in a type: itself if it is of it, else a copy, laid out as ``x``."""
+    if x.dtype == dtype:
+        return x
+    if _source.get() is None or type(x) is not numpy.ndarray:
+        return x.astype(dtype)
+    out = empty_like(x, dtype)
+    numpy.copyto(out, x, casting="unsafe")
+    return out
