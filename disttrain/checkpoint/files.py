@@ -10,7 +10,6 @@ import errno
 import fcntl
 import json
 import logging
-import mmap
 import os
 import socket
 import stat
@@ -21,6 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from disttrain.checkpoint.memory import new_block
 from disttrain.errors import CheckpointBusy
 
 _logger = logging.getLogger("disttrain")
@@ -54,9 +54,8 @@ def write_file(path: str, chunks: Iterable[Any], head: Callable[[], bytes] | Non
 
 def _write_all(file: int, chunks: Iterable[Any]) -> None:
     """Write buffers to a file: whole blocks past the page cache, which is for others, as the processor's time is."""
-    # They begin where pages do, as the disk wants it. One is filled while the other is written.
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    block, other = (np.frombuffer(mmap.mmap(-1, _BLOCK, private), np.uint8) for _ in range(2))
+    # One is filled while the other is written.
+    block, other = new_block(_BLOCK), new_block(_BLOCK)
     used = 0
     with ThreadPoolExecutor(1, "writing") as pool:
         written: Future[None] | None = None
@@ -68,14 +67,14 @@ def _write_all(file: int, chunks: Iterable[Any]) -> None:
                 used, rest = used + len(part), rest[len(part) :]
                 if used == _BLOCK:
                     if written is None:
-                        _set_direct(file, True)
+                        set_direct(file, True)
                     else:
                         written.result()
                     written = pool.submit(_write, file, block.data)
                     block, other, used = other, block, 0
         if written is not None:
             written.result()
-    _set_direct(file, False)
+    set_direct(file, False)
     _write(file, block.data[:used])
 
 
@@ -86,12 +85,15 @@ def _write(file: int, data: memoryview) -> None:
         except OSError as error:
             # A file system with other wishes, or a part of a block that was the last to find room: the usual way writes
             # it, or says why not.
-            if error.errno != errno.EINVAL or not _set_direct(file, False):
+            if error.errno != errno.EINVAL or not set_direct(file, False):
                 raise
 
 
-def _set_direct(file: int, direct: bool) -> bool:
-    """Let writes go past the page cache, or not; return whether that is a change. Some file systems always use it."""
+def set_direct(file: int, direct: bool) -> bool:
+    """Let reads and writes go past the page cache, or not; return whether that is a change.
+
+    Some file systems always use it.
+    """
     if not hasattr(os, "O_DIRECT"):
         return False
     flags = fcntl.fcntl(file, fcntl.F_GETFL)

@@ -12,7 +12,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, Final, cast
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.lib import format as npy
 
 from disttrain import dtypes
 from disttrain.checkpoint.files import open_to_read
-from disttrain.checkpoint.tensorfile import TensorFile, unique_keys
+from disttrain.checkpoint.tensorfile import TensorFile, Window, unique_keys
 from disttrain.checkpoint.unpickler import CONTAINERS, Call, Unpickler
 from disttrain.devices import device as Device
 from disttrain.errors import FileDamaged
@@ -106,7 +106,12 @@ def read_foreign(path: str | os.PathLike[str]) -> Any:
 
 def _read_safetensors(path: str) -> dict[str, Tensor]:
     with TensorFile(path) as file:
-        return {name: Tensor._of(file.read(name, None)) for name in file.entries}
+        return _tensors(file, file.entries)
+
+
+def _tensors(file: TensorFile, names: Iterable[str]) -> dict[str, Tensor]:
+    window = Window(file.size)
+    return {name: Tensor._of(file.read(name, None, window=window)) for name in names}
 
 
 def _read_sharded(folder: str, index: str) -> dict[str, Tensor]:
@@ -133,7 +138,7 @@ def _read_sharded(folder: str, index: str) -> dict[str, Tensor]:
             lacking = [name for name in names if name not in file.entries]
             if lacking:
                 raise FileDamaged(f"{home} lacks {lacking[:5]}, which {index} says it has")
-            found |= {name: Tensor._of(file.read(name, None)) for name in names}
+            found |= _tensors(file, names)
     return found
 
 

@@ -40,6 +40,11 @@ class Piece:
     end: int
     checksum: str
 
+    @property
+    def size(self) -> int:
+        """How many elements."""
+        return self.end - self.begin
+
 
 @dataclass(frozen=True)
 class Stored:

@@ -15,14 +15,17 @@ import numpy as np
 
 from disttrain import dtypes
 from disttrain.checkpoint.manifest import Manifest, Piece, Stored, name_in_file
+from disttrain.checkpoint.memory import new_memory
 from disttrain.checkpoint.states import Span, Wanted
-from disttrain.checkpoint.tensorfile import TensorFile, new_memory
+from disttrain.checkpoint.tensorfile import TensorFile, Window
+from disttrain.collectives.env import current_env
 from disttrain.errors import FileDamaged
 from disttrain.kernels.arrays import Array
 
 _MANY: Final = 8 << 20
-"""Bytes from which on threads share the reading: what takes the time is the memory, which the kernel clears."""
-_MOST_THREADS: Final = 4
+"""Bytes from which on threads share the reading, past the page cache if no other rank here reads the same."""
+_THREADS: Final = 4
+"""So that the disk has more to do while checksums are computed and tensors are copied."""
 _ALIGNED: Final = 64
 """Bytes: where a tensor may begin in memory that several share."""
 
@@ -156,7 +159,10 @@ class Reader:
         total = sum(job.nbytes for job in ordered)
         stop = threading.Event()
         if total >= _MANY:
-            shares = _split(ordered, _threads())
+            if current_env().local_world_size == 1:
+                for file in self._opened.values():
+                    file.go_past_cache()
+            shares = _split(ordered, _THREADS)
             with ThreadPoolExecutor(len(shares), "reading") as pool:
                 list(pool.map(self._read_all, shares, [stop] * len(shares)))
         else:
@@ -168,25 +174,26 @@ class Reader:
         places = [(p.file, self.file(p.file).entries[job.name_of(p)].begin) for p in job.pieces]
         return places[0] if places else ("", 0)
 
-    def _read_all(self, jobs: Iterable[_Job], stop: threading.Event) -> None:
+    def _read_all(self, jobs: list[_Job], stop: threading.Event) -> None:
         """Read one after the other; any thread may. All stop when one cannot go on."""
+        window = Window(sum(p.size * job.tensor.dtype.itemsize for job in jobs for p in job.pieces))
         for job in jobs:
             if stop.is_set():
                 return
             try:
-                self._read(job)
+                self._read(job, window)
             except BaseException:
                 stop.set()
                 raise
 
-    def _read(self, job: _Job) -> None:
+    def _read(self, job: _Job, window: Window) -> None:
         size = job.tensor.dtype.itemsize
         if job.out is None:
             job.out = new_memory(job.nbytes)
         for p in job.pieces:
             low, high = max(p.begin, job.begin), min(p.end, job.end)
             out = job.out[(low - job.begin) * size : (high - job.begin) * size]
-            self.file(p.file).read(job.name_of(p), p.checksum, low - p.begin, high - p.begin, out)
+            self.file(p.file).read(job.name_of(p), p.checksum, low - p.begin, high - p.begin, out, window)
 
 
 def _split(jobs: list[_Job], parts: int) -> list[list[_Job]]:
@@ -197,9 +204,3 @@ def _split(jobs: list[_Job], parts: int) -> list[list[_Job]]:
         shares[min(parts - 1, at * parts // total)].append(job)
         at += job.nbytes
     return shares
-
-
-def _threads() -> int:
-    """Return how many threads read, while checksums are computed: no more than this process may use processors."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_THREADS)

@@ -29,8 +29,9 @@ from disttrain.checkpoint.manifest import (
     name_in_file,
     part_name,
 )
+from disttrain.checkpoint.memory import new_memory
 from disttrain.checkpoint.states import OWN, Item, make_parts
-from disttrain.checkpoint.tensorfile import TensorFile, encode_hashed, layout, new_memory
+from disttrain.checkpoint.tensorfile import TensorFile, encode_hashed, layout
 from disttrain.collectives.env import current_env
 from disttrain.distributed.objects import all_gather_object
 from disttrain.errors import CheckpointBusy, CheckpointError

@@ -7,6 +7,7 @@ against the size of the file before any memory is taken for it.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import mmap
@@ -19,7 +20,8 @@ import numpy as np
 
 from disttrain import dtypes
 from disttrain.checkpoint.checksums import LENGTH, Checksum
-from disttrain.checkpoint.files import open_to_read
+from disttrain.checkpoint.files import open_to_read, set_direct
+from disttrain.checkpoint.memory import copy, new_block, new_memory
 from disttrain.errors import FileDamaged
 from disttrain.kernels.arrays import Array
 
@@ -38,8 +40,9 @@ _NAMES: Final = {
     dtypes.float64: "F64",
 }
 _DTYPES: Final = {name: kind for kind, name in _NAMES.items()}
-_BLOCK: Final = 4 << 20
-"""Bytes at a time: they are still in the cache when they are read or copied and their checksum is computed."""
+BLOCK: Final = 4 << 20
+"""Bytes at a time: they are still in the cache when their checksum is computed and they are copied."""
+_PAGE: Final = mmap.PAGESIZE
 _METADATA: Final = "__metadata__"
 
 
@@ -110,9 +113,9 @@ def encode_hashed(
         for name in layout(arrays):
             data = as_bytes(arrays[name])
             found = Checksum()
-            for begin in range(0, len(data), _BLOCK):
-                found.update(data[begin : begin + _BLOCK])
-                yield data[begin : begin + _BLOCK]
+            for begin in range(0, len(data), BLOCK):
+                found.update(data[begin : begin + BLOCK])
+                yield data[begin : begin + BLOCK]
             sums[name] = found.text
 
     return chunks(), lambda: header(arrays, metadata(sums))
@@ -135,8 +138,29 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+class Window:
+    """Where a thread reads files, a block at a time: small tensors that lie side by side cost one read.
+
+    Args:
+        nbytes: of a block, at most :data:`BLOCK`.
+    """
+
+    def __init__(self, nbytes: int = BLOCK) -> None:
+        self._block = new_block(min(-(-nbytes // _PAGE) * _PAGE + _PAGE, BLOCK))
+        self._file: TensorFile | None = None
+        self._begin = self._end = 0
+
+    def at(self, file: TensorFile, begin: int) -> Array:
+        """Return what a file has from byte ``begin`` on, as far as it was read at once; nothing behind its end."""
+        if file is not self._file or not self._begin <= begin < self._end:
+            self._file, self._begin = file, begin - begin % _PAGE
+            self._end = self._begin  # should reading fail
+            self._end += file.read_block(self._block.data, self._begin)
+        return self._block[begin - self._begin : self._end - self._begin]
+
+
 class TensorFile:
-    """A safetensors file, open to be read.
+    """A safetensors file, open to be read; by several threads too, each with a window of its own.
 
     Args:
         path: of the file.
@@ -149,15 +173,12 @@ class TensorFile:
 
     def __init__(self, path: str, display: str = "") -> None:
         self.display = display or path
+        self._direct = False
         try:
             self._file = open_to_read(path)
         except ValueError as error:
             raise FileDamaged(str(error)) from None
         try:
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(
-                    self._file, 0, 0, os.POSIX_FADV_SEQUENTIAL
-                )  # read ahead while checksums are computed
             self.size = os.fstat(self._file).st_size
             self.metadata, self.entries = self._read_header()
         except BaseException:
@@ -192,19 +213,42 @@ class TensorFile:
         return metadata, entries
 
     def _read(self, begin: int, count: int) -> bytes:
-        out = bytearray(count)
-        self._read_into(memoryview(out), begin)
-        return bytes(out)
+        found = b""
+        while len(found) < count:
+            more = os.pread(self._file, count - len(found), begin + len(found))
+            if not more:
+                raise FileDamaged(self._cut(begin + len(found)))
+            found += more
+        return found
 
-    def _read_into(self, out: memoryview, begin: int) -> None:
-        done = 0
-        while done < len(out):
-            n = os.preadv(self._file, [out[done:]], begin + done)
-            if not n:
-                raise FileDamaged(
-                    f"{self.display} was cut at byte {begin + done} of {self.size} while it was read"
-                )
-            done += n
+    def _cut(self, at: int) -> str:
+        return f"{self.display} was cut at byte {at} of {self.size} while it was read"
+
+    def go_past_cache(self) -> None:
+        """Read from the disk into our memory from now on, unless the page cache has the tensors already.
+
+        The kernel then takes no memory for pages of the file, and copies none: the disk is what takes the time. For
+        who reads much of a file that nobody beside him reads.
+        """
+        if not _is_cached(self._file, self.size // 2):
+            self._direct = set_direct(self._file, True)
+
+    def read_block(self, out: memoryview, begin: int) -> int:
+        """Read bytes from ``begin`` on; both begin where a page does. Return how many there were.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        direct = self._direct
+        try:
+            return os.preadv(self._file, [out], begin)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not direct:
+                raise
+        # A file system with other wishes: the usual way reads it.
+        self._direct = False
+        set_direct(self._file, False)
+        return os.preadv(self._file, [out], begin)
 
     def read(
         self,
@@ -213,6 +257,7 @@ class TensorFile:
         begin: int = 0,
         end: int | None = None,
         out: Array | None = None,
+        window: Window | None = None,
     ) -> Array:
         """Return the elements ``begin`` to ``end`` of a tensor on one axis, or all of it in its shape.
 
@@ -224,32 +269,28 @@ class TensorFile:
             begin: the first element wanted.
             end: the last one, and one more; ``None`` for all.
             out: where to put them, in bytes; by default into new memory.
+            window: of this thread, which has read what lies before the tensor; by default a new one.
 
         Raises:
             FileDamaged: these are not the numbers that were written.
         """
         entry = self.entries[name]
         size = entry.dtype.itemsize
-        last = math.prod(entry.shape) if end is None else end
-        wanted = new_memory((last - begin) * size) if out is None else out
+        low, high = begin * size, (math.prod(entry.shape) if end is None else end) * size
+        wanted = new_memory(high - low) if out is None else out
         found = None if checksum is None else Checksum(checksum)
-        scratch = None
+        window = window or Window(entry.nbytes)
         at = 0
         while at < entry.nbytes:
-            n = min(_BLOCK, entry.nbytes - at)
-            if begin * size <= at and at + n <= last * size:
-                chunk = wanted.data[at - begin * size : at - begin * size + n]
-                self._read_into(chunk, entry.begin + at)
-            else:
-                scratch = np.empty(_BLOCK, np.uint8) if scratch is None else scratch
-                chunk = scratch.data[:n]
-                self._read_into(chunk, entry.begin + at)
-                low, high = max(at, begin * size), min(at + n, last * size)
-                if low < high:
-                    wanted[low - begin * size : high - begin * size] = scratch[low - at : high - at]
+            chunk = window.at(self, entry.begin + at)[: entry.nbytes - at]
+            if not len(chunk):
+                raise FileDamaged(self._cut(entry.begin + at))
             if found is not None:
-                found.update(chunk)
-            at += n
+                found.update(chunk.data)
+            first, last = max(at, low), min(at + len(chunk), high)
+            if first < last:
+                copy(wanted[first - low : last - low], chunk[first - at : last - at])
+            at += len(chunk)
         if found is not None and found.text != checksum:
             raise FileDamaged(
                 f"{self.display}: checksum differs for tensor {name!r:.200}: these are not the saved numbers"
@@ -270,15 +311,14 @@ class TensorFile:
         self.close()
 
 
-def new_memory(nbytes: int) -> Array:
-    """Return new memory for bytes by the hundred millions.
-
-    NumPy asks for large pages. A virtual machine that gives free ones back to its host has to fetch each anew, which
-    takes several times as long as filling it; small ones cost the same everywhere.
-    """
-    if nbytes < _BLOCK:
-        return np.empty(nbytes, np.uint8)
-    return np.frombuffer(mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+def _is_cached(file: int, at: int) -> bool:
+    """Return whether the page cache has what a file has there, as far as that can be known."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    try:
+        return os.preadv(file, [bytearray(1)], at, os.RWF_NOWAIT) > 0
+    except OSError:  # it would have to wait, or the file system cannot tell
+        return False
 
 
 def _entry(said: Any, data: int) -> Entry:

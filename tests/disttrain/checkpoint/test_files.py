@@ -42,7 +42,7 @@ def chunks_of(*sizes):
 def can_be_direct(path):
     file = os.open(path / "probe", os.O_CREAT | os.O_RDWR)
     try:
-        return files._set_direct(file, True)
+        return files.set_direct(file, True)
     finally:
         os.close(file)
 
