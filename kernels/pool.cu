@@ -40,3 +40,21 @@ KERNEL scatter_pixels(const T* g, const PLACE* where, T* gx, long long pixels, l
         *to = narrow<T>(widen(*to) + widen(g[from]));
     }
 }
+
+// A thread has one pixel, and looks for it in the stretches of outputs that may have come from it, in their order. ends:
+// for each index of each axis the first output and the end.
+KERNEL gather_places(const T* g, const PLACE* where, const long long* ends, T* gx, long long D, long long H, long long W,
+                     long long OD, long long OH, long long OW, long long C, long long count) {
+    const long long at = own_index();
+    if (at >= count) return;
+    const long long c = at % C, pixel = at / C % (D * H * W), n = at / C / (D * H * W);
+    const long long *d = ends + pixel / (H * W) * 2, *h = ends + (D + pixel / W % H) * 2, *w = ends + (D + H + pixel % W) * 2;
+    A sum = 0;
+    for (long long i = d[0]; i < d[1]; i++)
+        for (long long j = h[0]; j < h[1]; j++)
+            for (long long k = w[0]; k < w[1]; k++) {
+                const long long from = (((n * OD + i) * OH + j) * OW + k) * C + c;
+                if (where[from] == pixel) sum += widen(g[from]);
+            }
+    gx[at] = narrow<T>(sum);
+}

@@ -1,14 +1,18 @@
 """The largest of each window of images, in channels-last memory.
 
 Images are (N, C, H, W) in shape, of any layout; results are views of (N, OH, OW, C) memory. Floating point
-arrays are float32 or float64.
+arrays are float32 or float64, on a GPU float16 and bfloat16 too.
 """
+
+import functools
+import math
+from collections.abc import Callable
 
 import numpy
 
 from disttrain.kernels import buffers, cuda
 from disttrain.kernels.arrays import Array, get_array_module
-from disttrain.kernels.axes import lowest
+from disttrain.kernels.axes import Spans, lowest
 from disttrain.kernels.conv import Sizes, Window, to_channels_last
 from disttrain.kernels.jit import jit
 
@@ -138,6 +142,32 @@ def _scatter_pixels(g, where, gx):  # type: ignore[no-untyped-def]
                 t += numpy.uint64(1)
 
 
+def max_spans_input_grad(g: Array, where: Array, size: Sizes, spans: tuple[Spans, ...]) -> Array:
+    """Return ``g`` (N, C, ...) added up at the places ``where`` of images of ``size``, of any number of axes.
+
+    Args:
+        g: what is added.
+        where: row-major places in each image; those below 0 are left out.
+        size: of the images.
+        spans: for each axis the stretches that the places come from: no place is outside of its stretches. So each
+            pixel knows which few places to look at.
+    """
+    if get_array_module(g) is not numpy:
+        return _max_spans_input_grad_cuda(g, where, size, spans)
+    return _as_rows(max_pool2d_input_grad, g, where, size)
+
+
+def max_spans_input_grad_reference(g: Array, where: Array, size: Sizes, spans: tuple[Spans, ...]) -> Array:
+    """What :func:`max_spans_input_grad` must equal."""
+    return _as_rows(max_pool2d_input_grad_reference, g, where, size)
+
+
+def _as_rows(grad: Callable[..., Array], g: Array, where: Array, size: Sizes) -> Array:
+    """Return ``grad`` of images of one row."""
+    flat = (*g.shape[:2], 1, math.prod(g.shape[2:]))
+    return grad(g.reshape(flat), where.reshape(flat), (1, math.prod(size))).reshape(*g.shape[:2], *size)
+
+
 _program = cuda.Program(__file__, T=cuda.FLOATS, PLACE=("int", "long long"))
 
 
@@ -161,3 +191,51 @@ def _max_pool2d_input_grad_cuda(g: Array, where: Array, size: Sizes) -> Array:
     args = (g, where, gx, size[0] * size[1], OH * OW, C)
     _program.launch("scatter_pixels", grid, (32, 8), *args, T=T, PLACE=place)
     return gx.transpose(0, 3, 1, 2)
+
+
+def _max_spans_input_grad_cuda(g: Array, where: Array, size: Sizes, spans: tuple[Spans, ...]) -> Array:
+    N, C, *outs = g.shape
+    images, channels = (N, C) if len(size) == 2 else (N * C, 1)
+    if channels == 1:
+        xp = get_array_module(g)
+        g, where = xp.ascontiguousarray(g), xp.ascontiguousarray(where)
+    else:
+        g, where = to_channels_last(g), to_channels_last(where)
+    gx = cuda.empty((images, *size, channels), g.dtype)
+    lead = (1,) * (3 - len(size))
+    stretches = tuple((s.starts.tobytes(), s.stops.tobytes()) for s in spans)
+    args = (
+        g,
+        where,
+        _reach(size, stretches, cuda.device()),
+        gx,
+        *lead,
+        *size,
+        *lead,
+        *outs,
+        channels,
+        gx.size,
+    )
+    T, place = cuda.c_type(g.dtype), cuda.c_type(where.dtype, ("int", "long long"))
+    _program.launch("gather_places", (cuda.blocks(gx.size, 256),), (256,), *args, T=T, PLACE=place)
+    if channels == 1:
+        return gx.reshape(N, C, *size)
+    return gx.transpose(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=64)
+def _reach(size: Sizes, stretches: tuple[tuple[bytes, bytes], ...], device: object) -> Array:
+    """Return, on the current GPU, for each index of each of three axes the first stretch that may hold it, and the end.
+
+    Args:
+        size: of up to three axes; those that lack come first, of one index and one stretch.
+        stretches: for each axis where they begin and end.
+        device: what tells the GPU from others.
+    """
+    ends = [numpy.array([[0, 1]])] * (3 - len(size))
+    for n, stretch in zip(size, stretches, strict=True):
+        starts, stops = (numpy.frombuffer(e, numpy.int64)[:, None] for e in stretch)
+        holds: Array = (starts <= numpy.arange(n)) & (numpy.arange(n) < stops)
+        first, last = holds.argmax(0), len(holds) - holds[::-1].argmax(0)
+        ends.append(numpy.stack([first, last], 1) * holds.any(0)[:, None])
+    return cuda.upload(numpy.concatenate(ends))

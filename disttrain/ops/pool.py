@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from disttrain.kernels import axes, buffers, pool
+from disttrain.kernels.arrays import on_gpu
 from disttrain.kernels.axes import AxisMap, Maps, Spans
 from disttrain.kernels.conv import Sizes, Window
-from disttrain.ops.activation import widen
+from disttrain.ops.activation import for_kernel, widen
 from disttrain.ops.axes import map_axes
 from disttrain.ops.conv import check_window
 from disttrain.ops.types import Array, Result, call, get_array_module
@@ -33,16 +34,20 @@ def max_pool(x: Array, *, window: Window, ceil_mode: bool = False) -> Result:
     """
     size = pooled_size("max_pool", tuple(x.shape), window, ceil_mode)
     if x.ndim == 4:
-        out, where = pool.max_pool2d(widen(x), window, size)
+        out, where = pool.max_pool2d(for_kernel(x), window, size)
     else:
-        steps = zip(x.shape[2:], size, *window, strict=True)
-        out, where = axes.max_spans(widen(x), tuple(_taps(*step) for step in steps))
+        out, where = axes.max_spans(for_kernel(x), _windows(x.shape[2:], size, window))
     out = buffers.convert(out, x.dtype)
-    return (out, where), (where, tuple(x.shape[2:])), max_pool_vjp
+    spans = _windows(x.shape[2:], size, window) if on_gpu(x) else None
+    return (out, where), (where, tuple(x.shape[2:]), spans), max_pool_vjp
 
 
-def max_pool_vjp(g: Any, needs: Needs, where: Any, size: Sizes) -> Grads:
-    return (call(scatter_pixels, g[0], where, size=size),)
+def max_pool_vjp(g: Any, needs: Needs, where: Any, size: Sizes, spans: tuple[Spans, ...] | None) -> Grads:
+    return (call(scatter_pixels, g[0], where, size=size, spans=spans),)
+
+
+def _windows(size: Sizes, outs: Sizes, window: Window) -> tuple[Spans, ...]:
+    return tuple(_taps(*step) for step in zip(size, outs, *window, strict=True))
 
 
 @functools.lru_cache(maxsize=256)
@@ -60,15 +65,18 @@ def adaptive_max_pool(x: Array, *, output_size: Sizes) -> Result:
 
 def max_spans(x: Array, *, spans: tuple[Spans, ...]) -> Result:
     """The largest of each product of stretches of the last axes, and where they are (int64), as :func:`max_pool`."""
-    out, where = axes.max_spans(widen(x), spans)
-    return (buffers.convert(out, x.dtype), where), (where, tuple(x.shape[2:])), max_pool_vjp
+    out, where = axes.max_spans(for_kernel(x), spans)
+    return (buffers.convert(out, x.dtype), where), (where, tuple(x.shape[2:]), spans), max_pool_vjp
 
 
-def scatter_pixels(g: Array, where: Array, *, size: Sizes) -> Result:
+def scatter_pixels(g: Array, where: Array, *, size: Sizes, spans: tuple[Spans, ...] | None = None) -> Result:
     """Images of ``size`` to which ``g`` (N, C, ...) is added at the places ``where`` of each channel.
 
-    Places count row-major; those below 0 are left out.
+    Places count row-major; those below 0 are left out. ``spans`` are the stretches of each axis that they come from, if
+    these are known: on a GPU each pixel knows then where to look for itself.
     """
+    if spans is not None and on_gpu(g):
+        return pool.max_spans_input_grad(g, where, size, spans), (where,), scatter_pixels_vjp
     wide, at, flat = widen(g), where, size
     if g.ndim != 4:  # as images of one row
         wide, at, flat = _row(wide), _row(where), (1, math.prod(size))

@@ -32,6 +32,7 @@ from disttrain.kernels import (
 
 rng = np.random.default_rng(0)
 WINDOW = conv.Window((3, 2), (2, 1), (1, 1), (1, 2))
+HALVES = axes.Spans(np.array([0, 2]), np.array([4, 5]))
 KEY = np.array([5, 1, 9, 0], np.uint64)
 
 
@@ -79,6 +80,7 @@ CASES = [
     (embedding, "take_rows", x, np.array([1, 5, 1])),
     (embedding, "add_rows", g, np.array([1, 5, 1, 0, 2, 1]), 7, 2),
     (pool, "max_pool2d", image, WINDOW, WINDOW.out_size(9, 8)),
+    (pool, "max_spans_input_grad", some(2, 4, 2), np.array([[[3, 3]] * 4] * 2), (5,), (HALVES,)),
     (pool, "max_pool2d_input_grad", some(2, 4, *WINDOW.out_size(9, 8)), where(2, 4, 9, 8), (9, 8)),
     (axes, "map_axes", some(3, 6, 6), ((1, spans), (2, axes.selection([1, 1], 6)))),
     (axes, "max_axis", some(3, 6, 6), 1, axes.Spans(np.array([0, 2]), np.array([3, 6]))),
@@ -111,7 +113,7 @@ CASES = [
 
 
 def on_gpu(value):
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         return type(value)(map(on_gpu, value))
     return cuda_shim.there(value) if isinstance(value, np.ndarray) else value
 

@@ -245,6 +245,8 @@ def test_max_pooling(window, dtype, equal_to_reference):
     equal_to_reference(pool, "max_pool2d", dtype, x, window, size)
     where = pool.max_pool2d(x, window, size)[1]
     equal_to_reference(pool, "max_pool2d_input_grad", dtype, some(2, 3, *size), where, (9, 8))
+    whole = tuple(axes.Spans(np.zeros(n, np.int64), np.full(n, m)) for n, m in zip(size, (9, 8), strict=True))
+    equal_to_reference(pool, "max_spans_input_grad", dtype, some(2, 3, *size), where, (9, 8), whole)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

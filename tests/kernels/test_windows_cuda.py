@@ -5,6 +5,8 @@ import pytest
 from cuda_cases import DTYPES, cast, exact, near
 
 from disttrain.kernels import axes, conv, patches, pool
+from disttrain.ops.activation import widen as wide
+from disttrain.ops.pool import _windows
 
 rng = np.random.default_rng(0)
 WINDOWS = [
@@ -32,6 +34,26 @@ def test_max_pooling(window, dtype, shim):
         near(gx, pool.max_pool2d_input_grad_reference(*exact(g), where, (9, 8)), dtype, 4)
         if dtype in ("float32", "float64"):
             np.testing.assert_array_equal(gx, pool.max_pool2d_input_grad(g, where, (9, 8)))
+        gx = pool._max_spans_input_grad_cuda(g, at, (9, 8), _windows((9, 8), size, window))
+        np.testing.assert_array_equal(gx, pool.max_pool2d_input_grad(wide(g), where, (9, 8)).astype(g.dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(9,), (5, 7), (4, 3, 6)])
+def test_gradients_look_for_their_places(size, dtype, shim):
+    """In stretches that overlap, leave gaps, or hold nothing."""
+    ends = {3: ([0, 1], [2, 3]), 4: ([0, 1, 3], [4, 1, 4]), 5: ([0, 1, 4], [3, 5, 5]), 6: ([1, 4], [3, 5])}
+    ends |= {7: ([0, 2, 2], [4, 3, 7]), 9: ([0, 3, 1, 8], [9, 5, 3, 9])}
+    spans = tuple(axes.Spans(*map(np.array, ends[n])) for n in size)
+    x = cast(rng.integers(0, 4, (2, 3, *size)), dtype)
+    _, where = axes.max_spans(wide(x), spans)
+    g = cast(rng.standard_normal(where.shape), dtype)
+
+    gx = pool._max_spans_input_grad_cuda(g, where, size, spans)
+
+    expected = pool.max_spans_input_grad(wide(g), where, size, spans)
+    np.testing.assert_array_equal(gx, expected.astype(g.dtype))
+    near(gx, pool.max_spans_input_grad_reference(*exact(g), where, size, spans), dtype, 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

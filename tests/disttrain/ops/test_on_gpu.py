@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from cuda_cases import cast, exact, near
 
-from disttrain.ops import activation, loss, norm
+from disttrain.kernels.conv import Window
+from disttrain.ops import activation, loss, norm, pool
 
 rng = np.random.default_rng(0)
 x, shifted = rng.standard_normal((6, 40)), rng.standard_normal((6, 40)) + 1
 weight, bias, mean, var = *rng.standard_normal((3, 40)), rng.random(40) + 1
+images = rng.standard_normal((2, 3, 6, 5))
 classes = np.array([3, 0, -100, 39, 7, 7])
 large = rng.standard_normal(20_000)
 CASES = {
@@ -36,6 +38,12 @@ CASES = {
                    "layer_norm row_norm_grad row_norm_weight_grad merge_sums merge_sums"),
     "add_rms_norm": (norm.add_rms_norm, (x, shifted, weight), {"normalized_shape": (40,), "eps": 1e-5},
                    "rms_norm row_norm_grad row_norm_weight_grad merge_sums"),
+    "max_pool": (pool.max_pool, (images,), {"window": Window((3, 2), (2, 1), (1, 1), (1, 2))},
+                 "max_pool gather_places"),
+    "max_pool of lines": (pool.max_pool, (images[0],), {"window": Window((2,), (1,), (0,), (1,))},
+                          "max_axis gather_places"),
+    "adaptive_max_pool": (pool.adaptive_max_pool, (images,), {"output_size": (3, 2)},
+                          "max_axis max_axis gather_places"),
 }  # fmt: skip
 
 
@@ -62,7 +70,7 @@ def test_operations_launch_kernels(name, dtype, gpu):
     assert gpu == kernels.split()
     theirs, saved, vjp = op(*map(wide, ours), **{**options, **{k: wide(v) for k, v in running.items()}})
     for o, expected in zip(outs, theirs if isinstance(out, tuple) else (theirs,), strict=True):
-        assert o.dtype == ours[0].dtype
+        assert o.dtype == (ours[0] if expected.dtype.kind == "f" else expected).dtype
         near(np.asarray(o), expected, dtype, 4)
     gs = [wide(g) for g in gs]
     expected = vjp(tuple(gs) if isinstance(out, tuple) else gs[0], needs, *saved)
