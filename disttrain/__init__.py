@@ -26,9 +26,10 @@ _NAMES = {
     "disttrain.functions.random": (
         "bernoulli binomial multinomial normal poisson rand rand_like randint randint_like randn randn_like randperm"
     ),
+    "disttrain.functions.conversion": "as_tensor asarray from_dlpack from_numpy frombuffer tensor",
     "disttrain.functions.creation": (
-        "arange as_tensor asarray empty empty_like empty_strided eye from_dlpack from_numpy frombuffer full full_like "
-        "linspace logspace ones ones_like scalar_tensor tensor zeros zeros_like"
+        "arange empty empty_like empty_strided eye full full_like linspace logspace ones ones_like scalar_tensor zeros "
+        "zeros_like"
     ),
     "disttrain.functions.elementwise": (
         "abs absolute acos acosh arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh "

@@ -9,7 +9,7 @@ import numpy as np
 
 from disttrain import dtypes
 from disttrain.defaults import set_default_dtype
-from disttrain.functions import creation
+from disttrain.functions import conversion, creation
 from disttrain.tensors import Size, Tensor
 
 __all__ = [
@@ -58,7 +58,7 @@ def construct(name: str, kind: dtypes.dtype, args: tuple[Any, ...]) -> Tensor:
             raise TypeError(
                 f"{name}() is made of sizes or of a sequence of numbers, got {type(first).__name__}"
             )
-        return creation.tensor(first, dtype=kind)
+        return conversion.tensor(first, dtype=kind)
     return creation.empty(*(args or (0,)), dtype=kind)
 
 

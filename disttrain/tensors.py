@@ -160,7 +160,7 @@ class Tensor(
     @classmethod
     def full_(cls, value: Any) -> Tensor:
         """Return a tensor without dimensions that holds a Python number, in PyTorch's type for it."""
-        from disttrain.functions.creation import tensor
+        from disttrain.functions.conversion import tensor
 
         return tensor(value)
 
@@ -496,9 +496,9 @@ class Tensor(
 
     def new_tensor(self, data: Any, **options: Any) -> Tensor:
         """Return a tensor of ``data`` in this one's dtype and on its device."""
-        from disttrain.functions import creation
+        from disttrain.functions import conversion
 
-        return creation.tensor(data, **self._like(options))
+        return conversion.tensor(data, **self._like(options))
 
     def new_zeros(self, *size: Any, **options: Any) -> Tensor:
         """Return zeros in this one's dtype and on its device."""

@@ -136,7 +136,7 @@ def _kind(x: Any) -> type:
 
 
 def _tensor(x: Any) -> Tensor:
-    from disttrain.functions.creation import as_tensor, tensor
+    from disttrain.functions.conversion import as_tensor, tensor
     from disttrain.tensors import Tensor
 
     if isinstance(x, Tensor):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from disttrain.functions.creation import as_tensor, from_numpy, tensor
+from disttrain.functions.conversion import as_tensor, from_numpy, tensor
 from disttrain.functions.join import stack
 from disttrain.tensors import Tensor
 

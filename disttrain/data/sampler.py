@@ -133,7 +133,7 @@ class WeightedRandomSampler(Sampler[int]):
         _check_positive("num_samples", num_samples)
         _check_bool("replacement", replacement)
         from disttrain.dtypes import float64
-        from disttrain.functions.creation import as_tensor
+        from disttrain.functions.conversion import as_tensor
 
         self.weights = as_tensor(weights, dtype=float64)
         if self.weights.ndim != 1:

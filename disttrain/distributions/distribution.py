@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from disttrain import engine
 from disttrain.distributions import constraints
 from disttrain.distributions.constraints import Constraint
-from disttrain.functions.creation import tensor
+from disttrain.functions.conversion import tensor
 from disttrain.functions.shape import broadcast_tensors
 from disttrain.modes import no_grad
 from disttrain.tensors import Size

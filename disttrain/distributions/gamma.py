@@ -18,7 +18,8 @@ from disttrain.distributions import constraints
 from disttrain.distributions.constraints import Constraint
 from disttrain.distributions.distribution import Distribution, ExponentialFamily, parameters
 from disttrain.functions.arithmetic import where, xlogy
-from disttrain.functions.creation import as_tensor, zeros_like
+from disttrain.functions.conversion import as_tensor
+from disttrain.functions.creation import zeros_like
 from disttrain.functions.join import stack
 from disttrain.functions.random import randn
 from disttrain.functions.shape import broadcast_tensors

@@ -10,7 +10,8 @@ import numpy as np
 
 from disttrain import engine
 from disttrain.functions.common import need_tensors, normalize_dim, numpy_names, overwrite
-from disttrain.functions.creation import filled, tensor
+from disttrain.functions.conversion import tensor
+from disttrain.functions.creation import filled
 from disttrain.functions.shape import broadcast_tensors, expand
 from disttrain.kernels.arrays import is_array
 from disttrain.modes import reads_values

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from disttrain.dtypes import int64
 from disttrain.engine import no_grad
-from disttrain.functions.creation import tensor
+from disttrain.functions.conversion import tensor
 from disttrain.nn.conv import (
     Conv1d,
     Conv2d,

@@ -8,7 +8,8 @@ from typing import Any
 
 from disttrain import dtypes, engine
 from disttrain.autograd import backward_weight
-from disttrain.functions.creation import empty, ones, tensor, zeros
+from disttrain.functions.conversion import tensor
+from disttrain.functions.creation import empty, ones, zeros
 from disttrain.modes import current_tape
 from disttrain.nn import functional as F
 from disttrain.nn import init

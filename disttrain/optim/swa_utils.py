@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from disttrain import dtypes, missing
 from disttrain.engine import no_grad
-from disttrain.functions.creation import tensor
+from disttrain.functions.conversion import tensor
 from disttrain.modes import replayed
 from disttrain.nn.module import Module
 from disttrain.nn.normalization import _BatchNorm

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from disttrain import missing
-from disttrain.functions.creation import from_dlpack
+from disttrain.functions.conversion import from_dlpack
 
 if TYPE_CHECKING:
     from disttrain.tensors import Tensor

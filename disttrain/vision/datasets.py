@@ -12,7 +12,7 @@ import numpy as np
 
 from disttrain import missing
 from disttrain.data.dataset import Dataset
-from disttrain.functions.creation import from_numpy
+from disttrain.functions.conversion import from_numpy
 from disttrain.functions.random import randint, randn
 from disttrain.random import Generator
 from disttrain.tensors import Tensor

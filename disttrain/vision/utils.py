@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import missing
-from disttrain.functions.creation import from_numpy
+from disttrain.functions.conversion import from_numpy
 from disttrain.functions.join import stack
 from disttrain.tensors import Tensor
 from disttrain.vision.transforms.functional import pil

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from disttrain import dtypes, missing
-from disttrain.functions.creation import from_numpy
+from disttrain.functions.conversion import from_numpy
 from disttrain.tensors import Tensor
 from disttrain.vision.transforms import resampling
 
