@@ -17,6 +17,7 @@ from typing import Any
 from disttrain import backward_pass, engine, random
 from disttrain.autograd.anomaly_mode import show_line
 from disttrain.errors import CaptureError
+from disttrain.gpu_memory import allocator
 from disttrain.kernels.arrays import Array, copy_into, is_array, owner
 from disttrain.tape import AsTensor, Call, Made, Tape, last_uses, numbers
 
@@ -104,7 +105,7 @@ class CudaGraphs:
             return
         cupy = sys.modules["cupy"]
         self._given = []
-        with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
+        with cupy.cuda.using_allocator(allocator(cupy, self._pool)), self._stream:
             self._stream.begin_capture()
             try:
                 for i, call in calls:

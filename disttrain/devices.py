@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from disttrain.gpu_memory import explain_want
+from disttrain.gpu_memory import look_after
 from disttrain.kernels.arrays import on_gpu, owner
 from disttrain.ops.types import Array, Result, call, get_array_module
 
@@ -98,7 +98,7 @@ def current(device: device) -> Iterator[Any]:
         ) from None
     if not cupy.is_available():
         raise RuntimeError(f"device {device}: no GPU is visible to CuPy {cupy.__version__}; use device 'cpu'")
-    explain_want(cupy)
+    look_after(cupy)
     with cupy.cuda.Device(device.index):
         yield cupy
 

@@ -1,7 +1,10 @@
-"""Memory of a GPU: when there is none left, the error says who has it."""
+"""Memory of a GPU: how much of it is in use, and was at most; when there is none left, the error says who has it."""
 
 from __future__ import annotations
 
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable
 from typing import Any
 
 from disttrain.errors import OutOfMemoryError
@@ -11,19 +14,88 @@ _MOST_NAMED = 8
 """So many holders are named."""
 
 
-def explain_want(cupy: Any) -> None:
-    """Have CuPy's allocator raise :class:`OutOfMemoryError` in place of its own, unless the user has set another."""
-    pool = cupy.get_default_memory_pool()
-    if cupy.cuda.get_allocator() != pool.malloc:
-        return
+class Usage:
+    """The bytes that are in use of one GPU, and the most that were, which CuPy's pools do not keep."""
+
+    def __init__(self) -> None:
+        self._used = self._peak = 0
+        self._freed: deque[int] = deque()
+        """What has come back since; whoever frees memory, in any thread and wherever it is, only adds to this."""
+        self._lock = threading.Lock()
+
+    @property
+    def used(self) -> int:
+        """Bytes in use."""
+        with self._lock:
+            return self._settled()
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that were in use since the start, or since :meth:`reset_peak`."""
+        return self._peak
+
+    def reset_peak(self) -> None:
+        """Let the peak be what is in use now."""
+        with self._lock:
+            self._peak = self._settled()
+
+    def take(self, nbytes: int) -> None:
+        """Count bytes that somebody uses from now on."""
+        with self._lock:
+            self._used = self._settled() + nbytes
+            self._peak = max(self._peak, self._used)
+
+    def give_back(self, nbytes: int) -> None:
+        """Count bytes that nobody uses any more."""
+        self._freed.append(nbytes)
+
+    def _settled(self) -> int:
+        while self._freed:
+            self._used -= self._freed.popleft()
+        return self._used
+
+
+usage: defaultdict[int, Usage] = defaultdict(Usage)
+"""By number of the GPU."""
+
+
+class _Held:
+    """Owns memory of a pool, and says so when nobody wants it any more."""
+
+    __slots__ = ("_memory", "_usage")
+
+    def __init__(self, memory: Any, usage: Usage) -> None:
+        self._memory, self._usage = memory, usage
+        usage.take(memory.size)
+
+    def __del__(self) -> None:
+        self._usage.give_back(self._memory.size)
+
+
+def allocator(cupy: Any, pool: Any) -> Callable[[int], Any]:
+    """Return what allocates from a pool of CuPy's, counts what is in use, and explains why there is no more.
+
+    What it returns raises :class:`OutOfMemoryError`.
+    """
+    cuda = cupy.cuda
 
     def allocate(nbytes: int) -> Any:
         try:
-            return pool.malloc(nbytes)
-        except cupy.cuda.memory.OutOfMemoryError as error:
+            got = pool.malloc(nbytes)
+        except cuda.memory.OutOfMemoryError as error:
             raise OutOfMemoryError(want(cupy, nbytes)) from error
+        memory = got.mem
+        held = _Held(memory, usage[memory.device_id])
+        return cuda.MemoryPointer(cuda.UnownedMemory(got.ptr, memory.size, held, memory.device_id), 0)
 
-    cupy.cuda.set_allocator(allocate)
+    return allocate
+
+
+def look_after(cupy: Any) -> None:
+    """Have CuPy allocate by :func:`allocator`, unless the user has set another."""
+    pool = cupy.get_default_memory_pool()
+    if cupy.cuda.get_allocator() == pool.malloc:
+        cupy.cuda.set_allocator(allocator(cupy, pool))
 
 
 def want(cupy: Any, nbytes: int) -> str:

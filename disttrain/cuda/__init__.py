@@ -9,6 +9,7 @@ from disttrain.cuda import amp
 from disttrain.devices import device as Device
 from disttrain.devices import is_available, synchronize
 from disttrain.errors import OutOfMemoryError
+from disttrain.gpu_memory import Usage, usage
 
 __all__ = [
     "OutOfMemoryError",
@@ -25,6 +26,7 @@ __all__ = [
     "manual_seed_all",
     "max_memory_allocated",
     "memory_allocated",
+    "memory_reserved",
     "reset_peak_memory_stats",
     "set_device",
     "synchronize",
@@ -111,27 +113,36 @@ def empty_cache() -> None:
 
 
 def memory_allocated(device: Any = None) -> int:
-    """Return the bytes of GPU memory in use; 0 without a GPU."""
+    """Return the bytes of GPU memory that arrays have, those of captured steps too; 0 without a GPU.
+
+    Counted from the first use of a GPU by this library, while CuPy has its default allocator.
+    """
+    return _usage(device).used if is_available() else 0
+
+
+def max_memory_allocated(device: Any = None) -> int:
+    """Return the most that :func:`memory_allocated` was, since the start or :func:`reset_peak_memory_stats`."""
+    return _usage(device).peak if is_available() else 0
+
+
+def reset_peak_memory_stats(device: Any = None) -> None:
+    """Let :func:`max_memory_allocated` begin anew, with what is in use now."""
+    if is_available():
+        _usage(device).reset_peak()
+
+
+def memory_reserved(device: Any = None) -> int:
+    """Return the bytes of GPU memory in CuPy's default pool, in use or not; 0 without a GPU."""
     if not is_available():
         return 0
     import cupy
 
-    return int(cupy.get_default_memory_pool().used_bytes())
+    with _cupy_device(device):
+        return int(cupy.get_default_memory_pool().total_bytes())
 
 
-def max_memory_allocated(device: Any = None) -> int:
-    """Return 0 without a GPU.
-
-    Raises:
-        NotImplementedError: there is one; nobody keeps the highest number.
-    """
-    if not is_available():
-        return 0
-    raise NotImplementedError("the highest use of GPU memory is not kept; use memory_allocated()")
-
-
-def reset_peak_memory_stats(device: Any = None) -> None:
-    """Nothing: the highest use is not kept."""
+def _usage(device: Any) -> Usage:
+    return usage[int(_cupy_device(device).id)]
 
 
 def manual_seed(seed: int) -> None:

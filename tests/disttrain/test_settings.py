@@ -99,6 +99,7 @@ def test_no_accelerator(torch):
         assert lib.accelerator.device_count() == 0
         assert lib.cuda.is_available() is lib.cuda.is_initialized() is False
         assert lib.cuda.device_count() == lib.cuda.memory_allocated() == lib.cuda.max_memory_allocated() == 0
+        assert lib.cuda.memory_reserved() == 0
         lib.cuda.empty_cache()
         lib.cuda.manual_seed(0)
         lib.cuda.manual_seed_all(0)
