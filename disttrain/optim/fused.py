@@ -56,6 +56,8 @@ class FusedOptimizer(Optimizer):
         """Of each group, its parameters and how they lie in memory."""
         self._scaled: Extras | None = None
         """What a ``GradScaler`` asks of the step that it calls."""
+        self._rounding_stream = 0
+        """What tells the numbers that whole parameters are rounded by from those of other ranks that step others."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -94,7 +96,7 @@ class FusedOptimizer(Optimizer):
                 for run in flat.runs(self.state, group, buffers, self.scalars, self.initial):
                     if "step" in run.scalars:
                         run.scalars["step"] += 1
-                    key = _rounding_key(group, flat, next(stretches))
+                    key = self._rounding_key(group, flat, next(stretches))
                     if MASTER in run.state:
                         run.extras = dataclasses.replace(extras, low=run.param, key=key)
                         run.param = run.state[MASTER]
@@ -210,6 +212,22 @@ class FusedOptimizer(Optimizer):
     def _state_dtype(self, param: Tensor, value: Tensor) -> Any:
         return dtypes.float32 if param.itemsize == 2 else param.dtype
 
+    def _rounding_key(self, group: dict[str, Any], flat: FlatParameters, stretch: int) -> Array | None:
+        """Return by what the parameters of a stretch are rounded at random, where they are; None for to the nearest.
+
+        Args:
+            group: options.
+            flat: the parameters' memory.
+            stretch: its number in this step.
+        """
+        if "rounding_seed" not in group or flat.array.dtype.itemsize != 2:
+            return None
+        shard = flat.params[0]._shard  # of which every rank has another
+        stream = self._rounding_stream if shard is None else shard.comm.rank
+        words = (group["rounding_seed"], stream, group["rounded_steps"], ROUND | stretch << 8)
+        key = np.array(words, np.uint64)
+        return cuda.upload(key) if on_gpu(flat.array) else key
+
     def _check_loaded(self, state: dict[Any, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
         params = [p for group in self.param_groups for p in group["params"]]
         owner = [group for group, old in zip(groups, self.param_groups, strict=True) for _ in old["params"]]
@@ -222,20 +240,3 @@ class FusedOptimizer(Optimizer):
         ]
         if wrong:
             raise ValueError("the loaded state does not fit: " + "; ".join(wrong))
-
-
-def _rounding_key(group: dict[str, Any], flat: FlatParameters, stretch: int) -> Array | None:
-    """Return by what the parameters of a stretch are rounded at random, where they are; None for to the nearest.
-
-    Args:
-        group: options.
-        flat: the parameters' memory.
-        stretch: its number in this step.
-    """
-    if "rounding_seed" not in group or flat.array.dtype.itemsize != 2:
-        return None
-    shard = flat.params[0]._shard  # of which every rank has another
-    stream = 0 if shard is None else shard.comm.rank
-    words = (group["rounding_seed"], stream, group["rounded_steps"], ROUND | stretch << 8)
-    key = np.array(words, np.uint64)
-    return cuda.upload(key) if on_gpu(flat.array) else key

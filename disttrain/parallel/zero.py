@@ -15,6 +15,7 @@ from disttrain.distributed.groups import communicator_of
 from disttrain.errors import UnwrappedModel
 from disttrain.kernels.arrays import Array
 from disttrain.modes import enable_grad
+from disttrain.optim.fused import FusedOptimizer
 from disttrain.optim.lbfgs import LBFGS
 from disttrain.optim.optimizer import Optimizer
 from disttrain.parallel.data_parallel import DistributedDataParallel
@@ -92,8 +93,7 @@ class ZeroOptimizer(Optimizer):
             _Parts(self._comm) if stage == 2 and self._comm.size > 1 else _Owners(self._comm)
         )
         self._whole: dict[int, Any] | None = None
-        probe = optimizer_class([Tensor._of(np.zeros(1, np.float32))], **defaults)  # knows the other options
-        super().__init__(params, dict(probe.defaults))
+        super().__init__(params, dict(self._probe().defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As :meth:`.Optimizer.add_param_group`; called on all ranks."""
@@ -111,6 +111,8 @@ class ZeroOptimizer(Optimizer):
             if self.optim is None:
                 self.optim = self._class([local], **self._options)
                 self.optim._world_size = 1  # this one sees to it that the ranks do not train apart
+                if isinstance(self.optim, FusedOptimizer):
+                    self.optim._rounding_stream = self._comm.rank
             else:
                 self.optim.add_param_group(local)
         told = repr([(tuple(p.shape), p._array.dtype.name) for p in group["params"]])
@@ -131,9 +133,56 @@ class ZeroOptimizer(Optimizer):
             for mine, group in zip(self.optim.param_groups, self._my_groups(), strict=True):
                 mine.update({k: v for k, v in group.items() if k not in ("params", "param_names")})
             self.optim.step()
+        for group in self.param_groups:
+            if "rounded_steps" in group:
+                group["rounded_steps"] += 1
         self._shares.after_step(params)
         self._whole = None
         return loss
+
+    def keep_masters(self) -> None:
+        """Keep parameters in half precision in float32 too, each on the rank that steps it.
+
+        See :meth:`.FusedOptimizer.keep_masters`; called on all ranks.
+
+        Raises:
+            TypeError: ``optimizer_class`` cannot.
+        """
+        self._configure("keep_masters")
+
+    def round_randomly(self, seed: int = 0) -> None:
+        """Round parameters in half precision up or down at random from now on.
+
+        See :meth:`.FusedOptimizer.round_randomly`; called on all ranks. What is drawn depends on the number of ranks:
+        it is not what the plain optimizer draws. All ranks have the same parameters after a step.
+
+        Args:
+            seed: of 64 bits, not negative; the same on all ranks.
+
+        Raises:
+            TypeError: ``optimizer_class`` cannot.
+            ValueError: another seed.
+        """
+        self._configure("round_randomly", seed)
+
+    def _configure(self, name: str, *args: Any) -> None:
+        """Call a method of the optimizer that steps this rank's parameters, and take on the options that it sets."""
+        if not issubclass(self._class, FusedOptimizer):
+            raise TypeError(
+                f"{self._class.__name__} has no {name}(); the optimizers over flat buffers have, as Adam"
+            )
+        probe = self._probe()
+        getattr(probe, name)(*args)  # raises on ranks without parameters too
+        if self.optim is not None:
+            getattr(self.optim, name)(*args)
+        known = {"params", "param_names", *probe.defaults}
+        options = {k: v for k, v in probe.param_groups[0].items() if k not in known}
+        for group in self.param_groups:
+            group.update(options)
+
+    def _probe(self) -> Optimizer:
+        """Return an optimizer that knows all options, of no parameter that matters."""
+        return self._class([Tensor._of(np.zeros(1, np.float32))], **self._options)
 
     def _own_states(self) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Any], bool]]:
         local: Any = {} if self.optim is None else self.optim.state

@@ -74,6 +74,106 @@ def test_parameters_are_those_of_the_plain_optimizer(name, size, stage):
     world(size, body)
 
 
+def in_halves(make, steps=3):
+    """Train a model in bfloat16 with an optimizer that ``make`` has set up; return the parameters, and that."""
+    model = DistributedDataParallel(make_model().to(dt.bfloat16))
+    optimizer = make(model.parameters())
+    return train_halves(model, optimizer, steps), model, optimizer
+
+
+def train_halves(model, optimizer, steps):
+    rank, size, seen = dt.distributed.get_rank(), dt.distributed.get_world_size(), []
+    rows = slice(rank * 16 // size, (rank + 1) * 16 // size)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (
+            (model(dt.tensor(X[rows]).bfloat16()) - dt.tensor(Y[rows]).bfloat16()) ** 2
+        ).float().mean().backward()
+        optimizer.step()
+        seen.append([p.detach().float().numpy() for p in model.parameters()])
+    return seen
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_masters_are_kept_where_their_parameters_are_stepped(size, stage):
+    def body(rank):
+        def with_masters(optimizer):
+            optimizer.keep_masters()
+            return optimizer
+
+        plain, _, a = in_halves(lambda params: with_masters(dt.optim.Adam(params, lr=1e-3)))
+        ours, model, b = in_halves(
+            lambda params: with_masters(ZeroOptimizer(params, dt.optim.Adam, stage=stage, lr=1e-3))
+        )
+        assert_same(ours, plain)
+        b.consolidate_state_dict(0)
+        if rank == 0:
+            whole, theirs = b.state_dict(), a.state_dict()
+            assert whole["param_groups"] == theirs["param_groups"]
+            for i, state in theirs["state"].items():
+                assert state["master"].dtype == dt.float32
+                np.testing.assert_array_equal(whole["state"][i]["master"].numpy(), state["master"].numpy())
+        _, other, again = in_halves(lambda params: ZeroOptimizer(params, dt.optim.Adam, stage=stage), 0)
+        other.load_state_dict(model.state_dict())
+        again.load_state_dict(a.state_dict())
+        assert_same(train_halves(other, again, 2), train_halves(model, b, 2))
+
+    world(size, body)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("size", [1, 3])
+def test_parameters_are_rounded_at_random(size, stage):
+    def body(rank):
+        def run(seed, masters=False):
+            def make(params):
+                optimizer = ZeroOptimizer(params, dt.optim.SGD, stage=stage, lr=1e-3)
+                if seed is not None:
+                    optimizer.round_randomly(seed)
+                if masters:
+                    optimizer.keep_masters()
+                return optimizer
+
+            return in_halves(make)
+
+        seen, _, optimizer = run(7)
+        assert_same(run(7)[0], seen)
+        for other in (run(8), run(None)):
+            assert any((a != b).any() for a, b in zip(other[0][-1], seen[-1], strict=True))
+        run(7, masters=True)
+        if size == 1:
+
+            def plain(params):
+                optimizer = dt.optim.SGD(params, lr=1e-3)
+                optimizer.round_randomly(7)
+                return optimizer
+
+            assert_same(in_halves(plain)[0], seen)
+        assert optimizer.param_groups[0]["rounded_steps"] == 3
+        return [p.tobytes() for p in seen[-1]]
+
+    everyone = world(size, body)
+
+    assert all(parameters == everyone[0] for parameters in everyone)
+
+
+def test_what_an_optimizer_cannot_do_to_halves_is_an_error_on_all_ranks():
+    class Own(dt.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {})
+
+    def body(rank):
+        model = DistributedDataParallel(make_model())
+        for cls, name in ((dt.optim.Adagrad, "keep_masters"), (Own, "round_randomly")):
+            with pytest.raises(TypeError, match=f"{cls.__name__} (cannot keep|has no round_randomly)"):
+                getattr(ZeroOptimizer(model.parameters(), cls), name)()
+        with pytest.raises(ValueError, match="a seed of 64 bits"):
+            ZeroOptimizer(model.parameters(), dt.optim.SGD, lr=0.1).round_randomly(-1)
+
+    world(8, body)
+
+
 def test_each_rank_keeps_its_share_of_the_state():
     def body(rank):
         model = DistributedDataParallel(make_model())
