@@ -118,16 +118,14 @@ class NodeMemory:
 
     def offset_of(self, x: Array) -> int:
         """Return where the C-contiguous array ``x`` begins in this process's part, or -1 if it is elsewhere."""
-        try:
+        if x.base is None:
+            return -1  # it has memory of its own
+        try:  # a quarter of the time that NumPy takes to tell
+            offset = addressof(c_char.from_buffer(x)) - self._base
+        except (TypeError, ValueError, BufferError):
             offset = (
-                addressof(c_char.from_buffer(x)) - self._base
-            )  # a quarter of the time that NumPy takes to tell
-        except (
-            TypeError,
-            ValueError,
-            BufferError,
-        ):  # read-only, empty, or of a dtype that buffers have no word for
-            offset = address(x) - self._base
+                address(x) - self._base
+            )  # it is read-only or empty, or buffers have no word for its dtype
         return offset if offset >= 0 and offset + x.nbytes <= self._nbytes else -1
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Array | None:

@@ -15,7 +15,7 @@ from disttrain.collectives.nodes import NodesChannel
 from disttrain.collectives.progress import Steps
 from disttrain.collectives.reduction import flat
 from disttrain.collectives.shared import SMALL_BYTES, SharedChannel
-from disttrain.collectives.shared_reduce import Enclosed, enclose, reduce_enclosed, reduce_shared
+from disttrain.collectives.shared_reduce import Enclosed, enclose, reduce_shared, reduce_small
 from disttrain.kernels.arrays import Array
 
 _UNEQUAL = b"\xff" * HEADER_BYTES
@@ -60,7 +60,7 @@ def after_headers(
     if everyone != header * channel.size or header is _UNEQUAL:
         yield from _disagree(group, calls)
     if enclosed is not None:
-        reduce_enclosed(group, calls, enclosed)
+        yield from reduce_small(group, channel, calls, enclosed)
     else:
         yield from reduce_shared(group, channel, calls, channel.offered())
 

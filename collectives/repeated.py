@@ -12,7 +12,7 @@ import numpy
 
 from disttrain.collectives.call import Call, Form, Tag, caller, made
 from disttrain.collectives.host import Group
-from disttrain.collectives.progress import Operation, Steps, Wait, advance, comes_soon
+from disttrain.collectives.progress import Operation, Steps, Wait, comes_soon
 from disttrain.collectives.protocol import after_headers
 from disttrain.collectives.reduction import ufunc
 from disttrain.collectives.shared import SharedChannel
@@ -29,6 +29,8 @@ class _Known(NamedTuple):
     form: Form
     enclosed: tuple[Enclosed, Enclosed] | None
     """Beside each of the two headers; None if the arrays are too large for that, and have to be in shared memory."""
+    places_told: bool
+    """Whether the header tells where the array lies, if that is in shared memory."""
     reduce: Callable[..., Array]
 
 
@@ -62,7 +64,8 @@ class Repeated:
             return
         if len(self._known) >= _KEPT:
             self._known.clear()
-        self._known[call.op, x.shape, x.dtype] = _Known(call.form, enclosed, ufunc(call.op, x))
+        places_told = first is None or first.may_stay
+        self._known[call.op, x.shape, x.dtype] = _Known(call.form, enclosed, places_told, ufunc(call.op, x))
 
     def all_reduce(self, x: Array, op: str, tag: Tag) -> bool:
         """Reduce ``x`` in place as an earlier call did; return whether that could be: else nothing was done."""
@@ -71,7 +74,7 @@ class Repeated:
         host = group.host
         if known is None or group.broken is not None or host.failure is not None:
             return False
-        place = -1 if known.enclosed is not None else self._channel.memory.offset_of(x)
+        place = self._channel.memory.offset_of(x) if known.places_told else -1
         if known.enclosed is None and place < 0:
             return False
         flags = x.flags
@@ -94,29 +97,32 @@ class Repeated:
         enclosed: Enclosed | None = None
         steps: Steps | None = None
         try:
-            if known.enclosed is None:
+            if known.places_told:
                 channel.offer(place, place)
-            else:
+            if known.enclosed is not None:
                 enclosed = known.enclosed[channel.headers & 1]
-                enclosed.target[...] = flat
+                if place < 0:
+                    enclosed.target[...] = flat
             header = made(group.host.env.generation, number, tag) + known.form.compared
             request, everyone = channel.gather_headers(header)
             wait: Wait | None = None if comes_soon(request) else (request, True)
             if wait is None and everyone == header * channel.size:
-                if enclosed is not None:
+                told = channel.offered() if known.places_told else channel.nowhere
+                if enclosed is not None and told == channel.nowhere:
                     *others, (left, right, _) = enclosed.steps
                     for step in others:
                         group.quietly(known.reduce, *step)
                     group.quietly(known.reduce, left, right, flat)
                     page.end(entry, failed=False)
                     return None
-                in_place = group.in_place.get((*channel.offered(), x.size, x.dtype))
+                in_place = group.in_place.get(told + known.form.compared)
                 if in_place is not None:
-                    steps = in_place.steps(op)
-                    wait = advance(steps)
-                    if wait is None:
+                    in_place.reduce()
+                    request = channel.step()
+                    if comes_soon(request):
                         page.end(entry, failed=False)
                         return None
+                    steps, wait = _nothing(), (request, False)
         except BaseException:
             page.end(entry, failed=True)
             raise
@@ -135,3 +141,8 @@ class Repeated:
             operation.wait(*wait)
         group.host.progress.take(operation)
         return call
+
+
+def _nothing() -> Steps:
+    """Return the steps of a call that is over once what it waits for has come."""
+    yield from ()

@@ -64,11 +64,15 @@ class SharedChannel:
         self._slots = [
             [memoryview(b)[_SLOTS_AT + i * _SLOT_BYTES :][:_SLOT_BYTES] for i in (0, 1)] for b in blocks
         ]
+        self._offers = [[slots[i][_PLACES_AT:] for slots in self._slots] for i in (0, 1)]
+        self.nowhere = _PLACES.pack(-1, -1) * self.size
+        """What :meth:`offered` returns if no process has told of a place."""
         self._left = [memoryview(b[_LEFT_AT:_CONTROL_BYTES])[: self.size] for b in blocks]
         """By process: its marks, one for each process that has left."""
         small, stage = _CONTROL_BYTES, _CONTROL_BYTES + 2 * SMALL_BYTES
         chains = stage + 2 * stage_bytes
         self._pipes = Pipes(memory, self._members, [memoryview(b[chains:]).cast("q") for b in blocks])
+        self._small_at = [[offset + small + i * SMALL_BYTES for offset in offsets] for i in (0, 1)]
         self.small = [[b[small + i * SMALL_BYTES :][:SMALL_BYTES] for i in (0, 1)] for b in blocks]
         """By process: the two places for arrays that travel with the header."""
         self.stages = [[b[stage + i * stage_bytes :][:stage_bytes] for i in (0, 1)] for b in blocks]
@@ -119,9 +123,18 @@ class SharedChannel:
         """Tell with the next header where in shared memory two arrays begin; -1 is nowhere."""
         _PLACES.pack_into(self._slots[self.index][self.headers & 1], _PLACES_AT, x, out)
 
-    def offered(self) -> list[tuple[int, int]]:
-        """Return what the processes have told with the header that was gathered last."""
-        return [_PLACES.unpack_from(slots[self._slot], _PLACES_AT) for slots in self._slots]
+    def offered(self) -> bytes:
+        """Return what the processes have told with the header that was gathered last, for :meth:`places`."""
+        return b"".join(self._offers[self._slot])
+
+    def places(self, offered: bytes) -> list[tuple[int, int]]:
+        """Return by process where its two arrays begin, of what :meth:`offered` has returned."""
+        return list(_PLACES.iter_unpack(offered))
+
+    def or_beside(self, offered: bytes) -> bytes:
+        """Return ``offered``, the last ones; of a process that has told of no place: where what it sent beside lies."""
+        places = zip(self.places(offered), self._small_at[self._slot], strict=True)
+        return b"".join(_PLACES.pack(*((at, at) if x < 0 else (x, out))) for (x, out), at in places)
 
     def array_of(self, process: int, offset: int, like: Array) -> Array:
         """Return the flat array, of the size and type of ``like``, at ``offset`` of the part of ``process``."""

@@ -1,10 +1,11 @@
 """All-reduce between processes that share memory: each reads the others' arrays where they are.
 
 Every sum is taken along the fixed tree, so its bits do not depend on the path: small arrays travel with the header,
-arrays in shared memory are reduced in place, and others go through the stages, piece by piece.
+arrays in shared memory are reduced in place, and others go through the stages, piece by piece. Which way it is follows
+from the call and from what the processes tell with their headers, and is the same on all of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -31,30 +32,44 @@ from disttrain.collectives.shared import SMALL_BYTES, SharedChannel
 from disttrain.collectives.tree import Node, fold
 from disttrain.kernels.arrays import Array
 
+_STAY_BYTES = 16 << 10
+"""Past it one meeting more costs less than a copy, so that small arrays in shared memory stay where they are."""
 _KEPT = 64
-"""How many sizes and types of small arrays a group keeps the places of, and how many large arrays in shared memory."""
+"""How many sizes and types of small arrays a group keeps the places of, and how many arrays in shared memory."""
+
+
+Fold = tuple[Array, Array, Array]
+"""Two flat arrays, and where what they are reduced to goes."""
 
 
 class Enclosed:
     """The places of small arrays of one size and type, beside one of the two headers, and how they are folded."""
 
-    __slots__ = ("steps", "target", "targets", "total")
+    __slots__ = ("may_stay", "steps", "target", "targets", "total")
 
     def __init__(self, group: Group, channel: SharedChannel, place: int, count: int, dtype: Dtype) -> None:
-        by_process = [_parts(group, p, channel.small[p][place], count, dtype) for p in range(channel.size)]
+        wide = accumulator(dtype)
+        by_process = [_parts(group, p, channel.small[p][place], count, wide) for p in range(channel.size)]
         self.targets = by_process[channel.index]
         """Where this process puts the sums of the subtrees that it folds by itself."""
         self.target = next(iter(self.targets.values()))
         """The first of them: the only one if this process has one rank."""
-        self.total = numpy.empty(count, dtype)
-        self.steps: list[tuple[Array, Array, Array]] = []
-        """What to reduce in turn: left, right and where to; the last one is :attr:`total`."""
-        parts = {node: (part, False) for parts in by_process for node, part in parts.items()}
+        self.total = numpy.empty(count, wide)
+        parts = {node: part for parts in by_process for node, part in parts.items()}
+        self.steps = _folds(group, parts, lambda: numpy.empty(count, wide), self.total)
+        self.may_stay = self.total.nbytes > _STAY_BYTES and wide == dtype and group.size == channel.size > 1
+        """Whether an array that is in shared memory is left there, and its process tells with the header where."""
 
-        def note(left: Array, right: Array, out: Array) -> None:
-            self.steps.append((left, right, out))
 
-        fold((0, group.size), parts, note, lambda: numpy.empty(count, dtype), self.total)
+def _folds(group: Group, parts: Parts, take: Callable[[], Array], out: Array) -> list[Fold]:
+    """Return what to reduce in turn, so that the last result, which goes to ``out``, is that of the whole tree."""
+    folds: list[Fold] = []
+
+    def note(left: Array, right: Array, out: Array) -> None:
+        folds.append((left, right, out))
+
+    fold((0, group.size), {node: (part, False) for node, part in parts.items()}, note, take, out)
+    return folds
 
 
 def places_of(group: Group, channel: SharedChannel, slot: int, count: int, dtype: Dtype) -> Enclosed | None:
@@ -62,27 +77,29 @@ def places_of(group: Group, channel: SharedChannel, slot: int, count: int, dtype
     key = (slot, count, dtype)
     enclosed: Enclosed | None = group.enclosed.get(key)
     if enclosed is None:
-        wide = accumulator(dtype)
-        if count * wide.itemsize * group.most_subtrees > SMALL_BYTES:
+        if count * accumulator(dtype).itemsize * group.most_subtrees > SMALL_BYTES:
             return None
         if len(group.enclosed) >= _KEPT:
             group.enclosed.clear()
-        enclosed = group.enclosed[key] = Enclosed(group, channel, slot, count, wide)
+        enclosed = group.enclosed[key] = Enclosed(group, channel, slot, count, dtype)
     return enclosed
 
 
 def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Enclosed | None:
-    """Put the arrays beside the header that is sent next if they are small, and return where they are.
+    """Put the arrays beside the header that is sent next if they are small, and return their places there.
 
-    Of larger ones the header tells where they are.
+    Of larger ones the header tells where they are, and of small ones too if they stay there.
     """
     x = flat(calls[0].x, calls[0].op)
     enclosed = places_of(group, channel, channel.headers & 1, x.size, x.dtype)
     several = len(calls) > 1
-    if enclosed is None:
+    if enclosed is None or enclosed.may_stay:
         offset_of = channel.memory.offset_of
-        channel.offer(*(-1, -1) if several else (offset_of(calls[0].x), offset_of(calls[0].out)))
-        return None
+        x_at, out_at = (-1, -1) if several else (offset_of(calls[0].x), offset_of(calls[0].out))
+        stays = min(x_at, out_at) >= 0
+        channel.offer(*(x_at, out_at) if stays else (-1, -1))
+        if enclosed is None or stays:
+            return enclosed
     if not several:
         enclosed.target[...] = x
         return enclosed
@@ -94,7 +111,21 @@ def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Encl
     return enclosed
 
 
-def reduce_enclosed(group: Group, calls: Sequence[Call], enclosed: Enclosed) -> None:
+def reduce_small(group: Group, channel: SharedChannel, calls: Sequence[Call], enclosed: Enclosed) -> Steps:
+    """All-reduce of small arrays, once the headers are there and with them the arrays, or where these have stayed."""
+    told = channel.offered() if enclosed.may_stay else channel.nowhere
+    if told == channel.nowhere:
+        _reduce_enclosed(group, calls, enclosed)
+        return
+    (call,) = calls
+    x_at, _ = channel.places(told)[channel.index]
+    _in_place(group, channel, call, channel.or_beside(told)).reduce()
+    yield channel.step(), False
+    if x_at < 0:
+        flat(call.out, call.op)[...] = enclosed.target
+
+
+def _reduce_enclosed(group: Group, calls: Sequence[Call], enclosed: Enclosed) -> None:
     """Fold what came with the headers."""
     op = operation(calls[0])
     out = flat(calls[0].out, op)
@@ -118,24 +149,29 @@ def _parts(group: Group, process: int, place: Array, count: int, dtype: Dtype) -
     }
 
 
-def reduce_shared(
-    group: Group, channel: SharedChannel, calls: Sequence[Call], places: Sequence[tuple[int, int]] = ()
-) -> Steps:
-    """All-reduce of arrays that are too large for the header; ``places``: where the processes say that theirs lie."""
+def reduce_shared(group: Group, channel: SharedChannel, calls: Sequence[Call], told: bytes = b"") -> Steps:
+    """All-reduce of arrays that are too large for the header; ``told``: where the processes say that theirs lie."""
+    if told and min(map(min, channel.places(told))) >= 0:
+        _in_place(group, channel, calls[0], told).reduce()
+        yield channel.step(), False
+        return
     xs, op = operands(calls), operation(calls[0])
     outs = [flat(call.out, op) for call in calls]
-    if min((min(pair) for pair in places), default=-1) >= 0:
-        key = (*places, outs[0].size, outs[0].dtype)
-        way = group.in_place.get(key)
-        if way is None:
-            if len(group.in_place) >= _KEPT:
-                group.in_place.clear()
-            way = group.in_place[key] = InPlace(group, channel, outs[0], places)
-        yield from way.steps(op)
-    else:
-        yield from _reduce_in_stages(group, channel, xs, outs[0], op)
+    yield from _reduce_in_stages(group, channel, xs, outs[0], op)
     for out in outs[1:]:
         numpy.copyto(out, outs[0])
+
+
+def _in_place(group: Group, channel: SharedChannel, call: Call, places: bytes) -> "InPlace":
+    """Return how calls like ``call`` are made of arrays in these places."""
+    key = places + call.form.compared
+    way: InPlace | None = group.in_place.get(key)
+    if way is None:
+        if len(group.in_place) >= _KEPT:
+            group.in_place.clear()
+        like, op = flat(call.out, call.op), operation(call)
+        way = group.in_place[key] = InPlace(group, channel, like, channel.places(places), op)
+    return way
 
 
 def _segments(count: int, size: int) -> list[slice]:
@@ -151,70 +187,48 @@ def _chunks(segment: slice, itemsize: int) -> Iterator[slice]:
 
 
 class InPlace:
-    """All-reduce of large arrays that lie in shared memory, those of each process always in the same places.
+    """All-reduce of arrays that are in shared memory, those of each process always in the same places.
 
-    Each process folds a segment of them where they are, then takes the others' segments. ``x`` and ``out`` may be the
-    same: of another process's arrays only the own segment is read before all segments are folded, and that one its
-    owner does not write until this process has.
+    Each process folds a segment of them where they are and writes the result into the arrays of all. Nobody else reads
+    or writes that segment meanwhile, so ``x`` and ``out`` may be the same.
 
     Args:
         like: an array of their size and type.
         places: where ``x`` and ``out`` of each process begin.
+        op: of :func:`.reduction.operation`.
     """
 
-    __slots__ = ("_channel", "_chunks", "_folds", "_group", "_out", "_taken")
+    __slots__ = ("_group", "_op", "_pieces", "_reduce")
 
     def __init__(
-        self, group: Group, channel: SharedChannel, like: Array, places: Sequence[tuple[int, int]]
+        self, group: Group, channel: SharedChannel, like: Array, places: Sequence[tuple[int, int]], op: str
     ) -> None:
-        self._group, self._channel = group, channel
-        dtype = like.dtype
+        self._group, self._op, self._reduce = group, op, ufunc(op, like)
         sources = [channel.array_of(p, x, like) for p, (x, _) in enumerate(places)]
-        results = [channel.array_of(p, y, like) for p, (_, y) in enumerate(places)]
-        segments = _segments(like.size, channel.size)
-        mine = segments[channel.index]
-        self._out = out = results[channel.index]
-        self._taken = [
-            (out[segment], results[p][segment]) for p, segment in enumerate(segments) if p != channel.index
-        ]
-        plain = accumulator(dtype) == dtype
-        at_once = plain and channel.size == 2  # one pass over memory, whatever its size
-        self._chunks = [
-            ({(i, i + 1): x[chunk] for (i,), x in zip(group.hosted, sources, strict=True)}, out[chunk])
-            for chunk in ([mine] if at_once else _chunks(mine, like.itemsize))
-        ]
-        self._folds: list[tuple[Array, Array, Array]] | None = None
-        """What to reduce in turn: left, right and where to; None in half precision, which is widened first."""
-        if plain:
-            self._folds = folds = []
-            scratch = Scratch()
+        results = [channel.array_of(p, out, like) for p, (_, out) in enumerate(places)]
+        self._pieces: list[tuple[Parts | list[Fold], Array, list[Array]]] = []
+        """What to fold, where to, and where else the result goes. Half precision is widened first, call by call."""
+        scratch = Scratch()
+        for piece in _chunks(_segments(like.size, channel.size)[channel.index], like.itemsize):
+            scratch.reset()
+            target, *others = (results[p][piece] for p in (channel.index, *group.others))
+            parts = {(i, i + 1): x[piece] for (i,), x in zip(group.hosted, sources, strict=True)}
+            plain = accumulator(like.dtype) == like.dtype
+            take = partial(scratch.take, target.size, like.dtype)
+            self._pieces.append((_folds(group, parts, take, target) if plain else parts, target, others))
 
-            def note(left: Array, right: Array, out: Array) -> None:
-                folds.append((left, right, out))
-
-            for parts, target in self._chunks:
-                scratch.reset()
-                known = {node: (x, False) for node, x in parts.items()}
-                fold((0, group.size), known, note, partial(scratch.take, target.size, dtype), target)
-
-    def steps(self, op: str) -> Steps:
-        """Make one call."""
-        self._fold(op)
-        yield self._channel.step(), False
-        for target, source in self._taken:
-            numpy.copyto(target, source)
-        yield self._channel.step(), False  # nobody may write an array that another still reads
-
-    def _fold(self, op: str) -> None:
+    def reduce(self) -> None:
+        """Do this process's part of a call. The call is over once all have done theirs."""
         group = self._group
-        if self._folds is None:
-            for parts, target in self._chunks:
+        for folds, total, others in self._pieces:
+            if isinstance(folds, dict):
                 group.scratch.reset()
-                fold_into(group, {node: (x, False) for node, x in parts.items()}, op, target)
-            return
-        reduce = ufunc(op, self._out)
-        for left, right, target in self._folds:
-            group.quietly(reduce, left, right, target)
+                fold_into(group, {node: (x, False) for node, x in folds.items()}, self._op, total)
+            else:
+                for left, right, target in folds:
+                    group.quietly(self._reduce, left, right, target)
+            for other in others:
+                other[...] = total
 
 
 def _reduce_in_stages(group: Group, channel: SharedChannel, xs: Parts, out: Array, op: str) -> Steps:

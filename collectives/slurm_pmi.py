@@ -41,9 +41,7 @@ def stand_between() -> None:
         os.environ,
         file_actions=[*nothing, (os.POSIX_SPAWN_CLOSE, ours.fileno())],
     )
-    os.waitpid(
-        pid, 0
-    )  # its child is the one that stays, so that the script has no child which it does not know
+    os.waitpid(pid, 0)  # its child stays, so that the script has no child that it does not know
     theirs.close()
     os.close(server)
     os.environ["PMI_FD"] = str(ours.detach())

@@ -76,3 +76,38 @@ for i in range(100):
     assert (x == 1000.0 * root + i).all(), (i, x)
 print(f"{len(meetings)}\\n", end="")  # in one write: others print too
 """
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("processes", [2, 3])
+def test_what_is_not_copied_is_reduced_where_it_is_in_one_meeting_more(mpiexec, tmp_path, processes):
+    program = tmp_path / "program.py"
+    program.write_text(MEETINGS)
+
+    done = mpiexec(processes, str(program))
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["10,10,20,20,20"] * processes
+
+
+MEETINGS = """
+import numpy as np
+from disttrain.collectives import connect
+
+comm = connect()
+channel = comm._group.channel
+step, meetings, found = channel.step, [], []
+channel.step = lambda: (meetings.append(1), step())[1]
+shared, own = (lambda n: comm.empty(n, np.float32)), (lambda n: np.empty(n, np.float32))
+for array, count in [
+    (shared, 100), (own, 16_000), (shared, 16_000), (own if comm.rank else shared, 16_000), (shared, 50_000)
+]:
+    meetings.clear()
+    for k in range(10):
+        x = array(count)
+        x[...] = comm.rank + k
+        comm.all_reduce(x, x)
+        assert (x == sum(range(comm.size)) + comm.size * k).all()
+    found.append(len(meetings))
+print(",".join(map(str, found)) + "\\n", end="")  # in one write: others print too
+"""

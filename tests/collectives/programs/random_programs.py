@@ -97,7 +97,8 @@ class Program:
         ops = OPS if dtype.kind not in "biu" else OPS + BIT_OPS
         op = ops[rng.integers(len(ops))]
         size = int(rng.choice(LARGE if rng.random() < 0.08 else SIZES))
-        shared, in_place, later = (bool(rng.random() < 0.5) for _ in range(3))
+        later = bool(rng.random() < 0.5)
+        shared, in_place = (bool(self.own.random() < 0.5) for _ in range(2))  # not the same on all ranks
         seed, chosen = int(rng.integers(1 << 30)), float(rng.random())
         comm = self.groups[which]
         if comm is None:

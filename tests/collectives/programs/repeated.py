@@ -49,16 +49,35 @@ def right(comm):
 
 
 def in_place(comm):
-    """Large arrays in shared memory, two of a kind; in some calls one rank is late, or has its array elsewhere."""
-    shapes = [(150, 200), (1 << 18,)]
+    """Arrays in shared memory, two of a kind; in some calls one rank is late, or has its array elsewhere."""
+    shapes = [(5000,), (3, 2730), (150, 200), (1 << 18,)]
     for dtype, op in [(np.float32, "sum"), (np.int64, "max"), (ml_dtypes.bfloat16, "sum")]:
-        arrays = [comm.empty(shape, dtype) for shape in shapes for _ in range(2)]
-        for k in range(8):
-            x = arrays[k % 4]
-            one = comm.rank == k % comm.size
-            if k > 4 and one:
-                time.sleep(0.02)
-            check(comm, x.shape, dtype, op, k, None if k == 5 and one else x)
+        for shape in shapes:
+            arrays = [comm.empty(shape, dtype) for _ in range(2)]
+            for k in range(8):
+                one = comm.rank == k % comm.size
+                if k > 4 and one:
+                    time.sleep(0.02)
+                check(comm, shape, dtype, op, k, None if k in (3, 5) and one else arrays[k % 2])
+
+
+def in_and_out(comm):
+    """Some ranks reduce in place, some from one array to another, in shared memory or not, at any offset."""
+    rng = np.random.default_rng(comm.rank)
+    for dtype, count in [(np.float32, 9000), (np.float64, 5001), (np.uint8, 40_000), (np.float32, 100_003)]:
+        whole = [comm.empty(count + 64, dtype), comm.empty(count + 64, dtype), np.empty(count + 64, dtype)]
+        for k in range(12):
+            start, first, second = rng.integers(0, [64, 3, 3])
+            x, out = whole[first][start : start + count], whole[second][start : start + count]
+            parts = [
+                np.random.default_rng([r, k]).integers(1, 9, count).astype(dtype) for r in range(comm.size)
+            ]
+            x[...] = parts[comm.rank]
+            work = comm.start_all_reduce(x, out)
+            check(comm, (6000,), np.float32, "sum", k)
+            work.wait()
+            assert out.tobytes() == expect(comm, parts, "sum").astype(dtype).tobytes(), (dtype, count, k)
+            assert first == second or x.tobytes() == parts[comm.rank].tobytes()
 
 
 def quiet(comm):
@@ -127,7 +146,7 @@ def mismatch(comm):
 
 def main():
     comm = connect()
-    for case in (right, in_place, quiet, late, behind_others, refused, noted):
+    for case in (right, in_place, in_and_out, quiet, late, behind_others, refused, noted):
         case(comm)
     text = mismatch(comm)
     again = np.ones(3, np.float32)
