@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,10 @@ class _Request(NamedTuple):
     shape: tuple[int, ...]
     dtype: Any
     array: Array | None
+
+
+_NOTHING = _Request((-1,), None, None)
+"""What nobody asks for."""
 
 
 class Arena:
@@ -48,12 +53,23 @@ class Arena:
         """Run the step."""
         if self._requests is None:
             return self._note(arrays)
-        source = _Given(self._requests)
-        with buffers.taken_from(source):
-            results = self._step(*arrays)
-        if source.differs:
+        with buffers.taken_from(self._given(self._requests)):
+            return self._step(*arrays)
+
+    def _given(self, requests: Sequence[_Request]) -> buffers.Source:
+        """Return a source of fixed memory, as long as it is asked for what the noted replay asked for."""
+        following = itertools.chain(requests, itertools.repeat(_NOTHING)).__next__
+
+        def give(shape: Any, dtype: Any) -> Array:
+            nonlocal following
+            known_shape, known_dtype, array = following()
+            if known_shape == shape and known_dtype == dtype:
+                return np.empty(shape, dtype) if array is None else array
+            following = itertools.repeat(_NOTHING).__next__
             self._requests = None  # it computes in other parts than before, as after set_num_threads()
-        return results
+            return np.empty(shape, dtype)
+
+        return give
 
     def _note(self, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
         """Run the step with memory of the system, and lay out what it asked for."""
@@ -69,23 +85,6 @@ class Arena:
             for (shape, dtype), at in zip(noted.requests, offsets, strict=True)
         ]
         return results
-
-
-class _Given:
-    """Hands out fixed memory, as long as a replay asks for what the noted one did."""
-
-    def __init__(self, requests: Sequence[_Request]) -> None:
-        self._left: Iterator[_Request] = iter(requests)
-        self.differs = False
-
-    def __call__(self, shape: Any, dtype: Any) -> Array:
-        known = next(self._left, None)
-        if known is None or known[0] != shape or known[1] != dtype:
-            self.differs = True
-            self._left = iter(())
-        elif known[2] is not None:
-            return known[2]
-        return np.empty(shape, dtype)
 
 
 class Life(NamedTuple):

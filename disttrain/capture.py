@@ -119,8 +119,17 @@ class _Captured:
         """How many calls are to run before one is written down."""
         self._first: tuple[Tape, _Shape, _Shape] | None = None
         self.plan: Plan | None = None
+        self._plain: list[tuple[Any, ...]] = []
+        """Shape, type and strides of the arrays of the arguments, if these are tensors and nothing else."""
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if (
+            self._plain
+            and not kwargs
+            and len(args) == len(self._plain)
+            and all(map(_is_like, args, self._plain))
+        ):
+            return self._replay([t._array for t in args])
         tensors: list[Tensor] = []
         given = _shape_of((args, kwargs), tensors)
         for t in tensors:
@@ -130,7 +139,9 @@ class _Captured:
                     f"does; detach() it"
                 )
         if self.plan is not None:
-            return self._replay(given, tensors)
+            if given != self._given:
+                raise CaptureError(_differs(self._given, given))
+            return self._replay([_laid_out(t._array, s) for t, s in zip(tensors, self._strides, strict=True)])
         if self._left:
             self._left -= 1
             return _without_history(self._step(*args, **kwargs))
@@ -163,6 +174,8 @@ class _Captured:
         self.plan = Plan(first, tape)
         self._given, self._returned = given, returned
         self._strides = [t._array.strides for t in tensors]
+        plain = not kwargs and len(tensors) == len(args) and all(type(t) is Tensor for t in args)
+        self._plain = [(a.shape, a.dtype, a.strides) for a in map(_array_of, args)] if plain else []
         self._mode = grad_enabled.get(), autocast_state.get()
         before = [
             t
@@ -177,11 +190,9 @@ class _Captured:
         self._training = [m.training for m in self._modules]
         return _without_history(result)
 
-    def _replay(self, given: _Shape, tensors: list[Tensor]) -> Any:
+    def _replay(self, inputs: list[Array]) -> Any:
         plan = self.plan
         assert plan is not None
-        if given != self._given:
-            raise CaptureError(_differs(self._given, given))
         if not all(map(operator.is_, map(_array_of, self._params), self._arrays)):
             moved = next(p for p, a in zip(self._params, self._arrays, strict=True) if p._array is not a)
             raise CaptureError(
@@ -210,9 +221,6 @@ class _Captured:
                 "a step is replayed in another mode (no_grad(), autocast() or their like) than it was captured in; "
                 "enter it inside the step, or call reset()"
             )
-        inputs = [t._array for t in tensors]
-        if [a.strides for a in inputs] != self._strides:
-            inputs = list(map(_laid_out, inputs, self._strides))
         try:
             arrays = plan.run(*inputs)
         except BaseException as error:
@@ -223,6 +231,14 @@ class _Captured:
 
 
 _array_of = operator.attrgetter("_array")
+
+
+def _is_like(t: Any, known: tuple[Any, ...]) -> bool:
+    """Return whether an argument is a tensor in main memory of this shape, type and strides, without a gradient."""
+    if type(t) is not Tensor or t._node is not None or t._requires_grad:
+        return False
+    a = t._array
+    return type(a) is np.ndarray and (a.shape, a.dtype, a.strides) == known
 
 
 def _laid_out(array: Array, strides: tuple[int, ...]) -> Array:

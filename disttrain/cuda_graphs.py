@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from disttrain import backward_pass, engine, random
+from disttrain import engine, random
 from disttrain.autograd.anomaly_mode import show_line
 from disttrain.errors import CaptureError
 from disttrain.gpu_memory import allocator
 from disttrain.kernels.arrays import Array, copy_into, is_array, owner
-from disttrain.tape import AsTensor, Call, Made, Tape, last_uses, numbers
+from disttrain.tape import AsTensor, Call, Made, Tape, idle_passes, is_arithmetic, last_uses, numbers
 
 _DRAWS = {
     inspect.unwrap(draw)
@@ -80,11 +80,11 @@ class CudaGraphs:
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._pool = cupy.cuda.MemoryPool()
         calls, waiting = self._tape.calls, []
-        without = _idle_passes(calls)
+        without = idle_passes(calls)
         for i, call in enumerate(calls):
             if i in without:
                 continue
-            if _is_arithmetic(call):
+            if is_arithmetic(call):
                 waiting.append((i, call))
                 continue
             if _is_draw(call):
@@ -195,41 +195,9 @@ class CudaGraphs:
                 self._values.pop(n, None)
 
 
-def _is_arithmetic(call: Call) -> bool:
-    """Return whether all that a call does is done by the GPU, or needs to be done only once.
-
-    So is the call that brings a gradient to a leaf that nobody watches: see :func:`_launch`.
-    """
-    if not call.is_python:
-        return call.function not in (backward_pass.open_pass, backward_pass.close_pass)
-    leaf = call.args[0] if call.args else None
-    return (
-        isinstance(leaf, engine.Tensor_)
-        and call.function is type(leaf)._accumulate
-        and not leaf._post_hooks
-        and not leaf._after_hooks
-    )
-
-
 def _is_draw(call: Call) -> bool:
     """Return whether a call draws random numbers and looks at nothing that the step computes."""
     return call.function in _DRAWS and not list(numbers((call.args, call.options)))
-
-
-def _idle_passes(calls: Sequence[Call]) -> set[int]:
-    """Return the indices of calls that begin or end a backward pass in which Python does nothing."""
-    idle: set[int] = set()
-    begin: int | None = None
-    for i, call in enumerate(calls):
-        if call.function is backward_pass.open_pass:
-            begin = i
-        elif call.function is backward_pass.close_pass:
-            if begin is not None:
-                idle |= {begin, i}
-            begin = None
-        elif not _is_arithmetic(call):
-            begin = None
-    return idle
 
 
 def _launch(graph: Any, leaves: list[tuple[Any, Array | None]]) -> None:

@@ -21,7 +21,7 @@ from disttrain.cuda_graphs import CudaGraphs
 from disttrain.errors import CaptureError
 from disttrain.kernels import buffers
 from disttrain.kernels.arrays import Array, is_array, owner, to_host
-from disttrain.tape import UFUNCS, AsTensor, Call, Made, Tape, last_uses, numbers
+from disttrain.tape import UFUNCS, AsTensor, Call, Made, Tape, idle_passes, is_arithmetic, last_uses, numbers
 
 _number = itertools.count(1).__next__
 
@@ -198,7 +198,10 @@ def _write(tape: Tape, fresh: dict[int, Any]) -> tuple[str, dict[str, Any], list
     last = last_uses(tape)
     lines: list[tuple[str, Line]] = []
     where: Line = ("", 0, "")
+    without = idle_passes(tape.calls)
     for i, call in enumerate(tape.calls):
+        if i in without:
+            continue
         made = [n for n in numbers(call.out) if n in last]
         if call.is_getter and not made:
             continue
@@ -266,7 +269,7 @@ class _Names:
         self.copies: list[str] = []
         """Lines that copy constants."""
         self._fresh, self._changed = fresh, changed
-        self._of: dict[int, str] = {}
+        self._of: dict[Any, str] = {}
 
     def of(self, value: Any) -> str:
         """Return an expression for an argument."""
@@ -309,17 +312,13 @@ class _Names:
     def function(self, call: Call) -> str:
         """Return the name of a call's function: its own, if no other has it."""
         function = call.function if call.made is None else UFUNCS[call.function]
-        if id(function) not in self._of:
+        # What may make other arrays each time, or keep them, has no part in the fixed memory.
+        apart = call.function is not backward_pass.open_pass and not is_arithmetic(call)
+        if (id(function), apart) not in self._of:
             name = _name(function)
             name = name if name.isidentifier() and not keyword.iskeyword(name) else "call"
-            taken = name in self.objects
-            self._of[id(function)] = f"{name}_{len(self._of)}" if taken else name
-            self.objects[self._of[id(function)]] = buffers.apart(function) if _is_apart(call) else function
-        return self._of[id(function)]
-
-
-def _is_apart(call: Call) -> bool:
-    """Return whether a call may make other arrays each time, or keep them: they are no part of the fixed memory."""
-    if call.function is backward_pass.close_pass:
-        return True
-    return call.is_python and _name(call.function) != "_accumulate"
+            if name in self.objects:
+                name = f"{name}_{len(self._of)}"
+            self._of[id(function), apart] = name
+            self.objects[name] = buffers.apart(function) if apart else function
+        return self._of[id(function), apart]

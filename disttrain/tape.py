@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from disttrain import engine
+from disttrain import backward_pass, engine
 from disttrain.autograd.anomaly_mode import Line, show_line, users_line
 from disttrain.context import grad_enabled
 from disttrain.errors import CaptureError
@@ -343,6 +343,38 @@ def last_uses(tape: Tape) -> dict[int, int]:
     """Return, for each known value that is used, the index of the last call that does; for results, one beyond."""
     last = {n: i for i, call in enumerate(tape.calls) for n in numbers((call.args, call.options))}
     return last | dict.fromkeys(numbers(tape.results), len(tape.calls))
+
+
+def is_arithmetic(call: Call) -> bool:
+    """Return whether all that a call does is done by the GPU, or needs to be done only once.
+
+    So is the call that brings a gradient to a leaf that nobody watches.
+    """
+    if not call.is_python:
+        return call.function not in (backward_pass.open_pass, backward_pass.close_pass)
+    leaf = call.args[0] if call.args else None
+    return (
+        isinstance(leaf, engine.Tensor_)
+        and call.function is type(leaf)._accumulate
+        and not leaf._post_hooks
+        and not leaf._after_hooks
+    )
+
+
+def idle_passes(calls: Sequence[Call]) -> set[int]:
+    """Return the indices of calls that begin or end a backward pass in which Python does nothing."""
+    idle: set[int] = set()
+    begin: int | None = None
+    for i, call in enumerate(calls):
+        if call.function is backward_pass.open_pass:
+            begin = i
+        elif call.function is backward_pass.close_pass:
+            if begin is not None:
+                idle |= {begin, i}
+            begin = None
+        elif not is_arithmetic(call):
+            begin = None
+    return idle
 
 
 def _layout(function: Callable[..., Any], out: Any) -> tuple[Any, ...] | None:

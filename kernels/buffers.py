@@ -9,8 +9,7 @@ and types of its arguments, never on their values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -26,14 +25,19 @@ _source: ContextVar[Source | None] = ContextVar("buffers", default=None)
 """By thread: where a replay's memory comes from."""
 
 
-@contextmanager
-def taken_from(source: Source | None) -> Iterator[None]:
-    """Let this thread's kernels get their memory from ``source``; from the system if it is ``None``."""
-    token = _source.set(source)
-    try:
-        yield
-    finally:
-        _source.reset(token)
+class taken_from:
+    """Let this thread's kernels get their memory from ``source`` within a ``with``."""
+
+    __slots__ = ("_source", "_token")
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __enter__(self) -> None:
+        self._token = _source.set(self._source)
+
+    def __exit__(self, *error: object) -> None:
+        _source.reset(self._token)
 
 
 def apart(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,7 +130,9 @@ def spare(x: Array) -> Array | None:
 
 def contiguous(x: Array, dtype: Any = None) -> Array:
     """Return ``x`` C-contiguous, of one axis or more, and of a type: itself if it is so, else a copy."""
-    if _source.get() is None or type(x) is not numpy.ndarray or not x.ndim:
+    if _source.get() is None:
+        return (numpy if type(x) is numpy.ndarray else get_array_module(x)).ascontiguousarray(x, dtype)
+    if type(x) is not numpy.ndarray or not x.ndim:
         return get_array_module(x).ascontiguousarray(x, dtype)
     kind = x.dtype if dtype is None else dtype
     if x.flags.c_contiguous and x.dtype == kind:
