@@ -52,11 +52,12 @@ class Slot:
 
     def vacate(self, leaf: Tensor) -> bool:
         """Return whether the memory may be written; who kept the Tensor that was the last gradient gets a copy."""
-        if self.is_held(leaf):
-            return False
         given = leaf._given_grad() if leaf._given_grad is not None else None
-        if given is not None and given._array is self.array:
-            given._array = self.array.copy()
+        known = given is not None and given._array is self.array
+        if sys.getrefcount(self.array) > self._alone + known:
+            return False
+        if known:
+            given._array = self.array.copy()  # type: ignore[union-attr]
         return True
 
 

@@ -338,9 +338,8 @@ def _pack(b, first, b_row, b_step, length, columns, packed, place):  # type: ign
     wides = columns // wide * wide
     whole = columns // lanes * lanes
     if b_step == 1:
-        for j in range(
-            0, wides, 2 * wide
-        ):  # more panels at once are as far apart as lines that share a cache's set
+        # Two panels at once: more are as far apart as lines that share a set of the cache.
+        for j in range(0, wides, 2 * wide):
             for k in range(length):
                 of, to = pointer(b, first + k * b_row + j), pointer(packed, place + j * length + k * wide)
                 for c in range(0, wide, lanes):

@@ -41,21 +41,7 @@ class Kernel:
         self._misses = 0
 
     def __call__(self, *args: Any) -> Any:
-        dispatcher = self._dispatcher or self._load()
-        known = len(dispatcher.overloads)
-        start = time.perf_counter()
-        try:
-            result = dispatcher(*args)
-        except BaseException:
-            if self._cache is not None:
-                self._cache.release()
-            raise
-        if len(dispatcher.overloads) != known:
-            misses = sum(dispatcher.stats.cache_misses.values())
-            if misses > self._misses:  # else it came from the disk
-                self._misses = misses
-                _report(self._function.__name__, time.perf_counter() - start)
-        return result
+        return (self._dispatcher or self._load())(*args)
 
     def _load(self) -> Any:
         import numba
@@ -77,8 +63,25 @@ class Kernel:
                 _logger.warning(
                     "compiled kernels are not kept for the next run: %s; set NUMBA_CACHE_DIR", error
                 )
+            # What it calls for types that it does not know: a call with others costs nothing beside.
+            dispatcher._compile_for_args = functools.partial(self._compile, dispatcher._compile_for_args)
             self._dispatcher = dispatcher
         return dispatcher
+
+    def _compile(self, compile_for: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Load compiled code for these arguments from the disk, or compile it, and say so."""
+        start = time.perf_counter()
+        try:
+            code = compile_for(*args, **kwargs)
+        except BaseException:
+            if self._cache is not None:
+                self._cache.release()
+            raise
+        misses = sum(self._dispatcher.stats.cache_misses.values())
+        if misses > self._misses:  # else it came from the disk
+            self._misses = misses
+            _report(self._function.__name__, time.perf_counter() - start)
+        return code
 
 
 def jit(function: Callable[..., Any] | None = None, *, fastmath: set[str] | None = None) -> Any:
