@@ -23,7 +23,7 @@ from disttrain.collectives.call import (
     name_ranks,
 )
 from disttrain.collectives.env import WorkerEnv
-from disttrain.collectives.errors import CollectiveError, CollectiveTimeout
+from disttrain.collectives.errors import CollectiveError
 from disttrain.collectives.ledger import Ledger, Page
 from disttrain.collectives.progress import Operation, Progress, Steps
 from disttrain.collectives.scheduler import Baton
@@ -280,8 +280,8 @@ class Host:
         """
         if self.uses_gpu:
             self.progress.drive(lambda: self.gpu.watchdog.idle or self.failure)
-        # Who has waited too long leaves without the others, who may never come.
-        if isinstance(self.world.broken, CollectiveTimeout) or self.failure is not None:
+        # Who has waited too long, or was interrupted, leaves without the others, who may never come.
+        if isinstance(self.world.broken, CollectiveError) or self.failure is not None:
             self.stop()
             return
         try:

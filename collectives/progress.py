@@ -76,7 +76,7 @@ class Progress:
         self._inbox: deque[Operation] = deque()
         self._lanes: dict[Hashable, deque[Operation]] = {}
         self._abandoned: list[Operation] = []
-        """Those that timed out: a late peer may still write into their buffers, which must not be freed."""
+        """Those that timed out or were cut off: a late peer may still write into their arrays, which are not freed."""
         self._waiting = 0
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -132,10 +132,11 @@ class Progress:
                 return
             for call in calls:
                 call.finish()
-        except BaseException as error:
+        except Exception as error:
             Operation(lane, calls, steps).finish(error)
-            if not isinstance(error, Exception):
-                raise
+        except BaseException as error:
+            self.interrupt(Operation(lane, calls, steps), error)
+            raise
         finally:
             self.lock.release()
 
@@ -251,11 +252,20 @@ class Progress:
             operation.wait(*next(operation.steps))
         except StopIteration:
             operation.finish(None)
-        except BaseException as error:
+        except Exception as error:
             operation.finish(error)
-            if not isinstance(error, Exception):
-                raise
+        except BaseException as error:
+            self.interrupt(operation, error)
+            raise
         return True
+
+    def interrupt(self, operation: Operation, error: BaseException) -> None:
+        """Fail ``operation``, which a Ctrl-C has cut off between two steps: its group is out of step for good."""
+        self._abandoned.append(operation)
+        operation.finish(error)
+        for call in operation.calls:
+            call.group.broken = CollectiveError(f"{type(error).__name__} has cut off {call.name}")
+            call.group.host.told.add(call.group.ranks[call.index])  # it is raised in the rank's own thread
 
 
 class _Pause:

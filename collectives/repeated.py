@@ -12,6 +12,7 @@ import numpy
 
 from disttrain.collectives.call import Call, Form, Tag, caller, made
 from disttrain.collectives.host import Group
+from disttrain.collectives.ledger import Page
 from disttrain.collectives.progress import Operation, Steps, Wait, comes_soon
 from disttrain.collectives.protocol import after_headers
 from disttrain.collectives.reduction import ufunc
@@ -123,23 +124,27 @@ class Repeated:
                         page.end(entry, failed=False)
                         return None
                     steps, wait = _nothing(), (request, False)
-        except BaseException:
-            page.end(entry, failed=True)
+        except BaseException as error:
+            call = self._call(x, op, tag, source, number, page, entry)
+            group.host.progress.interrupt(Operation(id(group), [call], _nothing()), error)
             raise
-        call = Call("all_reduce", x, x, op=op, tag=tag)
-        call.source, call.number, call.index, call.generation = (
-            source,
-            number,
-            group.here[0],
-            group.host.env.generation,
-        )
-        call.group, call.page, call.entry = group, page, entry
+        call = self._call(x, op, tag, source, number, page, entry)
         if steps is None:
             steps = after_headers(group, [call], enclosed, header, everyone)
         operation = Operation(id(group), [call], steps)
         if wait is not None:
             operation.wait(*wait)
         group.host.progress.take(operation)
+        return call
+
+    def _call(
+        self, x: Array, op: str, tag: Tag, source: tuple[str, int], number: int, page: Page, entry: int
+    ) -> Call:
+        """Return the call that has been noted as ``entry``."""
+        group = self._group
+        call = Call("all_reduce", x, x, op=op, tag=tag)
+        call.source, call.number, call.generation = source, number, group.host.env.generation
+        call.index, call.group, call.page, call.entry = group.here[0], group, page, entry
         return call
 
 

@@ -90,6 +90,23 @@ def test_a_rank_that_does_not_come_is_named_in_time(mpiexec, tmp_path, options):
         assert second.startswith("CollectiveError: this group cannot be used any more: ")
 
 
+@pytest.mark.parametrize("options", [[], ["without-mpi"]], ids=["mpi", "shm"])
+def test_a_group_in_which_a_rank_was_interrupted_is_not_used_again(mpiexec, tmp_path, options):
+    """Else a later call of that rank would be taken for the end of the one that it has left."""
+    job = mpiexec(2, "faults.py", "interrupted", str(tmp_path), *options, timeout=20)
+
+    assert job.returncode == 0, job.stderr
+    theirs, own = reports(tmp_path, 2, job)
+    call = r"all_reduce\(float32, shape \(20000,\), op sum\) at faults.py:\d+ \(call \d of group \d+ of ranks 0-1\)"
+    unusable = "CollectiveError: this group cannot be used any more: "
+    assert own[0] == own[3] == "interrupted"
+    for text in own[1:3] + own[4:]:
+        assert re.fullmatch(rf"{unusable}KeyboardInterrupt has cut off {call}", text)
+    for late, after in (theirs[:2], theirs[2:]):
+        assert re.match(rf"CollectiveTimeout: rank 0 waited \d+\.\d s in {call} for rank 1; ", late)
+        assert after.startswith(unusable)
+
+
 @TRANSPORTS
 def test_a_message_that_does_not_come_is_named_in_time(mpiexec, tmp_path, options):
     job = mpiexec(3, "faults.py", "late_message", str(tmp_path), *options, timeout=20)

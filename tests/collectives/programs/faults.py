@@ -28,6 +28,7 @@ from disttrain.collectives import (
     watch,
 )
 from disttrain.collectives.env import WorkerEnv
+from disttrain.collectives.shared_reduce import InPlace
 
 AWAY_S = 4.0 if {"far", "far-pairs"} & set(sys.argv) else 1.2
 """How long a rank stays away. Whoever has to ask takes longer to name it."""
@@ -238,6 +239,39 @@ def timeout() -> None:
             texts.append(f"{type(error).__name__}: {error}")
     report(comm.rank, texts)
     leave_together(comm.size)
+
+
+def interrupted() -> None:
+    """Ctrl-C in the middle of a call, when the others are there: in the first one, and in one that was made before."""
+    comm = connect()
+    texts = []
+    reduce = InPlace.reduce
+
+    def reduce_and_be_interrupted(way: InPlace) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        reduce(way)
+
+    for before in (0, 2):
+        part = comm.split(0)
+        assert part is not None
+        part.timeout = 0.3
+        x = part.empty(20_000, np.float32)
+        for _ in range(before):
+            part.all_reduce(x, x)
+        if comm.rank == 1:
+            InPlace.reduce = reduce_and_be_interrupted  # type: ignore[method-assign]
+            try:
+                part.all_reduce(x, x)
+            except KeyboardInterrupt:
+                texts.append("interrupted")
+            InPlace.reduce = reduce  # type: ignore[method-assign]
+        for _ in range(2):  # who was interrupted must not take part again: its part of the sum is missing
+            try:
+                part.all_reduce(x, x)
+            except CollectiveError as error:
+                texts.append(f"{type(error).__name__}: {error}".splitlines()[0])
+    report(comm.rank, texts)
+    comm.barrier()  # the world is as it was
 
 
 def late_in_a_group() -> None:
