@@ -124,7 +124,7 @@ class Communicator:
             raise TransportUnavailable(
                 f"the job was started with --transport {wanted}; use `disttrain launch --transport nccl`, or auto"
             )
-        nccl.load()
+        nccl.find()
         self._host.gpu.transport = "nccl"
 
     def __repr__(self) -> str:

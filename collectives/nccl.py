@@ -1,7 +1,7 @@
-"""NCCL, through CuPy's bindings: a channel for arrays on GPUs, and what processes tell each other to open one.
+"""NCCL: a channel for arrays on GPUs, and what processes tell each other to open one.
 
-CuPy makes communicators of the blocking kind only: a call can stay inside NCCL while a peer does not come. Making one
-therefore blocks a thread of its own, and :mod:`.watchdog` aborts those whose calls do not come to an end.
+Making a communicator takes as long as the others take to come, so a thread of its own does it; :mod:`.watchdog` aborts
+those whose calls do not come to an end.
 """
 
 import os
@@ -10,63 +10,63 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
 
 import ml_dtypes
 import numpy
 
+from disttrain.collectives import nccl_library
 from disttrain.collectives.call import name_ranks
 from disttrain.collectives.cuda import Gpu
 from disttrain.collectives.errors import PeerFailed, TransportUnavailable
+from disttrain.collectives.nccl_library import NcclError
 from disttrain.collectives.transport import Channel, Request
 from disttrain.kernels.arrays import Array, address
+from disttrain.kernels.libraries import LibraryMissing
 
-_OLDEST = 21000
-"""NCCL 2.10, the first with bfloat16."""
-_TYPES = {
-    "int8": "INT8", "uint8": "UINT8", "int32": "INT32", "uint32": "UINT32", "int64": "INT64", "uint64": "UINT64",
-    "float16": "FLOAT16", "float32": "FLOAT32", "float64": "FLOAT64",
-}  # fmt: skip
-TYPES = {numpy.dtype(name): f"NCCL_{theirs}" for name, theirs in _TYPES.items()} | {
-    numpy.dtype(ml_dtypes.bfloat16): "NCCL_BFLOAT16"
+_OLDEST = 21800
+"""NCCL 2.18: the configuration of communicators that is passed."""
+TYPES = {
+    numpy.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name): number
+    for name, number in nccl_library.TYPES.items()
 }
 """What NCCL can reduce: no integers of 16 bits. (Other traffic goes as bytes.)"""
+_BYTE = nccl_library.TYPES["uint8"]
 _OFFER = struct.Struct("<q16s")
 _GPU_OF_SEVERAL = ("NCCL_HOSTID", "NCCL_MULTI_RANK_GPU_ENABLE")
 """With one of these set NCCL lets processes share a GPU: for tests, it is slow."""
 
-_UNIQUE_BYTES = 128
 _NO_OFFER = bytes(_OFFER.size)
 
 
-def load() -> Any:
-    """Return CuPy's bindings of NCCL.
+def find() -> int:
+    """Return the version of NCCL that is there to be used.
 
     Raises:
         TransportUnavailable: says what is missing.
     """
     try:
         import cupy
-        from cupy.cuda import nccl
     except ImportError as error:
         raise TransportUnavailable(
-            f"nccl needs CuPy and NCCL ({error}); "
-            f'install them with `pip install "disttrain[cuda13]"` (or [cuda12], by the driver)'
+            f"nccl needs CuPy ({error}); "
+            f'install it with `pip install "disttrain[cuda13]"` (or [cuda12], by the driver)'
         ) from error
-    if not nccl.available:
+    try:
+        version = nccl_library.version()
+    except LibraryMissing as error:
         raise TransportUnavailable(
-            "nccl needs the NCCL library, which CuPy does not find; `pip install nvidia-nccl-cu13` (or -cu12)"
-        )
+            f"nccl needs the NCCL library; `pip install nvidia-nccl-cu13` (or -cu12); tried: {error}"
+        ) from error
     if not cupy.is_available():
         raise TransportUnavailable(
             f"nccl needs a GPU, and CuPy {cupy.__version__} sees none "
             f"(CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})"
         )
-    if nccl.get_version() < _OLDEST:
+    if version < _OLDEST:
         raise TransportUnavailable(
-            f"nccl needs NCCL {version_text(_OLDEST)} or newer, and CuPy loaded {version_text(nccl.get_version())}"
+            f"nccl needs NCCL {version_text(_OLDEST)} or newer, and {version_text(version)} is there"
         )
-    return nccl
+    return version
 
 
 def version_text(version: int) -> str:
@@ -78,11 +78,11 @@ def version_text(version: int) -> str:
 def offer(gpu: Gpu) -> bytes:
     """Return what a process tells the others before they connect: its version of NCCL, and which GPU is its own."""
     try:
-        nccl = load()
+        version = find()
     except TransportUnavailable:
         return _NO_OFFER
     shared = any(os.environ.get(name, "0") != "0" for name in _GPU_OF_SEVERAL)
-    return _OFFER.pack(nccl.get_version(), os.urandom(16) if shared else gpu.identity())
+    return _OFFER.pack(version, os.urandom(16) if shared else gpu.identity())
 
 
 def refusal(offers: bytes, ranks: Sequence[Sequence[int]]) -> str:
@@ -120,17 +120,18 @@ def version_in(offers: bytes) -> str:
 
 def unique_id(first: bool) -> bytes:
     """Return by which number processes find each other, if this is the ``first`` of them; else nothing, as long."""
-    unique: bytes = load().get_unique_id() if first else bytes(_UNIQUE_BYTES)
-    return unique
+    return nccl_library.unique_id() if first else bytes(nccl_library.UNIQUE_BYTES)
 
 
-def connect(gpu: Gpu, size: int, unique: bytes, index: int) -> tuple[Request, Callable[[], "Link"]]:
-    """Start to connect ``size`` processes, of which this one is number ``index``."""
+def connect(
+    gpu: Gpu, size: int, unique: bytes, index: int, given_up: Callable[[], bool]
+) -> tuple[Request, Callable[[], "Link"]]:
+    """Start to connect ``size`` processes, of which this one is number ``index``, unless that is given up."""
     made: Future[Link] = Future()
 
     def make() -> None:
         try:
-            made.set_result(Link(gpu, size, unique[:_UNIQUE_BYTES], index))
+            made.set_result(Link(gpu, size, unique[: nccl_library.UNIQUE_BYTES], index, given_up))
         except BaseException as error:
             made.set_exception(error)
 
@@ -145,58 +146,47 @@ class Link:
     ``stream``.
     """
 
-    def __init__(self, gpu: Gpu, size: int, unique: bytes, index: int) -> None:
+    def __init__(self, gpu: Gpu, size: int, unique: bytes, index: int, given_up: Callable[[], bool]) -> None:
         self.index = index
         self.size = size
         self.stream = gpu.new_stream()
-        self._lock = threading.Lock()
-        self._over = False
-        self._nccl = load()
-        self._byte = self._nccl.NCCL_UINT8
-        with _errors(self._nccl, "connecting"), gpu.on(self.stream):
-            self._comm = self._nccl.NcclCommunicator(size, unique, index)
+        with _errors("connecting"), gpu.on(self.stream):
+            self._comm = nccl_library.Communicator(size, unique, index, given_up)
 
     def all_reduce(self, x: Array, op: str) -> None:
         """Reduce ``x`` in place; see ``TYPES``."""
-        self._call("allReduce", address(x), address(x), x.size, *self._reduction(x, op))
+        self._call("ncclAllReduce", address(x), address(x), x.size, *self._reduction(x, op))
 
     def reduce(self, x: Array, out: Array | None, root: int, op: str) -> None:
         """Reduce into ``out`` of process ``root``."""
         into = address(x if out is None else out)
-        self._call("reduce", address(x), into, x.size, *self._reduction(x, op), root)
+        self._call("ncclReduce", address(x), into, x.size, *self._reduction(x, op), root)
 
     def reduce_scatter(self, x: Array, out: Array, op: str) -> None:
         """Reduce; process ``i`` receives the i-th part, of the size of ``out``."""
-        self._call("reduceScatter", address(x), address(out), out.size, *self._reduction(x, op))
+        self._call("ncclReduceScatter", address(x), address(out), out.size, *self._reduction(x, op))
 
     def all_gather(self, x: Array, out: Array) -> None:
         """Receive the ``x`` of all processes one after the other."""
-        self._call("allGather", address(x), address(out), x.nbytes, self._byte)
+        self._call("ncclAllGather", address(x), address(out), x.nbytes, _BYTE)
 
     def broadcast(self, x: Array, root: int) -> None:
         """Receive the ``x`` of process ``root``."""
-        self._call("broadcast", address(x), address(x), x.nbytes, self._byte, root)
+        self._call("ncclBroadcast", address(x), address(x), x.nbytes, _BYTE, root)
 
     def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
         """Send each (process, array), receive into each (process, array)."""
-        with _errors(self._nccl, "exchange"):
-            self._nccl.groupStart()
-            try:
-                for p, x in sends:
-                    if x.nbytes:
-                        self._comm.send(address(x), x.nbytes, self._byte, p, self.stream.ptr)
-                for p, x in receives:
-                    if x.nbytes:
-                        self._comm.recv(address(x), x.nbytes, self._byte, p, self.stream.ptr)
-            finally:
-                self._nccl.groupEnd()
+        calls = [("ncclSend", address(x), x.nbytes, _BYTE, p) for p, x in sends if x.nbytes]
+        calls += [("ncclRecv", address(x), x.nbytes, _BYTE, p) for p, x in receives if x.nbytes]
+        with _errors("exchange"):
+            self._comm.exchange(calls, self.stream.ptr)
 
     def _reduction(self, x: Array, op: str) -> tuple[int, int]:
-        return getattr(self._nccl, TYPES[x.dtype]), getattr(self._nccl, f"NCCL_{op.upper()}")
+        return TYPES[x.dtype], nccl_library.OPERATIONS[op]
 
     def _call(self, name: str, *arguments: int) -> None:
-        with _errors(self._nccl, name):
-            getattr(self._comm, name)(*arguments, self.stream.ptr)
+        with _errors(name):
+            self._comm.call(name, *arguments, self.stream.ptr)
 
     def check(self) -> None:
         """Raise what NCCL has found out since.
@@ -204,28 +194,24 @@ class Link:
         Raises:
             PeerFailed: it cannot go on.
         """
-        with self._lock, _errors(self._nccl, "the background"):
-            if not self._over:
-                self._comm.check_async_error()
+        with _errors("the background"):
+            self._comm.check()
 
     def abort(self) -> None:
         """Give up what is in flight, whatever the peers do. NCCL may not return from this."""
-        with self._lock:  # whoever looks for errors has looked, or will not
-            self._over = True
         self._comm.abort()
 
     def close(self) -> None:
         """Free the communicator; nothing is in flight on any process."""
-        with self._lock:
-            self._over = True
-        self._comm.destroy()
+        with _errors("closing"):
+            self._comm.destroy()
 
 
 @contextmanager
-def _errors(nccl: Any, where: str) -> Iterator[None]:
+def _errors(where: str) -> Iterator[None]:
     try:
         yield
-    except nccl.NcclError as error:
+    except NcclError as error:
         raise PeerFailed(
             f"NCCL cannot go on ({where}: {error}); look for a process that ended, and set NCCL_DEBUG=INFO to see more"
         ) from error

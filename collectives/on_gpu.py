@@ -40,6 +40,7 @@ class GpuSide:
         self._gpu: Gpu | None = None
         self._copies: Stream = None
         self._said: set[str] = set()
+        self._stopped = False
         self.fixed_order = host.env.fixed_order
         self.transport = host.env.transport
         """``nccl``: over NCCL or not at all. ``auto``: over NCCL if that is possible. Others: through host memory."""
@@ -146,7 +147,7 @@ class GpuSide:
         self._say(index, f"GPU arrays go over nccl {nccl.version_in(offers)} (a GPU for each process)")
         request, everyone = tell(nccl.unique_id(first=index == 0))
         yield request, False
-        connected, made = nccl.connect(self.gpu, len(ranks), bytes(everyone), index)
+        connected, made = nccl.connect(self.gpu, len(ranks), bytes(everyone), index, self._is_over)
         yield connected, False
         link = made()
         self.watchdog.links[key] = link
@@ -166,8 +167,12 @@ class GpuSide:
         for key in sorted(links.keys() & (links if keys is None else keys)):  # in one order on all processes
             links.pop(key).close()
 
+    def _is_over(self) -> bool:
+        return self._stopped or self._host.failure is not None
+
     def stop(self) -> None:
         """End the watchdog, and abort what :meth:`close` has not freed: the other processes may never come."""
+        self._stopped = True
         self.watchdog.close()
         self.watchdog.abort()
 

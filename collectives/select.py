@@ -29,7 +29,7 @@ def choose(env: WorkerEnv) -> tuple[str, str]:
     if wanted == "nccl":
         from disttrain.collectives import nccl
 
-        nccl.load()
+        nccl.find()
     if wanted == "local" and env.processes > 1:
         raise TransportUnavailable(
             f"the local transport connects ranks of one process, and this job has {env.processes} processes; "

@@ -1,4 +1,4 @@
-"""What only CuPy itself can say: that its bindings are as we call them, and, where there is a GPU, that they work."""
+"""What only CuPy and NCCL themselves can say: that CuPy has what we call, and, where there is a GPU, that they work."""
 
 import os
 import subprocess
@@ -14,32 +14,7 @@ from disttrain.collectives.cuda import Gpu
 
 ROOT = Path(__file__).parents[2]
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
-bindings = pytest.importorskip("cupy.cuda.nccl", reason="CuPy finds no NCCL")
 needs_gpu = pytest.mark.skipif(not cupy.is_available(), reason="CuPy sees no GPU")
-
-
-def parameters(name):
-    text = getattr(bindings.NcclCommunicator, name).__doc__.splitlines()[0]
-    inside = text[text.index("(") + 1 : text.rindex(")")]
-    return [word.split()[-1] for word in inside.split(",")[1:]]
-
-
-def test_the_bindings_take_what_we_pass():
-    assert parameters("allReduce") == ["sendbuf", "recvbuf", "count", "datatype", "op", "stream"]
-    assert parameters("reduce") == ["sendbuf", "recvbuf", "count", "datatype", "op", "root", "stream"]
-    assert parameters("reduceScatter") == ["sendbuf", "recvbuf", "recvcount", "datatype", "op", "stream"]
-    assert parameters("allGather") == ["sendbuf", "recvbuf", "count", "datatype", "stream"]
-    assert parameters("broadcast") == ["sendbuff", "recvbuff", "count", "datatype", "root", "stream"]
-    assert parameters("send") == ["sendbuf", "count", "datatype", "peer", "stream"]
-    assert parameters("recv") == ["recvbuf", "count", "datatype", "peer", "stream"]
-    for name in ("check_async_error", "abort", "destroy"):
-        assert parameters(name) == []
-    for name in (*nccl.TYPES.values(), "NCCL_SUM", "NCCL_PROD", "NCCL_MIN", "NCCL_MAX"):
-        assert isinstance(getattr(bindings, name), int)
-    assert bindings.available
-    assert bindings.get_version() >= nccl._OLDEST
-    assert len(bindings.get_unique_id()) == nccl._UNIQUE_BYTES
-    assert issubclass(bindings.NcclError, RuntimeError)
 
 
 def test_cupy_has_what_we_call():
@@ -73,14 +48,14 @@ def test_cupy_has_what_we_call():
         if not cupy.is_available()
         else nullcontext()
     ):
-        nccl.load()
+        nccl.find()
 
 
 @pytest.mark.gpu
 @needs_gpu
 def test_one_process_over_nccl():
     gpu = Gpu(0)
-    ready, made = nccl.connect(gpu, 1, nccl.unique_id(first=True), 0)
+    ready, made = nccl.connect(gpu, 1, nccl.unique_id(first=True), 0, lambda: False)
     while not ready():
         pass
     link = made()

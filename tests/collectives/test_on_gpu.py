@@ -2,6 +2,7 @@
 
 import re
 
+import fake_cupy
 import numpy as np
 import pytest
 
@@ -135,17 +136,19 @@ def test_nccl_asked_for_by_name_is_there_or_says_what_is_missing(cupy, monkeypat
     env = WorkerEnv(world_size=2, processes=2, transport="nccl")
     assert choose(env) == ("nccl", "asked for")
 
-    monkeypatch.setattr(cupy.cuda.nccl, "get_version", lambda: 2804)
+    monkeypatch.setattr(fake_cupy, "VERSION", 2804)
     with pytest.raises(
-        TransportUnavailable, match=re.escape("needs NCCL 2.10.0 or newer, and CuPy loaded 2.8.4")
+        TransportUnavailable, match=re.escape("needs NCCL 2.18.0 or newer, and 2.8.4 is there")
     ):
         choose(env)
     monkeypatch.setattr(cupy, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
     with pytest.raises(TransportUnavailable, match=r"sees none \(CUDA_VISIBLE_DEVICES is none\)"):
         choose(env)
-    monkeypatch.setattr(cupy.cuda.nccl, "available", False)
-    with pytest.raises(TransportUnavailable, match="needs the NCCL library, which CuPy does not find"):
+    monkeypatch.setattr(fake_cupy, "VERSION", 0)
+    with pytest.raises(
+        TransportUnavailable, match=r"needs the NCCL library; .* tried: the stand-in has none"
+    ):
         choose(env)
 
 

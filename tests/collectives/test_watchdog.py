@@ -32,7 +32,7 @@ def test_if_the_abort_hangs_too_the_job_is_ended_with_the_reason(mpiexec):
 def test_a_call_that_nccl_refuses_ends_all_others(mpiexec):
     job = mpiexec(2, "gpu_faults.py", "fails_to_begin", "gpu=nccl", timeout=30)
 
-    assert "rank 0: PeerFailed: NCCL cannot go on (allReduce: NCCL_ERROR_REMOTE_ERROR" in job.stdout
+    assert "rank 0: PeerFailed: NCCL cannot go on (ncclAllReduce: stand-in, status 6" in job.stdout
     assert "rank 0: CollectiveError: the GPU cannot be used any more: NCCL cannot go on" in job.stdout
 
 
@@ -43,6 +43,6 @@ def test_what_nccl_notices_comes_before_any_timeout(mpiexec):
 
     assert re.search(
         r"rank 0: PeerFailed: rank 0 in all_reduce\(float32 on the GPU, shape \(4,\), op sum\) at gpu_faults.py:\d+: "
-        r"NCCL cannot go on \(the background: NCCL_ERROR_REMOTE_ERROR",
+        r"NCCL cannot go on \(the background: stand-in, status 6",
         job.stdout,
     ), job.stdout + job.stderr

@@ -29,7 +29,9 @@ from unittest import mock
 import ml_dtypes
 import numpy as np
 
+from disttrain.collectives import nccl_library
 from disttrain.kernels import cuda
+from disttrain.kernels.libraries import LibraryMissing
 
 failures: list[str] = []
 """What was done that CuPy or NCCL would not forgive."""
@@ -262,37 +264,137 @@ def empty_pinned(shape: Any, dtype: Any = float) -> np.ndarray:
 
 # --------------------------------------------------------------------------------------------------- NCCL
 
-_TYPES = ("INT8", "UINT8", "INT32", "UINT32", "INT64", "UINT64", "FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
-_DTYPES = [np.dtype(name.lower()) for name in _TYPES[:-1]] + [np.dtype(ml_dtypes.bfloat16)]
+_DTYPES = [np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in nccl_library.TYPES]
 _OPS = {"SUM": np.add, "PROD": np.multiply, "MAX": np.fmax, "MIN": np.fmin}
 _FRAME = struct.Struct("<16sq")
-
-
-class NcclError(RuntimeError):
-    def __init__(self, status: int) -> None:
-        super().__init__(f"NCCL_ERROR_REMOTE_ERROR: stand-in, status {status}")
-        self.status = status
-
-
-def get_unique_id() -> bytes:
-    return tempfile.mkdtemp(prefix="nccl").encode().ljust(128, b"\0")
 
 
 class _Gone(Exception):
     """The communicator was aborted."""
 
 
-def groupStart() -> None:
-    assert getattr(_here, "group", None) is None
-    _here.group = []
+class Library:
+    """What ctypes gives of NCCL: communicators are set up in the background, calls return before they are through."""
+
+    def __init__(self) -> None:
+        self._comms: dict[int, NcclCommunicator | None] = {}
+        self._codes: dict[int, list[int]] = {}
+        """What the next questions are answered with, for each communicator."""
+
+    def ncclGetVersion(self, out: Any) -> int:
+        out._obj.value = VERSION
+        return 0
+
+    def ncclGetUniqueId(self, out: Any) -> int:
+        folder = tempfile.mkdtemp(prefix="nccl").encode()
+        ctypes.memmove(out, folder, len(folder))
+        return 0
+
+    def ncclCommInitRankConfig(self, out: Any, size: int, unique: Any, rank: int, config: Any) -> int:
+        number = out._obj.value = len(self._codes) + 1
+        asked = config._obj
+        assert (asked.size, asked.magic, asked.blocking) == (ctypes.sizeof(asked), 0xCAFEBEEF, 0)
+        self._codes[number] = [7]
+
+        def connect() -> None:
+            try:
+                self._comms[number] = NcclCommunicator(size, bytes(memoryview(unique)), rank)
+                self._codes[number] = [7, 0]
+            except OSError:
+                self._codes[number] = [2]
+
+        threading.Thread(target=connect, daemon=True).start()
+        return 7
+
+    def ncclCommGetAsyncError(self, comm: int, out: Any) -> int:
+        codes = self._codes[comm]
+        out._obj.value = codes.pop(0) if len(codes) > 1 else codes[0]
+        made = self._comms.get(comm)
+        if made is not None and made._lost and NOTICES:
+            out._obj.value = 6
+        return 0
+
+    def _begun(self, comm: int, call: str, *arguments: int) -> int:
+        assert self._codes[comm][-1] == 0, "called before the communicator was complete"
+        assert getattr(_here, "group", None) is None, "not here"
+        getattr(self._comms[comm], call)(*arguments)
+        self._codes[comm] = [7, 7, 0]
+        return 7
+
+    def ncclAllReduce(
+        self, send: int, recv: int, count: int, kind: int, op: int, comm: int, stream: int
+    ) -> int:
+        return self._begun(comm, "allReduce", send, recv, count, kind, op, stream)
+
+    def ncclReduce(
+        self, send: int, recv: int, count: int, kind: int, op: int, root: int, comm: int, stream: int
+    ) -> int:
+        return self._begun(comm, "reduce", send, recv, count, kind, op, root, stream)
+
+    def ncclReduceScatter(
+        self, send: int, recv: int, count: int, kind: int, op: int, comm: int, stream: int
+    ) -> int:
+        return self._begun(comm, "reduceScatter", send, recv, count, kind, op, stream)
+
+    def ncclAllGather(self, send: int, recv: int, count: int, kind: int, comm: int, stream: int) -> int:
+        return self._begun(comm, "allGather", send, recv, count, kind, stream)
+
+    def ncclBroadcast(
+        self, send: int, recv: int, count: int, kind: int, root: int, comm: int, stream: int
+    ) -> int:
+        return self._begun(comm, "broadcast", send, recv, count, kind, root, stream)
+
+    def ncclGroupStart(self) -> int:
+        assert getattr(_here, "group", None) is None
+        _here.group = []
+        return 0
+
+    def ncclSend(self, x: int, count: int, kind: int, peer: int, comm: int, stream: int) -> int:
+        _here.group.append((comm, "send", peer, _array(x, count, kind), stream))
+        return 0
+
+    def ncclRecv(self, x: int, count: int, kind: int, peer: int, comm: int, stream: int) -> int:
+        _here.group.append((comm, "recv", peer, _array(x, count, kind), stream))
+        return 0
+
+    def ncclGroupEnd(self) -> int:
+        group, _here.group = _here.group, None
+        for number, stream in {(c, s) for c, _, _, _, s in group}:
+            comm = self._comms[number]
+            sends = [(p, x) for c, kind, p, x, _ in group if c == number and kind == "send"]
+            receives = [(p, x) for c, kind, p, x, _ in group if c == number and kind == "recv"]
+            _streams[stream]._put(comm._task(lambda c=comm, s=sends, r=receives: c._exchange("p2p", s, r)))
+            self._codes[number] = [7, 0]
+        return 7 if group else 0
+
+    def ncclCommFinalize(self, comm: int) -> int:
+        self._codes[comm] = [7, 7, 0]
+        return 7
+
+    def ncclCommDestroy(self, comm: int) -> int:
+        self._comms.pop(comm).destroy()
+        return 0
+
+    def ncclCommAbort(self, comm: int) -> int:
+        made = self._comms.get(comm)
+        if made is not None:
+            made.abort()
+        return 0
+
+    def ncclGetErrorString(self, code: int) -> bytes:
+        return b"stand-in, status %d" % code
+
+    def ncclGetLastError(self, comm: int | None) -> bytes:
+        return b""
 
 
-def groupEnd() -> None:
-    group, _here.group = _here.group, None
-    for comm in {id(c): c for c, _, _, _ in group}.values():
-        sends = [(p, x) for c, kind, p, x in group if c is comm and kind == "send"]
-        receives = [(p, x) for c, kind, p, x in group if c is comm and kind == "recv"]
-        _streams[comm._grouped]._put(comm._task(lambda c=comm, s=sends, r=receives: c._exchange("p2p", s, r)))
+_library = Library()
+
+
+def _load_library() -> Library:
+    if VERSION == 0:
+        raise LibraryMissing("the stand-in has none")
+    return _library
 
 
 class NcclCommunicator:
@@ -304,7 +406,6 @@ class NcclCommunicator:
         self._over = self._lost = False
         self._aborted = threading.Event()
         self._left = 0
-        self._grouped = 0
         folder = unique.rstrip(b"\0").decode()
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(f"{folder}/{rank}-")
@@ -361,18 +462,6 @@ class NcclCommunicator:
 
         self._put(stream, task)
 
-    def send(self, x: int, count: int, dtype: int, peer: int, stream: int) -> None:
-        self._grouped = stream
-        _here.group.append((self, "send", peer, _array(x, count, dtype)))
-
-    def recv(self, x: int, count: int, dtype: int, peer: int, stream: int) -> None:
-        self._grouped = stream
-        _here.group.append((self, "recv", peer, _array(x, count, dtype)))
-
-    def check_async_error(self) -> None:
-        if self._lost and NOTICES:
-            raise NcclError(6)
-
     def abort(self) -> None:
         if ABORT_HANGS:
             threading.Event().wait()
@@ -395,12 +484,10 @@ class NcclCommunicator:
     # How it is done.
 
     def _put(self, stream: int, task: Callable[[], object]) -> None:
-        assert getattr(_here, "group", None) is None, "not here"
         _streams[stream]._put(self._task(task))
 
     def _task(self, task: Callable[[], object]) -> Callable[[], None]:
-        if self._over:
-            raise NcclError(5)
+        assert not self._over, "called after it was aborted or destroyed"
         self._left += 1
 
         def run() -> None:
@@ -495,12 +582,17 @@ def install() -> None:
     """Let ``import cupy`` find this, and launches of the one kernel that collectives have go to it."""
     sys.modules.update(modules())
     vars(cuda).update(_launching())
+    vars(nccl_library).update(load_library=_load_library)
 
 
 @contextlib.contextmanager
 def installed() -> Iterator[ModuleType]:
     """:func:`install` within the block; yields the module."""
-    with mock.patch.dict(sys.modules, modules()), mock.patch.multiple(cuda, **_launching()):
+    with (
+        mock.patch.dict(sys.modules, modules()),
+        mock.patch.multiple(cuda, **_launching()),
+        mock.patch.object(nccl_library, "load_library", _load_library),
+    ):
         yield sys.modules["cupy"]
 
 
@@ -535,7 +627,7 @@ def _load(program: cuda.Program, variant: dict[str, Any], kernel: str) -> Callab
 def modules() -> dict[str, ModuleType]:
     """Return what ``sys.modules`` needs for that."""
     cupy = ModuleType("cupy")
-    cuda_, runtime, nccl, cupyx = (ModuleType(n) for n in ("cupy.cuda", "runtime", "cupy.cuda.nccl", "cupyx"))
+    cuda_, runtime, cupyx = (ModuleType(n) for n in ("cupy.cuda", "runtime", "cupyx"))
     vars(cupy).update(
         ndarray=ndarray, empty=empty, asarray=asarray, copyto=copyto, is_available=is_available, cuda=cuda_,
         add=_binary(np.add), multiply=_binary(np.multiply), minimum=_binary(np.minimum), maximum=_binary(np.maximum),
@@ -548,7 +640,6 @@ def modules() -> dict[str, ModuleType]:
         Event=Event,
         get_current_stream=get_current_stream,
         runtime=runtime,
-        nccl=nccl,
         get_allocator=lambda: "of a user",
         using_allocator=lambda allocator: contextlib.nullcontext(),
     )
@@ -556,10 +647,5 @@ def modules() -> dict[str, ModuleType]:
         memcpyAsync=memcpyAsync, memcpyHostToDevice=1, memcpyDeviceToHost=2,
         getDeviceProperties=lambda index: {"uuid": UUID.encode()}, deviceGetPCIBusId=lambda index: f"0000:{index}",
     )  # fmt: skip
-    vars(nccl).update(
-        available=VERSION > 0, get_version=lambda: VERSION, get_unique_id=get_unique_id, groupStart=groupStart,
-        groupEnd=groupEnd, NcclCommunicator=NcclCommunicator, NcclError=NcclError,
-        **{f"NCCL_{name}": i for i, name in enumerate(_TYPES)}, **{f"NCCL_{name}": i for i, name in enumerate(_OPS)},
-    )  # fmt: skip
     vars(cupyx).update(empty_pinned=empty_pinned)
-    return {"cupy": cupy, "cupy.cuda": cuda_, "cupy.cuda.nccl": nccl, "cupyx": cupyx}
+    return {"cupy": cupy, "cupy.cuda": cuda_, "cupyx": cupyx}
