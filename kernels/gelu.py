@@ -13,6 +13,7 @@ from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.elementwise import fuse
 from disttrain.kernels.jit import erf as scalar_erf
 from disttrain.kernels.jit import exp_down, jit
+from disttrain.kernels.jit import tanh as scalar_tanh
 
 _ROOT_HALF = math.sqrt(0.5)
 _DENSITY = 1 / math.sqrt(2 * math.pi)
@@ -124,15 +125,61 @@ _ROOT = math.sqrt(2 / math.pi)
 _CUBE = 0.044715
 
 
-@fuse
 def gelu_tanh(x: Array) -> Array:
     """Return the approximation of GELU by tanh."""
+    if get_array_module(x) is not numpy:
+        return _gelu_tanh_chain(x)
+    out = buffers.empty_like(x)
+    T = x.dtype.type
+    _gelu_tanh(x, T(_ROOT), T(_CUBE), out)
+    return out
+
+
+def gelu_tanh_reference(x: Array) -> Array:
+    """What :func:`gelu_tanh` must equal up to rounding."""
+    return _by_tanh(x)
+
+
+@jit
+def _gelu_tanh(x, root, cube, out):  # type: ignore[no-untyped-def]
+    half, one = x.dtype.type(0.5), x.dtype.type(1)
+    for i in range(x.size):
+        v = x[i]
+        out[i] = half * v * (one + scalar_tanh(root * (v + cube * (v * v * v))))
+
+
+def gelu_tanh_grad(g: Array, x: Array) -> Array:
+    """Return the gradient of the input of :func:`gelu_tanh`."""
+    if get_array_module(g) is not numpy:
+        return _gelu_tanh_grad_chain(g, x)
+    out = buffers.empty_like(x)
+    T = x.dtype.type
+    _gelu_tanh_grad(g, x, T(_ROOT), T(_CUBE), out)
+    return out
+
+
+def gelu_tanh_grad_reference(g: Array, x: Array) -> Array:
+    """What :func:`gelu_tanh_grad` must equal up to rounding."""
+    return g * _slope_by_tanh(x)
+
+
+@jit
+def _gelu_tanh_grad(g, x, root, cube, out):  # type: ignore[no-untyped-def]
+    half, one, three = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(3)
+    for i in range(x.size):
+        v = x[i]
+        square = v * v
+        t = scalar_tanh(root * (v + cube * (square * v)))
+        out[i] = g[i] * half * ((one + t) + v * (one - t * t) * (root * (one + three * cube * square)))
+
+
+@fuse
+def _gelu_tanh_chain(x):  # type: ignore[no-untyped-def]
     return _by_tanh(x)
 
 
 @fuse
-def gelu_tanh_grad(g: Array, x: Array) -> Array:
-    """Return the gradient of the input of :func:`gelu_tanh`."""
+def _gelu_tanh_grad_chain(g, x):  # type: ignore[no-untyped-def]
     return g * _slope_by_tanh(x)
 
 

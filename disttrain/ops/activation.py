@@ -115,7 +115,8 @@ def log1p_exp(x: Array) -> Array:
 
 def tanh(x: Array) -> Result:
     """Hyperbolic tangent."""
-    y = buffers.convert(get_array_module(x).tanh(widen(x)), x.dtype)
+    wide = widen(x)
+    y = buffers.convert(get_array_module(x).tanh(wide, out=buffers.spare(wide)), x.dtype)
     return y, (y,), tanh_vjp
 
 
@@ -226,11 +227,7 @@ def gelu(x: Array, *, approximate: str = "none") -> Result:
         return _flat(gelu_kernels.gelu, x), (x,), gelu_vjp
     if approximate != "tanh":
         raise ValueError(f'gelu: approximate must be "none" or "tanh", got {approximate!r}')
-    if on_gpu(x):
-        return _flat(gelu_kernels.gelu_tanh, x), (x,), gelu_tanh_vjp
-    wide = widen(x)
-    t = get_array_module(x).tanh(wide * (_ROOT_2_BY_PI * (1 + _CUBE * wide * wide)))
-    return buffers.convert(0.5 * wide * (1 + t), x.dtype), (x,), gelu_tanh_vjp
+    return _flat(gelu_kernels.gelu_tanh, x), (x,), gelu_tanh_vjp
 
 
 def gelu_vjp(g: Any, needs: Needs, x: Any) -> Grads:
@@ -246,14 +243,12 @@ _CUBE = 0.044715
 
 
 def gelu_tanh_vjp(g: Any, needs: Needs, x: Any) -> Grads:
-    if on_gpu(g):
+    if is_array(g):
         return (_flat(gelu_kernels.gelu_tanh_grad, g, x),)
-    wide, h = (widen(x), widen(g)) if is_array(g) else (x, g)
-    square = wide * wide
-    t = call(tanh, wide * ((square * _CUBE + 1) * _ROOT_2_BY_PI))
+    square = x * x
+    t = call(tanh, x * ((square * _CUBE + 1) * _ROOT_2_BY_PI))
     slope = (square * (3 * _CUBE) + 1) * _ROOT_2_BY_PI
-    gx = h * ((t + 1) * 0.5 + wide * (1 - t * t) * slope * 0.5)
-    return (buffers.convert(gx, g.dtype) if is_array(g) else gx,)
+    return (g * ((t + 1) * 0.5 + x * (1 - t * t) * slope * 0.5),)
 
 
 def softmax(x: Array, *, dim: int) -> Result:

@@ -180,6 +180,7 @@ LARGE = {  # so that any array of a batch has 64 KiB and more
     "lenet": (lenet, batch, (64, 1, 32, 32), sgd),
     "lstm": (lambda: Recurrent(64, 64, dropout=0.0), batch, (64, 16, 64), adam),
     "gru": (lambda: Recurrent(64, 64, nn.GRU, 0.0), batch, (64, 16, 64), sgd),
+    "gpt": (lambda: GPT(64, 64, 4, 0.0), text, (16, 64), adam),
     "transformer": (Transformer, text, (16, 64), adam),
     "residual with batch norm": (lambda: Residual(32), batch, (16, 3, 24, 24), sgd),
 }

@@ -307,6 +307,8 @@ def test_gelu(dtype, equal_to_reference):
     equal_to_reference(gelu, "erf", dtype, x)
     equal_to_reference(gelu, "gelu", dtype, x)
     equal_to_reference(gelu, "gelu_grad", dtype, some(x.size), x)
+    equal_to_reference(gelu, "gelu_tanh", dtype, x)
+    equal_to_reference(gelu, "gelu_tanh_grad", dtype, some(x.size), x)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
