@@ -123,9 +123,18 @@ def sum_over(x: Array, axes: Shape, dtype: Any, keepdims: bool = False) -> Array
     return x.sum(axis=axes, dtype=dtype, keepdims=keepdims, out=empty(shape, dtype))
 
 
-def spare(x: Array) -> Array | None:
-    """Return what to give as ``out`` to a function of NumPy whose result is like ``x``; ``None`` lets it make one."""
-    return None if _source.get() is None or type(x) is not numpy.ndarray else empty_like(x)
+def spare(x: Array, *others: Array) -> Array | None:
+    """Return what to give as ``out`` to a function of NumPy, element by element; ``None`` lets it make one itself.
+
+    The result is of the type of ``x``, and laid out as NumPy would where all arguments lie alike in memory.
+    """
+    if _source.get() is None or type(x) is not numpy.ndarray:
+        return None
+    return empty_like(x) if all(o.shape == x.shape and _lie_alike(x, o) for o in others) else None
+
+
+def _lie_alike(x: Array, y: Array) -> bool:
+    return bool((x.flags.c_contiguous and y.flags.c_contiguous) or order_of(x) == order_of(y) is not None)
 
 
 def contiguous(x: Array, dtype: Any = None) -> Array:

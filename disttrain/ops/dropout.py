@@ -6,7 +6,7 @@ import numpy as np
 
 from disttrain.kernels import buffers
 from disttrain.kernels import dropout as kernels
-from disttrain.ops.types import Array, Result, call, is_array
+from disttrain.ops.types import Array, Result, call, get_array_module, is_array
 
 
 def dropout(x: Array, keep: Array, *, p: float) -> Result:
@@ -28,7 +28,9 @@ def dropout(x: Array, keep: Array, *, p: float) -> Result:
         raise ValueError(f"dropout: keep must have the shape of x, {x.shape}, got {keep.shape}")
     if keep.dtype == np.uint32:
         threshold = round(p * 2**32)
-        keep = keep >= np.uint32(threshold) if threshold < 2**32 else np.zeros_like(keep, np.bool_)
+        bits, keep = keep, buffers.zeros(keep.shape, np.bool_, keep)
+        if threshold < 2**32:
+            get_array_module(bits).greater_equal(bits, np.uint32(threshold), out=keep)
     elif keep.dtype != np.bool_:
         raise TypeError(f"dropout: keep must be bool or uint32, got {keep.dtype}")
     scale = 1 / (1 - p) if p < 1 else 0.0
@@ -42,7 +44,9 @@ def dropout_vjp(g: Any, needs: tuple[bool, ...], keep: Any, scale: float) -> tup
 
 
 def _masked(x: Array, keep: Array, scale: float) -> Array:
-    return (x * keep) * x.dtype.type(scale)
+    xp = get_array_module(x)
+    out = xp.multiply(x, keep, out=buffers.spare(x, keep))
+    return xp.multiply(out, x.dtype.type(scale), out=out if out.ndim else None)
 
 
 def dropout_by_key(x: Array, key: Array, *, p: float) -> Result:

@@ -259,7 +259,8 @@ def mse_loss(x: Array, target: Array, *, reduction: str = "mean") -> Result:
     _check_reduction("mse_loss", reduction)
     _check_same_shape("mse_loss", x, target)
     xp, wide = get_array_module(x), widen(x)
-    difference = xp.subtract(wide, widen(target), out=buffers.spare(wide))
+    goal = widen(target)
+    difference = xp.subtract(wide, goal, out=buffers.spare(wide, goal))
     squares = xp.multiply(difference, difference, out=buffers.spare(difference))
     out = _reduce(squares, reduction, float(x.size))
     return buffers.convert(out, x.dtype), (x, target, reduction), mse_loss_vjp
@@ -269,7 +270,7 @@ def mse_loss_vjp(g: Any, needs: Needs, x: Any, target: Any, reduction: str) -> G
     each = _spread(g * 2, reduction, float(math.prod(x.shape)))
     if is_array(x):
         xp = get_array_module(x)
-        gx = xp.subtract(x, target, out=buffers.spare(x))
+        gx = xp.subtract(x, target, out=buffers.spare(x, target))
         gx = xp.multiply(gx, each, out=gx if gx.ndim else None)
         return gx if needs[0] else None, xp.negative(gx, out=buffers.spare(gx)) if needs[1] else None
     gx = (x - target) * each

@@ -117,3 +117,15 @@ def test_calls_apart_have_no_source_and_hand_on_errors():
         assert source.bytes == 0
         make(3)
     assert source.bytes == 12
+
+
+def test_results_are_laid_out_as_numpy_would():
+    x, rows = LAYOUTS["channels last"], LAYOUTS["rows"].reshape(2, 3, 4)
+    alike = x.astype(np.bool_)
+
+    with buffers.taken_from(Source()):
+        assert buffers.spare(x, alike).strides == (x * alike).strides
+        assert buffers.spare(rows, rows > 2).strides == rows.strides
+        assert buffers.spare(x, rows) is None
+        assert buffers.spare(rows, rows[:1]) is None
+        assert buffers.spare(LAYOUTS["gaps"], LAYOUTS["gaps"]) is None
