@@ -73,7 +73,7 @@ def test_on_threads(load_program, ranks):
 )
 @pytest.mark.parametrize(
     ("case", "processes", "ranks"),
-    [("mismatch", 2, 2), ("mismatch", 3, 3), ("mismatch", 4, 4), ("mixed", 2, 4)],
+    [("mismatch", 2, 2), ("mismatch", 3, 3), ("mismatch", 4, 4), ("mismatch", 8, 8), ("mixed", 2, 4)],
 )
 def test_on_processes(load_program, mpiexec, tmp_path, case, processes, ranks, options):
     job = mpiexec(processes, "faults.py", case, str(tmp_path), *options)
