@@ -22,7 +22,21 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from disttrain.kernels import columns, cudnn, dropout, embedding, gelu, layout, norm, optim, random, softmax
+from disttrain.kernels import (
+    buckets,
+    columns,
+    cudnn,
+    dropout,
+    embedding,
+    gelu,
+    layout,
+    norm,
+    optim,
+    pool,
+    random,
+    softmax,
+)
+from disttrain.kernels.axes import Spans
 from disttrain.kernels.optim.common import Extras
 
 KEY = np.array([1, 0, 0, 0], np.uint64)
@@ -67,6 +81,11 @@ def cases(dtype: Any, place: Callable[[Any], Any], shrink: int = 1) -> dict[str,
     key = place(KEY)
     adam = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "step": 1}
     size = x.nbytes
+    pooled = floats(max(M // 64, 1), 4, 4, C).transpose(0, 3, 1, 2)  # of images of 8 by 8, channels last
+    row = np.arange(4)
+    corners = np.broadcast_to((16 * row[:, None] + 2 * row)[None, :, :, None], (len(pooled), 4, 4, C))
+    corners = place(corners.astype(np.int32)).transpose(0, 3, 1, 2)
+    halves = Spans(np.arange(0, 8, 2), np.arange(2, 9, 2))
 
     def eager(name: str, **options: Any) -> Callable[..., Any]:
         return lambda torch, *tensors: getattr(torch.nn.functional, name)(*tensors, **options)
@@ -95,6 +114,19 @@ def cases(dtype: Any, place: Callable[[Any], Any], shrink: int = 1) -> dict[str,
         "LayerNorm, gradient": Case(norm.layer_norm_grad, [g, x, weight, mean, rstd], 5 * size),
         "LayerNorm, gradient, kernel of ours": Case(
             without_cudnn(norm.layer_norm_grad), [g, x, weight, mean, rstd], 5 * size
+        ),
+        "BatchNorm's last pass, sum and ReLU": Case(
+            lambda x, r, m, s, b: norm.channel_affine(x, m, s, b, residual=r, relu=True),
+            [x, g, shift, weight, shift], 3 * size,
+            lambda torch, x, r, m, s, b: torch.relu((x - m.to(x.dtype)) * s.to(x.dtype) + b.to(x.dtype) + r),
+        ),
+        "max pooling, gradient": Case(
+            lambda g, at: pool.max_spans_input_grad(g, at, (8, 8), (halves, halves)), [pooled, corners],
+            4 * pooled.nbytes + pooled.nbytes + corners.nbytes,
+        ),
+        "sum of four buckets along a tree": Case(
+            lambda a, b, c, d: buckets.fold_tree(((a, b), (c, d)), d), [p, d, m, v], 5 * p.nbytes,
+            lambda torch, a, b, c, d: a + b + (c + d),
         ),
         "bias and GELU": Case(
             gelu.bias_gelu, [wide, bias], 2 * wide.nbytes, lambda torch, x, b: torch.nn.functional.gelu(x + b)
