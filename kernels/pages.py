@@ -16,7 +16,8 @@ import numpy
 
 from disttrain.kernels.arrays import Array, address, get_array_module
 
-_PAGE = 2 << 20
+SIZE = 2 << 20
+"""Bytes of a large page."""
 
 
 def zeros(size: int, dtype: Any, like: Array) -> Array:
@@ -26,11 +27,11 @@ def zeros(size: int, dtype: Any, like: Array) -> Array:
     """
     xp, dtype = get_array_module(like), numpy.dtype(dtype)
     nbytes = size * dtype.itemsize
-    if xp is not numpy or nbytes < _PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if xp is not numpy or nbytes < SIZE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return xp.zeros(size, dtype)
-    whole = math.ceil(nbytes / _PAGE) * _PAGE
-    memory = mmap.mmap(-1, whole + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    start = -address(numpy.frombuffer(memory, numpy.uint8)) % _PAGE
+    whole = math.ceil(nbytes / SIZE) * SIZE
+    memory = mmap.mmap(-1, whole + SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = -address(numpy.frombuffer(memory, numpy.uint8)) % SIZE
     with contextlib.suppress(OSError):  # the kernel was built without them
         memory.madvise(mmap.MADV_HUGEPAGE, start, whole)
     return numpy.ndarray(size, dtype, memory, start)

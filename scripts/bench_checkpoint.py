@@ -3,12 +3,13 @@
     python scripts/bench_checkpoint.py                  # 500 MB, in the temporary folder
     python scripts/bench_checkpoint.py --dir /data      # on another disk
 
-Each turn measures in one process, one after the other: a copy of the bytes to memory that was used before; the stalls
-of two background saves, of which the first takes new memory for its copy, as the first one of a job does; a plain file
-of them, written with one fsync and put in the place of the one before, and a save that is waited for, which removes the
-one before too; the plain file read into memory that was used before; a load into a model in a job that has saved, and
-one in a job that has not, which takes new memory. Before each read the files are dropped from the page cache. Figures
-are medians of the turns; ``of the disk's`` is the speed of the save or load over that of the plain file in that turn.
+Each turn measures in one process, one after the other: copies of the bytes to new memory, and to memory that was used
+before; the stalls of two background saves, of which the first takes new memory for its copy, as the first one of a job
+does; a plain file of them, written with one fsync and put in the place of the one before, and a save that is waited
+for, which removes the one before too; the plain file read into memory that was used before, and a load into a model in
+a job that has saved; the plain file read into new memory, and a load in a job that has not saved, which takes new
+memory too. Before each read the files are dropped from the page cache. Figures are medians of the turns; each is
+compared with that of the same turn which does as much: copies and reads with those to memory of the same kind.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def turn(folder: Path, model: nn.Module, memory: np.ndarray, other: np.ndarray) 
     def load() -> None:
         dt.checkpoint.load(run, model=model)
 
-    found = {"copy": seconds(np.copyto, other, memory)}
+    found = {"first copy": seconds(memory.copy), "copy": seconds(np.copyto, other, memory)}
     for what in ("first stall", "stall"):
         found[what] = seconds(save, 1, True)
         dt.checkpoint.wait()
@@ -86,6 +87,8 @@ def turn(folder: Path, model: nn.Module, memory: np.ndarray, other: np.ndarray) 
     forget(folder)
     found["load"] = seconds(load)
     dt.checkpoint.close()  # and the memory of the copy is gone
+    forget(folder)
+    found["first plain read"] = seconds(lambda: read_plain(plain, np.empty_like(memory)))
     forget(folder)
     found["first load"] = seconds(load)
     return found
@@ -108,14 +111,14 @@ def main() -> None:
         turn(folder, model, memory, other)  # memory is taken, code is loaded
         turns = [turn(folder, model, memory, other) for _ in range(args.turns)]
         dt.checkpoint.close()
-    peers = {"save": "plain write", "load": "plain read", "first load": "plain read"}
-    peers |= dict.fromkeys(("stall", "first stall"), "copy")
+    peers = {"save": "plain write", "load": "plain read", "first load": "first plain read"}
+    peers |= {"stall": "copy", "first stall": "first copy"}
     for what in turns[0]:
         took = statistics.median(each[what] for each in turns)
         line = f"{what:16} {1000 * took:8.1f} ms {nbytes / took / 1e9:7.2f} GB/s"
         peer = peers.get(what)
-        if peer == "copy":
-            line += f"  {statistics.median(each[what] / each[peer] for each in turns):6.2f} times a copy"
+        if peer and "copy" in peer:
+            line += f"  {statistics.median(each[what] / each[peer] for each in turns):6.2f} times the {peer}"
         elif peer:
             share = statistics.median(each[peer] / each[what] for each in turns)
             line += f"  {100 * share:5.0f} % of the disk's"

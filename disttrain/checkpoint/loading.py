@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from disttrain import collectives
 from disttrain.checkpoint import folder
 from disttrain.checkpoint.manifest import Manifest
+from disttrain.checkpoint.memory import Arena
 from disttrain.checkpoint.reading import Reader
 from disttrain.checkpoint.saving import exchange, spare_memory, wait
 from disttrain.checkpoint.states import ModulePart, ObjectPart, Part, ValuePart, Wanted, make_parts
@@ -141,7 +142,7 @@ class _Attempt:
     """Loading one checkpoint on this rank, in step with the others."""
 
     def __init__(
-        self, path: str, parts: list[Part], random: bool | Generator, memory: Array, comm: Communicator
+        self, path: str, parts: list[Part], random: bool | Generator, memory: Arena, comm: Communicator
     ) -> None:
         self.damage = ""
         """What is wrong with the files, on some rank."""

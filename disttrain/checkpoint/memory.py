@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import mmap
@@ -12,52 +11,77 @@ from typing import Final
 
 import numpy as np
 
+from disttrain.kernels import pages
 from disttrain.kernels.arrays import Array, address
 
-_PAGE: Final = mmap.PAGESIZE
 _LARGE: Final = 4 << 20
+_ALIGN: Final = 64
+_HOST: Final = np.empty(0, np.uint8)
+_MADV_WIPEONFORK: Final = 18
 _MADV_POPULATE_WRITE: Final = 23
 
 
 def new_memory(nbytes: int) -> Array:
-    """Return new memory for bytes by the hundred millions.
+    """Return new memory for bytes by the hundred millions; its pages are there. Other threads run meanwhile.
 
-    NumPy asks for large pages. A virtual machine that gives free ones back to its host has to fetch each anew, which
-    takes several times as long as filling it; small ones cost the same everywhere.
+    The kernel gives them all at once in two thirds of the time that they cost one by one. They are small: NumPy asks
+    for large ones, and a virtual machine that gives free ones back to its host has to fetch each anew, which takes
+    several times as long as filling it.
     """
-    return np.empty(nbytes, np.uint8) if nbytes < _LARGE else _mapped(nbytes)
+    if nbytes < _LARGE:
+        return np.empty(nbytes, np.uint8)
+    memory = _mapped(nbytes)
+    _advise()(
+        address(memory), nbytes, _MADV_POPULATE_WRITE
+    )  # kernels before 5.14 refuse, and give them one by one
+    return memory
 
 
 def new_block(nbytes: int) -> Array:
     """Return new memory for bytes that are read from a disk, or written to it, past the page cache.
 
-    It begins where a page does, as disks want it, and is of large pages where there are any: of small ones a request
-    can name so few that it takes up to twice as long.
+    It begins where a page does, as disks want it, and is of large pages if it fills any: of small ones a request can
+    name so few that it takes up to twice as long.
     """
-    return _mapped(nbytes, hasattr(mmap, "MADV_HUGEPAGE"))
+    return _mapped(nbytes) if nbytes < pages.SIZE else pages.zeros(nbytes, np.uint8, _HOST)
 
 
-def _mapped(nbytes: int, large_pages: bool = False) -> Array:
-    memory = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if large_pages:
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
+def _mapped(nbytes: int) -> Array:
+    return np.frombuffer(mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
 
-def copy(out: Array, data: Array) -> None:
-    """Copy bytes to memory that may be new: all at once it costs the kernel two thirds of what it costs page by page.
+class Arena:
+    """Memory that is used again and again: pages that were used before are copied to at full speed."""
 
-    Other threads run meanwhile.
-    """
-    begin = address(out)
-    first = -(-begin // _PAGE) * _PAGE
-    last = (begin + out.nbytes) // _PAGE * _PAGE
-    if first < last:
-        _advise()(
-            first, last - first, _MADV_POPULATE_WRITE
-        )  # a kernel before 5.14 says no, and takes page by page
-    np.copyto(out, data)
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+        self._used = 0
+
+    @property
+    def room(self) -> int:
+        """How many bytes can still be taken."""
+        return len(self._memory) - self._used
+
+    def make_room(self, nbytes: int) -> None:
+        """Have all of it free, and at least so many bytes."""
+        self._used = 0
+        if len(self._memory) >= nbytes:
+            return
+        self._memory = np.empty(0, np.uint8)  # first: the old memory may be needed for the new
+        self._memory = new_memory(nbytes)
+        if nbytes >= _LARGE:
+            # Workers of a loader, which are forked, do not need it: no page of it is copied when it is written to here.
+            _advise()(address(self._memory), nbytes, _MADV_WIPEONFORK)
+
+    def take(self, nbytes: int) -> Array:
+        """Return the next bytes, of which there are as many as are :func:`padded`."""
+        begin, self._used = self._used, self._used + padded(nbytes)
+        return self._memory[begin : begin + nbytes]
+
+
+def padded(nbytes: int) -> int:
+    """Return how many bytes of an arena are taken for so many, so that the next ones are aligned."""
+    return -(-nbytes // _ALIGN) * _ALIGN
 
 
 @functools.cache

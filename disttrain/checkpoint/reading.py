@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
-import numpy as np
-
 from disttrain import dtypes
 from disttrain.checkpoint.manifest import Manifest, Piece, Stored, name_in_file
-from disttrain.checkpoint.memory import new_memory
+from disttrain.checkpoint.memory import Arena, new_memory, padded
 from disttrain.checkpoint.states import Span, Wanted
 from disttrain.checkpoint.tensorfile import TensorFile, Window
 from disttrain.collectives.env import current_env
@@ -26,8 +24,6 @@ _MANY: Final = 8 << 20
 """Bytes from which on threads share the reading, past the page cache if no other rank here reads the same."""
 _THREADS: Final = 4
 """So that the disk has more to do while checksums are computed and tensors are copied."""
-_ALIGNED: Final = 64
-"""Bytes: where a tensor may begin in memory that several share."""
 
 
 @dataclass(eq=False)
@@ -77,16 +73,16 @@ class Reader:
 
     Args:
         path: of the checkpoint.
-        memory: bytes, into which tensors are read that somebody copies, as far as they go; none by default.
+        memory: into which tensors are read that somebody copies, as far as it goes; none by default.
 
     Raises:
         FileDamaged: the manifest is not there, or not as it was written.
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: str, memory: Array | None = None) -> None:
+    def __init__(self, path: str, memory: Arena | None = None) -> None:
         self.path = path
-        self._memory = np.empty(0, np.uint8) if memory is None else memory
+        self._memory = Arena() if memory is None else memory
         self.manifest = Manifest.read(path)
         self._opened: dict[str, TensorFile] = {}
         self._expected: dict[str, dict[str, tuple[dtypes.dtype, tuple[int, ...]]]] = {
@@ -153,9 +149,8 @@ class Reader:
             jobs.setdefault((real[0], w.span), _Job(*real, w.span)).kept |= not w.copied
         ordered = sorted(jobs.values(), key=self._place)  # which opens the files, before memory is taken
         for job in ordered:
-            if not job.kept and job.nbytes <= len(self._memory):
-                job.out = self._memory[: job.nbytes]
-                self._memory = self._memory[-(-job.nbytes // _ALIGNED) * _ALIGNED :]
+            if not job.kept and padded(job.nbytes) <= self._memory.room:
+                job.out = self._memory.take(job.nbytes)
         total = sum(job.nbytes for job in ordered)
         stop = threading.Event()
         if total >= _MANY:

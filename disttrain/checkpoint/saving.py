@@ -29,7 +29,7 @@ from disttrain.checkpoint.manifest import (
     name_in_file,
     part_name,
 )
-from disttrain.checkpoint.memory import new_memory
+from disttrain.checkpoint.memory import Arena, padded
 from disttrain.checkpoint.states import OWN, Item, make_parts
 from disttrain.checkpoint.tensorfile import TensorFile, encode_hashed, layout
 from disttrain.collectives.env import current_env
@@ -144,13 +144,15 @@ def close(dir: str | os.PathLike[str] | None = None) -> None:
             context.current().checkpoints.pop(writer.key)
 
 
-def spare_memory(dir: str | os.PathLike[str]) -> Array:
-    """Return the memory of this rank's last snapshot for a folder, in bytes: nobody uses it before the next one.
+def spare_memory(dir: str | os.PathLike[str]) -> Arena:
+    """Return the memory of this rank's snapshots for a folder, free: nobody uses it before the next one.
 
     There may be none. For whoever has called :func:`wait`.
     """
     writers = _writers(dir)
-    return writers[0].arena if writers else np.empty(0, np.uint8)
+    arena = writers[0].arena if writers else Arena()
+    arena.make_room(0)
+    return arena
 
 
 def _writer(path: str) -> _Writer:
@@ -206,8 +208,8 @@ class _Writer:
         self._path = path
         self._comm = comm
         self._lock: files.Lock | None = None
-        self.arena = np.empty(0, np.uint8)
-        """Memory of snapshots, kept from one to the next: pages that were used before are copied to at full speed."""
+        self.arena = Arena()
+        """Memory of snapshots, kept from one to the next."""
         self._job: _Job | None = None
         """The save that has not been waited for."""
         self._thread: threading.Thread | None = None
@@ -321,17 +323,12 @@ class _Writer:
 
     def _snapshot(self, arrays: dict[str, Array]) -> dict[str, Array]:
         """Copy the arrays to memory of our own, laid out as the file will be."""
-        total = sum(a.nbytes for a in arrays.values())
-        if self.arena.size < total:
-            self.arena = np.empty(0, np.uint8)  # first: the old memory may be needed for the new
-            self.arena = new_memory(total)
+        self.arena.make_room(sum(padded(a.nbytes) for a in arrays.values()))
         taken: dict[str, Array] = {}
-        begin = 0
         for name in layout(arrays):
             a = arrays[name]
-            taken[name] = self.arena[begin : begin + a.nbytes].view(a.dtype).reshape(a.shape)
+            taken[name] = self.arena.take(a.nbytes).view(a.dtype).reshape(a.shape)
             np.copyto(taken[name], to_host(a))
-            begin += a.nbytes
         return taken
 
     def wait(self) -> None:
@@ -364,7 +361,7 @@ class _Writer:
 
     def close(self) -> None:
         """Let the folder and the memory go."""
-        self.arena = np.empty(0, np.uint8)
+        self.arena = Arena()
         if self._lock is not None:
             self._lock.release()
 

@@ -21,7 +21,7 @@ import numpy as np
 from disttrain import dtypes
 from disttrain.checkpoint.checksums import LENGTH, Checksum
 from disttrain.checkpoint.files import open_to_read, set_direct
-from disttrain.checkpoint.memory import copy, new_block, new_memory
+from disttrain.checkpoint.memory import new_block, new_memory
 from disttrain.errors import FileDamaged
 from disttrain.kernels.arrays import Array
 
@@ -289,7 +289,7 @@ class TensorFile:
                 found.update(chunk.data)
             first, last = max(at, low), min(at + len(chunk), high)
             if first < last:
-                copy(wanted[first - low : last - low], chunk[first - at : last - at])
+                wanted[first - low : last - low] = chunk[first - at : last - at]
             at += len(chunk)
         if found is not None and found.text != checksum:
             raise FileDamaged(
@@ -315,10 +315,13 @@ def _is_cached(file: int, at: int) -> bool:
     """Return whether the page cache has what a file has there, as far as that can be known."""
     if not hasattr(os, "RWF_NOWAIT"):
         return False
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)  # or the question makes the kernel read ahead
     try:
         return os.preadv(file, [bytearray(1)], at, os.RWF_NOWAIT) > 0
     except OSError:  # it would have to wait, or the file system cannot tell
         return False
+    finally:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
 
 def _entry(said: Any, data: int) -> Entry:

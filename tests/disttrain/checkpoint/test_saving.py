@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -166,14 +167,34 @@ def test_the_snapshot_is_of_the_moment_of_the_save(tmp_path, monkeypatch):
 
 
 def test_memory_of_the_snapshot_is_used_again(tmp_path):
-    model = nn.Linear(100, 100)
+    model = nn.Linear(128, 100)
     dt.checkpoint.save(tmp_path, step=1, model=model)
     (writer,) = saving._writers(tmp_path)
-    arena = writer.arena
+    memory = writer.arena._memory
     dt.checkpoint.save(tmp_path, step=2, model=model)
 
-    assert writer.arena is arena
-    assert arena.nbytes == sum(p.nbytes for p in model.parameters())
+    assert writer.arena._memory is memory
+    assert memory.nbytes == 128 * 100 * 4 + 448
+
+
+def test_a_forked_process_does_not_share_the_memory_of_snapshots(tmp_path):
+    model = nn.Linear(1100, 1000)  # above 4 MiB
+    dt.checkpoint.save(tmp_path, step=1, model=model)
+    dt.checkpoint.wait()
+    (writer,) = saving._writers(tmp_path)
+    memory = writer.arena._memory
+    before = memory.copy()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork of several threads
+        child = os.fork()
+    if not child:
+        os._exit(int(memory.any()))
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert before.any()
+    np.testing.assert_array_equal(memory, before)
 
 
 def test_a_load_reads_modules_into_the_memory_of_the_snapshot_and_keeps_none_of_it(tmp_path):
@@ -186,15 +207,16 @@ def test_a_load_reads_modules_into_the_memory_of_the_snapshot_and_keeps_none_of_
     dt.checkpoint.save(tmp_path, step=1, **run)
     dt.checkpoint.wait()
     (writer,) = saving._writers(tmp_path)
-    writer.arena[:] = 77
+    memory = writer.arena._memory
+    memory[:] = 77
 
     step_and_copy(run)
     dt.checkpoint.load(tmp_path, **run)
 
-    used = (writer.arena != 77).mean()
+    used = (memory != 77).mean()
     assert used > 0.4  # the parameters, which are half of the snapshot
     assert kept
-    writer.arena[:] = 77  # what the next snapshot does to it
+    memory[:] = 77  # what the next snapshot does to it
     assert [a.tolist() for a in tensors(run)] == [a.tolist() for a in expected]
     assert kept[0].tolist() == odd.weight.tolist()
 
