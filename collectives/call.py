@@ -80,7 +80,7 @@ class Call:
     ``x`` is what it contributes, ``out`` what it receives into, ``like`` what must have one shape and dtype,
     ``pair`` the sender and the receiver of a message (group indices); ``sends`` and ``receives`` how many elements go
     to and come from each rank, where that is not the same for all; ``groups`` the ranks of each group that a split
-    makes, where all ranks know them."""
+    makes, where all ranks know them; ``averaged`` how many elements of a sum are divided by the one behind them."""
 
     number = -1
     index = -1
@@ -113,6 +113,7 @@ class Call:
         sends: tuple[int, ...] = (),
         receives: tuple[int, ...] = (),
         groups: tuple[tuple[int, ...], ...] = (),
+        averaged: int = 0,
     ) -> None:
         self.verb = verb
         self.x: Any = x
@@ -127,11 +128,12 @@ class Call:
         self.sends = sends
         self.receives = receives
         self.groups = groups
+        self.averaged = averaged
         self.source = caller()
         if like is None:
-            self.form = _form(verb, op, None, (), root, x is not None, pair)
+            self.form = _form(verb, op, None, (), root, x is not None, pair, averaged)
         else:
-            self.form = _form(verb, op, like.dtype, like.shape, root, x is not None, pair)
+            self.form = _form(verb, op, like.dtype, like.shape, root, x is not None, pair, averaged)
 
     def finish(self, error: BaseException | None = None) -> None:
         """Mark the call as over, and what it failed with."""
@@ -201,6 +203,7 @@ class Call:
             tag=self.tag,
             generation=self.generation,
             message=message,
+            averaged=self.averaged,
         )
 
 
@@ -237,10 +240,11 @@ def _form(
     root: int,
     sends: bool,
     pair: tuple[int, int] | None,
+    averaged: int,
 ) -> Form:
     which, how = _VERB_CODE[verb], _OP_CODE[op]
     of = -1 if dtype is None else _DTYPE_CODE[dtype]
-    extent = (0, 0) if dtype is None else (math.prod(shape), _code(shape))
+    extent = (0, 0) if dtype is None else (math.prod(shape), _code((shape, averaged)))
     return Form(_FORM.pack(which, how, of, *extent, root), noted(which, how, of, shape, root, sends, pair))
 
 

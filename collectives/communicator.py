@@ -17,6 +17,7 @@ from disttrain.collectives.repeated import Repeated
 from disttrain.kernels.arrays import Array, address, get_array_module, is_array, on_gpu, overlap
 
 _SUPPORTED = frozenset(DTYPES)
+_AVERAGED = frozenset([numpy.dtype(numpy.float32), numpy.dtype(numpy.float64)])
 _HOST_BUCKET_BYTES = 4 << 20
 """What the caches hold; past it an all-reduce costs more than several, and less of it hides behind backward."""
 _GPU_BUCKET_BYTES = 25 << 20
@@ -152,20 +153,33 @@ class Communicator:
         shared = None if memory is None else memory.empty(shape, dtype)
         return numpy.empty(shape, dtype) if shared is None else shared
 
-    def start_all_reduce(self, x: Array, out: Array, *, op: str = "sum", tag: Tag = NO_TAG) -> Work:
+    def start_all_reduce(
+        self, x: Array, out: Array, *, op: str = "sum", tag: Tag = NO_TAG, averaged: int = 0
+    ) -> Work:
         """Start :meth:`all_reduce`."""
-        return self._start(self._all_reduce(x, out, op, tag))
+        return self._start(self._all_reduce(x, out, op, tag, averaged))
 
-    def all_reduce(self, x: Array, out: Array, *, op: str = "sum", tag: Tag = NO_TAG) -> None:
+    def all_reduce(
+        self, x: Array, out: Array, *, op: str = "sum", tag: Tag = NO_TAG, averaged: int = 0
+    ) -> None:
         """Write into ``out`` the elementwise ``sum``, ``prod``, ``min`` or ``max`` of ``x`` over all ranks.
 
         Half precision is reduced in float32 and rounded once (by NCCL, if no order is fixed, in its own way). All
         ranks receive the same bits.
+
+        Args:
+            averaged: so many elements at the beginning become weighted averages: their sums are divided by that of
+                the element behind them, the ranks' weights, unless it is 0. Each rank has multiplied its elements by
+                its weight.
+
+        Raises:
+            ValueError: ``averaged`` does not leave an element for the weight, or ``op`` is not ``sum``.
+            TypeError: arrays to be averaged are not of float32 or float64, or are on a GPU.
         """
         repeated = self._repeated
-        if repeated is not None and out is x and repeated.all_reduce(x, op, tag):
+        if repeated is not None and out is x and repeated.all_reduce(x, op, tag, averaged):
             return
-        call = self._run(self._all_reduce(x, out, op, tag))
+        call = self._run(self._all_reduce(x, out, op, tag, averaged))
         if repeated is not None:
             repeated.learn(call)
 
@@ -371,11 +385,22 @@ class Communicator:
         """Free the group. Called by all its ranks; nothing can be called on it afterwards."""
         self._run(Call("close"))
 
-    def _all_reduce(self, x: Array, out: Array, op: str, tag: Tag) -> Call:
+    def _all_reduce(self, x: Array, out: Array, op: str, tag: Tag, averaged: int) -> Call:
         self._check(x, "x", writeable=out is x)
         if out is not x:
             self._check_out(out, x, x.size)
-        return Call("all_reduce", x, out, op=_checked_op(op, x), tag=tag)
+        if averaged:
+            if x.dtype not in _AVERAGED or on_gpu(x):
+                raise TypeError(
+                    f"averages are of float32 and float64 on the CPU, got {x.dtype}{' on a GPU' * on_gpu(x)}; sum, "
+                    f"and divide the sum"
+                )
+            if not 0 < averaged < x.size or op != "sum":
+                raise ValueError(
+                    f"of {x.size} elements at most {x.size - 1} can be averaged, by a sum, got averaged={averaged} "
+                    f"and op {op!r}"
+                )
+        return Call("all_reduce", x, out, op=_checked_op(op, x), tag=tag, averaged=averaged)
 
     def _reduce(self, x: Array, out: Array | None, root: int, op: str, tag: Tag) -> Call:
         self._check(x, "x")

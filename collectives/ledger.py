@@ -84,6 +84,7 @@ def describe(
     tag: Sequence[int] = NO_TAG,
     generation: int = 0,
     message: str = "",
+    averaged: int = 0,
 ) -> str:
     """Return a call in words: ``all_reduce(float32, shape (3, 4), op sum)``.
 
@@ -91,6 +92,7 @@ def describe(
         dtype: "" if the call has no array.
         extent: ``shape (3, 4)``, or how much goes to and comes from each rank.
         message: for the two ends of a message: ``to 3`` or ``from 0``, in place of the root.
+        averaged: how many elements of a sum are divided by the ranks' weights.
     """
     words = [dtype, extent] if dtype else []
     if op:
@@ -103,6 +105,8 @@ def describe(
         words.append(_tag_words(tag))
     if generation:
         words.append(f"generation {generation}")
+    if averaged:
+        words.append(f"{averaged} averaged")
     return f"{verb}({', '.join(words)})"
 
 

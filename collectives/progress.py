@@ -3,7 +3,8 @@
 Operations of one *lane* (a group, or one direction between two ranks) run one after the other; lanes run side
 by side. Whoever waits drives all of them, holding one lock, so MPI is never entered by two threads at a time;
 a background thread drives while operations are in flight and nobody waits. While the other ranks have not
-come yet the driver sleeps and leaves the core to whoever computes; once they have, it polls.
+come yet the driver sleeps and leaves the core to whoever computes; once they have, it polls. The background thread
+sleeps the longest: who computes polls too, whenever it starts another operation, and loses no core by that.
 """
 
 import os
@@ -28,6 +29,8 @@ _AT_ONCE = 16
 """So often we look before we yield the core, which costs more than to look."""
 _SLEEP_SHARE, _SLEEP_MAX_S = 0.02, 2e-3
 """After that a sleep is this share of the time waited so far: it delays no call by more."""
+_NAP_SHARE, _NAP_MIN_S, _NAP_MAX_S = 0.25, 1e-3, 10e-3
+"""The same where nobody waits, and where to wake costs somebody the core and the interpreter."""
 
 
 class Operation:
@@ -209,9 +212,12 @@ class Progress:
             self._thread = None
 
     def _run(self) -> None:
-        pause = _Pause()
+        pause = _Pause(background=True)
         while True:
-            self._wake.wait()
+            if not self._wake.is_set():
+                self._wake.wait()
+                pause(Pace.MOVED)
+                pause(Pace.PATIENT)  # whoever has woken us has just polled
             if self._stop:
                 return
             with self.lock:
@@ -269,22 +275,28 @@ class Progress:
 
 
 class _Pause:
-    """How long to stay away between two polls: a yield of the core, or a sleep that grows."""
+    """How long to stay away between two polls: a yield of the core, or a sleep that grows.
 
-    def __init__(self) -> None:
+    Args:
+        background: whether nobody waits for what is polled.
+    """
+
+    def __init__(self, *, background: bool = False) -> None:
+        self._background = background
         self._quiet_since = time.monotonic()
 
     def __call__(self, pace: Pace) -> None:
-        if pace is Pace.PATIENT:
-            waited = time.monotonic() - self._quiet_since
-            if waited < _SPIN_S:
-                os.sched_yield()
-            else:
-                time.sleep(min(waited * _SLEEP_SHARE, _SLEEP_MAX_S))
+        now = time.monotonic()
+        if pace is Pace.MOVED or pace is Pace.IDLE:
+            self._quiet_since = now
             return
-        self._quiet_since = time.monotonic()
-        if pace is Pace.BUSY:
+        waited = now - self._quiet_since
+        if pace is Pace.PATIENT and self._background:
+            time.sleep(min(max(waited * _NAP_SHARE, _NAP_MIN_S), _NAP_MAX_S))
+        elif waited < _SPIN_S or (pace is Pace.BUSY and not self._background):
             os.sched_yield()
+        else:
+            time.sleep(min(waited * _SLEEP_SHARE, _SLEEP_MAX_S))
 
 
 def comes_soon(test: Request) -> bool:

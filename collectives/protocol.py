@@ -13,7 +13,7 @@ from disttrain.collectives.call import HEADER_BYTES, RECORD_BYTES, Call, mismatc
 from disttrain.collectives.host import Group
 from disttrain.collectives.nodes import NodesChannel
 from disttrain.collectives.progress import Steps
-from disttrain.collectives.reduction import flat
+from disttrain.collectives.reduction import average, flat
 from disttrain.collectives.shared import SMALL_BYTES, SharedChannel
 from disttrain.collectives.shared_reduce import Enclosed, enclose, reduce_shared, reduce_small
 from disttrain.kernels.arrays import Array
@@ -45,6 +45,7 @@ def collective(group: Group, calls: Sequence[Call]) -> Steps:
     if verb == "all_to_all_v":
         yield from _agree_on_counts(group, calls)
     yield from _move(group, calls)
+    average(group, calls)
 
 
 def after_headers(

@@ -1,5 +1,6 @@
 """The reductions of one process: of the arrays of the ranks that it hosts, along the fixed tree."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -131,6 +132,24 @@ def copy_flat(x: Array, out: Array) -> None:
     line = x.reshape(-1)
     if address(line) != address(out):
         copy_into(out, line)
+
+
+def average(group: Group, calls: Sequence[Call]) -> None:
+    """Divide what a call has summed by the sum of the ranks' weights, if it is to be averaged."""
+    for call in calls:
+        if call.averaged:
+            out = flat(call.out)
+            divide(group, out[: call.averaged], out[call.averaged])
+
+
+def divide(group: Group, x: Array, total: Any) -> None:
+    """Divide ``x`` in place by a number of its type, unless that is 0."""
+    if total in (0, 1):
+        return
+    if math.frexp(total)[0] == 0.5:  # a power of two: the same bits in less than half the time
+        group.quietly(numpy.multiply, x, 1 / total, x)
+    else:
+        group.quietly(numpy.divide, x, total, x)
 
 
 def accumulator(dtype: Dtype) -> Dtype:

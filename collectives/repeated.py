@@ -15,7 +15,7 @@ from disttrain.collectives.host import Group
 from disttrain.collectives.ledger import Page
 from disttrain.collectives.progress import Operation, Steps, Wait, comes_soon
 from disttrain.collectives.protocol import after_headers
-from disttrain.collectives.reduction import ufunc
+from disttrain.collectives.reduction import divide, ufunc
 from disttrain.collectives.shared import SharedChannel
 from disttrain.collectives.shared_reduce import Enclosed, places_of
 from disttrain.kernels.arrays import Array
@@ -44,7 +44,7 @@ class Repeated:
 
     def __init__(self, group: Group, channel: SharedChannel, rank: int) -> None:
         self._group, self._channel, self._rank = group, channel, rank
-        self._known: dict[tuple[str, tuple[int, ...], Any], _Known] = {}
+        self._known: dict[tuple[str, tuple[int, ...], Any, int], _Known] = {}
 
     @classmethod
     def of(cls, group: Group, rank: int) -> "Repeated | None":
@@ -66,11 +66,12 @@ class Repeated:
         if len(self._known) >= _KEPT:
             self._known.clear()
         places_told = first is None or first.may_stay
-        self._known[call.op, x.shape, x.dtype] = _Known(call.form, enclosed, places_told, ufunc(call.op, x))
+        key = call.op, x.shape, x.dtype, call.averaged
+        self._known[key] = _Known(call.form, enclosed, places_told, ufunc(call.op, x))
 
-    def all_reduce(self, x: Array, op: str, tag: Tag) -> bool:
+    def all_reduce(self, x: Array, op: str, tag: Tag, averaged: int) -> bool:
         """Reduce ``x`` in place as an earlier call did; return whether that could be: else nothing was done."""
-        known = self._known.get((op, x.shape, x.dtype)) if type(x) is numpy.ndarray else None
+        known = self._known.get((op, x.shape, x.dtype, averaged)) if type(x) is numpy.ndarray else None
         group = self._group
         host = group.host
         if known is None or group.broken is not None or host.failure is not None:
@@ -82,14 +83,14 @@ class Repeated:
         if not (flags.c_contiguous and flags.writeable) or not host.progress.enter():
             return False
         try:
-            call = self._reduce(known, x, place, op, tag)
+            call = self._reduce(known, x, place, op, tag, averaged)
         finally:
             host.progress.lock.release()
         if call is not None:
             host.finish(self._rank, call)
         return True
 
-    def _reduce(self, known: _Known, x: Array, place: int, op: str, tag: Tag) -> Call | None:
+    def _reduce(self, known: _Known, x: Array, place: int, op: str, tag: Tag, averaged: int) -> Call | None:
         """Return the call if it has still to be waited for, or if the ranks do not agree."""
         group, channel = self._group, self._channel
         source = caller(4)
@@ -100,6 +101,8 @@ class Repeated:
         try:
             if known.places_told:
                 channel.offer(place, place)
+                if averaged:
+                    channel.weigh(flat[averaged])
             if known.enclosed is not None:
                 enclosed = known.enclosed[channel.headers & 1]
                 if place < 0:
@@ -114,6 +117,8 @@ class Repeated:
                     for step in others:
                         group.quietly(known.reduce, *step)
                     group.quietly(known.reduce, left, right, flat)
+                    if averaged:
+                        divide(group, flat[:averaged], flat[averaged])
                     page.end(entry, failed=False)
                     return None
                 in_place = group.in_place.get(told + known.form.compared)
@@ -123,12 +128,12 @@ class Repeated:
                     if comes_soon(request):
                         page.end(entry, failed=False)
                         return None
-                    steps, wait = _nothing(), (request, False)
+                    steps, wait = _nothing(), (request, True)
         except BaseException as error:
-            call = self._call(x, op, tag, source, number, page, entry)
+            call = self._call(x, op, tag, averaged, source, number, page, entry)
             group.host.progress.interrupt(Operation(id(group), [call], _nothing()), error)
             raise
-        call = self._call(x, op, tag, source, number, page, entry)
+        call = self._call(x, op, tag, averaged, source, number, page, entry)
         if steps is None:
             steps = after_headers(group, [call], enclosed, header, everyone)
         operation = Operation(id(group), [call], steps)
@@ -138,11 +143,19 @@ class Repeated:
         return call
 
     def _call(
-        self, x: Array, op: str, tag: Tag, source: tuple[str, int], number: int, page: Page, entry: int
+        self,
+        x: Array,
+        op: str,
+        tag: Tag,
+        averaged: int,
+        source: tuple[str, int],
+        number: int,
+        page: Page,
+        entry: int,
     ) -> Call:
         """Return the call that has been noted as ``entry``."""
         group = self._group
-        call = Call("all_reduce", x, x, op=op, tag=tag)
+        call = Call("all_reduce", x, x, op=op, tag=tag, averaged=averaged)
         call.source, call.number, call.generation = source, number, group.host.env.generation
         call.index, call.group, call.page, call.entry = group.here[0], group, page, entry
         return call

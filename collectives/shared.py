@@ -18,6 +18,8 @@ STAGE_BYTES = 1 << 20
 _SLOT_BYTES = 256
 _PLACES = struct.Struct("<2q")
 _PLACES_AT = _SLOT_BYTES - _PLACES.size
+_WEIGHT = struct.Struct("<d")
+_WEIGHT_AT = _PLACES_AT - _WEIGHT.size
 _CONTROL_BYTES = 4096
 """Of a process: how many steps it has made, two headers, and (below) marks of those that have left."""
 _SLOTS_AT = 64
@@ -122,6 +124,14 @@ class SharedChannel:
     def offer(self, x: int, out: int) -> None:
         """Tell with the next header where in shared memory two arrays begin; -1 is nowhere."""
         _PLACES.pack_into(self._slots[self.index][self.headers & 1], _PLACES_AT, x, out)
+
+    def weigh(self, weight: float) -> None:
+        """Tell with the next header with which weight an array is averaged."""
+        _WEIGHT.pack_into(self._slots[self.index][self.headers & 1], _WEIGHT_AT, weight)
+
+    def weights(self) -> list[float]:
+        """Return by process what :meth:`weigh` has told with the header that was gathered last."""
+        return [_WEIGHT.unpack_from(slots[self._slot], _WEIGHT_AT)[0] for slots in self._slots]
 
     def offered(self) -> bytes:
         """Return what the processes have told with the header that was gathered last, for :meth:`places`."""

@@ -19,6 +19,8 @@ from disttrain.collectives.reduction import (
     Dtype,
     Parts,
     accumulator,
+    average,
+    divide,
     flat,
     fold_hosted,
     fold_into,
@@ -95,6 +97,8 @@ def enclose(group: Group, channel: SharedChannel, calls: Sequence[Call]) -> Encl
     several = len(calls) > 1
     if enclosed is None or enclosed.may_stay:
         offset_of = channel.memory.offset_of
+        if calls[0].averaged:
+            channel.weigh(x[calls[0].averaged])
         x_at, out_at = (-1, -1) if several else (offset_of(calls[0].x), offset_of(calls[0].out))
         stays = min(x_at, out_at) >= 0
         channel.offer(*(x_at, out_at) if stays else (-1, -1))
@@ -116,11 +120,12 @@ def reduce_small(group: Group, channel: SharedChannel, calls: Sequence[Call], en
     told = channel.offered() if enclosed.may_stay else channel.nowhere
     if told == channel.nowhere:
         _reduce_enclosed(group, calls, enclosed)
+        average(group, calls)
         return
     (call,) = calls
     x_at, _ = channel.places(told)[channel.index]
     _in_place(group, channel, call, channel.or_beside(told)).reduce()
-    yield channel.step(), False
+    yield channel.step(), True
     if x_at < 0:
         flat(call.out, call.op)[...] = enclosed.target
 
@@ -153,13 +158,14 @@ def reduce_shared(group: Group, channel: SharedChannel, calls: Sequence[Call], t
     """All-reduce of arrays that are too large for the header; ``told``: where the processes say that theirs lie."""
     if told and min(map(min, channel.places(told))) >= 0:
         _in_place(group, channel, calls[0], told).reduce()
-        yield channel.step(), False
+        yield channel.step(), True
         return
     xs, op = operands(calls), operation(calls[0])
     outs = [flat(call.out, op) for call in calls]
     yield from _reduce_in_stages(group, channel, xs, outs[0], op)
     for out in outs[1:]:
         numpy.copyto(out, outs[0])
+    average(group, calls)
 
 
 def _in_place(group: Group, channel: SharedChannel, call: Call, places: bytes) -> "InPlace":
@@ -170,7 +176,7 @@ def _in_place(group: Group, channel: SharedChannel, call: Call, places: bytes) -
         if len(group.in_place) >= _KEPT:
             group.in_place.clear()
         like, op = flat(call.out, call.op), operation(call)
-        way = group.in_place[key] = InPlace(group, channel, like, channel.places(places), op)
+        way = group.in_place[key] = InPlace(group, channel, like, channel.places(places), op, call.averaged)
     return way
 
 
@@ -196,18 +202,27 @@ class InPlace:
         like: an array of their size and type.
         places: where ``x`` and ``out`` of each process begin.
         op: of :func:`.reduction.operation`.
+        averaged: see :meth:`.Communicator.all_reduce`.
     """
 
-    __slots__ = ("_group", "_op", "_pieces", "_reduce")
+    __slots__ = ("_channel", "_group", "_op", "_pieces", "_reduce", "_total", "_weights")
 
     def __init__(
-        self, group: Group, channel: SharedChannel, like: Array, places: Sequence[tuple[int, int]], op: str
+        self,
+        group: Group,
+        channel: SharedChannel,
+        like: Array,
+        places: Sequence[tuple[int, int]],
+        op: str,
+        averaged: int,
     ) -> None:
-        self._group, self._op, self._reduce = group, op, ufunc(op, like)
+        self._group, self._channel, self._op, self._reduce = group, channel, op, ufunc(op, like)
         sources = [channel.array_of(p, x, like) for p, (x, _) in enumerate(places)]
         results = [channel.array_of(p, out, like) for p, (_, out) in enumerate(places)]
-        self._pieces: list[tuple[Parts | list[Fold], Array, list[Array]]] = []
-        """What to fold, where to, and where else the result goes. Half precision is widened first, call by call."""
+        self._pieces: list[tuple[Parts | list[Fold], Array, Array, list[Array]]] = []
+        """What to fold, where to, what of that to divide by the weights, and where else the result goes.
+
+        Half precision is widened first, call by call."""
         scratch = Scratch()
         for piece in _chunks(_segments(like.size, channel.size)[channel.index], like.itemsize):
             scratch.reset()
@@ -215,18 +230,33 @@ class InPlace:
             parts = {(i, i + 1): x[piece] for (i,), x in zip(group.hosted, sources, strict=True)}
             plain = accumulator(like.dtype) == like.dtype
             take = partial(scratch.take, target.size, like.dtype)
-            self._pieces.append((_folds(group, parts, take, target) if plain else parts, target, others))
+            folds = _folds(group, parts, take, target) if plain else parts
+            self._pieces.append((folds, target, target[: max(0, averaged - piece.start)], others))
+        self._weights = numpy.empty((channel.size, 1), like.dtype)
+        """By process. They come with the headers: in the arrays they may be summed already when we look."""
+        self._total: list[Fold] = []
+        if averaged:
+            parts = {(i, i + 1): weight for (i,), weight in zip(group.hosted, self._weights, strict=True)}
+            self._total = _folds(group, parts, lambda: numpy.empty(1, like.dtype), numpy.empty(1, like.dtype))
 
     def reduce(self) -> None:
         """Do this process's part of a call. The call is over once all have done theirs."""
         group = self._group
-        for folds, total, others in self._pieces:
+        weight = None
+        if self._total:
+            self._weights[:, 0] = self._channel.weights()
+            for left, right, target in self._total:
+                group.quietly(self._reduce, left, right, target)
+            weight = target[0]
+        for folds, total, averaged, others in self._pieces:
             if isinstance(folds, dict):
                 group.scratch.reset()
                 fold_into(group, {node: (x, False) for node, x in folds.items()}, self._op, total)
             else:
                 for left, right, target in folds:
                     group.quietly(self._reduce, left, right, target)
+            if weight is not None:
+                divide(group, averaged, weight)
             for other in others:
                 other[...] = total
 

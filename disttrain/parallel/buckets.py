@@ -29,9 +29,10 @@ VOTES = WISHES + len(Wish)
 class Bucket:
     """Gradients that are reduced in one call: parameters of one type whose gradients backward makes one after another.
 
-    Behind the gradients travel, in the same call, one mark for each parameter (did this rank use it?), the weight of
-    the rank's samples and, in a model's last bucket, the rank's vote. Gradients in half precision are weighted, summed
-    and divided in float32, so that no factor takes them out of their range, and are rounded once.
+    Behind the gradients travel, in the same call, the weight of the rank's samples, by whose sum it divides them, one
+    mark for each parameter (did this rank use it?) and, in a model's last bucket, the rank's vote. Gradients in half
+    precision are weighted, summed and divided in float32, so that no factor takes them out of their range, and are
+    rounded once.
     """
 
     def __init__(self, params: list[Tensor], comm: Communicator, *, last: bool) -> None:
@@ -59,9 +60,9 @@ class Bucket:
         self.message[...] = 0
         self.sums = self.message[:size]
         self.tail = self.message[size:]
-        self.used = self.tail[: len(self.params)]
+        self.used = self.tail[1 : 1 + len(self.params)]
         """After the sum: how many ranks used each parameter."""
-        self.votes = self.tail[len(self.params) + 1 :]
+        self.votes = self.tail[1 + len(self.params) :]
         """After the sum: how many ranks voted what."""
         self.grads: Array = get_array_module(like).zeros(size, kind) if self.half else self.sums
         """The memory of the gradients."""
@@ -114,7 +115,7 @@ class Bucket:
             elsewhere = list(range(len(self.params)))
         self.tail[...] = 0
         self.used[...] = 1
-        self.tail[len(self.params)] = weight
+        self.tail[0] = weight
         for i in elsewhere:
             p, slot = self.params[i], self.slots[i]
             vacate(p, slot)
@@ -149,17 +150,22 @@ class Bucket:
             vacate(p, slot)
         self.message[...] = 0
         self.tail[...] = 0
-        self.tail[len(self.params)] = weight
+        self.tail[0] = weight
         if failed and self._votes:
             self.votes[FAILED] = 1
 
+    @property
+    def _averaged(self) -> int:
+        """How many elements of the sum are averages already; on a GPU none are."""
+        return 0 if on_gpu(self.message) else int(self.sums.size)
+
     def start(self, tag: tuple[int, int, int]) -> None:
-        """Start to sum over the ranks what the bucket was filled with."""
-        self.work = self._comm.start_all_reduce(self.message, self.message, tag=tag)
+        """Start to average over the ranks what the bucket was filled with."""
+        self.work = self._comm.start_all_reduce(self.message, self.message, tag=tag, averaged=self._averaged)
 
     def sum(self, tag: tuple[int, int, int]) -> None:
         """:meth:`start`, and return once that is done."""
-        self._comm.all_reduce(self.message, self.message, tag=tag)
+        self._comm.all_reduce(self.message, self.message, tag=tag, averaged=self._averaged)
 
     @property
     def is_finite(self) -> bool:
@@ -205,12 +211,12 @@ class Bucket:
         """Hand the averages to the parameters that some rank used.
 
         Args:
-            divide: what the ranks have summed, by their weights.
+            divide: what the ranks have summed, by their weights, if the sum was not an average already.
         """
-        total = float(self.tail[len(self.params)])
         on_the_way = self.half and on_gpu(self.sums)  # halves on a GPU are scaled as they are rounded
         factor = 1.0
-        if divide and total not in (0, 1):
+        total = 1.0 if self._averaged or not divide else float(self.tail[0])
+        if total not in (0, 1):
             if math.frexp(total)[0] == 0.5:  # a power of two: the same bits in less than half the time
                 factor = 1 / total
                 if not on_the_way:

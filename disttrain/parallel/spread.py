@@ -101,8 +101,8 @@ class SpreadBucket(Bucket):
         self.slots = []
         count = len(self.params)
         self.tail = np.zeros(count + 1 + self._votes, np.float32 if self.half else self.kind)
-        self.used = self.tail[:count]
-        self.votes = self.tail[count + 1 :]
+        self.used = self.tail[1 : 1 + count]
+        self.votes = self.tail[1 + count :]
         self._make_part()
 
     def _make_part(self) -> None:
@@ -192,7 +192,7 @@ class SpreadBucket(Bucket):
                 slot.array[...] = 0
             elif source is not slot.array:
                 slot.array[...] = source
-        self.tail[len(self.params)] = weight
+        self.tail[0] = weight
         self._apply_weight(first_weight, weight)
 
     def fill_with_zeros(self, weight: float, *, failed: bool) -> None:
@@ -233,7 +233,7 @@ class SpreadBucket(Bucket):
         return False
 
     def average(self, divide: bool) -> None:
-        total = self.tail[len(self.params)]
+        total = self.tail[0]
         if divide and total != 0 and total != 1:
             self._part_sums /= total
         if self.half:

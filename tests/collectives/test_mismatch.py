@@ -13,6 +13,7 @@ WORDS = {
     "other_shape": ("shape (3, 2)", "shape (2, 3)"),
     "other_count": ("shape (4,)", "shape (3,)"),
     "other_dtype": ("int32", "float32"),
+    "other_average": ("op sum, 1 averaged)", "op sum, 2 averaged)"),
     "other_root": ("root 0", "root 1"),
     "other_verb": ("barrier()", "all_reduce(float64"),
     "other_order": ("shape (7,)", "shape (4,)"),

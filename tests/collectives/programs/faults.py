@@ -53,6 +53,10 @@ def other_dtype(comm: Communicator, x: np.ndarray) -> None:
     comm.all_reduce(y, y)
 
 
+def other_average(comm: Communicator, x: np.ndarray) -> None:
+    comm.all_reduce(x, x, averaged=2 if comm.rank else 1)
+
+
 def other_root(comm: Communicator, x: np.ndarray) -> None:
     comm.broadcast(x, root=min(comm.rank, 1))
 
@@ -110,8 +114,8 @@ def message_of_other_shape(comm: Communicator, x: np.ndarray) -> None:
         raise CollectiveMismatch("not for this rank: rank 0: rank 1:")
 
 
-MISMATCHES = (other_op, other_shape, other_count, other_dtype, other_root, other_verb, other_order, other_tag,
-              split_or_barrier, message_of_other_shape, message_of_other_dtype, skipped_call)  # fmt: skip
+MISMATCHES = (other_op, other_shape, other_count, other_dtype, other_average, other_root, other_verb, other_order,
+              other_tag, split_or_barrier, message_of_other_shape, message_of_other_dtype, skipped_call)  # fmt: skip
 
 
 class Later:

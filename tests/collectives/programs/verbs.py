@@ -256,6 +256,32 @@ def check_large(comm: Communicator, exact: bool) -> None:
         np.testing.assert_array_equal(x, xs[-1])
 
 
+def check_averages(comm: Communicator, exact: bool) -> None:
+    """Weighted averages: small arrays and those of several pieces, ordinary ones and those that processes share.
+
+    What is behind the weight is summed only.
+    """
+    rank, ranks, behind = comm.rank, comm.size, 5
+    thirds, alike = np.arange(1, ranks + 1) / 3, np.full(ranks, 1 << ranks)
+    cases = [(size, w) for size in (1, SIZES[-1]) for w in (thirds, alike, np.zeros(ranks))]
+    for name, size, weights in [("float64", *case) for case in cases] + [("float32", LARGE, thirds)]:
+        dtype = np.dtype(name)
+        rows = [data(r, size + 1 + behind, dtype) for r in range(ranks)]
+        for row, weight in zip(rows, weights.astype(dtype), strict=True):
+            row[size] = weight
+        expected = tree(rows, np.add).copy()
+        if expected[size]:
+            expected[:size] = expected[:size] / expected[size]
+        for x in (np.empty_like(rows[rank]), comm.empty(rows[rank].size, dtype)):
+            for out in (comm.empty(x.size, dtype), x, x):  # made again, it goes a shorter way
+                x[...] = rows[rank]
+                comm.all_reduce(x, out, averaged=size)
+                compare(out, expected, exact)
+            x[...] = rows[rank]
+            comm.start_all_reduce(x, x, averaged=size).wait()
+            compare(x, expected, exact)
+
+
 def check_roots(comm: Communicator) -> None:
     """Every root, of the verbs that have one."""
     rank, ranks, dtype = comm.rank, comm.size, np.dtype(np.int32)
@@ -361,6 +387,8 @@ def check_all(
         for size in (SIZES[i % len(SIZES)], SIZES[-1]):
             check_moves(comm, dtype, size)
     check_large(comm, exact)
+    if isinstance(comm, Communicator):  # and not on a GPU
+        check_averages(comm, exact)
     check_roots(comm)
     check_uneven(comm)
     check_ring(comm)

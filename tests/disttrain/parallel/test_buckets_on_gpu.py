@@ -19,8 +19,10 @@ class Ranks:
         made = cuda_shim.poisoned(shape, dtype)
         return made.view(type(like))
 
-    def all_reduce(self, x, out, tag):
+    def all_reduce(self, x, out, tag, averaged):
         out[...] = x * out.dtype.type(self.size)
+        if averaged and out[averaged]:
+            out[:averaged] /= out[averaged]
 
 
 def averaged(place, dtype, ranks, weight, weighted=False):
