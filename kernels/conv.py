@@ -2,6 +2,7 @@
 
 * 3 x 3 filters of stride 1 over whole multiples of 16 channels in float32: :mod:`~disttrain.kernels.winograd`;
 * filters of one pixel: a product of matrices, without a copy;
+* groups of one channel and stride 1 in float32, of images that lie as (N, C, H, W): :mod:`~disttrain.kernels.planes`;
 * groups of one, 2, 4 or 8 channels in float32: :mod:`~disttrain.kernels.grouped`;
 * one filter for each channel in float64: a loop over the image;
 * other filters in float32: :mod:`~disttrain.kernels.direct`;
@@ -9,7 +10,8 @@
 * on a GPU: cuDNN, or :mod:`~disttrain.kernels.patches` where that is not there.
 
 ``x`` is (N, C, H, W), ``w`` is (O, C // groups, KH, KW), ``out`` and its gradient ``g`` are (N, O, OH, OW).
-These are shapes only: any memory layout is accepted, images come back as views of (N, H, W, C) memory.
+These are shapes only: any memory layout is accepted, images come back as views of (N, H, W, C) memory, but for those
+of ``planes``, which keep theirs.
 Arrays are float32 or float64, on a GPU also float16 or bfloat16, all of one type.
 """
 
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from disttrain.kernels import buffers, cudnn, direct, gemm, grouped, patches, winograd
+from disttrain.kernels import buffers, cudnn, direct, gemm, grouped, patches, planes, winograd
 from disttrain.kernels.arrays import Array, get_array_module, on_gpu
 from disttrain.kernels.jit import jit
 from disttrain.kernels.simd import LANES, pointer, transpose
@@ -73,6 +75,8 @@ def _to_channels_last(x, out, N, C, P):  # type: ignore[no-untyped-def]
 
 def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) -> Array:
     """Return the cross-correlation of ``x`` with ``w``, plus ``bias`` (O,)"""
+    if planes.serves(x, groups, len(w), _flat(window)):
+        return planes.convolve(x, w, bias, _flat(window))
     x = to_channels_last(x)
     if on_gpu(x):
         out = cudnn.convolution(x, w, bias, window, groups)
@@ -113,6 +117,8 @@ def conv2d(x: Array, w: Array, bias: Array | None, window: Window, groups: int) 
 
 def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Sizes) -> Array:
     """Return the gradient of the input, an image of ``size`` = (H, W)."""
+    if planes.serves(g, groups, w.shape[1] * groups, _flat(window)) and window.out_size(*size) == g.shape[2:]:
+        return planes.input_grad(g, w, _flat(window))
     g = to_channels_last(g)
     if on_gpu(g):
         gx = cudnn.convolution_input_grad(g, w, window, groups, size)
@@ -165,6 +171,10 @@ def conv2d_input_grad(g: Array, w: Array, window: Window, groups: int, size: Siz
 
 def conv2d_weight_grad(g: Array, x: Array, window: Window, groups: int) -> Array:
     """Return the gradient of the weight, (O, C // groups, KH, KW)."""
+    if planes.serves(x, groups, g.shape[1], _flat(window)) and planes.serves(
+        g, groups, x.shape[1], _flat(window)
+    ):
+        return planes.weight_grad(g, x, _flat(window))
     g, x = to_channels_last(g), to_channels_last(x)
     if on_gpu(g):
         gw = cudnn.convolution_weight_grad(g, x, window, groups)

@@ -29,7 +29,7 @@ def convolution(x: Array, w: Array, b: Array | None = None, *, window: Window, g
         groups: channels are split into so many groups that do not see each other.
 
     Returns:
-        (N, O, ...) in channels-last memory.
+        (N, O, ...), nearly always in channels-last memory.
 
     Raises:
         RuntimeError: shapes or options that do not fit together.
