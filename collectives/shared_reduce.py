@@ -34,7 +34,7 @@ from disttrain.collectives.shared import SMALL_BYTES, SharedChannel
 from disttrain.collectives.tree import Node, fold
 from disttrain.kernels.arrays import Array
 
-_STAY_BYTES = 16 << 10
+_STAY_BYTES = 8 << 10
 """Past it one meeting more costs less than a copy, so that small arrays in shared memory stay where they are."""
 _KEPT = 64
 """How many sizes and types of small arrays a group keeps the places of, and how many arrays in shared memory."""
