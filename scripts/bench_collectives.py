@@ -5,7 +5,7 @@
 
 Columns: ``any`` reduces ordinary arrays, ``shared`` those of ``collectives.empty()`` (gradient buckets are such),
 ``fixed`` ordinary ones with ``--ranks`` (the fixed tree), ``bare`` is two NumPy processes that add halves of arrays in
-shared memory and wait in a loop for each other: what the memory gives. All in float32, in place.
+shared memory, copy the other's half and wait in a loop for each other, three times. All in float32, in place.
 The sides take turns; figures are medians of the slowest rank of each call.
 """
 
