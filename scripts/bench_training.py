@@ -7,8 +7,9 @@ ranks (against DistributedDataParallel over gloo), one thread per rank. Both sid
 the same batches and must report the same losses, or the row is an error; "graph" is the step captured by
 disttrain.graph(), whose losses must be equal to the last bit. All take turns, also one rank and two, so that what the
 machine does meanwhile is the same for all; figures are medians. "scaling" is the time of a step of one rank alone over
-that of a step of several ranks with as many samples each. "apart" is the same for as many processes at once of which
-each trains for itself: what free communication would have, as the cores share caches and memory.
+that of a step of several ranks with as many samples each. "meeting" is the same for as many processes at once of which
+each trains for itself, and waits once a step until all have made their backward: what free communication would have, as
+the cores share caches and memory, and none is at all times as fast as the others.
 
     python scripts/bench_training.py --timeline --models GPT
 
@@ -23,6 +24,7 @@ It needs matplotlib.
 import argparse
 import contextlib
 import json
+import mmap
 import os
 import resource
 import select
@@ -43,7 +45,9 @@ THREADS = {
 }
 BATCHES = 8  # different ones, in turn
 OURS = "disttrain", "graph"  # eager, and the captured step
-APART = "apart"  # as many processes at once, each of which trains eagerly for itself
+MEETING = (
+    "meeting"  # as many processes at once, each of which trains eagerly for itself, and meets the others
+)
 MARKS = "<!-- begin: scripts/bench_training.py -->\n", "<!-- end: scripts/bench_training.py -->\n"
 
 
@@ -269,12 +273,13 @@ def arrays_for(row, rank):
     return weights, [make_batch(rng, shape) for _ in range(BATCHES)]
 
 
-def make_step(side, row, world_size, rank, device="cpu", compiled=False):
+def make_step(side, row, world_size, rank, device="cpu", compiled=False, meet=None):
     """Return a function that makes one training step and returns the loss.
 
     Args:
         side: "torch", "disttrain", or "graph": disttrain with a captured step.
         compiled: ``torch.compile``.
+        meet: called after each backward.
     """
     build, _, _, optimizer_name, options = MODELS[row]
     weights, batches = arrays_for(row, rank)
@@ -306,6 +311,8 @@ def make_step(side, row, world_size, rank, device="cpu", compiled=False):
         loss.backward()
         if times is not None:
             times += [began, time.monotonic()]
+        if meet is not None:
+            meet()
         optimizer.step()
         return loss
 
@@ -321,6 +328,19 @@ def make_step(side, row, world_size, rank, device="cpu", compiled=False):
     return step
 
 
+def meeting(path, rank, size):
+    """Return a function that returns once ``size`` processes have called theirs as often; ``path`` is a file of all."""
+    with open(path, "r+b") as file:
+        counts = memoryview(mmap.mmap(file.fileno(), size * 8)).cast("q")
+
+    def meet():
+        counts[rank] += 1
+        while min(counts) < counts[rank]:
+            os.sched_yield()
+
+    return meet
+
+
 def worker(side, row, world_size, steps, pipes, apart):
     """Make ``steps`` steps for each line that a pipe brings, and tell in another how long they took.
 
@@ -328,7 +348,8 @@ def worker(side, row, world_size, steps, pipes, apart):
         apart: "" for a rank; else a number: one of several processes that train each for itself.
     """
     rank = int(apart or os.environ.get("RANK", "0"))
-    step = make_step(side, row, 1 if apart else world_size, rank)
+    meet = meeting(Path(pipes, "counts"), rank, world_size) if apart else None
+    step = make_step(side, row, 1 if apart else world_size, rank, meet=meet)
     losses = [step().item() for _ in range(10)]
     # While it is others' turn nothing runs here: they need the cores. The pipe ends with whoever opened it.
     with open(Path(pipes, str(rank))) as turns:
@@ -382,7 +403,8 @@ class Entrant:
         self.turns = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in paths]
         self.results = open(pipes / "result", "r+b", buffering=0)  # noqa: SIM115
         launcher, each = [], [""]
-        if side == APART:
+        if side == MEETING:
+            (pipes / "counts").write_bytes(bytes(8 * world_size))
             side, each = "disttrain", [str(rank) for rank in range(world_size)]
         elif world_size > 1 and side == "torch":
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
@@ -418,7 +440,7 @@ class Entrant:
 
 def measure(row, worlds, sides, steps, turns, clock):
     """Return by (side, world size) the median seconds of a step, the losses and the peak MiB of a process."""
-    seconds = {(side, n): [] for n in worlds for side in ([*sides, APART] if n > 1 else sides)}
+    seconds = {(side, n): [] for n in worlds for side in ([*sides, MEETING] if n > 1 else sides)}
     losses, peaks = {}, {}
     with tempfile.TemporaryDirectory() as pipes, contextlib.ExitStack() as ends:
         entrants = {}
@@ -471,7 +493,7 @@ def means(ratios):
 def scaling(seconds, sides, n):
     """Return in words which share of a step's time on ``n`` ranks one alone needs; ``seconds`` by (side, ranks)."""
     shares = ", ".join(f"{seconds[side, 1] / seconds[side, n]:.0%}" for side in sides)
-    return f"{shares}; apart {seconds[OURS[0], 1] / seconds[APART, n]:.0%}"
+    return f"{shares}; meeting {seconds[OURS[0], 1] / seconds[MEETING, n]:.0%}"
 
 
 def table(rows, ranks, seconds, peaks, ratios, against):
