@@ -67,9 +67,9 @@ KERNEL rms_norm(const T* x, const T* residual, const A* weight, T* sum, T* out, 
     if (threadIdx.x == 0) rstd[m] = r;
 }
 
-// mean is null for the root mean square.
-KERNEL row_norm_grad(const T* g, const T* x, const A* weight, const A* mean, const A* rstd, T* gx, long long rows,
-                     long long K) {
+// mean is null for the root mean square. also, if it is there, is added to the gradient.
+KERNEL row_norm_grad(const T* g, const T* x, const A* weight, const A* mean, const A* rstd, const T* also, T* gx,
+                     long long rows, long long K) {
     const long long m = own_row();
     if (m >= rows) return;
     const long long start = m * K;
@@ -89,8 +89,13 @@ KERNEL row_norm_grad(const T* g, const T* x, const A* weight, const A* mean, con
     along_row<BLOCK, PACK>(K, [&](long long k) {
         auto gv = load<PACK>(g + start + k), xv = load<PACK>(x + start + k);
         auto w = load<PACK>(weight + k);
-        for (int i = 0; i < PACK; i++)
-            gv[i] = narrow<T>(r * (widen(gv[i]) * w[i] - a - (widen(xv[i]) - mu) * r * b));
+        Pack<A, PACK> v;
+        for (int i = 0; i < PACK; i++) v[i] = r * (widen(gv[i]) * w[i] - a - (widen(xv[i]) - mu) * r * b);
+        if (also) {
+            const auto more = load<PACK>(also + start + k);
+            for (int i = 0; i < PACK; i++) v[i] += widen(more[i]);
+        }
+        for (int i = 0; i < PACK; i++) gv[i] = narrow<T>(v[i]);
         store(gx + start + k, gv);
     });
 }

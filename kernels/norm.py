@@ -270,27 +270,32 @@ def add_layer_norm_reference(
 
 
 def layer_norm_grad(
-    g: Array, x: Array, weight: Array, mean: Array, rstd: Array
+    g: Array, x: Array, weight: Array, mean: Array, rstd: Array, *, also: Array | None = None
 ) -> tuple[Array, Array, Array]:
-    """Return the gradients of ``x`` (M, K), ``weight`` and ``bias`` (K, summed over the rows in order)."""
+    """Return the gradients of ``x`` (M, K), ``weight`` and ``bias`` (K, summed over the rows in order).
+
+    With ``also``, a gradient that ``x`` has from elsewhere, the first is the sum of both.
+    """
     if get_array_module(g) is not numpy:
-        return cudnn.layer_norm_grad(g, x, weight, mean, rstd) or _layer_norm_grad_cuda(
-            g, x, weight, mean, rstd
-        )
+        made = cudnn.layer_norm_grad(g, x, weight, mean, rstd) if also is None else None
+        return made or _layer_norm_grad_cuda(g, x, weight, mean, rstd, also)
     gx = buffers.empty_like(g)
     gw, gb = buffers.zeros(g.shape[1]), buffers.zeros(g.shape[1])
     _layer_norm_grad(g, x, weight, mean, rstd, gx, gw, gb)
+    if also is not None:
+        gx += also
     return gx, gw.astype(g.dtype), gb.astype(g.dtype)
 
 
 def layer_norm_grad_reference(
-    g: Array, x: Array, weight: Array, mean: Array, rstd: Array
+    g: Array, x: Array, weight: Array, mean: Array, rstd: Array, *, also: Array | None = None
 ) -> tuple[Array, Array, Array]:
     """What :func:`layer_norm_grad` must equal up to rounding."""
     xp = get_array_module(g)
     xhat = (x - mean[:, None]) * rstd[:, None]
     h = g * weight
     gx = rstd[:, None] * (h - h.mean(1, keepdims=True) - xhat * (h * xhat).mean(1, keepdims=True))
+    gx = gx if also is None else gx + also
     gw, gb = (g * xhat).sum(0, dtype=xp.float64), g.sum(0, dtype=xp.float64)
     return gx, gw.astype(g.dtype), gb.astype(g.dtype)
 
@@ -368,20 +373,31 @@ def add_rms_norm_reference(
     return total, *rms_norm_reference(total, weight, eps)
 
 
-def rms_norm_grad(g: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
-    """Return the gradients of ``x`` (M, K) and of ``weight`` (K, summed over the rows in order)."""
+def rms_norm_grad(
+    g: Array, x: Array, weight: Array, rstd: Array, *, also: Array | None = None
+) -> tuple[Array, Array]:
+    """Return the gradients of ``x`` (M, K) and of ``weight`` (K, summed over the rows in order).
+
+    With ``also``, a gradient that ``x`` has from elsewhere, the first is the sum of both.
+    """
     if get_array_module(g) is not numpy:
-        return cudnn.rms_norm_grad(g, x, weight, rstd) or _rms_norm_grad_cuda(g, x, weight, rstd)
+        made = cudnn.rms_norm_grad(g, x, weight, rstd) if also is None else None
+        return made or _rms_norm_grad_cuda(g, x, weight, rstd, also)
     gx, gw = buffers.empty_like(g), buffers.zeros(g.shape[1])
     _rms_norm_grad(g, x, weight, rstd, gx, gw)
+    if also is not None:
+        gx += also
     return gx, gw.astype(g.dtype)
 
 
-def rms_norm_grad_reference(g: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
+def rms_norm_grad_reference(
+    g: Array, x: Array, weight: Array, rstd: Array, *, also: Array | None = None
+) -> tuple[Array, Array]:
     """What :func:`rms_norm_grad` must equal up to rounding."""
     xp = get_array_module(g)
     xhat, h = x * rstd[:, None], g * weight
     gx = rstd[:, None] * (h - xhat * (h * xhat).mean(1, keepdims=True))
+    gx = gx if also is None else gx + also
     return gx, (g * xhat).sum(0, dtype=xp.float64).astype(g.dtype)
 
 
@@ -458,10 +474,10 @@ def _rms_norm_cuda(x: Array, residual: Array | None, weight: Array, eps: float) 
 
 
 def _row_norm_grad_cuda(
-    g: Array, x: Array, weight: Array, mean: Array | None, rstd: Array
+    g: Array, x: Array, weight: Array, mean: Array | None, rstd: Array, also: Array | None
 ) -> tuple[Array, Array, Array | None]:
     gx, A, parts = cuda.empty(g.shape, g.dtype), cuda.wide(g.dtype), _parts(g)
-    _over_rows("row_norm_grad", g, (g, x, weight, mean, rstd, gx), (x, weight))
+    _over_rows("row_norm_grad", g, (g, x, weight, mean, rstd, also, gx), (x, weight, also))
     gw = cuda.empty((parts, g.shape[1]), A)
     gb = None if mean is None else cuda.empty(gw.shape, A)
     _over_columns("row_norm_weight_grad", g, (g, x, mean, rstd, gw, gb), parts)
@@ -470,13 +486,15 @@ def _row_norm_grad_cuda(
 
 
 def _layer_norm_grad_cuda(
-    g: Array, x: Array, weight: Array, mean: Array, rstd: Array
+    g: Array, x: Array, weight: Array, mean: Array, rstd: Array, also: Array | None = None
 ) -> tuple[Array, Array, Array]:
-    return _row_norm_grad_cuda(g, x, weight, mean, rstd)
+    return _row_norm_grad_cuda(g, x, weight, mean, rstd, also)
 
 
-def _rms_norm_grad_cuda(g: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
-    return _row_norm_grad_cuda(g, x, weight, None, rstd)[:2]
+def _rms_norm_grad_cuda(
+    g: Array, x: Array, weight: Array, rstd: Array, also: Array | None = None
+) -> tuple[Array, Array]:
+    return _row_norm_grad_cuda(g, x, weight, None, rstd, also)[:2]
 
 
 def _channel_moments_cuda(x: Array) -> tuple[Array, Array]:

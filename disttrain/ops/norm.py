@@ -225,8 +225,9 @@ def layer_norm(
 
 
 def layer_norm_vjp(
-    g: Any, needs: Needs, x: Any, weight: Any, mean: Any, rstd: Any, n: int, eps: float
+    g: Any, needs: Needs, x: Any, weight: Any, mean: Any, rstd: Any, n: int, eps: float, also: Any = None
 ) -> Grads:
+    """``also``: a gradient of ``x`` from elsewhere, to which that from here is added."""
     shape, inner = tuple(x.shape), tuple(x.shape[len(x.shape) - n :])
     K = math.prod(inner)
     if is_array(g):
@@ -235,7 +236,8 @@ def layer_norm_vjp(
         rows = buffers.contiguous(wide).reshape(-1, K) if x.size else wide.reshape(len(mean), K)
         w = xp.ones(K, kind) if weight is None else _as_row(weight, kind)
         up = buffers.contiguous(for_kernel(g)).reshape(rows.shape)
-        gx, gw, gb = kernels.layer_norm_grad(up, rows, w, mean, rstd)
+        more = None if also is None else buffers.contiguous(for_kernel(also)).reshape(rows.shape)
+        gx, gw, gb = kernels.layer_norm_grad(up, rows, w, mean, rstd, also=more)
         grads = (buffers.convert(gx.reshape(shape), x.dtype), gw.reshape(inner), gb.reshape(inner))
         return tuple(v if need else None for v, need in zip(grads, needs, strict=False))
     last = tuple(range(len(shape) - n, len(shape)))
@@ -248,8 +250,9 @@ def layer_norm_vjp(
     inverse = (mean_of(centred * centred) + eps) ** -0.5
     xhat = centred * inverse
     h = g if weight is None else g * weight
+    gx = inverse * (h - mean_of(h) - xhat * mean_of(h * xhat))
     grads = (
-        inverse * (h - mean_of(h) - xhat * mean_of(h * xhat)),
+        gx if also is None else gx + also,
         call(reduce.sum, g * xhat, axes=first, keepdims=False),
         call(reduce.sum, g, axes=first, keepdims=False),
     )
@@ -320,11 +323,10 @@ def _through_sum(vjp: Any, g: Any, needs: Needs, saved: tuple[Any, ...]) -> Grad
     """Return the gradients of a sum's two terms, and of the factors of the norm that comes after, with its ``vjp``."""
     of_sum, of_norm = g
     asked = any(needs[:2])
-    gx, *factors = [None] * (len(needs) - 1)
-    if of_norm is not None:
-        gx, *factors = vjp(of_norm, (asked, *needs[2:]), *saved)
-    if asked and of_sum is not None:
-        gx = of_sum if gx is None else gx + of_sum
+    if of_norm is None:
+        gx, factors = of_sum, [None] * (len(needs) - 2)
+    else:
+        gx, *factors = vjp(of_norm, (asked, *needs[2:]), *saved, of_sum)
     return gx if needs[0] else None, gx if needs[1] else None, *factors
 
 
@@ -389,7 +391,10 @@ def rms_norm(
     return buffers.convert(out.reshape(x.shape), x.dtype), saved, rms_norm_vjp
 
 
-def rms_norm_vjp(g: Any, needs: Needs, x: Any, weight: Any, rstd: Any, n: int, eps: float) -> Grads:
+def rms_norm_vjp(
+    g: Any, needs: Needs, x: Any, weight: Any, rstd: Any, n: int, eps: float, also: Any = None
+) -> Grads:
+    """``also``: a gradient of ``x`` from elsewhere, to which that from here is added."""
     shape, inner = tuple(x.shape), tuple(x.shape[len(x.shape) - n :])
     K = math.prod(inner)
     if is_array(g):
@@ -397,7 +402,9 @@ def rms_norm_vjp(g: Any, needs: Needs, x: Any, weight: Any, rstd: Any, n: int, e
         wide, kind = for_kernel(x), wide_type(x)
         rows = buffers.contiguous(wide).reshape(len(rstd), K)
         w = xp.ones(K, kind) if weight is None else _as_row(weight, kind)
-        gx, gw = kernels.rms_norm_grad(buffers.contiguous(for_kernel(g)).reshape(rows.shape), rows, w, rstd)
+        up = buffers.contiguous(for_kernel(g)).reshape(rows.shape)
+        more = None if also is None else buffers.contiguous(for_kernel(also)).reshape(rows.shape)
+        gx, gw = kernels.rms_norm_grad(up, rows, w, rstd, also=more)
         grads = (buffers.convert(gx.reshape(shape), x.dtype), gw.reshape(inner))
         return tuple(v if need else None for v, need in zip(grads, needs, strict=False))
     last = tuple(range(len(shape) - n, len(shape)))
@@ -408,8 +415,9 @@ def rms_norm_vjp(g: Any, needs: Needs, x: Any, weight: Any, rstd: Any, n: int, e
     inverse = (mean_of(x * x) + eps) ** -0.5
     xhat = x * inverse
     h = g if weight is None else g * weight
+    gx = inverse * (h - xhat * mean_of(h * xhat))
     grads = (
-        inverse * (h - xhat * mean_of(h * xhat)),
+        gx if also is None else gx + also,
         call(reduce.sum, g * xhat, axes=tuple(range(len(shape) - n)), keepdims=False),
     )
     return tuple(v if need else None for v, need in zip(grads, needs, strict=False))

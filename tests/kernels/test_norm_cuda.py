@@ -47,6 +47,11 @@ def test_over_rows(shape, dtype, shim):
     expected = norm.rms_norm_grad_reference(*exact(g, x), w, r)
     near(gx, expected[0], dtype, 4)
     near(gw, expected[1], A, 4)
+    also = residual.astype(np.float64)
+    gx, *_ = norm._layer_norm_grad_cuda(g, x, weight, mean, rstd, residual)
+    near(gx, norm.layer_norm_grad_reference(*exact(g, x), w, mu, r, also=also)[0], dtype, 4)
+    gx, _ = norm._rms_norm_grad_cuda(g, x, weight, rstd, residual)
+    near(gx, norm.rms_norm_grad_reference(*exact(g, x), w, r, also=also)[0], dtype, 4)
 
 
 def test_of_no_rows_there_is_nothing_to_add_up(shim):
