@@ -4,6 +4,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 
 import fake_cupy
@@ -116,7 +117,9 @@ def test_calls_in_progress_are_waited_for(connected, monkeypatch):
     connected.check()
 
 
-def test_processes_that_do_not_come_are_given_up(cupy):
+def test_processes_that_do_not_come_are_given_up(cupy, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     over, raised = threading.Event(), []
 
     def connect():

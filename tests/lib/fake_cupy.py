@@ -280,6 +280,7 @@ class Library:
         self._comms: dict[int, NcclCommunicator | None] = {}
         self._codes: dict[int, list[int]] = {}
         """What the next questions are answered with, for each communicator."""
+        self._aborted: set[int] = set()
 
     def ncclGetVersion(self, out: Any) -> int:
         out._obj.value = VERSION
@@ -298,7 +299,9 @@ class Library:
 
         def connect() -> None:
             try:
-                self._comms[number] = NcclCommunicator(size, bytes(memoryview(unique)), rank)
+                self._comms[number] = NcclCommunicator(
+                    size, bytes(memoryview(unique)), rank, lambda: number in self._aborted
+                )
                 self._codes[number] = [7, 0]
             except OSError:
                 self._codes[number] = [2]
@@ -376,6 +379,7 @@ class Library:
         return 0
 
     def ncclCommAbort(self, comm: int) -> int:
+        self._aborted.add(comm)
         made = self._comms.get(comm)
         if made is not None:
             made.abort()
@@ -400,7 +404,7 @@ def _load_library() -> Library:
 class NcclCommunicator:
     """Every two processes have a socket; all work is done by the streams' threads."""
 
-    def __init__(self, size: int, unique: bytes, rank: int) -> None:
+    def __init__(self, size: int, unique: bytes, rank: int, given_up: Callable[[], bool]) -> None:
         self._size, self._rank = size, rank
         self._peers: dict[int, socket.socket] = {}
         self._over = self._lost = False
@@ -414,7 +418,11 @@ class NcclCommunicator:
             for p in range(rank):
                 self._peers[p] = _dial(f"{folder}/{p}", rank)
             for _ in range(rank + 1, size):
-                peer, _ = server.accept()
+                peer = _accept(server, given_up)
+                if peer is None:
+                    self._over = True
+                    shutil.rmtree(folder)
+                    raise OSError("given up")
                 self._peers[peer.recv(1)[0]] = peer
         if rank:
             self._peers[0].send(b"!")
@@ -552,6 +560,16 @@ class NcclCommunicator:
         self._lost = True
         self._aborted.wait()
         raise _Gone
+
+
+def _accept(server: socket.socket, given_up: Callable[[], bool]) -> socket.socket | None:
+    server.settimeout(0.02)
+    while not given_up():
+        with contextlib.suppress(TimeoutError):
+            peer, _ = server.accept()
+            peer.settimeout(None)
+            return peer
+    return None
 
 
 def _dial(path: str, rank: int) -> socket.socket:
