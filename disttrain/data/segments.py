@@ -10,11 +10,15 @@ What is not a large array travels through the pipe, pickled; where the system ha
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import functools
 import io
 import itertools
 import mmap
 import os
 import pickle
+import resource
 import socket
 import struct
 import weakref
@@ -46,7 +50,7 @@ class Segments:
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        self._memory: dict[int, mmap.mmap] = {}
+        self._memory: dict[int, _Map] = {}
         self._free: list[int] = []
         self._current = -1
         """The segment in which the batch is made that is being read; -1 for none."""
@@ -123,7 +127,7 @@ class Segments:
         descriptor = os.memfd_create("disttrain batch")
         try:
             os.ftruncate(descriptor, size)
-            new = mmap.mmap(descriptor, size)
+            new = _map(descriptor, size)
         except BaseException:
             os.close(descriptor)
             raise
@@ -138,7 +142,7 @@ class Mappings:
     """The segments of a worker, on the rank's side."""
 
     def __init__(self) -> None:
-        self._maps: dict[int, mmap.mmap] = {}
+        self._maps: dict[int, _Map] = {}
         self._freed: deque[int] = deque()
 
     def freed(self) -> list[int]:
@@ -149,9 +153,19 @@ class Mappings:
         """Return the message of the run ``wanted``; None of another run, whose segment is free again."""
         run, number, size, count = _HEAD.unpack_from(data)
         if size:
-            _, (descriptor,), _, _ = socket.recv_fds(descriptors, 1, 1)
+            told, received, _, _ = socket.recv_fds(descriptors, 1, 1)
+            if not told:
+                raise EOFError
+            if not received:
+                limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+                raise OSError(
+                    errno.EMFILE,
+                    f"no file descriptor is left for a batch of a worker (limit {limit}): close files, or raise the "
+                    f"limit with `ulimit -n`",
+                )
+            (descriptor,) = received
             try:
-                self._maps[number] = mmap.mmap(descriptor, size)
+                self._maps[number] = _map(descriptor, size)
             finally:
                 os.close(descriptor)
         if run != wanted:
@@ -167,6 +181,34 @@ class Mappings:
             places = _PLACE.iter_unpack(memoryview(data)[_HEAD.size : body])
             buffers = [memory[begin : begin + nbytes].data for begin, nbytes in places]
         return pickle.loads(memoryview(data)[body:], buffers=buffers)
+
+
+_Map = Any
+"""Memory of a segment, an array of ctypes: it is mapped as long as it, or an array in it, is held."""
+
+
+def _map(descriptor: int, size: int) -> _Map:
+    """Return the memory of an anonymous file. Unlike Python's ``mmap`` it keeps no descriptor, of which there are few.
+
+    Raises:
+        OSError: there is no memory, or too much is mapped.
+    """
+    address = _libc().mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor, 0)
+    if address == ctypes.c_void_p(-1).value:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    memory = (ctypes.c_char * size).from_address(address)
+    weakref.finalize(memory, _libc().munmap, address, size).atexit = False
+    return memory
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    found = ctypes.CDLL(None, use_errno=True)
+    found.mmap.restype = ctypes.c_void_p
+    found.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    found.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return found
 
 
 def send(pipe: Connection[Any, Any], descriptors: socket.socket, descriptor: int, data: bytes) -> None:

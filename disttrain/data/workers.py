@@ -262,9 +262,15 @@ class Run:
                     raise self._dead(sentinels[object_])
             try:
                 data = worker.pipe.recv_bytes()
-                reply = worker.mappings.unpack(data, worker.descriptors, self._number)
             except (EOFError, OSError):
                 raise self._dead(worker) from None
+            try:
+                reply = worker.mappings.unpack(data, worker.descriptors, self._number)
+            except (EOFError, ConnectionError):
+                raise self._dead(worker) from None
+            except OSError:  # it is this process that cannot take the batch
+                self._pool.close(kill=True)
+                raise
             if reply is not None:
                 return reply
 

@@ -1,10 +1,12 @@
 """Worker processes: order, errors, and every way in which they or their rank can end."""
 
+import contextlib
 import faulthandler
 import gc
 import logging
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -138,6 +140,49 @@ def test_an_array_that_the_data_set_keeps_stays_what_it_was():
     loader = DataLoader(Reader(20, lambda i: np.full(10_000, i)), 1, num_workers=1, collate_fn=collate)
 
     assert [(a.item(), b[0, 0].item()) for a, b in loader] == [(0, i) for i in range(20)]
+
+
+@pytest.fixture
+def few_descriptors():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_batches_may_be_kept_than_there_are_file_descriptors(few_descriptors):
+    batches = list(DataLoader(Reader(300, lambda i: np.full(5000, i)), num_workers=2))
+
+    assert [int(b[0, 0]) for b in batches] == list(range(300))
+    assert all((b == i).all() for i, b in enumerate(batches))
+
+
+def test_without_a_file_descriptor_a_batch_is_refused_with_the_limit(few_descriptors):
+    batches = iter(DataLoader(Reader(3, lambda i: np.full(5000, i)), num_workers=1))
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    with contextlib.suppress(OSError):
+        while True:
+            taken.append(os.dup(taken[0]))
+
+    try:
+        with pytest.raises(OSError, match=r"no file descriptor is left .* \(limit 128\): .*ulimit -n"):
+            next(batches)
+    finally:
+        for file in taken:
+            os.close(file)
+
+
+def test_a_worker_may_choose_its_processors():
+    core = min(os.sched_getaffinity(0))
+
+    def init(worker):
+        os.sched_setaffinity(0, {core})
+
+    loader = DataLoader(
+        Reader(2, lambda i: sorted(os.sched_getaffinity(0))), num_workers=1, worker_init_fn=init
+    )
+
+    assert [int(b[0]) for b in loader] == [core] * 2
 
 
 def test_batches_of_growing_size():
