@@ -5,6 +5,7 @@ import numpy
 from disttrain.kernels import buffers, cuda
 from disttrain.kernels.arrays import Array, get_array_module
 from disttrain.kernels.jit import jit
+from disttrain.kernels.simd import LANES, load, pointer, store
 
 
 def take_rows(table: Array, indices: Array) -> Array:
@@ -22,6 +23,39 @@ def take_rows(table: Array, indices: Array) -> Array:
 def take_rows_reference(table: Array, indices: Array) -> Array:
     """What :func:`take_rows` must equal."""
     return table[indices]
+
+
+def fill_rows(table: Array, indices: Array, out: Array) -> bool:
+    """Write row ``indices[i]`` of a table in memory of the CPU to row i of ``out``, and check the indices beside it.
+
+    Args:
+        table: (rows, D).
+        indices: integers, of any shape.
+        out: (..., D), C-contiguous, of the type of ``table``.
+
+    Returns:
+        Whether that is done: not if an index is not in [0, rows), or for other arrays than contiguous float32
+        and signed integers.
+    """
+    if table.dtype != numpy.float32 or not table.flags.c_contiguous or indices.dtype.kind != "i":
+        return False
+    return bool(_fill_rows(table, buffers.contiguous(indices).reshape(-1), out.reshape(-1)))
+
+
+@jit
+def _fill_rows(table, indices, out):  # type: ignore[no-untyped-def]
+    rows, D = table.shape
+    whole = D // LANES * LANES
+    for i in range(indices.size):
+        at = indices[i]
+        if at < 0 or at >= rows:
+            return False
+        of, to = pointer(table, at * D), pointer(out, i * D)
+        for k in range(0, whole, LANES):
+            store(to, k, load(of, k))
+        for k in range(whole, D):
+            out[i * D + k] = table[at, k]
+    return True
 
 
 def add_rows(g: Array, indices: Array, rows: int, skip: int) -> Array:

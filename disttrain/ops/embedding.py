@@ -6,9 +6,12 @@ import numpy as np
 
 from disttrain.kernels import buffers
 from disttrain.kernels.arrays import on_gpu, to_host
-from disttrain.kernels.embedding import add_rows
+from disttrain.kernels.embedding import add_rows, fill_rows
 from disttrain.ops.activation import widen
 from disttrain.ops.types import Array, Result, call, get_array_module, no_vjp
+
+_SMALL = 4096
+"""Below this many elements NumPy takes rows as quickly as a compiled kernel."""
 
 
 def embedding(
@@ -36,12 +39,16 @@ def embedding(
         if not -rows <= padding_idx < rows:
             raise ValueError(f"embedding: padding_idx must be in [{-rows}, {rows}), got {padding_idx}")
         padding_idx %= rows
-    check_range(indices, rows, "embedding: index")
     if on_gpu(weight):
+        check_range(indices, rows, "embedding: index")
         out = weight.take(indices, axis=0)
-    else:  # whose other modes check the range again, row by row
+    else:
         out = buffers.empty((*indices.shape, weight.shape[1]), weight.dtype)
-        weight.take(indices, axis=0, out=out, mode="clip")
+        if out.size < _SMALL or not fill_rows(weight, indices, out):
+            check_range(indices, rows, "embedding: index")
+            weight.take(
+                indices, axis=0, out=out, mode="clip"
+            )  # other modes check the range again, row by row
     return out, (indices, rows, padding_idx, by_frequency), embedding_vjp
 
 

@@ -76,6 +76,11 @@ def test_rows_add_up_in_the_order_of_the_indices():
             r"index 7 at position \[0, 1\] is out of range: must be in \[0, 7\)",
         ),
         (np.array([0, 1, -1]), IndexError, r"index -1 at position \[2\]"),
+        (
+            np.arange(3000).reshape(2, 1500) % 8,
+            IndexError,
+            r"index 7 at position \[0, 7\]",
+        ),  # a compiled kernel's
         (np.array([0.0]), RuntimeError, "indices must be integers, got float64"),
     ],
 )
