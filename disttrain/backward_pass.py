@@ -475,10 +475,9 @@ def _visit(
             )
     if create_graph:
         saved = _as_tensors(node, saved)
-    grads = node.vjp(g, needs, *saved) if into is None else node.vjp(g, needs, *saved, into=into)
     if tape is not None and not create_graph:
-        tape.backward(node, g, needs, saved, into, grads)
-    return grads
+        return tape.gradients(node, g, needs, saved, into)
+    return node.vjp(g, needs, *saved) if into is None else node.vjp(g, needs, *saved, into=into)
 
 
 def _as_tensors(node: Node, saved: tuple[Any, ...]) -> tuple[Any, ...]:

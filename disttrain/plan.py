@@ -208,7 +208,7 @@ def _write(tape: Tape, fresh: dict[int, Any]) -> tuple[str, dict[str, Any], list
         args = [names.of(a) for a in call.args] + [f"{k}={names.of(v)}" for k, v in call.options.items()]
         out = call.out
         if call.made is not None:
-            args.append(names.memory(*call.made))
+            args.append(f"out={names.memory(*call.made)}")
             out = out if type(out) is Made else out[0]
         right = f"{names.function(call)}({', '.join(args)})"
         new = [] if call.line == where else [f"# {os.path.basename(call.line[0])}:{call.line[1]}"]

@@ -121,6 +121,8 @@ class Tape:
         """The ids of what the last operation has saved, and what stands for that."""
         self._nodes: dict[Node, tuple[list[int], list[Any], Line]] = {}
         """The same for each operation that was recorded. Not what it saved, which backward frees."""
+        self._of_formula: Line | None = None
+        """The line of the operation whose gradient is being computed step by step."""
         self._drawn = _host_randomness()
         self._last: Line = users_line()
         self.inputs = [self._define(a) for a in inputs]
@@ -217,7 +219,8 @@ class Tape:
                 self.tensors[id(a)] = i
                 if isinstance(i, Parameter):
                     self.before.setdefault(id(a), a)
-        call = Call(op, tuple(map(self.use, arrays)), self.use(options), self._line())
+        line = self._line() if self._of_formula is None else self._of_formula
+        call = Call(op, tuple(map(self.use, arrays)), self.use(options), line)
         self._changes(options)  # running values of a norm
         known = {id(a) for a in _arrays((arrays, options))}  # what an operation was given, it may hand back
         outs = [None if id(o) in known else self._define(o) for o in (out if type(out) is tuple else (out,))]
@@ -244,6 +247,24 @@ class Tape:
     def attach(self, node: Node) -> None:
         """Note that ``node`` is the record of the last operation."""
         self._nodes[node] = self._saved
+
+    def gradients(
+        self, node: Node, g: Any, needs: tuple[bool, ...], saved: tuple[Any, ...], into: Array | None
+    ) -> Sequence[Any]:
+        """Return the gradients of a node's arguments, and write down how they are made.
+
+        A gradient that is a formula is written down operation by operation, so that each is one function of NumPy.
+        """
+        if node.vjp.__module__ != elementwise.__name__ or not getattr(g, "ndim", 0):
+            grads: Sequence[Any] = node.vjp(g, needs, *saved, **({} if into is None else {"into": into}))
+            self.backward(node, g, needs, saved, into, grads)
+            return grads
+        self._of_formula = self._nodes[node][2] if node in self._nodes else users_line()
+        try:
+            made = node.vjp(_tensor(g), needs, *map(_tensor, saved))
+        finally:
+            self._of_formula = None
+        return [one._array if isinstance(one, engine.Tensor_) else one for one in made]
 
     def backward(
         self,
@@ -375,6 +396,10 @@ def idle_passes(calls: Sequence[Call]) -> set[int]:
         elif not is_arithmetic(call):
             begin = None
     return idle
+
+
+def _tensor(value: Any) -> Any:
+    return engine.Tensor_._of(value) if is_array(value) else value
 
 
 def _layout(function: Callable[..., Any], out: Any) -> tuple[Any, ...] | None:

@@ -123,17 +123,39 @@ def sum_over(x: Array, axes: Shape, dtype: Any, keepdims: bool = False) -> Array
     return x.sum(axis=axes, dtype=dtype, keepdims=keepdims, out=empty(shape, dtype))
 
 
-def spare(x: Array, *others: Array) -> Array | None:
+def full_like(x: Array, value: Any) -> Array:
+    """Return an array like ``x`` that holds ``value`` everywhere."""
+    if _source.get() is None or type(x) is not numpy.ndarray:
+        return get_array_module(x).full_like(x, value)
+    out = empty_like(x)
+    numpy.copyto(out, value, casting="unsafe")
+    return out
+
+
+def where(condition: Array, x: Array, y: Array) -> Array:
+    """Return ``x`` where ``condition`` holds, else ``y``, as ``numpy.where``."""
+    arrays = [a for a in (condition, x, y) if getattr(a, "ndim", 0)]
+    if _source.get() is None or any(type(a) is not numpy.ndarray or not a.flags.c_contiguous for a in arrays):
+        return get_array_module(condition).where(condition, x, y)
+    out = empty(numpy.broadcast_shapes(*[a.shape for a in arrays]), numpy.result_type(x, y))
+    out[...] = y
+    numpy.copyto(out, x, where=condition)
+    return out
+
+
+def spare(x: Array, *others: Any) -> Array | None:
     """Return what to give as ``out`` to a function of NumPy, element by element; ``None`` lets it make one itself.
 
-    The result is of the type of ``x``, and laid out as NumPy would where all arguments lie alike in memory.
+    The result is of the type of ``x``, and laid out as NumPy would where all arguments but numbers lie alike in memory.
     """
     if _source.get() is None or type(x) is not numpy.ndarray:
         return None
-    return empty_like(x) if all(o.shape == x.shape and _lie_alike(x, o) for o in others) else None
+    return empty_like(x) if all(not getattr(o, "ndim", 0) or _lie_alike(x, o) for o in others) else None
 
 
 def _lie_alike(x: Array, y: Array) -> bool:
+    if x.shape != y.shape:
+        return False
     return bool((x.flags.c_contiguous and y.flags.c_contiguous) or order_of(x) == order_of(y) is not None)
 
 

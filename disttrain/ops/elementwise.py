@@ -344,9 +344,11 @@ def zero_vjp(g: Any, needs: Needs) -> Grads:
 
 def sign(x: Array) -> Result:
     """-1, 0 or 1; 0 for nan, as in PyTorch."""
-    out = get_array_module(x).sign(x)
+    xp = get_array_module(x)
+    out = xp.sign(x, out=buffers.spare(x))
     if x.dtype.kind in "fV":
-        out = get_array_module(x).where(x != x, out.dtype.type(0), out)
+        nan = xp.not_equal(x, x, out=buffers.empty_like(x, np.bool_))
+        out = buffers.where(nan, out.dtype.type(0), out)
     return out, (), zero_vjp
 
 
@@ -416,8 +418,8 @@ def _share(g: Any, needs: Needs, x: Any, y: Any, x_loses: Op, y_loses: Op) -> Gr
 def clamp(x: Array, low: Array | None, high: Array | None) -> Result:
     """``x`` limited to ``[low, high]``; ``None`` is no limit. At a limit the gradient is still that of ``x``."""
     xp = get_array_module(x)
-    out = x if low is None else xp.maximum(x, low)
-    out = out if high is None else xp.minimum(out, high)
+    out = x if low is None else xp.maximum(x, low, out=buffers.spare(x, low))
+    out = out if high is None else xp.minimum(out, high, out=buffers.spare(out, high))
     return (out.copy() if out is x else out), (x, low, high), clamp_vjp
 
 
@@ -438,7 +440,7 @@ def clamp_vjp(g: Any, needs: Needs, x: Any, low: Any, high: Any) -> Grads:
 
 def where(condition: Array, x: Array, y: Array) -> Result:
     """``x`` where ``condition`` (boolean) holds, else ``y``."""
-    return get_array_module(condition).where(condition, x, y), (condition,), where_vjp
+    return buffers.where(condition, x, y), (condition,), where_vjp
 
 
 def where_vjp(g: Any, needs: Needs, condition: Any) -> Grads:
@@ -453,7 +455,7 @@ def where_vjp(g: Any, needs: Needs, condition: Any) -> Grads:
 def fill(x: Array, *, value: Any) -> Result:
     """``value`` in the shape and type of ``x``."""
     with np.errstate(all="ignore"):
-        return get_array_module(x).full_like(x, value), (), zero_vjp
+        return buffers.full_like(x, value), (), zero_vjp
 
 
 def copy_from(x: Array, y: Array) -> Result:
@@ -469,7 +471,7 @@ def copy_from_vjp(g: Any, needs: Needs) -> Grads:
 def masked_fill(x: Array, mask: Array, value: Any) -> Result:
     """``x`` with ``value`` (a number or an array without dimensions) where ``mask`` holds."""
     with np.errstate(all="ignore"):
-        out = buffers.convert(get_array_module(x).where(mask, value, x), x.dtype)
+        out = buffers.convert(buffers.where(mask, value, x), x.dtype)
     return row_major(out), (mask,), masked_fill_vjp
 
 

@@ -31,7 +31,7 @@ def _dot(x: Array, y: Array, bias: Array | None = None, into: Array | None = Non
         rows = math.prod(x.shape[:-1])
         gemm.matmul(buffers.reshape(x, (rows, x.shape[-1])), y, out.reshape(rows, y.shape[1]), bias)
         return out
-    out = gemm.batched(x, y) if on_gpu(x) else shape.row_major(x @ y)
+    out = gemm.batched(x, y) if x.ndim > 1 < y.ndim else shape.row_major(x @ y)
     return out if bias is None else out + bias
 
 

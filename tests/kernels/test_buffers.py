@@ -119,6 +119,25 @@ def test_calls_apart_have_no_source_and_hand_on_errors():
     assert source.bytes == 12
 
 
+def test_choices_and_constants_are_those_of_numpy(source):
+    x, mask = LAYOUTS["rows"], LAYOUTS["rows"] % 2 == 0
+    pairs = [
+        (buffers.where(mask, x, np.float32(1)), np.where(mask, x, np.float32(1))),
+        (buffers.where(mask, 2.0, x), np.where(mask, 2.0, x)),
+        (
+            buffers.where(mask[:, :1], x, x[0].astype(np.float64)),
+            np.where(mask[:, :1], x, x[0].astype(np.float64)),
+        ),
+        (buffers.where(LAYOUTS["turned"] > 3, 1, 0), np.where(LAYOUTS["turned"] > 3, 1, 0)),
+        (buffers.full_like(x, 3), np.full_like(x, 3)),
+        (buffers.full_like(LAYOUTS["turned"], np.float64(3)), np.full_like(LAYOUTS["turned"], 3)),
+    ]
+
+    for ours, theirs in pairs:
+        np.testing.assert_array_equal(ours, theirs, strict=True)
+        assert ours.strides == theirs.strides
+
+
 def test_results_are_laid_out_as_numpy_would():
     x, rows = LAYOUTS["channels last"], LAYOUTS["rows"].reshape(2, 3, 4)
     alike = x.astype(np.bool_)
