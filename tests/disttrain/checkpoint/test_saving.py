@@ -1,6 +1,7 @@
 """Saving and loading in one process: what is kept, what is refused, and what a failure leaves."""
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -490,6 +491,53 @@ def test_a_full_disk_is_told_with_what_is_needed_and_free(tmp_path, monkeypatch)
     text = r"step 200 failed: No space left on device: .* \(needs 2.0 MB, [\d.]+ MB free\); the last good one is .*100"
     with pytest.raises(CheckpointError, match=text):
         dt.checkpoint.wait()
+
+
+SMALL_DISK = """
+import os
+import sys
+import disttrain as dt
+from disttrain import nn
+from disttrain.errors import CheckpointError
+
+folder, small, large = sys.argv[1], nn.Linear(300, 300), nn.Linear(2000, 1000)
+dt.checkpoint.save(folder, step=100, model=small, background=False)
+for background in (False, True):
+    try:
+        dt.checkpoint.save(folder, step=200, model=large, background=background)
+        dt.checkpoint.wait()
+    except CheckpointError as error:
+        print(error)
+dt.checkpoint.save(folder, step=300, model=small)
+dt.checkpoint.wait()
+print(*sorted(os.listdir(folder)))
+print(dt.checkpoint.load(folder, model=small).step)
+"""
+
+
+def test_a_disk_that_is_full_keeps_the_last_one_and_takes_the_next_that_fits(tmp_path):
+    """On a real file system of 4 MB, in a namespace of its own."""
+    apart = ["unshare", "--user", "--map-root-user", "--mount"]
+    mount = f"mount -t tmpfs -o size=4m tmpfs {tmp_path}"
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*apart, "sh", "-c", mount], capture_output=True).returncode
+    ):
+        pytest.skip("this system mounts no file systems for its users")
+    run = [*apart, "sh", "-c", f'{mount} && exec "$0" "$@"', sys.executable, "-c", SMALL_DISK, str(tmp_path)]
+
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0, done.stderr
+    *failures, names, step = done.stdout.splitlines()
+    assert len(failures) == 2
+    for failure in failures:
+        assert re.search(
+            r"step 200 failed: No space left .*\(needs 8.0 MB, 3.\d MB free\); the last good one is .*1-step-100",
+            failure,
+        )
+    assert names == ".lock 00001-step-100 00002-step-300"
+    assert step == "300"
 
 
 def test_a_folder_that_cannot_be_made_is_told_on_all_ranks(tmp_path):
