@@ -102,7 +102,7 @@ def test_an_explicit_transport_is_honoured_or_fails():
         choose(WorkerEnv(world_size=2, processes=2, transport="local"))
     with pytest.raises(
         TransportUnavailable,
-        match=r'nccl needs CuPy and NCCL .*; install them with `pip install "disttrain\[cuda13\]"`',
+        match=r'nccl needs CuPy \(No module .*\); install it with `pip install "disttrain\[cuda13\]"`',
     ):
         choose(WorkerEnv(transport="nccl"))
     with pytest.raises(ValueError, match="transport must be one of auto, local, shm, mpi, nccl, got 'gloo'"):
