@@ -45,9 +45,7 @@ THREADS = {
 }
 BATCHES = 8  # different ones, in turn
 OURS = "disttrain", "graph"  # eager, and the captured step
-MEETING = (
-    "meeting"  # as many processes at once, each of which trains eagerly for itself, and meets the others
-)
+MEETING = "meeting"  # as many processes at once: each trains eagerly for itself, and meets the others
 MARKS = "<!-- begin: scripts/bench_training.py -->\n", "<!-- end: scripts/bench_training.py -->\n"
 
 
