@@ -122,10 +122,12 @@ class NodeMemory:
             return -1  # it has memory of its own
         try:  # a quarter of the time that NumPy takes to tell
             offset = addressof(c_char.from_buffer(x)) - self._base
-        except (TypeError, ValueError, BufferError):
-            offset = (
-                address(x) - self._base
-            )  # it is read-only or empty, or buffers have no word for its dtype
+        except (
+            TypeError,
+            ValueError,
+            BufferError,
+        ):  # read-only or empty, or buffers have no word for its dtype
+            offset = address(x) - self._base
         return offset if offset >= 0 and offset + x.nbytes <= self._nbytes else -1
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Array | None:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import multiprocessing
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from disttrain import missing
+
+if TYPE_CHECKING:
+    from disttrain.launcher.function import spawn as spawn
+    from disttrain.launcher.function import spawn as start_processes  # noqa: F401
 
 _STRATEGIES = ("file_descriptor", "file_system")
 

@@ -74,9 +74,8 @@ def _spread(
 def weight_grad(g: Array, x: Array, window: tuple[int, ...], width: int) -> Array:
     """Return the gradient of the filters (C, width, KH, KW), given that of the output (N, OH, OW, C) and the images."""
     (N, _, _, C), (KH, KW, sh, sw, ph, pw, dh, dw) = x.shape, window
-    parts = buffers.zeros(
-        (N, KH * KW * width * _padded(C)), numpy.float32
-    )  # each image: long sums lose digits
+    # One for each image: long sums lose digits.
+    parts = buffers.zeros((N, KH * KW * width * _padded(C)), numpy.float32)
 
     def images(first: int, last: int) -> None:
         rows, columns = (sh, 1, -ph, dh), (sw, 1, -pw, dw)

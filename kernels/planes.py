@@ -89,9 +89,8 @@ def _copy(plane, H, W, to, corner, row):  # type: ignore[no-untyped-def]
             store_part(to, corner + y * row, load_part(plane, y * W, W), W)
             continue
         for v in range(0, W, LANES):
-            at = min(
-                v, W - LANES
-            )  # the last vector ends with the row: a part of one takes as long as several
+            # The last vector ends with the row: a part of one takes as long as several.
+            at = min(v, W - LANES)
             store(to, corner + y * row + at, load(plane, y * W + at))
 
 
@@ -144,9 +143,8 @@ def _weight_grad(g, x, parts, taps):  # type: ignore[no-untyped-def]
     line = -(-OW // LANES) * LANES
     row, rows = line + dw * (KW - 1), -(-OH // _ROWS) * _ROWS
     padded = numpy.zeros((rows + KH - 1) * row, numpy.float32)
-    grads = numpy.zeros(
-        rows * line, numpy.float32
-    )  # 0 beyond the output's edge, as what is there in the image
+    # 0 beyond the output's edge, as what is there in the image.
+    grads = numpy.zeros(rows * line, numpy.float32)
     sums = numpy.empty(KH * KW * LANES, numpy.float32)
     image, of, kept, result = pointer(padded, 0), pointer(grads, 0), pointer(sums, 0), parts.reshape(-1)
     for plane in range(N * C):

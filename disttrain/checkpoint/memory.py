@@ -31,9 +31,8 @@ def new_memory(nbytes: int) -> Array:
     if nbytes < _LARGE:
         return np.empty(nbytes, np.uint8)
     memory = _mapped(nbytes)
-    _advise()(
-        address(memory), nbytes, _MADV_POPULATE_WRITE
-    )  # kernels before 5.14 refuse, and give them one by one
+    # Kernels before 5.14 refuse, and give them one by one.
+    _advise()(address(memory), nbytes, _MADV_POPULATE_WRITE)
     return memory
 
 

@@ -60,9 +60,8 @@ def tensor(
                 raise RuntimeError(
                     f"tensor(): {data!r:.80} cannot be converted to {kind}: it is out of range"
                 )
-            array = array.astype(
-                np.int64, copy=False
-            )  # a negative float wraps around in uint8 as an integer does
+            # A negative float wraps around in uint8 as an integer does.
+            array = array.astype(np.int64, copy=False)
         with np.errstate(all="ignore"):
             array = array.astype(kind, copy=False)
     return new(array, requires_grad, device)

@@ -138,7 +138,8 @@ from disttrain.nn.pooling import (
     MaxUnpool2d,
     MaxUnpool3d,
 )
-from disttrain.nn.rnn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNBase, RNNCell, RNNCellBase
+from disttrain.nn.rnn import GRU, LSTM, RNN, RNNBase
+from disttrain.nn.rnn_cells import GRUCell, LSTMCell, RNNCell, RNNCellBase
 from disttrain.nn.sparse import Embedding, EmbeddingBag
 from disttrain.nn.transformer import (
     Transformer,

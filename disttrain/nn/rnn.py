@@ -1,4 +1,4 @@
-"""Recurrent layers and cells."""
+"""Recurrent layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from disttrain import engine
-from disttrain.functions.creation import empty, zeros
+from disttrain.functions.creation import empty
 from disttrain.functions.index import index_select
 from disttrain.functions.join import cat
 from disttrain.modes import reads_values
@@ -29,7 +29,8 @@ _OPS: dict[str, Op] = {"RNN_TANH": ops.rnn, "RNN_RELU": ops.rnn, "LSTM": ops.lst
 _LISTED = {"RNN_TANH": "rnn", "RNN_RELU": "rnn", "LSTM": "lstm", "GRU": "gru"}
 """Their names in the lists of autocast; those of single cells end with ``_cell``."""
 _GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
-_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+"""By the nonlinearity of a plain RNN."""
 
 
 class RNNBase(Module):
@@ -255,12 +256,12 @@ class RNNBase(Module):
             outs = []
             for direction in range(directions):
                 k = layer * directions + direction
-                out, *ends = _runs(self.mode, "")(
+                out, *ends = runner(self.mode, "")(
                     rows,
                     *states[k],
                     *self._weights(k),
                     batch_sizes=sizes,
-                    **_options(self.mode, direction),
+                    **options_of(self.mode, direction),
                 )
                 outs.append(out)
                 for ends_so_far, end in zip(last, ends, strict=True):
@@ -291,7 +292,7 @@ class RNNBase(Module):
 
 
 @functools.cache
-def _runs(mode: str, ending: str) -> Callable[..., tuple[Tensor, ...]]:
+def runner(mode: str, ending: str) -> Callable[..., tuple[Tensor, ...]]:
     """Return the op as a function of Tensors, of a layer or (``ending`` is ``"_cell"``) of one step."""
 
     @autocasts_as(_LISTED[mode] + ending)
@@ -307,7 +308,8 @@ def _runs(mode: str, ending: str) -> Callable[..., tuple[Tensor, ...]]:
     return run
 
 
-def _options(mode: str, direction: int) -> dict[str, Any]:
+def options_of(mode: str, direction: int) -> dict[str, Any]:
+    """Return the options of the op of a layer in a direction, 1 for backward."""
     options: dict[str, Any] = {"reverse": bool(direction)}
     return options | {"relu": mode == "RNN_RELU"} if mode.startswith("RNN") else options
 
@@ -370,10 +372,10 @@ class RNN(RNNBase):
         proj_size: int = 0,
     ) -> None:
         _without_projection(proj_size)
-        if nonlinearity not in _MODES:
+        if nonlinearity not in MODES:
             raise ValueError(f"RNN: nonlinearity is 'tanh' or 'relu', got {nonlinearity!r}")
         super().__init__(
-            _MODES[nonlinearity],
+            MODES[nonlinearity],
             input_size,
             hidden_size,
             num_layers,
@@ -483,190 +485,3 @@ class GRU(RNNBase):
             device=device,
             dtype=dtype,
         )
-
-
-class RNNCellBase(Module):
-    """What :class:`RNNCell`, :class:`LSTMCell` and :class:`GRUCell` share: weights and checks."""
-
-    weight_ih: Parameter
-    weight_hh: Parameter
-    bias_ih: Parameter | None
-    bias_hh: Parameter | None
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool,
-        num_chunks: int,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.bias = bias
-        rows = num_chunks * hidden_size
-
-        def new(*shape: int) -> Parameter:
-            return Parameter(empty(*shape, dtype=dtype, device=device))
-
-        self.weight_ih = new(rows, input_size)
-        self.weight_hh = new(rows, hidden_size)
-        self.register_parameter("bias_ih", new(rows) if bias else None)
-        self.register_parameter("bias_hh", new(rows) if bias else None)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the parameters again: evenly in ±1 / sqrt(hidden_size)."""
-        bound = 1 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0
-        for parameter in self.parameters():
-            init.uniform_(parameter, -bound, bound)
-
-    def _step(self, mode: str, input: Tensor, states: tuple[Any, ...] | None, what: tuple[str, ...]) -> Any:
-        """Return what the op gives for one step, without the batch dimension if ``input`` has none."""
-        name = self._get_name()
-        if input.ndim not in (1, 2):
-            raise ValueError(
-                f"{name}: input is (N, input_size) or (input_size), got shape {tuple(input.shape)}"
-            )
-        for word, state in zip(what, states or (), strict=False):
-            if state.ndim not in (1, 2):
-                raise ValueError(
-                    f"{name}: {word} is (N, hidden_size) or (hidden_size), got shape {tuple(state.shape)}"
-                )
-        single = input.ndim == 1
-        x = input.unsqueeze(0) if single else input
-        batch = x.shape[0]
-        if x.shape[1] != self.input_size:
-            raise RuntimeError(
-                f"{name}: input must have {self.input_size} features (input_size), got {x.shape[1]}"
-            )
-        kind = self.weight_ih.dtype
-        if states is None:
-            zero = zeros(batch, self.hidden_size, dtype=input.dtype, device=input.device)
-            states = (zero,) * len(what)
-        elif single:
-            states = tuple([s.unsqueeze(0) for s in states])
-        for k, state in enumerate(states):
-            if state.shape[0] != batch:
-                raise RuntimeError(
-                    f"{name}: hidden{k} has {state.shape[0]} rows, input {batch}; they must be as many"
-                )
-            if state.ndim != 2 or state.shape[1] != self.hidden_size:
-                raise RuntimeError(
-                    f"{name}: hidden{k} must have {self.hidden_size} features (hidden_size), got {state.shape[1]}"
-                )
-        if any(t.dtype is not kind for t in (x, *states)) and not autocast_enabled():
-            got = ", ".join(str(t.dtype) for t in (x, *states))
-            raise RuntimeError(f"{name}: input, state and weights must have one dtype, {kind}, got {got}")
-        outs = _runs(mode, "_cell")(
-            x,
-            *states,
-            self.weight_ih,
-            self.weight_hh,
-            self.bias_ih,
-            self.bias_hh,
-            batch_sizes=(batch,),
-            **_options(mode, 0),
-        )
-        return tuple([o.squeeze(0) for o in outs]) if single else outs
-
-    def extra_repr(self) -> str:
-        words = f"{self.input_size}, {self.hidden_size}"
-        if self.bias is not True:
-            words += f", bias={self.bias}"
-        nonlinearity = getattr(self, "nonlinearity", "tanh")
-        return words if nonlinearity == "tanh" else f"{words}, nonlinearity={nonlinearity}"
-
-
-class RNNCell(RNNCellBase):
-    """One step of :class:`RNN`.
-
-    Args:
-        input_size: features of the input.
-        hidden_size: features of the hidden state.
-        bias: learn biases.
-        nonlinearity: ``"tanh"`` or ``"relu"``.
-        device: where the parameters are.
-        dtype: of the parameters, by default the default dtype.
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        nonlinearity: str = "tanh",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, 1, device, dtype)
-        self.nonlinearity = nonlinearity
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Return the new hidden state ``(B, hidden_size)`` for ``(B, input_size)`` and a state, by default zeros.
-
-        Raises:
-            ValueError: not one or two dimensions.
-            RuntimeError: sizes or dtypes that do not fit, or an unknown nonlinearity.
-        """
-        if self.nonlinearity not in _MODES:
-            raise RuntimeError(f"RNNCell: nonlinearity is 'tanh' or 'relu', got {self.nonlinearity!r}")
-        states = None if hx is None else (hx,)
-        return self._step(_MODES[self.nonlinearity], input, states, ("hidden",))[0]  # type: ignore[no-any-return]
-
-
-class LSTMCell(RNNCellBase):
-    """One step of :class:`LSTM`.
-
-    Args:
-        input_size: features of the input.
-        hidden_size: features of the hidden state and of the cells.
-        bias: learn biases.
-        device: where the parameters are.
-        dtype: of the parameters, by default the default dtype.
-    """
-
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, 4, device, dtype)
-
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Return the new hidden state and cells ``(B, hidden_size)`` for ``(B, input_size)`` and both before.
-
-        Raises:
-            ValueError: not one or two dimensions.
-            RuntimeError: sizes or dtypes that do not fit.
-        """
-        states = None if hx is None else (hx[0], hx[1])
-        out, _, cells = self._step("LSTM", input, states, ("hx[0]", "hx[1]"))
-        return out, cells
-
-
-class GRUCell(RNNCellBase):
-    """One step of :class:`GRU`.
-
-    Args:
-        input_size: features of the input.
-        hidden_size: features of the hidden state.
-        bias: learn biases.
-        device: where the parameters are.
-        dtype: of the parameters, by default the default dtype.
-    """
-
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, 3, device, dtype)
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Return the new hidden state ``(B, hidden_size)`` for ``(B, input_size)`` and a state, by default zeros.
-
-        Raises:
-            ValueError: not one or two dimensions.
-            RuntimeError: sizes or dtypes that do not fit.
-        """
-        states = None if hx is None else (hx,)
-        return self._step("GRU", input, states, ("hidden",))[0]  # type: ignore[no-any-return]

@@ -46,9 +46,8 @@ def embedding(
         out = buffers.empty((*indices.shape, weight.shape[1]), weight.dtype)
         if out.size < _SMALL or not fill_rows(weight, indices, out):
             check_range(indices, rows, "embedding: index")
-            weight.take(
-                indices, axis=0, out=out, mode="clip"
-            )  # other modes check the range again, row by row
+            # Other modes check the range again, row by row.
+            weight.take(indices, axis=0, out=out, mode="clip")
     return out, (indices, rows, padding_idx, by_frequency), embedding_vjp
 
 

@@ -218,7 +218,8 @@ def layer_norm(
         RuntimeError: shapes that do not fit.
     """
     _check_rows("layer_norm", x, normalized_shape, weight=weight, bias=bias)
-    (rows,), (w, b) = _rows_of((x,), normalized_shape), _factors_of(x, normalized_shape, weight, bias)
+    (rows,) = _rows_of((x,), normalized_shape)
+    w, b = _scale_of(x, normalized_shape, weight), _shift_of(x, normalized_shape, bias)
     out, mean, rstd = kernels.layer_norm(rows, w, b, eps)
     saved = (x, weight, mean, rstd, len(normalized_shape), eps)
     return buffers.convert(out.reshape(x.shape), x.dtype), saved, layer_norm_vjp
@@ -273,20 +274,15 @@ def add_layer_norm(
     Args:
         x: an array whose shape ends with ``normalized_shape``.
         residual: of the shape and type of ``x``.
-        weight: scale, of ``normalized_shape``, or ``None``.
-        bias: shift, of ``normalized_shape``, or ``None``.
-        normalized_shape: the axes to normalise over.
-        eps: added to the variance.
+        weight, bias, normalized_shape, eps: those of :func:`layer_norm`.
 
     Raises:
-        RuntimeError: shapes that do not fit.
+        RuntimeError: shapes that do not fit, or types that differ.
     """
     _check_sum("add_layer_norm", x, residual)
     _check_rows("add_layer_norm", x, normalized_shape, weight=weight, bias=bias)
-    (a, b), (w, shift) = (
-        _rows_of((x, residual), normalized_shape),
-        _factors_of(x, normalized_shape, weight, bias),
-    )
+    a, b = _rows_of((x, residual), normalized_shape)
+    w, shift = _scale_of(x, normalized_shape, weight), _shift_of(x, normalized_shape, bias)
     total, out, mean, rstd = kernels.add_layer_norm(a, b, w, shift, eps)
     total, out = (buffers.convert(v.reshape(x.shape), x.dtype) for v in (total, out))
     return (total, out), (total, weight, mean, rstd, len(normalized_shape), eps), add_layer_norm_vjp
@@ -309,8 +305,8 @@ def add_rms_norm(
     _check_rows("add_rms_norm", x, normalized_shape, weight=weight)
     if eps is None:
         eps = float(get_array_module(x).finfo(wide_type(x)).eps)
-    (a, b), (w, _) = _rows_of((x, residual), normalized_shape), _factors_of(x, normalized_shape, weight, None)
-    total, out, rstd = kernels.add_rms_norm(a, b, w, eps)
+    a, b = _rows_of((x, residual), normalized_shape)
+    total, out, rstd = kernels.add_rms_norm(a, b, _scale_of(x, normalized_shape, weight), eps)
     total, out = (buffers.convert(v.reshape(x.shape), x.dtype) for v in (total, out))
     return (total, out), (total, weight, rstd, len(normalized_shape), eps), add_rms_norm_vjp
 
@@ -344,15 +340,20 @@ def _rows_of(xs: tuple[Array, ...], normalized_shape: tuple[int, ...]) -> list[A
     return [buffers.contiguous(for_kernel(x)).reshape(shape) for x in xs]
 
 
-def _factors_of(
-    x: Array, normalized_shape: tuple[int, ...], weight: Array | None, bias: Array | None
-) -> tuple[Array, Array]:
-    """Return scale and shift of a row, as kernels take them; 1 and 0 where there are none."""
-    xp, kind, K = get_array_module(x), wide_type(x), math.prod(normalized_shape)
+def _scale_of(x: Array, normalized_shape: tuple[int, ...], weight: Array | None) -> Array:
+    """Return the scale of a row, as kernels take it; 1 where there is none."""
+    kind = wide_type(x)
     return (
-        xp.ones(K, kind) if weight is None else _as_row(weight, kind),
-        buffers.zeros(K, kind, x) if bias is None else _as_row(bias, kind),
+        get_array_module(x).ones(math.prod(normalized_shape), kind)
+        if weight is None
+        else _as_row(weight, kind)
     )
+
+
+def _shift_of(x: Array, normalized_shape: tuple[int, ...], bias: Array | None) -> Array:
+    """Return the shift of a row, as kernels take it; 0 where there is none."""
+    kind = wide_type(x)
+    return buffers.zeros(math.prod(normalized_shape), kind, x) if bias is None else _as_row(bias, kind)
 
 
 def _check_rows(name: str, x: Array, normalized_shape: tuple[int, ...], **factors: Array | None) -> None:
@@ -385,8 +386,8 @@ def rms_norm(
     _check_rows("rms_norm", x, normalized_shape, weight=weight)
     if eps is None:
         eps = float(get_array_module(x).finfo(wide_type(x)).eps)
-    (rows,), (w, _) = _rows_of((x,), normalized_shape), _factors_of(x, normalized_shape, weight, None)
-    out, rstd = kernels.rms_norm(rows, w, eps)
+    (rows,) = _rows_of((x,), normalized_shape)
+    out, rstd = kernels.rms_norm(rows, _scale_of(x, normalized_shape, weight), eps)
     saved = (x, weight, rstd, len(normalized_shape), eps)
     return buffers.convert(out.reshape(x.shape), x.dtype), saved, rms_norm_vjp
 

@@ -163,10 +163,8 @@ def _adam(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     amsgrad = largest.size > 0
     near = one_minus_beta1 < 0.5
-    step_size, eps = (
-        step_size * root_correction,
-        eps * root_correction,
-    )  # in place of a division for each element
+    # In place of a division for each element.
+    step_size, eps = step_size * root_correction, eps * root_correction
     for i in range(param.size):
         p = param[i]
         g = grad[i] * sign

@@ -5,6 +5,20 @@ import json
 import pytest
 
 
+@pytest.fixture
+def printed(mpiexec, tmp_path):
+    """``printed(processes, text)`` runs a program, and returns the words that its processes have printed."""
+
+    def run(processes, text):
+        program = tmp_path / "program.py"
+        program.write_text(text)
+        done = mpiexec(processes, str(program))
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    return run
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_calls_made_again_are_as_the_first(mpiexec, processes):
@@ -18,15 +32,9 @@ def test_calls_made_again_are_as_the_first(mpiexec, processes):
 
 
 @pytest.mark.mpi
-def test_the_short_way_is_taken(mpiexec, tmp_path):
+def test_the_short_way_is_taken(printed):
     """Else the test above would say nothing."""
-    program = tmp_path / "program.py"
-    program.write_text(COUNTS)
-
-    done = mpiexec(2, str(program))
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["3", "3", "3", "3"]
+    assert printed(2, COUNTS) == ["3", "3", "3", "3"]
 
 
 COUNTS = """
@@ -49,14 +57,8 @@ for x in (np.ones(5, np.float32), comm.empty(50_000, np.float32)):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("processes", [2, 3])
-def test_small_broadcasts_are_one_meeting_each(mpiexec, tmp_path, processes):
-    program = tmp_path / "program.py"
-    program.write_text(BROADCASTS)
-
-    done = mpiexec(processes, str(program))
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["100"] * processes
+def test_small_broadcasts_are_one_meeting_each(printed, processes):
+    assert printed(processes, BROADCASTS) == ["100"] * processes
 
 
 BROADCASTS = """
@@ -80,14 +82,8 @@ print(f"{len(meetings)}\\n", end="")  # in one write: others print too
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("processes", [2, 3])
-def test_what_is_not_copied_is_reduced_where_it_is_in_one_meeting_more(mpiexec, tmp_path, processes):
-    program = tmp_path / "program.py"
-    program.write_text(MEETINGS)
-
-    done = mpiexec(processes, str(program))
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["10,10,20,20,20"] * processes
+def test_what_is_not_copied_is_reduced_where_it_is_in_one_meeting_more(printed, processes):
+    assert printed(processes, MEETINGS) == ["10,10,20,20,20"] * processes
 
 
 MEETINGS = """

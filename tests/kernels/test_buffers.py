@@ -71,9 +71,8 @@ def test_nothing_is_made_of_what_is_there():
         assert buffers.convert(x, np.float32) is x
         assert buffers.contiguous(x) is x
         assert buffers.reshape(x, (6, 4)).base is not None
-        assert (
-            buffers.reshape(x.transpose(1, 0, 2), (3, 2, 2, 2)).size == 24
-        )  # a view, for axes are only divided
+        # A view, for axes are only divided.
+        assert buffers.reshape(x.transpose(1, 0, 2), (3, 2, 2, 2)).size == 24
 
     assert source.bytes == 0
 
