@@ -172,6 +172,8 @@ class Hub:
         self._socket.sndhwm = self._socket.rcvhwm = 0  # every exchange is bounded: one "log" at a time
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE)
+        # All nodes come at once, and one whose request to connect is dropped tries again much later.
+        self._socket.setsockopt(zmq.BACKLOG, 4096)
         self._monitor = self._socket.get_monitor_socket(sum(_REFUSED))
         self.fds = [int(s.getsockopt(zmq.FD)) for s in (self._socket, self._zap, self._monitor)]
 

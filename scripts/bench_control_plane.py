@@ -93,6 +93,7 @@ def main() -> None:
         on_exit=print,
         on_lost=lambda node, _: print(f"lost {node.name}: {node.lost}"),
         on_signal=print,
+        on_history=print,
         notice=print,
         guard=print,
     )

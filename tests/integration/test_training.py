@@ -1,5 +1,6 @@
 """The example programs, started as their users start them."""
 
+import json
 import os
 import re
 import subprocess
@@ -111,6 +112,16 @@ def test_the_benchmark_of_operations_agrees_with_pytorch():
 
     assert "ERROR" not in out
     assert "Adam" in out
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_control_plane_loses_no_agent():
+    found = json.loads(
+        run([sys.executable, str(SCRIPTS / "bench_control_plane.py"), "--agents", "40", "--seconds", "2"])
+    )
+
+    assert (found["agents"], found["lost"]) == (40, 0)
+    assert found["beats"] >= 40
 
 
 @pytest.mark.slow
